@@ -1,0 +1,1 @@
+"""Autoregressive generative models: torch only, parts and recipes."""
