@@ -73,13 +73,7 @@ class TokenLayout:
     @cached_property
     def positions(self) -> Tensor:
         """(L, 4) int64: time, scale, row, column of every token, in storage order."""
-        rows = [
-            (t, s, r, c)
-            for t in range(self.frames)
-            for s, (h, w) in enumerate(self.grids)
-            for r in range(h)
-            for c in range(w)
-        ]
+        rows = [(t, s, r, c) for t in range(self.frames) for s, (h, w) in enumerate(self.grids) for r in range(h) for c in range(w)]
         return torch.tensor(rows, dtype=torch.int64)
 
     def to_dict(self) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: {error}") from error
 
 
-def register(name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], **axes: str) -> Callable[[Callable[..., Config]], Callable[..., Config]]:
+def register(
+    name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], **axes: str
+) -> Callable[[Callable[..., Config]], Callable[..., Config]]:
     """Decorator that puts a recipe function into the zoo; a duplicate name raises.
 
     ``kind`` is ``tokenizer`` or ``generator`` (later ``decoder``, ``posttrain``, ``control``);

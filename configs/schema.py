@@ -1,0 +1,157 @@
+"""The run file: one YAML document, checked before any work starts.
+
+Every field is marked ``Identity`` (it shapes an artifact and enters its fingerprint) or ``Execution``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.config import Execution, Identity
+from models.settings import ExecutionSettings, TrainSettings
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors and values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are made to fit."""
+
+    source: Identity[str] = Field(description="digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB or hf:REPO")
+    size: Identity[int] = Field(ge=4, le=4096, description="rows and columns of the square image, in pixels")
+    channels: Identity[Literal[1, 3]] = Field(1, description="1 grey, 3 RGB")
+    fit: Identity[Literal["pad", "crop", "resize"]] = Field(
+        "resize", description="pad (never resized), crop (centre) or antialiased resize"
+    )
+    validation: Identity[float] = Field(0.1, gt=0, lt=0.9, description="share of the items in the validation split, by a keyed hash")
+    test: Identity[float] = Field(0.0, ge=0, lt=0.9, description="share of the items in the test split")
+    seed: Identity[int] = Field(0, description="key of the split")
+    limit: Identity[int | None] = Field(None, ge=1, description="at most this many items, in the source's order")
+    shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
+    max_pixels: Identity[int] = Field(100_000_000, ge=1, description="larger images are quarantined unread")
+    on_bad: Execution[Literal["quarantine", "stop"]] = Field("quarantine", description="what a bad image does")
+
+    @model_validator(mode="after")
+    def _splits(self) -> DataConfig:
+        if self.validation + self.test >= 0.95:
+            raise ValueError(f"validation={self.validation} + test={self.test} leave no training data")
+        return self
+
+
+class MethodConfig(Section):
+    """A recipe, its arguments, edits of the config that it returns, and its training."""
+
+    recipe: Identity[str] = Field(description="a name from `tokenloom methods`")
+    args: Identity[dict[str, Any]] = Field(default_factory=dict, description="arguments of the recipe function")
+    set: Identity[dict[str, Any]] = Field(default_factory=dict, description="dotted paths in the config that it returns")
+    train: Identity[TrainSettings]
+
+
+class TokenizerConfig(Section):
+    """A tokenizer to train, or one to use: exactly one of ``recipe`` and ``use``.
+
+    ``pinned: true`` keeps the tokenizer that this run name trained first, whatever the data does later.
+    """
+
+    recipe: Identity[str | None] = None
+    args: Identity[dict[str, Any]] = Field(default_factory=dict)
+    set: Identity[dict[str, Any]] = Field(default_factory=dict)
+    train: Identity[TrainSettings | None] = None
+    use: Identity[str | None] = Field(None, description="artifact: NAME-FINGERPRINT, a unique prefix of it, or a run's name")
+    pinned: Execution[bool] = False
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TokenizerConfig:
+        if (self.recipe is None) == (self.use is None):
+            raise ValueError("give either tokenizer.recipe (train one) or tokenizer.use (an artifact)")
+        if self.recipe is not None and self.train is None:
+            raise ValueError("tokenizer.train is missing: give at least {steps: N}")
+        return self
+
+
+class SampleConfig(Section):
+    """How the generator is sampled; what is not given comes from the recipe's own sampler."""
+
+    guidance: Identity[float | None] = Field(
+        None, ge=0, description="classifier-free guidance weight w: logits = (1+w) cond - w null; 0 is off"
+    )
+    guidance_schedule: Identity[Literal["constant", "linear", "power_cosine"] | None] = Field(
+        None, description="w over the steps of a sample"
+    )
+    temperature: Identity[float | None] = Field(None, gt=0)
+    top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
+    top_p: Identity[float | None] = Field(None, gt=0, le=1)
+
+
+class EvaluateConfig(Section):
+    """The evaluation protocol, recorded with every number."""
+
+    samples: Identity[int] = Field(1000, ge=10, description="generated samples, spread evenly over the classes")
+    metrics: Identity[
+        list[Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction"]]
+    ] = Field(default_factory=lambda: ["fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction"])
+    neighbours: Identity[int] = Field(3, ge=1, description="k of precision/recall and density/coverage")
+    components: Identity[int] = Field(50, ge=1, description="principal components of the pixels that precision/recall use")
+    seed: Identity[int] = 0
+    shard: Identity[int] = Field(250, ge=1, description="samples drawn from one seed; the unit of parallel sampling")
+    features: Identity[str] = Field(
+        "auto", description="auto (a classifier trained on the data, or weights at hand), or a path to Inception weights"
+    )
+
+
+class RegisterConfig(Section):
+    """Registration in MLflow and the gate of the alias ``champion``."""
+
+    name: Identity[str | None] = Field(None, description="registered model's name; the run's name if not given")
+    floor: Identity[dict[str, float]] = Field(default_factory=dict, description="metric: least value for the first champion")
+    gate: Identity[str] = Field("fd", description="metric on which a challenger must not be worse than the champion")
+
+
+class RunConfig(Section):
+    """One run: raw images in, an evaluated, registered model out."""
+
+    name: Identity[str] = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="run name and registered model's name")
+    data: Identity[DataConfig]
+    tokenizer: Identity[TokenizerConfig]
+    generator: Identity[MethodConfig]
+    sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
+    evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
+    register_: Identity[RegisterConfig] = Field(default_factory=RegisterConfig, alias="register")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ClusterConfig(Section):
+    """Where a run is executed (configs/clusters/*.yaml); never part of a fingerprint."""
+
+    address: Execution[str] = Field("local", description="local, or the address of a Ray cluster (ray://host:10001 or auto)")
+    execution: Execution[ExecutionSettings] = Field(default_factory=ExecutionSettings)
+    extract_actors: Execution[int] = Field(2, ge=1)
+    gpus_per_worker: Execution[float] = Field(0, ge=0)
+    ship_code: Execution[bool] = Field(False, description="ship this checkout to the cluster's nodes")
+    tracking_uri: Execution[str | None] = Field(None, description="MLflow server; SQLite under the root folder if not given")
+
+
+def identity(section: Any) -> Any:
+    """The identity part of a section as plain JSON data: what its fingerprint covers.
+
+    Raises:
+        ConfigError: a field without a mark, or a value without a stable serialization.
+    """
+    from models.config import canonical, identity_of, role_of
+
+    if isinstance(section, BaseModel):
+        result = {}
+        for name, info in type(section).model_fields.items():
+            hint = type("Hint", (), {"__metadata__": tuple(info.metadata)})
+            if role_of(hint, f"{type(section).__name__}.{name}") == "identity":
+                result[name] = identity(getattr(section, name))
+        return result
+    if hasattr(section, "__dataclass_fields__"):
+        return identity_of(section)
+    return canonical(section)

@@ -1,0 +1,89 @@
+"""Model specs: what to build, as plain data, and the folder format of a saved model.
+
+A model on disk is ``model.json`` (the spec) and ``weights.safetensors``; no pickled classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import registry
+from models.config import Config, ConfigError
+from models.protocols import Method, TokenLayout
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A recipe with its arguments and what the data gives: enough to build the model anywhere.
+
+    ``given`` of a tokenizer: ``size``, ``channels``.  Of a generator: ``layout``, ``classes`` and ``tokenizer``
+    (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).
+    """
+
+    kind: str
+    recipe: str
+    args: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> Config:
+        """The recipe's full config.
+
+        Raises:
+            ConfigError: unknown recipe, argument or path, or an impossible value.
+        """
+        return registry.get(self.recipe, self.kind).config(self.args, self.set)
+
+    def build(self) -> Method:
+        """The model with fresh weights (from torch's global generator: seed it before).
+
+        Raises:
+            ConfigError: a value that does not fit what the data gives.
+        """
+        given: dict[str, Any] = dict(self.given)
+        if "layout" in given:
+            given["layout"] = TokenLayout.from_dict(given["layout"])
+        if given.get("tokenizer"):
+            tokenizer = ModelSpec.from_dict(given["tokenizer"])
+            given["tokenizer"] = tokenizer.config()
+            given |= tokenizer.given
+        try:
+            return cast(Method, cast(Any, self.config()).build(**given))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{self.kind} recipe {self.recipe!r}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Inverse of ``to_dict``."""
+        return cls(**{k: data[k] for k in ("kind", "recipe", "args", "set", "given")})
+
+
+def save_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    """Write ``weights.safetensors`` and ``model.json`` into an existing folder."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, str(folder / "weights.safetensors"))
+    (folder / "model.json").write_text(json.dumps(spec.to_dict(), indent=1, sort_keys=True))
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method, ModelSpec]:
+    """The model of a folder in eval mode, weights loaded strictly, and its spec."""
+    spec = ModelSpec.from_dict(json.loads((folder / "model.json").read_text()))
+    model = spec.build()
+    model.load_state_dict(load_file(str(folder / "weights.safetensors")), strict=True)
+    return model.to(device).eval(), spec
+
+
+def parameters(model: Method) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
