@@ -145,7 +145,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return value
     elif origin in (tuple, list) and isinstance(value, (list, tuple)):
         inner = args[0] if args else Any
-        if len(args) == 2 and args[1] is Ellipsis or origin is list:
+        if (len(args) == 2 and args[1] is Ellipsis) or origin is list:
             return origin(coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
         if len(args) == len(value):
             return tuple(coerce(item, a, f"{where}[{i}]") for i, (item, a) in enumerate(zip(value, args)))

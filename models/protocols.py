@@ -241,5 +241,5 @@ class Generator(Method):
         """Whether ``log_prob`` exists."""
         return type(self).log_prob is not Generator.log_prob
 
-    def adopt(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - a hook that most generators do not need
+    def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy, frozen, what this generator needs of its tokenizer (VAR: codebook and Phi)."""
