@@ -1,0 +1,34 @@
+"""Shared helpers of the families that load official weights and repeat their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.pretrained.names import NameMap
+
+
+def official_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict in a fixture's tensors: ``state/KEY`` becomes ``KEY``; a second module keeps its prefix (``state_vae/KEY``)."""
+    return {k.removeprefix("state/"): v for k, v in tensors.items() if k.startswith("state")}
+
+
+def load(family: Any, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The family's model built from a fixture's description with the official weights loaded strictly, in eval mode."""
+    model: nn.Module = family.build(info)
+    model.load_state_dict(family.names(info).load(official_state(tensors)), strict=True)
+    return model.eval()
+
+
+def gradient_norms(model: nn.Module, names: NameMap, loss: Tensor, keys: Sequence[str]) -> Tensor:
+    """L2 norm of the gradient of ``loss`` for each official parameter in ``keys`` (with or without ``state/``): (len(keys),).
+
+    A parameter that gets no gradient has norm 0.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+    gradients = names.dump({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found)})
+    return torch.stack([gradients[k.removeprefix("state/")].norm() for k in keys])
