@@ -1,0 +1,11 @@
+"""Errors that a person can act on, raised in the middle of work (before work: ``models.config.ConfigError``)."""
+
+from __future__ import annotations
+
+
+class StepError(RuntimeError):
+    """A step failed: the message names the file or value and what to do."""
+
+
+class ArtifactError(StepError):
+    """An artifact in the store is missing, incomplete or damaged; the message names the path."""
