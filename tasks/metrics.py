@@ -1,0 +1,211 @@
+"""Measures of generated and reconstructed images: pure functions on arrays.
+
+Shapes: N generated rows, M real rows, D feature dimensions, K classes or codes, H W C image rows, columns, channels.
+Everything is computed in float64 on the CPU; nothing here reads files or keeps state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+_ROWS = 1024  # rows of a distance matrix that are held at once
+
+
+def moments(feature_ND: NDArray) -> tuple[Array, Array]:
+    """Mean (D,) and unbiased covariance (D, D) of features; needs at least two rows."""
+    x = _rows(feature_ND, "features", least=2)
+    return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
+
+
+def frechet_distance(mu_1: NDArray, sigma_1: NDArray, mu_2: NDArray, sigma_2: NDArray) -> float:
+    """Fréchet distance of two Gaussians: ``|mu_1 - mu_2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
+
+    Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", equation 6 (from Dowson & Landau 1982).
+    ``tr (S1 S2)^(1/2)`` is taken as ``tr (S1^(1/2) S2 S1^(1/2))^(1/2)``: that matrix is symmetric, so a singular or
+    nearly singular covariance needs neither an offset nor the real part of a complex root.
+    """
+    mu_1, mu_2 = np.asarray(mu_1, np.float64), np.asarray(mu_2, np.float64)
+    s_1, s_2 = np.atleast_2d(np.asarray(sigma_1, np.float64)), np.atleast_2d(np.asarray(sigma_2, np.float64))
+    if mu_1.shape != mu_2.shape or s_1.shape != s_2.shape:
+        raise ValueError(f"moments of different size: {mu_1.shape}, {s_1.shape} and {mu_2.shape}, {s_2.shape}")
+    value, vector = np.linalg.eigh((s_1 + s_1.T) / 2)
+    root_1 = (vector * np.sqrt(np.clip(value, 0, None))) @ vector.T
+    inner = root_1 @ s_2 @ root_1
+    trace = np.sqrt(np.clip(np.linalg.eigvalsh((inner + inner.T) / 2), 0, None)).sum()
+    return float(max(0.0, ((mu_1 - mu_2) ** 2).sum() + np.trace(s_1) + np.trace(s_2) - 2 * trace))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the standard deviation of its blocks."""
+
+    mean: float
+    deviation: float
+
+
+def kernel_distance(real_MD: NDArray, fake_ND: NDArray, blocks: int = 10, size: int = 1000, seed: int = 0) -> Estimate:
+    """Kernel distance: unbiased squared MMD with the kernel ``(x.y / D + 1)^3``, averaged over random blocks.
+
+    Bińkowski et al. 2018, "Demystifying MMD GANs", section 4 (KID); the unbiased estimator is Gretton et al. 2012,
+    equation 3.  Blocks hold ``size`` rows of either set, fewer where a set is smaller.
+    """
+    real, fake = _rows(real_MD, "real", least=2), _rows(fake_ND, "fake", least=2)
+    n = min(size, len(real), len(fake))
+    rng = np.random.default_rng(seed)
+    values = [_mmd(real[rng.choice(len(real), n, replace=False)], fake[rng.choice(len(fake), n, replace=False)]) for _ in range(blocks)]
+    return Estimate(float(np.mean(values)), float(np.std(values)))
+
+
+def _mmd(x: Array, y: Array) -> float:
+    n, d = x.shape
+    xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (n * (n - 1))
+    return float(within - 2 * xy.mean())
+
+
+def inception_score(probability_NK: NDArray, splits: int = 10) -> Estimate:
+    """``exp(E_x KL(p(y|x) || p(y)))`` over ``splits`` equal parts (interleaved, so that sorted classes do no harm).
+
+    Salimans et al. 2016, "Improved Techniques for Training GANs", section 4.  Between 1 and K.
+    """
+    p = _rows(probability_NK, "probabilities")
+    scores = []
+    for i in range(min(splits, len(p))):
+        part = np.clip(p[i :: min(splits, len(p))], 1e-300, None)
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(axis=0)))).sum(axis=1).mean()))
+    return Estimate(float(np.mean(scores)), float(np.std(scores)))
+
+
+def precision_recall(real_MD: NDArray, fake_ND: NDArray, k: int = 3) -> tuple[float, float]:
+    """Share of generated rows on the manifold of the real ones, and the reverse.
+
+    Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", equations 1-2:
+    a manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
+    """
+    real, fake = _rows(real_MD, "real", least=k + 1), _rows(fake_ND, "fake", least=k + 1)
+    radius_M, radius_N = radii(real, k), radii(fake, k)
+    on_real, on_fake = [], []
+    for block in _distances(fake, real):  # (rows of fake, M)
+        on_real.append((block <= radius_M[None]).any(axis=1))
+    for block in _distances(real, fake):
+        on_fake.append((block <= radius_N[None]).any(axis=1))
+    return float(np.concatenate(on_real).mean()), float(np.concatenate(on_fake).mean())
+
+
+def density_coverage(real_MD: NDArray, fake_ND: NDArray, k: int = 5) -> tuple[float, float]:
+    """Density (unbounded, 1 in expectation for equal distributions) and coverage (in [0, 1]).
+
+    Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", equations 4 and 6; balls around
+    the real points only, so that an outlier among the samples cannot inflate the manifold.
+    """
+    real, fake = _rows(real_MD, "real", least=k + 1), _rows(fake_ND, "fake")
+    radius_M = radii(real, k)
+    inside, covered = 0, []
+    for start, block in zip(range(0, len(real), _ROWS), _distances(real, fake)):
+        hit = block < radius_M[start : start + len(block), None]
+        inside += int(hit.sum())
+        covered.append(hit.any(axis=1))
+    return inside / (k * len(fake)), float(np.concatenate(covered).mean())
+
+
+def radii(x_ND: NDArray, k: int) -> Array:
+    """Distance of every row to its k-th nearest other row: (N,)."""
+    x = _rows(x_ND, "features", least=k + 1)
+    result = []
+    for start, block in zip(range(0, len(x), _ROWS), _distances(x, x)):
+        block[np.arange(len(block)), np.arange(start, start + len(block))] = np.inf  # not its own neighbour
+        result.append(np.partition(block, k - 1, axis=1)[:, k - 1])
+    return np.concatenate(result)
+
+
+def nearest(query_ND: NDArray, base_MD: NDArray) -> tuple[Array, NDArray[np.int64]]:
+    """Euclidean distance to, and index of, the nearest row of ``base`` for every query: (N,), (N,)."""
+    query, base = _rows(query_ND, "query"), _rows(base_MD, "base")
+    square_M = (base**2).sum(axis=1)
+    index = np.concatenate([np.argmin(square_M - 2 * query[i : i + _ROWS] @ base.T, axis=1) for i in range(0, len(query), _ROWS)])
+    # the expanded square cancels badly near zero, where copies are: measure the chosen pair itself
+    return np.sqrt(((query - base[index]) ** 2).sum(axis=1)), index
+
+
+def memorisation_ratio(sample_ND: NDArray, held_out_MD: NDArray, train_TD: NDArray) -> float:
+    """Median distance of samples to their nearest training row over that of held-out rows; below 1 leans on copies.
+
+    The median form of the nearest-neighbour test of Meehan et al. 2020, "A Non-Parametric Test to Detect
+    Data-Copying in Generative Models".
+    """
+    held_out = float(np.median(nearest(held_out_MD, train_TD)[0]))
+    sample = float(np.median(nearest(sample_ND, train_TD)[0]))
+    return sample / held_out if held_out > 0 else float(sample > 0)
+
+
+def psnr(x_NHWC: NDArray, y_NHWC: NDArray, data_range: float = 255.0) -> float:
+    """Mean over images of the peak signal-to-noise ratio in dB; an exact image counts as 100 dB."""
+    x, y = _pair(x_NHWC, y_NHWC)
+    mse = ((x - y) ** 2).reshape(len(x), -1).mean(axis=1)
+    return float(np.minimum(100.0, 10 * np.log10(data_range**2 / np.maximum(mse, 1e-300))).mean())
+
+
+def ssim(x_NHWC: NDArray, y_NHWC: NDArray, data_range: float = 255.0) -> float:
+    """Mean structural similarity over images and channels, window inside the image only.
+
+    Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity", equation 13 with
+    K1 = 0.01, K2 = 0.03 and the paper's 11 x 11 Gaussian window of sigma 1.5.
+    """
+    x, y = _pair(x_NHWC, y_NHWC)
+    if min(x.shape[1:3]) < 11:
+        raise ValueError(f"images of {x.shape[1]}x{x.shape[2]}: SSIM's window needs 11x11 pixels")
+    c_1, c_2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    mu_x, mu_y = _window(x), _window(y)
+    var_x, var_y, cov = _window(x * x) - mu_x**2, _window(y * y) - mu_y**2, _window(x * y) - mu_x * mu_y
+    value = (2 * mu_x * mu_y + c_1) * (2 * cov + c_2) / ((mu_x**2 + mu_y**2 + c_1) * (var_x + var_y + c_2))
+    return float(value.mean())
+
+
+def _window(x_NHWC: Array) -> Array:
+    weight = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    weight /= weight.sum()
+    for axis in (1, 2):
+        x_NHWC = np.lib.stride_tricks.sliding_window_view(x_NHWC, 11, axis=axis) @ weight
+    return x_NHWC
+
+
+def usage(count_K: NDArray) -> float:
+    """Share of the codes that occur at all."""
+    return float((np.asarray(count_K) > 0).mean())
+
+
+def perplexity(count_K: NDArray) -> float:
+    """``exp`` of the entropy of the codes' frequencies: 1 is collapse, K is perfectly even use."""
+    count = np.asarray(count_K, np.float64)
+    p = count[count > 0] / max(count.sum(), 1e-300)
+    return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
+
+
+def _distances(x: Array, y: Array) -> Iterator[Array]:
+    from scipy.spatial.distance import cdist  # differences, not the expanded square: equal rows are at distance 0 exactly
+
+    for start in range(0, len(x), _ROWS):
+        yield cdist(x[start : start + _ROWS], y)
+
+
+def _rows(value: NDArray, what: str, least: int = 1) -> Array:
+    x = np.asarray(value, np.float64)
+    if x.ndim != 2:
+        x = x.reshape(len(x), -1)
+    if len(x) < least:
+        raise ValueError(f"{what}: {len(x)} rows, at least {least} are needed")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{what}: values that are not finite")
+    return x
+
+
+def _pair(x: NDArray, y: NDArray) -> tuple[Array, Array]:
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if a.shape != b.shape or a.ndim != 4:
+        raise ValueError(f"images of shapes {a.shape} and {b.shape}: both must be (N, H, W, C)")
+    return a, b
