@@ -1,0 +1,149 @@
+"""The only door to Ray: one lazy session that serves every step of a run.
+
+``with session(cluster, root) as current: ray = current.ray`` starts Ray on the first use of ``.ray``.  Sessions nest: an
+inner one joins the outer one, and only the outermost shuts Ray down, if it was the one that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.schema import ClusterConfig
+
+#: Environment that Ray reads at import and at start; the person's own values win.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s makes every report and the end of a run slow
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_enable_open_telemetry": "0",
+}
+
+_current: Session | None = None
+
+
+class Session:
+    """A Ray runtime that starts when it is first asked for."""
+
+    def __init__(self, cluster: ClusterConfig, root: Path) -> None:
+        self.cluster, self.root = cluster, Path(root).absolute()
+        self.started = False  # by us: somebody else's runtime is never shut down
+
+    @property
+    def ray(self) -> Any:
+        """The ``ray`` module, initialised."""
+        prepare_environment(self.cluster)
+        import ray
+
+        if not ray.is_initialized():
+            _start(ray, self.cluster, self.root)
+            self.started = True
+        return ray
+
+    def close(self) -> None:
+        """Shut down what this session started."""
+        if self.started:
+            import ray
+
+            ray.shutdown()
+            self.started = False
+
+
+@contextlib.contextmanager
+def session(cluster: ClusterConfig, root: Path | str) -> Iterator[Session]:
+    """The current Ray session, or a new one that ends with the block."""
+    global _current
+    if _current is not None:
+        yield _current
+        return
+    _current = Session(cluster, Path(root))
+    try:
+        yield _current
+    finally:
+        ending, _current = _current, None
+        ending.close()
+
+
+def shutdown() -> None:
+    """End the current session's Ray runtime now (it starts again on the next use)."""
+    if _current is not None:
+        _current.close()
+
+
+def cpus(cluster: ClusterConfig) -> int:
+    """Logical CPUs of a local runtime: every worker fits beside one actor of another step, also on a small machine."""
+    return max(os.cpu_count() or 1, cluster.execution.workers + 1, cluster.extract_actors + 1)
+
+
+def runtime_env(cluster: ClusterConfig) -> dict[str, Any]:
+    """What a remote cluster's workers need; empty on this machine, where the packages are installed.
+
+    Secrets never go this way: Ray logs the runtime environment. Nodes bring their own credentials.
+    """
+    if not cluster.ship_code:
+        return {}
+    checkout = Path(__file__).resolve().parent.parent
+    excludes = [".git", ".venv", ".tokenloom", "tests", "docs", "benchmarks", "**/__pycache__", "*.parquet", "*.safetensors"]
+    return {"working_dir": str(checkout), "excludes": excludes}
+
+
+def prepare_environment(cluster: ClusterConfig) -> None:
+    """Set what Ray reads from the environment, before it is imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if cluster.address == "local":
+        # A private runtime on loopback needs no token, and a token file would turn authentication on for others on this machine.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _start(ray: Any, cluster: ClusterConfig, root: Path) -> None:
+    logs = root / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if environment := runtime_env(cluster):
+        given["runtime_env"] = environment
+    if cluster.address == "local":
+        given |= {"address": "local", "num_cpus": cpus(cluster), "include_dashboard": False, "object_store_memory": 256 << 20}
+    else:
+        given["address"] = cluster.address
+    with _signals_kept():
+        context = ray.init(**given)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if cluster.address == "local":
+        _link(logs / "ray", Path(context.address_info["session_dir"]) / "logs")
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give the handlers back that ``ray.init`` replaces: a flow must see SIGTERM itself to end cleanly."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point ``logs/ray`` at Ray's own log folder (its sockets need a short path, so it cannot live under the root)."""
+    with contextlib.suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(target)
