@@ -38,12 +38,12 @@ _Loader.add_implicit_resolver(
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (dict, list)):
             raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} cannot be a key")
         if key in result:
             raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice; keep one")
-        result[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        result[key] = loader.construct_object(value_node, deep=True)
     return result
 
 
@@ -57,7 +57,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: not YAML, or a key given twice; names the place.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -88,13 +88,16 @@ class SampleConfig(Section):
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
 
 
+Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction"]
+#: What is measured unless the run says otherwise.
+METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction")
+
+
 class EvaluateConfig(Section):
     """The evaluation protocol, recorded with every number."""
 
     samples: Identity[int] = Field(1000, ge=10, description="generated samples, spread evenly over the classes")
-    metrics: Identity[
-        list[Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction"]]
-    ] = Field(default_factory=lambda: ["fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction"])
+    metrics: Identity[list[Metric]] = Field(default_factory=lambda: list(METRICS), description="what is measured")
     neighbours: Identity[int] = Field(3, ge=1, description="k of precision/recall and density/coverage")
     components: Identity[int] = Field(50, ge=1, description="principal components of the pixels that precision/recall use")
     seed: Identity[int] = 0
