@@ -9,3 +9,7 @@ class StepError(RuntimeError):
 
 class ArtifactError(StepError):
     """An artifact in the store is missing, incomplete or damaged; the message names the path."""
+
+
+class Preempted(StepError):
+    """The machine is wanted back: work is checkpointed and the same command goes on (exit code 75)."""
