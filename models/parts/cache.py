@@ -1,0 +1,28 @@
+"""Key/value caches, allocated once for the whole sample and passed as values.
+
+Shapes: B rows, H heads, S new slots, T slots so far, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of one attention layer; ``append`` writes in place and returns what is filled."""
+
+    def __init__(self, rows: int, heads: int, slots: int, width: int, like: Tensor) -> None:
+        self.key_BHTE = torch.empty((rows, heads, slots, width), device=like.device, dtype=like.dtype)
+        self.value_BHTE = torch.empty_like(self.key_BHTE)
+        self.used = 0
+
+    def append(self, key_BHSE: Tensor, value_BHSE: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots so far, (B, H, T, E) each."""
+        stop = self.used + key_BHSE.shape[2]
+        if stop > self.key_BHTE.shape[2]:
+            raise IndexError(f"cache of {self.key_BHTE.shape[2]} slots cannot take slot {stop}")
+        self.key_BHTE[:, :, self.used : stop] = key_BHSE
+        self.value_BHTE[:, :, self.used : stop] = value_BHSE
+        self.used = stop
+        return self.key_BHTE[:, :, :stop], self.value_BHTE[:, :, :stop]

@@ -1,0 +1,140 @@
+"""Conditions: what a sample is asked to be, and the null condition for classifier-free guidance.
+
+Shapes: B rows, P prefix slots, T text length, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config
+from models.draws import Draws
+from models.protocols import Condition, Labels, TextFeatures
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """An embedded condition: prefix slots (B, P, D), their visibility (B, P) or None, and one vector a row (B, D)."""
+
+    prefix_BPD: Tensor
+    vector_BD: Tensor
+    seen_BP: Tensor | None = None
+
+
+class ClassCondition(nn.Module):
+    """A learned vector for each class and one for the null class."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training."""
+
+        classes: int | None = None
+        dropout: float = 0.1
+
+        def build(self, classes: int, width: int) -> ClassCondition:
+            """The module for data of this many classes.
+
+            Raises:
+                ConfigError: the data has more classes than the model.
+            """
+            own = self.classes or classes
+            if classes > own:
+                raise config.ConfigError(
+                    f"condition.classes={own}: the data has {classes} classes; give at least {classes}, or leave it out"
+                )
+            return ClassCondition(self, own, width)
+
+    def __init__(self, config: Config, classes: int, width: int) -> None:
+        super().__init__()
+        if not 0 <= config.dropout < 1:
+            raise ValueError(f"condition.dropout={config.dropout}: must be in [0, 1)")
+        self.classes, self.rate = classes, config.dropout
+        self.table = nn.Embedding(classes + 1, width)
+        nn.init.trunc_normal_(self.table.weight, std=0.02)
+
+    @property
+    def prefix(self) -> int:
+        """Prefix slots P."""
+        return 1
+
+    def null(self, condition: Condition) -> Labels:
+        """The null condition of as many rows."""
+        assert isinstance(condition, Labels)
+        return Labels(torch.full_like(condition.label_B, self.classes))
+
+    def drop(self, condition: Condition, draws: Draws | None) -> Labels:
+        """Labels with a share replaced by null (arXiv:2207.12598); unchanged without draws."""
+        assert isinstance(condition, Labels)
+        if draws is None or self.rate == 0:
+            return condition
+        return Labels(torch.where(draws.uniform() < self.rate, self.classes, condition.label_B))
+
+    def forward(self, condition: Condition) -> Conditioned:
+        """Embed labels.
+
+        Raises:
+            ValueError: a text condition, or a label outside the classes.
+        """
+        if not isinstance(condition, Labels):
+            raise ValueError(f"this model is conditioned on class labels, got {type(condition).__name__}")
+        vector = self.table(condition.label_B)
+        return Conditioned(vector[:, None], vector)
+
+
+class TextCondition(nn.Module):
+    """Features of a frozen text encoder through a small MLP, as prefix slots (LlamaGen t2i)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
+
+        features: int
+        length: int = 120
+        dropout: float = 0.1
+
+        def build(self, classes: int, width: int) -> TextCondition:
+            """The module; class labels are not used."""
+            return TextCondition(self, width)
+
+    null_feature: Tensor
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.length, self.rate = config.length, config.dropout
+        self.up = nn.Linear(config.features, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.register_buffer("null_feature", torch.randn(config.length, config.features) / config.features**0.5)
+
+    @property
+    def prefix(self) -> int:
+        """Prefix slots P."""
+        return self.length
+
+    def null(self, condition: Condition) -> TextFeatures:
+        """The null text, with the mask of the given one: the slots that it pads stay hidden."""
+        assert isinstance(condition, TextFeatures)
+        return TextFeatures(self.null_feature.expand_as(condition.feature_BTD), condition.mask_BT)
+
+    def drop(self, condition: Condition, draws: Draws | None) -> TextFeatures:
+        """Rows replaced by the null text; unchanged without draws."""
+        assert isinstance(condition, TextFeatures)
+        if draws is None or self.rate == 0:
+            return condition
+        gone = draws.uniform(1, 1) < self.rate
+        return TextFeatures(torch.where(gone, self.null_feature, condition.feature_BTD), condition.mask_BT)
+
+    def forward(self, condition: Condition) -> Conditioned:
+        """Project features.
+
+        Raises:
+            ValueError: a class condition, or features of another length.
+        """
+        if not isinstance(condition, TextFeatures) or condition.feature_BTD.shape[1] != self.length:
+            raise ValueError(f"this model is conditioned on text features of length {self.length}")
+        prefix = self.out(F.gelu(self.up(condition.feature_BTD), approximate="tanh"))
+        seen = None if condition.mask_BT is None else condition.mask_BT.bool()
+        return Conditioned(prefix, prefix.mean(1), seen)

@@ -1,0 +1,21 @@
+"""Dropout whose masks come from the step's draws, so that any number of workers drops the same values."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.draws import Draws
+
+
+def dropout(x: Tensor, rate: float, draws: Draws | None) -> Tensor:
+    """Zero a share ``rate`` of the values of x (B, …) and scale the rest; identity without draws (evaluation)."""
+    if draws is None or rate == 0:
+        return x
+    return x * (draws.uniform(*x.shape[1:]) >= rate).to(x.dtype) / (1 - rate)
+
+
+def drop_path(x: Tensor, rate: float, draws: Draws | None) -> Tensor:
+    """Zero whole rows of a residual branch (stochastic depth, arXiv:1603.09382); identity without draws."""
+    if draws is None or rate == 0:
+        return x
+    return x * (draws.uniform(*([1] * (x.ndim - 1))) >= rate).to(x.dtype) / (1 - rate)

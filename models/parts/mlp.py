@@ -1,0 +1,59 @@
+"""Feed-forward branches of transformer blocks.  Shapes: (…, D) -> (…, D)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config
+
+
+class SwiGLU(nn.Module):
+    """Gated SiLU (arXiv:2002.05202), hidden width 8/3 D rounded up to ``multiple_of``, no biases."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """``multiple_of``: rounding of the hidden width."""
+
+        multiple_of: int = 256
+
+        def build(self, width: int) -> SwiGLU:
+            """The module for this width."""
+            return SwiGLU(self, width)
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        hidden = -(-int(8 * width / 3) // config.multiple_of) * config.multiple_of
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.gate(x)) * self.up(x))
+
+
+class GELU(nn.Module):
+    """Two linear maps with biases around a GELU."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """``ratio`` of the hidden width to the width; ``form`` of the GELU."""
+
+        ratio: float = 4.0
+        form: Literal["tanh", "none"] = "tanh"
+
+        def build(self, width: int) -> GELU:
+            """The module for this width."""
+            return GELU(self, width)
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.form = config.form
+        self.up = nn.Linear(width, round(width * config.ratio))
+        self.out = nn.Linear(round(width * config.ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.up(x), approximate=self.form))

@@ -1,0 +1,123 @@
+"""The transformer that all discrete generators share: blocks of attention and MLP over slots.
+
+Shapes: B rows, S slots, T slots in sight, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import config
+from models.draws import Draws
+from models.parts.attention import Attention
+from models.parts.cache import LayerCache
+from models.parts.dropout import drop_path, dropout
+from models.parts.mlp import GELU, SwiGLU
+from models.parts.norms import AdaLN, PreNorm
+from models.parts.rope import Rope2D
+from models.protocols import TokenLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init(config.Config):
+    """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if asked."""
+
+    std: float = 0.02
+    scale_residual: bool = False
+
+
+class Transformer(nn.Module):
+    """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """Width, depth and heads, and the parts that blocks are made of."""
+
+        width: int
+        depth: int
+        heads: int
+        norm: PreNorm.Config | AdaLN.Config = PreNorm.Config()
+        mlp: SwiGLU.Config | GELU.Config = SwiGLU.Config()
+        attention: Attention.Config = Attention.Config()
+        rope: Rope2D.Config | None = None
+        dropout: float = 0.0
+        drop_path: float = 0.0
+        init: Init = Init()
+
+        def build(self, layout: TokenLayout) -> Transformer:
+            """The net for tokens of this layout."""
+            return Transformer(self, layout)
+
+    def __init__(self, config: Config, layout: TokenLayout) -> None:
+        super().__init__()
+        if config.depth < 1 or config.width % config.heads:
+            raise ValueError(
+                f"net.width={config.width} must be divisible by net.heads={config.heads}, and net.depth={config.depth} at least 1"
+            )
+        if not 0 <= config.dropout < 1 or not 0 <= config.drop_path < 1:
+            raise ValueError(f"net.dropout={config.dropout}, net.drop_path={config.drop_path}: must be in [0, 1)")
+        self.config, self.width = config, config.width
+        self.norm = config.norm.build(config.width, config.depth)
+        self.attention = nn.ModuleList([config.attention.build(config.width, config.heads) for _ in range(config.depth)])
+        self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)])
+        self.rope = config.rope.build(layout, config.width // config.heads) if config.rope else None
+        # Stochastic depth grows linearly with depth (arXiv:1603.09382, VAR).
+        self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self._initialise()
+
+    def _initialise(self) -> None:
+        std = self.config.init.std or math.sqrt(1 / 3 / self.width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.config.init.scale_residual:
+            for last in [m.proj for m in self.attention] + [m.out for m in self.mlp]:  # type: ignore[union-attr]
+                with torch.no_grad():
+                    last.weight /= math.sqrt(2 * self.config.depth)  # type: ignore[union-attr, operator]
+        if isinstance(self.norm, AdaLN):
+            with torch.no_grad():
+                for linear in self.norm.maps:
+                    linear.weight[: 2 * self.width] *= self.norm.gamma  # type: ignore[index]
+                    linear.weight[2 * self.width :] *= 0.5  # type: ignore[index]
+                if self.norm.offset is not None:
+                    self.norm.offset.weight.normal_(std=1 / math.sqrt(self.width))
+                    self.norm.offset.weight[:, : 2 * self.width] *= self.norm.gamma
+
+    def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
+        """Empty caches for all layers: ``rows`` rows, at most ``slots`` slots, of the type and device of ``like``."""
+        attention = self.attention[0]
+        assert isinstance(attention, Attention)
+        return [LayerCache(rows, attention.kv_heads, slots, attention.head_width, like) for _ in self.attention]
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        place_BS: Tensor,
+        mask: Tensor | None,
+        cond_BD: Tensor | None = None,
+        cache: list[LayerCache] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """Hidden states (B, S, D), after the last norm.
+
+        ``place_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``mask`` (B or 1, 1, S, T)
+        is true where a slot is seen (None: everything); ``draws`` is given in training only.
+        """
+        turn = self.rope(place_BS) if self.rope is not None else None
+        shared = self.norm.shared(cond_BD)
+        for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp)):
+            first, second = self.norm.modulate(i, cond_BD, shared)  # type: ignore[arg-type]
+            y = attention(self.norm.enter(i, 0, x_BSD, first), mask, turn, cache[i] if cache else None)  # type: ignore[arg-type]
+            x_BSD = x_BSD + self._branch(self.norm.leave(y, first), i, draws)  # type: ignore[arg-type]
+            y = mlp(self.norm.enter(i, 1, x_BSD, second))  # type: ignore[arg-type]
+            x_BSD = x_BSD + self._branch(self.norm.leave(y, second), i, draws)  # type: ignore[arg-type]
+        return self.norm.last(x_BSD, cond_BD)
+
+    def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
+        return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)

@@ -1,0 +1,124 @@
+"""LlamaGen's transformers, class- and text-conditional (FoundationVision/LlamaGen, MIT): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.generator import GroupGenerator
+from models.parts.attention import Attention
+from models.parts.conditions import ClassCondition, TextCondition
+from models.parts.feeds import Shifted
+from models.parts.heads.categorical import Categorical
+from models.parts.mlp import SwiGLU
+from models.parts.nets.transformer import Transformer
+from models.parts.norms import PreNorm
+from models.parts.orders import Raster
+from models.parts.rope import Rope2D
+from models.pretrained.names import NameMap, Rename
+from models.pretrained.parity import gradient_norms
+from models.protocols import Condition, Labels, TextFeatures, TokenLayout
+from models.sampling.sampler import Constant, Sampler
+
+FAMILY = ("llamagen_c2i", "llamagen_t2i")
+
+Info = Mapping[str, Any]
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings."""
+    c = info["config"]
+    text = "caption_dim" in c
+    return GroupGenerator.Config(
+        order=Raster(),
+        feed=Shifted.Config(),
+        net=Transformer.Config(
+            width=c["dim"],
+            depth=c["n_layer"],
+            heads=c["n_head"],
+            norm=PreNorm.Config(kind="rms", eps=c["norm_eps"]),
+            mlp=SwiGLU.Config(multiple_of=c["multiple_of"]),
+            attention=Attention.Config(),
+            rope=Rope2D.Config(base=float(c["rope_base"])),
+        ),
+        head=Categorical.Config(),
+        condition=TextCondition.Config(features=c["caption_dim"], length=c["text_len"], dropout=0.0)
+        if text
+        else ClassCondition.Config(classes=c["num_classes"], dropout=0.0),
+        # Official scale s is u + s (c - u); ours is the weight w = s - 1.
+        sampler=Sampler(guidance=Constant(value=c["cfg_scale"] - 1.0), top_k=1),
+    )
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    side = round(info["config"]["block_size"] ** 0.5)
+    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
+    return config(info).build(layout, info["config"]["num_classes"])
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours."""
+    condition = (
+        [
+            Rename("cls_embedding.cap_proj.fc1.weight", "condition.up.weight"),
+            Rename("cls_embedding.cap_proj.fc2.weight", "condition.out.weight"),
+            Rename("cls_embedding.uncond_embedding", "condition.null_feature"),
+        ]
+        if "caption_dim" in info["config"]
+        else [Rename("cls_embedding.embedding_table.weight", "condition.table.weight")]
+    )
+    return NameMap(
+        *condition,
+        Rename("tok_embeddings.weight", "feed.table.weight"),
+        Rename("layers.{i}.attention.wqkv.weight", "net.attention.{i}.qkv.weight"),
+        Rename("layers.{i}.attention.wo.weight", "net.attention.{i}.proj.weight"),
+        Rename("layers.{i}.feed_forward.w1.weight", "net.mlp.{i}.gate.weight"),
+        Rename("layers.{i}.feed_forward.w3.weight", "net.mlp.{i}.up.weight"),
+        Rename("layers.{i}.feed_forward.w2.weight", "net.mlp.{i}.out.weight"),
+        Rename("layers.{i}.attention_norm.weight", "net.norm.branches.{i}.0.weight"),
+        Rename("layers.{i}.ffn_norm.weight", "net.norm.branches.{i}.1.weight"),
+        Rename("norm.weight", "net.norm.final.weight"),
+        Rename("output.weight", "head.out.weight"),
+    )
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture: teacher-forced logits and loss, guided greedy decoding, gradient norms."""
+    plan = model.order.plan(model.layout, None)
+    result: dict[str, Tensor] = {}
+
+    def passes(condition: Condition, suffix: str = "") -> Tensor:
+        logits = model.head.logits(model(inputs["idx"], condition, plan))
+        result[f"logits{suffix}"] = logits.detach()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["idx"].flatten())
+        result[f"loss{suffix}"] = loss.detach()
+        return loss
+
+    start: Condition
+    if "caption_tf" in inputs:
+        mask = inputs["emb_mask"]
+        passes(TextFeatures(inputs["caption_tf"]), "_causal")
+        loss = passes(TextFeatures(inputs["caption_tf"], mask))
+        start = TextFeatures(inputs["caption_gen"], mask)
+        result["train_mask"] = _train_mask(model, inputs, plan)
+    else:
+        loss = passes(Labels(inputs["cond_idx"]))
+        start = Labels(inputs["gen_cond_idx"])
+    result["loss_grad_norms"] = gradient_norms(model, names(info), loss, info["grad_norm_keys"])
+    steps = list(model.decode_steps(start, model.sampler, torch.Generator()))
+    result["gen_logits"] = torch.cat([s.logits_BnV for s in steps], dim=1)
+    result["gen_idx"] = torch.cat([s.ids_Bn for s in steps], dim=1)
+    return result
+
+
+def _train_mask(model: GroupGenerator, inputs: Mapping[str, Tensor], plan: Any) -> Tensor:
+    """The attention mask of the teacher-forced pass with padded text."""
+    from models.generator import _keys, _mask
+
+    cond = model.condition(TextFeatures(inputs["caption_tf"], inputs["emb_mask"]))
+    slots = model.feed.parallel(inputs["idx"], plan, cond, None)
+    return cast(Tensor, _mask(plan, slots.group_BS, slots.group_BS, _keys(cond, slots.group_BS.shape[1])))

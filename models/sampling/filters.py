@@ -1,0 +1,35 @@
+"""Filters of logits and the draw itself.  Shapes: (…, V) logits over a vocabulary of V."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Logits with all but the k largest at -inf; 0 keeps all."""
+    if k <= 0 or k >= logits.shape[-1]:
+        return logits
+    floor = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < floor, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Nucleus (arXiv:1904.09751): the fewest likeliest entries whose probability reaches p; 1 keeps all."""
+    if p >= 1:
+        return logits
+    value, index = logits.sort(dim=-1)
+    # Ascending: an entry goes when it and everything below it sum to at most 1 - p; the largest always stays.
+    drop = value.softmax(-1).cumsum(-1) <= 1 - p
+    drop[..., -1] = False
+    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), -torch.inf)
+
+
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """(…) ids drawn from the softmax of logits.
+
+    By the exponential race: argmax of p / e with e ~ Exp(1).  The noise is drawn on the generator's device,
+    so a CPU generator gives the same ids whatever device the logits are on (up to rounding of the logits).
+    """
+    noise = torch.empty(logits.shape, device=generator.device, dtype=torch.float32).exponential_(generator=generator)
+    return (logits.float().softmax(-1) / noise.clamp_min_(1e-20).to(logits.device)).argmax(-1)

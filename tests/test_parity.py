@@ -1,0 +1,73 @@
+"""Official weights, official numbers: every fixture of a folder through the family of its name.
+
+``TOKENLOOM_PARITY`` names another folder of fixtures.  A fixture is NAME.json (settings, tensors) and
+NAME.safetensors (``state*/…`` official weights, ``in/…``, ``out/…``).  Integers must be equal; floats within
+2e-5 of the scale of the expected tensor, gradient norms within 1e-4.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.pretrained import families
+from models.pretrained.parity import load, official_state
+
+FOLDER = Path(os.environ.get("TOKENLOOM_PARITY", Path(__file__).parent / "fixtures" / "parity"))
+FIXTURES = sorted(FOLDER.glob("*.json"))
+
+#: Fixtures whose own recorded noise (other kernels, weight noise of one part in 10^6) needs a wider bound, with it.
+WIDER: dict[str, float] = {}
+#: Outputs left out, by fixture, with the reason.
+LEFT_OUT: dict[str, dict[str, str]] = {}
+
+
+def test_there_are_fixtures() -> None:
+    assert FIXTURES, f"no fixtures in {FOLDER}"
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
+def test_official_numbers(path: Path) -> None:
+    family = families().get(path.stem)
+    if family is None:
+        pytest.skip(f"family {path.stem!r} is not supported yet")
+    info = json.loads(path.read_text())
+    tensors = load_file(str(path.with_suffix(".safetensors")))
+    inputs = {k[3:]: v for k, v in tensors.items() if k.startswith("in/")}
+    expected = {k[4:]: v for k, v in tensors.items() if k.startswith("out/")}
+    model = load(family, info, tensors)
+    got = family.outputs(model, info, inputs)
+    left_out = LEFT_OUT.get(path.stem, {})
+    assert set(got) | set(left_out) == set(expected), "outputs not computed, or not in the fixture"
+    wrong = [line for name, value in expected.items() if name not in left_out if (line := difference(path.stem, name, got[name], value))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
+def test_names_go_both_ways(path: Path) -> None:
+    family = families().get(path.stem)
+    if family is None:
+        pytest.skip(f"family {path.stem!r} is not supported yet")
+    info = json.loads(path.read_text())
+    state = official_state(load_file(str(path.with_suffix(".safetensors"))))
+    names = family.names(info)
+    back = names.dump(names.load(state))
+    assert set(back) <= set(state)
+    assert all(torch.equal(back[k], state[k]) for k in back)
+
+
+def difference(fixture: str, name: str, got: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """One line on how an output differs too much, or None."""
+    if got.shape != expected.shape:
+        return f"{name}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    if not expected.is_floating_point():
+        unequal = int((got != expected).sum())
+        return f"{name}: {unequal} of {expected.numel()} integers differ" if unequal else None
+    bound = max(WIDER.get(fixture, 0.0), 1e-4 if "grad_norm" in name else 2e-5) * max(1.0, float(expected.abs().max()))
+    worst = float((got - expected).abs().max())
+    return f"{name}: off by {worst:.3g}, bound {bound:.3g}" if not worst <= bound else None
