@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
@@ -182,16 +182,34 @@ class Storage:
                 finally:
                     temporary.unlink(missing_ok=True)
                 return True
-            from botocore.exceptions import ClientError
+            return self._put_if(path, data, IfNoneMatch="*")
 
-            bucket, key = self.fs_path(path).split("/", 1)
-            try:
-                self._boto.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                    return False
-                raise StepError(f"cannot write {self.uri(path)}: {error}") from error
-            return True
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        """On S3, replace a file whose content is still ``old``; whether it was replaced."""
+        from botocore.exceptions import ClientError
+
+        bucket, key = self.fs_path(path).split("/", 1)
+        try:
+            answer = self._boto.get_object(Bucket=bucket, Key=key)
+        except ClientError:
+            return False
+        return bool(answer["Body"].read() == old) and self._put_if(path, new, IfMatch=answer["ETag"])
+
+    def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        bucket, key = self.fs_path(path).split("/", 1)
+        try:
+            self._boto.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (404, 409, 412):
+                return False
+            if status == 501:  # the server has no conditional writes: the lease is advice anyway
+                self.write(path, data)
+                return True
+            raise StepError(f"cannot write {self.uri(path)}: {error}") from error
+        return True
 
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
@@ -290,8 +308,3 @@ class Storage:
             raise
         except OSError as error:
             raise StepError(f"cannot {verb} {self.uri(path)}: {error}") from error
-
-
-def suffix(path: str) -> str:
-    """File name extension of a store path, with the dot."""
-    return PurePosixPath(path).suffix

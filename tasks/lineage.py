@@ -1,0 +1,150 @@
+"""What an artifact came from, why one would be made again, and what nothing refers to any more."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from models.config import canonical
+from tasks.storage import is_temporary
+
+if TYPE_CHECKING:
+    from tasks.artifacts import Artifact, Record, Step, Store
+
+_ABANDONED = 3600.0  # seconds after which an unfinished write of a dead process is rubbish
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths at which two pieces of plain data differ, as ``path: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            here = f"{path}.{key}" if path else key
+            if key not in new:
+                yield f"{here}: {_short(old[key])} -> gone"
+            elif key not in old:
+                yield f"{here}: new, {_short(new[key])}"
+            else:
+                yield from differences(old[key], new[key], here)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new)):
+            yield from differences(a, b, f"{path}[{i}]")
+    elif old != new or type(old) is not type(new):
+        yield f"{path}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def explain(store: Store, step: Step) -> str:
+    """See ``Store.explain``."""
+    if store.find(step):
+        return ""
+    own = store.artifact(step)
+    if store.storage.exists(f"{own.folder}/record.json"):
+        return "; ".join(store.verify(own)[:4])
+    begun = " (a half-written one is resumed)" if store.storage.list(own.folder) else ""
+    changes = {r.artifact: _changes(r, step) for r in store.records(step.kind) if r.step == step.step}
+    if not changes:
+        return f"no such artifact{begun}"
+    # sorted() is stable and records come oldest first: the newest of the nearest is the last reversed.
+    nearest = min(reversed(list(changes)), key=lambda a: (a.name != step.name, len(changes[a])))
+    found = changes[nearest]
+    more = f"; {len(found) - 6} more" if len(found) > 6 else ""
+    return f"{'; '.join(found[:6])}{more} (against {nearest.id}){begun}"
+
+
+def _changes(record: Record, step: Step) -> list[str]:
+    found = list(differences(record.config, canonical(step.config)))
+    if record.version != step.version:
+        found.append(f"step version: {record.version} -> {step.version}")
+    for role in sorted(set(record.inputs) | set(step.inputs)):
+        old, new = record.inputs.get(role), step.inputs.get(role)
+        if (old and old.fingerprint) != (new and new.fingerprint):
+            found.append(f"input {role}: {old.id if old else 'none'} -> {new.id if new else 'none'}")
+    return found
+
+
+def lineage(store: Store, artifact: Artifact) -> dict[str, list[Artifact]]:
+    """See ``Store.lineage``."""
+    parents: dict[Artifact, list[Artifact]] = {}
+    children: defaultdict[Artifact, list[Artifact]] = defaultdict(list)
+    for record in store.records():
+        parents[record.artifact] = list(record.inputs.values())
+        for parent in record.inputs.values():
+            children[parent].append(record.artifact)
+
+    def walk(edges: dict[Artifact, list[Artifact]]) -> list[Artifact]:
+        found: dict[Artifact, None] = {}
+        layer = [artifact]
+        while layer:
+            layer = [a for here in layer for a in edges.get(here, []) if a not in found and not found.setdefault(a)]
+        return list(found)
+
+    return {"ancestors": walk(parents), "descendants": walk(children)}
+
+
+def collect(store: Store, dry_run: bool) -> list[str]:
+    """See ``Store.gc``: half-written folders without a live lease, shards that no record names, old checkpoints.
+
+    A file that any record refers to stays, whatever folder it is in.
+    """
+    from tasks.artifacts import KINDS
+
+    storage = store.storage
+    rubbish: list[str] = []
+    for kind in KINDS:
+        for name in storage.folders(kind):
+            fingerprint = name.rpartition("-")[2]
+            if store.leased(f"{kind}-{fingerprint}"):
+                continue
+            # Read now, after the lease was seen to be free: a record may have been written meanwhile.
+            kept = _referenced(store)
+            folder = f"{kind}/{name}"
+            files = [path for path, _ in storage.list(folder)]
+            complete = storage.exists(f"{folder}/record.json")
+            old = _old_checkpoints(folder, files) if complete else set(files)
+            loose = {path for path in files if path.startswith(f"{folder}/shards/")} if complete else set()
+            rubbish += sorted((old | loose) - kept)
+    rubbish += _abandoned(store)
+    if not dry_run:
+        for path in rubbish:
+            storage.delete(path)
+        _prune(store)
+    return rubbish
+
+
+def _referenced(store: Store) -> set[str]:
+    kept: set[str] = set()
+    for record in store.records():
+        kept |= {f["path"] for f in record.files}
+    return kept
+
+
+def _old_checkpoints(folder: str, files: list[str]) -> set[str]:
+    """Files of all checkpoints but the newest one of a complete artifact."""
+    steps = sorted({path.split("/")[3] for path in files if path.startswith(f"{folder}/checkpoints/") and path.count("/") > 3})
+    return {path for path in files for step in steps[:-1] if path.startswith(f"{folder}/checkpoints/{step}/")}
+
+
+def _abandoned(store: Store) -> list[str]:
+    if not store.storage.is_local:
+        return []
+    base, limit = store.storage.local_path(), time.time() - _ABANDONED
+    return sorted(p.relative_to(base).as_posix() for p in base.rglob(".*.tmp") if is_temporary(p.name) and p.stat().st_mtime < limit)
+
+
+def _prune(store: Store) -> None:
+    """Remove folders that have become empty (local disk; S3 has none)."""
+    if not store.storage.is_local:
+        return
+    from tasks.artifacts import KINDS
+
+    for kind in KINDS:
+        base = store.storage.local_path(kind)
+        for path in sorted(base.rglob("*"), key=lambda p: -len(p.parts)) if base.is_dir() else []:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
