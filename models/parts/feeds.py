@@ -154,7 +154,7 @@ class NextScale(nn.Module):
         self.quantizer = quantizer.requires_grad_(False)
         first = layout.scale_sizes[0]
         std = config.init_std or math.sqrt(1 / 3 / width)
-        self.embed = nn.Linear(quantizer.dim, width)
+        self.embed = nn.Linear(quantizer.config.dim, width)
         self.position_start = nn.Parameter(torch.empty(1, first, width))
         self.position = nn.Parameter(torch.empty(1, layout.length, width))
         self.position_scale = nn.Embedding(len(layout.grids), width)
@@ -185,15 +185,15 @@ class NextScale(nn.Module):
         place = torch.arange(self.layout.length, device=ids_BL.device)[None]
         return Slots(self._placed(x, place), self.scale[None], place, self.layout.length)
 
-    def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor | None, Tensor | None]:
-        return None, None
+    def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor | None]:
+        return self.quantizer.start(len(cond.vector_BD)), None
 
-    def step(self, state: tuple[Tensor | None, Tensor | None], plan: Plan, cond: Conditioned, group: int) -> Slots:
+    def step(self, state: tuple[Tensor, Tensor | None], plan: Plan, cond: Conditioned, group: int) -> Slots:
         place = plan.members(group).to(cond.vector_BD.device)
         x = self._first(cond) if state[1] is None else self.embed(state[1])
         return Slots(self._placed(x, place), torch.full_like(place, group), place, place.shape[1])
 
-    def push(self, state: tuple[Tensor | None, Tensor | None], plan: Plan, group: int, ids_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
+    def push(self, state: tuple[Tensor, Tensor | None], plan: Plan, group: int, ids_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.quantizer.accumulate(state[0], group, ids_Bn)
 
     def _first(self, cond: Conditioned) -> Tensor:

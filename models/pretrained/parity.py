@@ -28,7 +28,8 @@ def gradient_norms(model: nn.Module, names: NameMap, loss: Tensor, keys: Sequenc
 
     A parameter that gets no gradient has norm 0.
     """
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
-    gradients = names.dump({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found)})
+    parameters = dict(model.named_parameters())
+    trained = {n: p for n, p in parameters.items() if p.requires_grad}
+    found = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True)))
+    gradients = names.dump({n: torch.zeros_like(p) if (g := found.get(n)) is None else g for n, p in parameters.items()})
     return torch.stack([gradients[k.removeprefix("state/")].norm() for k in keys])

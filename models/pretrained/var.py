@@ -17,8 +17,9 @@ from models.parts.mlp import GELU
 from models.parts.nets.transformer import Init, Transformer
 from models.parts.norms import AdaLN
 from models.parts.orders import Scales
+from models.parts.quantizers.codebook import Codebook
 from models.parts.quantizers.multiscale import MultiScale
-from models.pretrained.names import Ignore, NameMap, Rename
+from models.pretrained.names import Ignore, NameMap, Rename, Rule
 from models.pretrained.parity import gradient_norms
 from models.protocols import Labels, TokenLayout
 from models.sampling.sampler import Linear, Sampler
@@ -34,7 +35,10 @@ class _Codec:
     def __init__(self, info: Info) -> None:
         c = info["config"]
         self.quantizer = MultiScale.Config(
-            scales=tuple(c["patch_nums"]), codes=c["vocab_size"], dim=c["Cvae"], phi=c["share_quant_resi"], ratio=c["quant_resi"]
+            codebook=Codebook.Config(codes=c["vocab_size"], dim=c["Cvae"]),
+            scales=tuple(c["patch_nums"]),
+            phis=c["share_quant_resi"],
+            ratio=c["quant_resi"],
         )
 
 
@@ -100,9 +104,7 @@ def names(info: Info) -> NameMap:
     )
 
 
-def _stacked(depth: int, width: int) -> Any:
-    from models.pretrained.names import Rule
-
+def _stacked(depth: int, width: int) -> Rule:
     return Rule(
         tuple(f"blocks.{i}.ada_gss" for i in range(depth)),
         ("net.norm.offset.weight",),
@@ -111,11 +113,13 @@ def _stacked(depth: int, width: int) -> Any:
     )
 
 
-def quantizer_names(official: str, ours: str) -> list[Any]:
-    """Names of the multi-scale quantizer below the two prefixes."""
-    from models.pretrained.var_vqvae import quantizer_rules
-
-    return quantizer_rules(official, ours)
+def quantizer_names(official: str, ours: str) -> list[Rule]:
+    """Names of the multi-scale quantizer below the two prefixes; the hit statistics are not kept."""
+    return [
+        Rename(f"{official}embedding.weight", f"{ours}codebook.weight"),
+        Rename(f"{official}quant_resi.qresi_ls.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}"),
+        Ignore(f"{official}ema_vocab_hit_SV"),
+    ]
 
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

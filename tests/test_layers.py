@@ -1,0 +1,83 @@
+"""The layers hold: imports go down only, and some modules run where little is installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ["models", "configs", "tasks", "flows"]  # each may import itself and what stands before it
+FILES = {layer: sorted((ROOT / layer).rglob("*.py")) for layer in LAYERS}
+#: What a layer may import from outside: models only these, flows anything but torch.
+MODELS_MAY = {"torch", "numpy", "safetensors"} | set(sys.stdlib_module_names)
+BARE_MODULES = ("models", "tasks.train_loop", "tasks.loader", "tasks.tokens")
+NOT_BARE = ("ray", "prefect", "mlflow", "boto3", "pydantic", "datasets", "PIL", "matplotlib", "sklearn", "scipy", "rich", "click", "pandas")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, at any depth, as full dotted names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_go_down_only(layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    for path in FILES[layer]:
+        wrong = {name for name in imports(path) if name.split(".")[0] in above}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)} from a layer above"
+
+
+def test_models_import_torch_alone() -> None:
+    for path in FILES["models"]:
+        wrong = {n for n in imports(path) if n.split(".")[0] not in MODELS_MAY | {"models"}}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_flows_do_not_import_torch() -> None:
+    for path in FILES["flows"]:
+        assert "torch" not in {n.split(".")[0] for n in imports(path)}, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(("library", "door"), [("mlflow", "tracking"), ("boto3", "storage"), ("ray", "cluster")])
+def test_libraries_have_one_door(library: str, door: str) -> None:
+    # Ray's own API (actors, Train) may be used by the steps that run on it; sessions are opened at the door only.
+    allowed = {ROOT / "tasks" / f"{door}.py", ROOT / "tasks" / "leases.py"} | set((ROOT / "tasks" / "serving").glob("*.py"))
+    for layer in LAYERS:
+        for path in FILES[layer]:
+            if path in allowed:
+                continue
+            text = path.read_text()
+            if library == "ray":
+                assert "ray.init(" not in text, path.relative_to(ROOT)
+            else:
+                assert library not in {n.split(".")[0] for n in imports(path)}, path.relative_to(ROOT)
+
+
+def test_bare_modules_load_nothing_heavy() -> None:
+    code = f"import sys\nimport {', '.join(BARE_MODULES)}\nprint([m for m in {NOT_BARE!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_unsafe_or_device_bound_calls() -> None:
+    banned = ("torch.hub", "pickle.load", "yaml.load(", ".cuda()", "weights_only=False")
+    for layer in LAYERS:
+        for path in FILES[layer]:
+            text = path.read_text()
+            assert not [b for b in banned if b in text], path.relative_to(ROOT)
+
+
+def test_files_stay_readable() -> None:
+    long = {str(p.relative_to(ROOT)): n for layer in LAYERS for p in FILES[layer] if (n := len(p.read_text().splitlines())) > 330}
+    assert not long, long

@@ -1,0 +1,57 @@
+"""Filters, schedules and draws against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models.config import ConfigError
+from models.sampling.filters import draw, keep_top_k, keep_top_p
+from models.sampling.sampler import Constant, Linear, PowerCosine, Sampler
+
+
+def test_top_k_keeps_the_k_largest() -> None:
+    logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
+    assert keep_top_k(logits, 2).isfinite().tolist() == [[False, True, True, False]]
+    assert torch.equal(keep_top_k(logits, 0), logits)
+    assert torch.equal(keep_top_k(logits, 9), logits)
+
+
+def test_top_p_keeps_the_fewest_that_reach_p() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert keep_top_p(logits, 0.79).isfinite().tolist() == [True, True, False, False]
+    assert keep_top_p(logits, 0.81).isfinite().tolist() == [True, True, True, False]
+    assert keep_top_p(logits, 1e-9).isfinite().tolist() == [True, False, False, False]
+    assert torch.equal(keep_top_p(logits, 1.0), logits)
+
+
+def test_draws_follow_the_softmax() -> None:
+    p = torch.tensor([0.6, 0.3, 0.1, 0.0])
+    ids = draw(p.log().expand(40_000, 4), torch.Generator().manual_seed(0))
+    share = torch.bincount(ids, minlength=4) / len(ids)
+    # Four standard deviations of a binomial share.
+    assert bool(((share - p).abs() <= 4 * (p * (1 - p) / len(ids)).sqrt()).all())
+
+
+def test_greedy_is_top_1() -> None:
+    logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(draw(keep_top_k(logits, 1), torch.Generator().manual_seed(2)), logits.argmax(-1))
+
+
+def test_schedules() -> None:
+    assert [Linear(value=1.5).at(i / 4) for i in range(5)] == [0.0, 0.375, 0.75, 1.125, 1.5]
+    assert Constant(value=2.0).at(0.3) == 2.0
+    assert PowerCosine(value=16.0, power=2.75).at(0.0) == 0.0
+    assert math.isclose(PowerCosine(value=16.0, power=2.75).at(1.0), 16.0)
+    assert math.isclose(PowerCosine(value=2.0, power=1.0).at(0.5), 1.0)
+
+
+def test_edited_keeps_what_is_not_given() -> None:
+    sampler = Sampler(guidance=Linear(value=1.5), top_k=900, top_p=0.96)
+    assert sampler.edited() == sampler
+    assert sampler.edited(guidance=1.0, top_k=50) == Sampler(guidance=Linear(value=1.0), top_k=50, top_p=0.96)
+    assert sampler.edited(guidance_schedule="constant").guidance == Constant(value=1.5)
+    with pytest.raises(ConfigError, match=r"sample\.top_p=1\.5"):
+        sampler.edited(top_p=1.5)

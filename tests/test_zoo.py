@@ -1,0 +1,189 @@
+"""Contract tests over the registry: whatever is registered is under all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import registry
+from models.build import ModelSpec, load_model, save_model
+from models.draws import Draws
+from models.generator import GroupGenerator
+from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
+
+SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
+NAMES = registry.names()
+
+
+def tokenizer_spec(name: str) -> ModelSpec:
+    return ModelSpec("tokenizer", name, dict(registry.get(name).tiny), {}, {"size": SIZE, "channels": CHANNELS})
+
+
+def spec_of(name: str) -> ModelSpec:
+    """The tiny model of a recipe; a generator is paired with the tokenizer that its row of the table names."""
+    recipe = registry.get(name)
+    if recipe.kind == "tokenizer":
+        return tokenizer_spec(name)
+    codec = tokenizer_spec(recipe.axes["codec"])
+    tokenizer = codec.build()
+    assert isinstance(tokenizer, Tokenizer)
+    given = {"layout": tokenizer.layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
+    return ModelSpec("generator", name, dict(recipe.tiny), {}, given)
+
+
+def build(name: str, seed: int = 0) -> Method:
+    torch.manual_seed(seed)
+    return spec_of(name).build()
+
+
+def batch_of(model: Method, rows: int = ROWS, seed: int = 0) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    label = Labels(torch.arange(rows) % CLASSES)
+    if isinstance(model, Generator):
+        shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
+        return Batch(tokens=Tokens(torch.randint(model.layout.vocabulary, shape, generator=draw), model.layout), condition=label)
+    coarse = torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1
+    return Batch(image_BCHW=torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear"), condition=label)
+
+
+def optimize(model: Method, batch: Batch, steps: int, lr: float = 3e-3) -> Iterator[dict[str, float]]:
+    """A bare training loop over all phases."""
+    model.train()
+    optimizers = {phase: torch.optim.AdamW([p for _, p in model.phase_parameters(phase)], lr=lr, weight_decay=0) for phase in model.phases}
+    for step in range(steps):
+        parts = {}
+        for phase, optimizer in optimizers.items():
+            draws = Draws.whole(0, step, batch.rows, steps, stream=phase)
+            found = model.losses(batch, phase, draws)
+            optimizer.zero_grad()
+            found["loss"].backward()
+            optimizer.step()
+            parts |= {f"{phase}/{k}": float(v) for k, v in found.items() if v.numel() == 1}
+        model.after_step(Draws.whole(0, step, batch.rows, steps, stream="after"))
+        yield parts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> None:
+    model = build(name)
+    # One step first: some parts start at zero and pass no gradient on until they have moved.
+    for _ in optimize(model, batch_of(model), 2):
+        pass
+    touched: set[str] = set()
+    for phase in model.phases:
+        model.zero_grad()
+        parts = model.losses(batch_of(model), phase, Draws.whole(0, 5, ROWS, 10, stream=phase))
+        assert all(bool(v.isfinite().all()) for v in parts.values()), parts
+        parts["loss"].backward()
+        touched |= {n for n, p in model.phase_parameters(phase) if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert touched == trainable, sorted(trainable - touched)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overfits_one_batch(name: str) -> None:
+    model = build(name)
+    batch = batch_of(model)
+    key = f"{model.phases[0]}/{'reconstruction' if isinstance(model, Tokenizer) else 'loss'}"
+    history = [parts[key] for parts in optimize(model, batch, 150, lr=5e-3)]
+    assert history[-1] < 0.5 * history[0], (history[0], history[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    for _ in optimize(model, batch_of(model), 2):
+        pass
+    save_model(tmp_path, spec_of(name), model.state_dict())
+    again, _ = load_model(tmp_path)
+    model.eval()
+    batch = batch_of(model)
+    draws = [Draws.whole(0, 0, ROWS) for _ in range(2)]
+    with torch.no_grad():
+        assert torch.equal(model.losses(batch, model.phases[0], draws[0])["loss"], again.losses(batch, model.phases[0], draws[1])["loss"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_loss(name: str) -> None:
+    runs = [[parts for parts in optimize(build(name), batch_of(build(name)), 3)] for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("name", registry.names("tokenizer"))
+def test_tokenizer_round_trip(name: str) -> None:
+    model = build(name).eval()
+    assert isinstance(model, Tokenizer)
+    tokens = model.encode(batch_of(model).image_BCHW)  # type: ignore[arg-type]
+    assert tokens.data.shape[0] == ROWS
+    if tokens.layout.discrete:
+        assert 0 <= int(tokens.ids.min()) and int(tokens.ids.max()) < tokens.layout.vocabulary
+    image = model.decode(tokens)
+    assert image.shape == (ROWS, CHANNELS, SIZE, SIZE)
+    assert float(image.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("name", registry.names("generator"))
+def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
+    model = build(name).eval()
+    assert isinstance(model, Generator)
+    labels = Labels(torch.arange(5) % CLASSES)
+    sampler = model.sampler.edited(guidance=0.5, top_k=0)  # type: ignore[union-attr, operator]
+    first, again, other = (model.generate(labels, sampler, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert first.layout == model.layout
+    assert first.ids.shape[:2] == (5, model.layout.length)
+    assert 0 <= int(first.ids.min()) and int(first.ids.max()) < model.layout.vocabulary
+    assert torch.equal(first.ids, again.ids)
+    assert not torch.equal(first.ids, other.ids)
+
+
+@pytest.mark.parametrize("name", registry.names("generator"))
+def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
+    model = build(name)
+    if not isinstance(model, GroupGenerator):
+        pytest.skip("holds its own module")
+    batch = batch_of(model)
+    for _ in optimize(model, batch, 3):  # away from the zeros of the start
+        pass
+    model.eval()
+    assert batch.tokens is not None and isinstance(batch.condition, Labels)
+    ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
+    steps = list(model.decode_steps(batch.condition, sampler, torch.Generator().manual_seed(0), forced=ids))
+    plan = model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        taught = model.head.logits(model(ids, batch.condition, plan))
+    torch.testing.assert_close(torch.cat([s.logits_BnV for s in steps], dim=1), taught, atol=2e-5, rtol=1e-5)
+    nll = -torch.cat([s.logits_BnV for s in steps], 1).log_softmax(-1).gather(-1, ids.gather(1, plan.sequence_BL.expand_as(ids))[..., None])
+    torch.testing.assert_close(-nll.sum((1, 2)), model.log_prob(batch).detach(), atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", registry.names("generator"))
+def test_guidance_mixes_conditional_and_null(name: str) -> None:
+    model = build(name)
+    if not isinstance(model, GroupGenerator):
+        pytest.skip("holds its own module")
+    batch = batch_of(model)
+    for _ in optimize(model, batch, 3):
+        pass
+    model.eval()
+    assert batch.tokens is not None and isinstance(batch.condition, Labels)
+    logits = {}
+    for key, condition, weight in (("c", batch.condition, 0.0), ("u", model.condition.null(batch.condition), 0.0), ("g", batch.condition, 2.0)):
+        sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
+        steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids)
+        logits[key] = torch.cat([s.logits_BnV for s in steps], 1)
+    torch.testing.assert_close(logits["g"], 3 * logits["c"] - 2 * logits["u"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_reads_alone(name: str) -> None:
+    recipe = registry.get(name)
+    for word in ("New:", "Differs:", "Run:", "Expect:"):
+        assert word in recipe.doc, f"the docstring of recipe {name!r} lacks {word!r}"
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}", recipe.doc) or recipe.paper in recipe.doc
+    assert recipe.tiny, "a recipe needs tiny arguments for the contract tests"
+    source = Path(__import__(recipe.function.__module__, fromlist=["_"]).__file__).read_text()
+    assert len(source.splitlines()) <= 90, "a recipe is short: a part is missing"
