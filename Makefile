@@ -1,0 +1,37 @@
+# Tokenloom. `make` alone prints this list.
+# The environment is .venv, from constraints.txt; pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …)
+# choose where packages come from, the CPU or CUDA build of torch included.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint clean
+
+help: ## print this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Tokenloom needs Python 3.11 or newer; give another with PYTHON=…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once, a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
+	@$(BIN)/tokenloom run digits_var
+
+test: $(READY) ## set up, then run all tests
+	@$(BIN)/python -m pytest
+
+test-fast: $(READY) ## the tests that take seconds
+	@$(BIN)/python -m pytest -m 'not slow and not ray'
+
+lint: $(READY) ## ruff (rules and format) and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean: ## remove the environment and caches (not .tokenloom, where your runs are)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
