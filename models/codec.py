@@ -1,0 +1,163 @@
+"""The convolutional tokenizer: encoder, quantizer, decoder, and the losses that train them.
+
+Shapes: B rows, C channels, H W image, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.losses import Adversarial, Perceptual, Pixels
+from models.parts.nets.conv import Decoder, Encoder, Geometry
+from models.parts.quantizers.codebook import perplexity
+from models.parts.quantizers.multiscale import MultiScale
+from models.parts.quantizers.vq import VQ
+from models.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
+
+
+class ConvTokenizer(Tokenizer):
+    """VQGAN (arXiv:2012.09841) with any quantizer of ``models/parts/quantizers``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config):
+        """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back."""
+
+        net: Geometry
+        quantizer: VQ.Config | MultiScale.Config
+        latent: int
+        quant_kernel: int = 1
+        pixels: Pixels = Pixels()  # noqa: RUF009 - frozen
+        perceptual: Perceptual.Config | None = None
+        adversarial: Adversarial.Config | None = None
+
+        def __post_init__(self) -> None:
+            if self.latent < 1 or self.quant_kernel % 2 == 0:
+                raise ConfigError(f"latent={self.latent}, quant_kernel={self.quant_kernel}: latent positive, kernel odd")
+
+        def build(self, *, size: int, channels: int) -> ConvTokenizer:
+            """The tokenizer of square images of ``size`` pixels.
+
+            Raises:
+                ConfigError: the size does not fit the downsampling or the quantizer's scales.
+            """
+            return ConvTokenizer(self, size, channels)
+
+    def __init__(self, config: Config, size: int, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        grids = config.quantizer.grids(config.net.grid(size))
+        self._layout = TokenLayout(grids=grids, vocabulary=config.quantizer.codes)
+        dim, k = config.quantizer.dim, config.quant_kernel
+        self.encoder = Encoder(config.net, channels, config.latent)
+        self.decoder = Decoder(config.net, channels, config.latent)
+        self.quantizer = config.quantizer.build()
+        self.quant_conv = nn.Conv2d(config.latent, dim, k, padding=k // 2)
+        self.post_quant_conv = nn.Conv2d(dim, config.latent, k, padding=k // 2)
+        self.adversarial = config.adversarial.build(channels, self.decoder.last.shape) if config.adversarial else None
+        # The perceptual network is neither trained nor saved with the tokenizer, and using one needs no such file.
+        self._perceptual: list[Perceptual] = []
+        if self.adversarial is not None:
+            self.phases = ("autoencoder", "discriminator")
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self._layout
+
+    def latents(self, image_BCHW: Tensor) -> Tensor:
+        """What the quantizer is given, (B, dim, h, w)."""
+        return self.quant_conv(self.encoder(image_BCHW))
+
+    def pixels(self, z_BChw: Tensor) -> Tensor:
+        """Images of quantized latents, unclamped."""
+        return self.decoder(self.post_quant_conv(z_BChw))
+
+    def forward(self, image_BCHW: Tensor, draws: Draws | None = None) -> tuple[Tensor, Quantized]:
+        """Unclamped reconstruction and what the quantizer says."""
+        quantized = self.quantizer(self.latents(image_BCHW), draws)
+        return self.pixels(quantized.z), quantized
+
+    @torch.no_grad()
+    def encode(self, image_BCHW: Tensor) -> Tokens:
+        ids_BL = self.quantizer.encode(self.latents(image_BCHW))
+        return Tokens(ids_BL.to(self.layout.id_dtype), self.layout)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        self.layout.check(tokens.layout)
+        ids_BL = tokens.ids
+        if ids_BL.numel() and not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < self.layout.vocabulary:
+            raise LayoutError(f"ids from {int(ids_BL.min())} to {int(ids_BL.max())}, the codebook has {self.layout.vocabulary} codes")
+        return self.pixels(self.quantizer.lookup(ids_BL)).clamp(-1, 1)
+
+    def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        image_BCHW = batch.image_BCHW
+        assert image_BCHW is not None, "a tokenizer is trained on images"
+        if phase == "discriminator":
+            assert self.adversarial is not None
+            with torch.no_grad():
+                fake_BCHW, _ = self(image_BCHW)
+            loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step)
+            return {"loss": loss, "discriminator": loss.detach()}
+        image_hat, quantized = self(image_BCHW, draws)
+        parts = {"reconstruction": self.config.pixels(image_hat, image_BCHW)}
+        if self.config.perceptual is not None:
+            parts["perceptual"] = self.config.perceptual.weight * self._perceive(image_hat, image_BCHW)
+        if self.adversarial is not None:
+            fidelity = torch.stack(list(parts.values())).sum()
+            parts["adversarial"] = self.adversarial.generator_loss(
+                image_hat, fidelity, self.decoder.last, draws.step, draws.rows, draws.total
+            )
+        parts |= quantized.losses
+        loss = torch.stack(list(parts.values())).sum()
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | self._reports(image_hat, image_BCHW, quantized)
+
+    def _perceive(self, image_hat: Tensor, image_BCHW: Tensor) -> Tensor:
+        if not self._perceptual:
+            assert self.config.perceptual is not None
+            self._perceptual.append(self.config.perceptual.build().to(image_BCHW))
+        return self._perceptual[0](image_hat, image_BCHW)
+
+    @torch.no_grad()
+    def _reports(self, image_hat: Tensor, image_BCHW: Tensor, quantized: Quantized) -> dict[str, Tensor]:
+        """Parts to log: pixel error of the clamped image, and per scale the batch's use and perplexity of the codebook."""
+        reports = {"mse": (image_hat.clamp(-1, 1) - image_BCHW).square().mean()}
+        usage = quantized.stats["usage"].to(reports["mse"])
+        names = [f"_{h}x{w}" for h, w in self.layout.grids] if len(usage) > 1 else [""]
+        for name, counts in zip(names, usage):
+            reports[f"batch_use{name}"] = (counts > 0).to(counts).mean()
+            reports[f"batch_perplexity{name}"] = perplexity(counts)
+        return reports
+
+    def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        wanted = phase == "discriminator"
+        return [(n, p) for n, p in super().phase_parameters(phase) if n.startswith("adversarial.") == wanted]
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Vectors and the codebook are free of weight decay."""
+        return super().no_decay(name, parameter) or "codebook" in name
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        metrics = self.quantizer.after_step(draws)
+        return metrics | (self.adversarial.after_step() if self.adversarial is not None else {})
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, draws: Draws) -> Tensor:
+        """Up to 32 originals, each beside its reconstruction, as one image (C, H, W) in [0, 1]: eight pairs a row."""
+        assert batch.image_BCHW is not None
+        image_BCHW = batch.image_BCHW[:32]
+        pairs = torch.stack([image_BCHW, self.decode(self.encode(image_BCHW))], 1).flatten(0, 1)
+        return grid(pairs.add(1).div(2).clamp(0, 1), columns=min(16, len(pairs)))
+
+
+def grid(image_BCHW: Tensor, columns: int) -> Tensor:
+    """Images side by side in rows of ``columns``, missing ones black: (C, rows H, columns W)."""
+    b, c, h, w = image_BCHW.shape
+    rows = -(-b // columns)
+    padded = torch.cat([image_BCHW, image_BCHW.new_zeros(rows * columns - b, c, h, w)])
+    return padded.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)

@@ -1,0 +1,201 @@
+"""Convolutional encoder and decoder of VQGAN (arXiv:2012.09841), as VAR and LlamaGen use them.
+
+Shapes: B rows, C channels, H W image, h w latent grid.  Level 0 has the full resolution; each further level halves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry(configs.Config):
+    """What encoder and decoder have in common.
+
+    ``channels`` times ``multipliers[i]`` is the width of level i; ``attention`` lists the levels whose blocks are followed by
+    self-attention; ``middle`` is what stands at the lowest resolution between encoder and latents (and back).
+    """
+
+    channels: int
+    multipliers: tuple[int, ...]
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    attention: tuple[int, ...] = ()
+    middle: Literal["attention", "blocks", "none"] = "attention"
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.multipliers or min(self.multipliers) < 1 or self.channels < 1:
+            raise ConfigError(f"net.channels={self.channels}, multipliers={list(self.multipliers)}: must be positive")
+        if self.encoder_blocks < 1 or self.decoder_blocks < 1:
+            raise ConfigError(
+                f"net.encoder_blocks={self.encoder_blocks}, decoder_blocks={self.decoder_blocks}: a level needs at least 1 block"
+            )
+        for width in self.widths:
+            if self.norm_groups < 1 or width % self.norm_groups:
+                raise ConfigError(f"net.norm_groups={self.norm_groups}: does not divide the width {width}")
+        if any(not 0 <= level < len(self.multipliers) for level in self.attention):
+            raise ConfigError(f"net.attention={list(self.attention)}: levels are 0 to {len(self.multipliers) - 1}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels a latent position, in each direction."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    def grid(self, size: int) -> int:
+        """Rows (= columns) of the latent grid of a square image.
+
+        Raises:
+            ConfigError: the size is not a multiple of the downsampling.
+        """
+        if size % self.downsampling or size < self.downsampling:
+            raise ConfigError(
+                f"size={size}: not divisible by the downsampling {self.downsampling} of net.multipliers={list(self.multipliers)}"
+            )
+        return size // self.downsampling
+
+
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group normalisation with the eps of VQGAN."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, twice, beside the input (through a 1x1 convolution where the width changes)."""
+
+    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = norm(channels_in, groups)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = norm(channels_out, groups)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        return self.shortcut(x_BCHW) + self.conv2(F.silu(self.norm2(h_BCHW)))
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions, beside the input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = norm(channels, groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2)
+        q, k, v = (t[:, None] for t in qkv.chunk(3, dim=-1))
+        h_BLC = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x_BCHW + self.proj(h_BLC.transpose(1, 2).reshape(x_BCHW.shape))
+
+
+class Downsample(nn.Conv2d):
+    """3x3 convolution of stride 2 on an image padded at the right and the bottom."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return super().forward(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Conv2d):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then the change to the next."""
+
+    def __init__(self, geometry: Geometry, level: int, channels_in: int, blocks: int, change: nn.Module) -> None:
+        super().__init__()
+        width = geometry.widths[level]
+        self.blocks = nn.ModuleList(ResBlock(channels_in if b == 0 else width, width, geometry.norm_groups) for b in range(blocks))
+        attentive = level in geometry.attention
+        self.attention = nn.ModuleList(AttentionBlock(width, geometry.norm_groups) for _ in range(blocks if attentive else 0))
+        self.change = change
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for b, block in enumerate(self.blocks):
+            x_BCHW = block(x_BCHW)
+            if self.attention:
+                x_BCHW = self.attention[b](x_BCHW)
+        return self.change(x_BCHW)
+
+
+def middle(geometry: Geometry) -> nn.Sequential:
+    """block, attention, block at the lowest resolution, as far as the geometry has them."""
+    width, groups = geometry.widths[-1], geometry.norm_groups
+    if geometry.middle == "none":
+        return nn.Sequential()
+    attention = AttentionBlock(width, groups) if geometry.middle == "attention" else nn.Identity()
+    return nn.Sequential(ResBlock(width, width, groups), attention, ResBlock(width, width, groups))
+
+
+class Encoder(nn.Module):
+    """Images (B, channels, H, W) to features (B, latent, h, w)."""
+
+    def __init__(self, geometry: Geometry, channels: int, latent: int) -> None:
+        super().__init__()
+        widths = geometry.widths
+        self.conv_in = nn.Conv2d(channels, geometry.channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            change = Downsample(width) if i + 1 < len(widths) else nn.Identity()
+            self.levels.append(Level(geometry, i, widths[i - 1] if i else geometry.channels, geometry.encoder_blocks, change))
+        self.middle = middle(geometry)
+        self.norm_out = norm(widths[-1], geometry.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], latent, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.conv_in(x_BCHW)
+        for level in self.levels:
+            x_BCHW = level(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x_BCHW))))
+
+
+class Decoder(nn.Module):
+    """Features (B, latent, h, w) to images (B, channels, H, W); ``levels`` run from the lowest resolution to the highest."""
+
+    def __init__(self, geometry: Geometry, channels: int, latent: int) -> None:
+        super().__init__()
+        widths = geometry.widths
+        self.conv_in = nn.Conv2d(latent, widths[-1], 3, padding=1)
+        self.middle = middle(geometry)
+        self.levels = nn.ModuleList()
+        for i in reversed(range(len(widths))):
+            change = Upsample(widths[i]) if i else nn.Identity()
+            self.levels.append(Level(geometry, i, widths[min(i + 1, len(widths) - 1)], geometry.decoder_blocks, change))
+        self.norm_out = norm(widths[0], geometry.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
+
+    def forward(self, z_BChw: Tensor) -> Tensor:
+        x_BCHW = self.middle(self.conv_in(z_BChw))
+        for level in self.levels:
+            x_BCHW = level(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
+
+    @property
+    def last(self) -> nn.Parameter:
+        """The weight before the pixels, where the adaptive adversarial weight compares gradients."""
+        return self.conv_out.weight

@@ -1,0 +1,224 @@
+"""A table of code vectors: nearest neighbours, training by loss or by moving averages, revival of dead codes.
+
+Shapes: B rows, P positions, N = B P, K codes, C channels, G groups of positions (the scales of a multi-scale quantizer).
+
+Everything that a step observes is summed locally and reduced once in ``after_step``, so any number of workers and
+micro-batches ends with the same codebook: counts and sums are all-reduced, and a dead code is replaced by an encoder
+vector of the *global* batch, chosen by a draw that all ranks share and contributed by the rank that owns the row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.collectives import all_reduce_sum
+
+_CHUNK = 1 << 25  # entries of a distance matrix held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(configs.Config):
+    """The codebook is a parameter, trained by the codebook loss of this weight (VQ-VAE, arXiv:1711.00937, equation 3)."""
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA(configs.Config):
+    """The codebook follows moving averages of the vectors assigned to it (arXiv:1711.00937, appendix A.1)."""
+
+    decay: float = 0.97
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"update.decay={self.decay}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revival(configs.Config):
+    """A code used less than ``threshold`` times its fair share becomes an encoder vector of the present batch.
+
+    A revived code is left alone for ``patience`` optimizer steps; nothing is revived after the share ``until`` of the run.
+    The group of positions is drawn first, so small scales get as many new codes as large ones.
+    """
+
+    threshold: float = 0.05
+    patience: int = 20
+    until: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1 or self.patience < 1 or not 0 < self.until <= 1:
+            raise ConfigError(
+                f"revival.threshold={self.threshold}, patience={self.patience}, until={self.until}: "
+                "threshold in (0, 1), patience at least 1, until in (0, 1]"
+            )
+
+
+class Codebook(nn.Module):
+    """K vectors of C channels; ``weight`` is a parameter (``Learned``) or a buffer (``EMA``)."""
+
+    weight: Tensor
+    count: Tensor
+    sums: Tensor
+    usage: Tensor
+    born: Tensor
+    _counts: Tensor
+    _sums: Tensor
+    _candidates: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config):
+        """``metric`` is that of the search; ``decay`` that of the usage statistics, per optimizer step."""
+
+        codes: int
+        dim: int
+        metric: Literal["l2", "cosine"] = "l2"
+        update: Learned | EMA = Learned()
+        revival: Revival | None = None
+        decay: float = 0.95
+
+        def __post_init__(self) -> None:
+            if self.codes < 2:
+                raise ConfigError(f"codebook.codes={self.codes}: a codebook needs at least 2 codes")
+            if self.dim < 1:
+                raise ConfigError(f"codebook.dim={self.dim}: must be at least 1")
+            if self.metric == "cosine" and self.dim < 2:
+                raise ConfigError(f"codebook.dim={self.dim}: the cosine metric needs at least 2 channels")
+            if not 0 <= self.decay < 1:
+                raise ConfigError(f"codebook.decay={self.decay}: must be in [0, 1)")
+
+        def build(self, groups: tuple[str, ...] = ("",)) -> Codebook:
+            """The codebook for these named groups of positions."""
+            return Codebook(self, groups)
+
+    def __init__(self, config: Config, groups: tuple[str, ...] = ("",)) -> None:
+        super().__init__()
+        self.config, self.groups = config, groups
+        k, c, g = config.codes, config.dim, len(groups)
+        weight = torch.empty(k, c).uniform_(-1 / k, 1 / k)
+        if config.metric == "cosine":
+            weight = F.normalize(torch.randn(k, c), dim=-1)
+        if isinstance(config.update, EMA):
+            self.register_buffer("weight", weight)
+            self.register_buffer("count", torch.zeros(k))
+            self.register_buffer("sums", torch.zeros(k, c))
+        else:
+            self.weight = nn.Parameter(weight)
+        # Statistics that shape later steps are saved; those that are only reported are not.
+        self.register_buffer("usage", torch.zeros(g, k), persistent=config.revival is not None)
+        if config.revival is not None:
+            self.register_buffer("born", torch.full((k,), -config.revival.patience, dtype=torch.int64))
+            self.register_buffer("_candidates", torch.zeros(k, c), persistent=False)
+        self.register_buffer("_counts", torch.zeros(g, k), persistent=False)
+        self.register_buffer("_sums", torch.zeros(k, c), persistent=False)
+
+    @torch.no_grad()
+    def nearest(self, z_NC: Tensor) -> Tensor:
+        """Ids (N,) of the nearest codes; the lowest id among equals."""
+        table = self.weight.to(z_NC.dtype)
+        if self.config.metric == "cosine":
+            z_NC, table = F.normalize(z_NC, dim=-1), F.normalize(table, dim=-1)
+        square_K = table.square().sum(1)
+        rows = max(1, _CHUNK // len(table))
+        # |z - e|^2 without |z|^2, which is the same for all codes
+        return torch.cat([torch.addmm(square_K, z, table.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
+
+    @torch.no_grad()
+    def observe(self, groups: list[tuple[Tensor, Tensor]], draws: Draws) -> None:
+        """Add one micro-batch to the step's statistics: per group vectors (B, P, C) and their ids (B, P)."""
+        for g, (z_BPC, ids_BP) in enumerate(groups):
+            flat = ids_BP.flatten()
+            self._counts[g] += torch.bincount(flat, minlength=self.config.codes).to(self._counts)
+            if isinstance(self.config.update, EMA):
+                self._sums.index_add_(0, flat, z_BPC.flatten(0, 1).to(self._sums))
+        if self.config.revival is not None:
+            group_K, row_K, u_K = self._choices(draws)
+            for g, (z_BPC, _) in enumerate(groups):
+                mine = (group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)
+                position = (u_K[mine] * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
+                self._candidates[mine] += z_BPC[row_K[mine] - draws.start, position].to(self._candidates)
+
+    def _choices(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """For each code the group, global row and relative position of the vector that would replace it."""
+        u_K3 = draws.fork("revival").shared_uniform(self.config.codes, 3)
+        group_K = (u_K3[:, 0] * len(self.groups)).long().clamp_max(len(self.groups) - 1)
+        row_K = (u_K3[:, 1] * draws.total).long().clamp_max(draws.total - 1)
+        return group_K, row_K, u_K3[:, 2]
+
+    @torch.no_grad()
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        """Update the codebook from what the step observed on all ranks; returns use and perplexity per group."""
+        flat = torch.cat([self._counts.flatten(), self._sums.flatten()])
+        flat = all_reduce_sum(flat if isinstance(self.config.update, EMA) else flat[: self._counts.numel()])
+        counts_GK = flat[: self._counts.numel()].view_as(self._counts)
+        self.usage.lerp_(counts_GK, 1 - self.config.decay)
+        if isinstance(self.config.update, EMA):
+            self._follow(counts_GK.sum(0), flat[self._counts.numel() :].view_as(self._sums), self.config.update.decay)
+        revived = self._revive(draws) if self.config.revival is not None else 0
+        self._counts.zero_()
+        self._sums.zero_()
+        return self._metrics() | ({"revived": float(revived)} if self.config.revival is not None else {})
+
+    def _follow(self, count_K: Tensor, sum_KC: Tensor, decay: float) -> None:
+        self.count.lerp_(count_K, 1 - decay)
+        self.sums.lerp_(sum_KC, 1 - decay)
+        # A ratio of two averages of the same decay needs no bias correction; codes never used stay where they are.
+        used = self.count > 1e-6
+        self.weight.copy_(torch.where(used[:, None], self.sums / self.count.clamp_min(1e-6)[:, None], self.weight))
+
+    def _revive(self, draws: Draws) -> int:
+        revival = self.config.revival
+        assert revival is not None
+        usage_K = self.usage.sum(0)
+        fair = usage_K.sum() / self.config.codes
+        dead = (usage_K < revival.threshold * fair) & (draws.step - self.born >= revival.patience)
+        revived = int(dead.sum()) if draws.progress < revival.until and fair > 0 else 0
+        if revived:  # equal on all ranks, so is the number of collectives
+            vectors = all_reduce_sum(self._candidates)
+            self.weight[dead] = vectors[dead]
+            self.born[dead] = draws.step
+            if isinstance(self.config.update, EMA):
+                # a light weight: the first vectors that choose the code move it freely
+                self.count[dead] = revival.threshold * fair
+                self.sums[dead] = vectors[dead] * self.count[dead][:, None]
+        self._candidates.zero_()
+        return revived
+
+    def _metrics(self) -> dict[str, float]:
+        """Share of codes hit within the statistics' memory, and perplexity, per group and (for several) over all."""
+        decay = self.config.decay
+        memory = (1 - decay) * decay ** (3 / (1 - decay))  # one hit, three memories ago
+        rows = torch.cat([self.usage, self.usage.sum(0, keepdim=True)]) if len(self.groups) > 1 else self.usage
+        use = (rows >= memory).to(rows).mean(1)
+        names = [f"_{g}" for g in self.groups] + [""] if len(self.groups) > 1 else [""]
+        values = torch.stack([use, perplexity(rows)]).tolist()
+        return {f"{metric}{n}": values[m][i] for i, n in enumerate(names) for m, metric in enumerate(("use", "perplexity"))}
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of each row's distribution: (..., K) counts to (...), between 1 and K; 0 for a row without counts."""
+    p = counts / counts.sum(-1, keepdim=True).clamp_min(1e-12)
+    found = torch.exp(-(p * p.clamp_min(1e-30).log()).sum(-1))
+    return torch.where(counts.sum(-1) > 0, found, torch.zeros_like(found))
+
+
+def exact(z: Tensor) -> Tensor:
+    """Half-precision activations as float32: distances and averages need the bits; float32 and float64 stay."""
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
+def side(length: int) -> int:
+    """Rows (= columns) of a square grid of this many positions."""
+    side = math.isqrt(length)
+    if side * side != length:
+        raise ConfigError(f"{length} positions do not form a square grid")
+    return side

@@ -1,0 +1,207 @@
+"""Multi-scale residual vector quantization (VAR, arXiv:2404.02905, algorithms 1 and 2).
+
+Each scale codes what the smaller ones left over.  Shapes: B rows, C channels, H W the last grid, S scales, L tokens of all
+scales, small to large and row-major inside a scale.  ``f_hat`` is the sum of the scales so far at the size of the last grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.quantizers.codebook import Codebook, Learned, exact
+from models.protocols import Quantized
+
+
+def phi_of_scale(scale: int, scales: int, phis: int) -> int:
+    """Which of ``phis`` convolutions serves a scale: the nearest of evenly spread ticks.
+
+    Ticks and the rounding of ties are those of the released VAR models, whose spread for four convolutions is 1/12 … 11/12.
+    """
+    edge = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    ticks = np.linspace(edge, 1 - edge, phis)
+    return int(np.argmin(np.abs(ticks - scale / max(1, scales - 1))))
+
+
+class Phi(nn.Conv2d):
+    """The 3x3 convolution after upsampling, blended with its input: (1 - ratio) h + ratio conv(h)."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__(dim, dim, 3, padding=1)
+        self.ratio = ratio
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        return h_BCHW * (1 - self.ratio) + super().forward(h_BCHW) * self.ratio
+
+
+class MultiScale(nn.Module):
+    """Residual quantization over scales with one shared codebook; ``scales[-1]`` is the latent grid."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config):
+        """``phis`` convolutions are shared by the scales; ``ratio`` blends them in (0: none).
+
+        With the cosine metric only the search is normalised.
+        """
+
+        codebook: Codebook.Config
+        scales: tuple[int, ...]
+        beta: float = 0.25
+        phis: int = 4
+        ratio: float = 0.5
+
+        def __post_init__(self) -> None:
+            if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
+                raise ConfigError(f"quantizer.scales={list(self.scales)}: give growing grid sizes, e.g. [1, 2, 3, 4]")
+            if self.beta < 0 or not 0 <= self.ratio <= 1:
+                raise ConfigError(f"quantizer.beta={self.beta}, ratio={self.ratio}: beta must not be negative, ratio in [0, 1]")
+            if self.phis < 1:
+                raise ConfigError(f"quantizer.phis={self.phis}: must be at least 1")
+
+        @property
+        def dim(self) -> int:
+            """Channels of the latents."""
+            return self.codebook.dim
+
+        @property
+        def codes(self) -> int:
+            """Size of the vocabulary."""
+            return self.codebook.codes
+
+        def grids(self, grid: int) -> tuple[tuple[int, int], ...]:
+            """The token grids of a latent grid of ``grid`` rows and columns.
+
+            Raises:
+                ConfigError: the last scale is not the latent grid.
+            """
+            if self.scales[-1] != grid:
+                raise ConfigError(f"quantizer.scales={list(self.scales)}: the last scale must be the latent grid, which is {grid}x{grid}")
+            return tuple((s, s) for s in self.scales)
+
+        def build(self) -> MultiScale:
+            """The quantizer with a fresh codebook."""
+            return MultiScale(self)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.scales = config.scales
+        self.codebook = config.codebook.build(tuple(f"{s}x{s}" for s in config.scales))
+        self.phi = nn.ModuleList(Phi(config.dim, config.ratio) for _ in range(config.phis if config.ratio > 0 else 0))
+
+    @property
+    def size(self) -> int:
+        """Rows (= columns) of the last grid."""
+        return self.scales[-1]
+
+    def _up(self, scale: int, z_BChw: Tensor) -> Tensor:
+        """A scale's code vectors at the size of the last grid, after Phi."""
+        if scale < len(self.scales) - 1:
+            z_BChw = F.interpolate(z_BChw, size=(self.size, self.size), mode="bicubic")
+        if not self.phi:
+            return z_BChw
+        return self.phi[phi_of_scale(scale, len(self.scales), len(self.phi))](z_BChw)
+
+    def _down(self, f_BCHW: Tensor, scale: int) -> Tensor:
+        """A full-size map at a scale's size; the last scale is not interpolated."""
+        if scale == len(self.scales) - 1:
+            return f_BCHW
+        return F.interpolate(f_BCHW, size=(self.scales[scale],) * 2, mode="area")
+
+    def _vectors(self, ids_BP: Tensor, scale: int, weight: Tensor | None = None) -> Tensor:
+        z_BPC = F.embedding(ids_BP, self.codebook.weight if weight is None else weight)
+        return z_BPC.transpose(1, 2).unflatten(2, (self.scales[scale], self.scales[scale]))
+
+    def split(self, ids_BL: Tensor) -> tuple[Tensor, ...]:
+        """The ids of each scale, (B, s*s)."""
+        return ids_BL.split([s * s for s in self.scales], dim=1)
+
+    def _residual(self, f_BCHW: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Per scale (vectors (B, P, C), ids (B, P)), and f_hat after each scale (algorithm 1)."""
+        rest = f_BCHW.detach()
+        f_hat = torch.zeros_like(rest)
+        weight = self.codebook.weight.to(rest.dtype)
+        groups, f_hats = [], []
+        for scale in range(len(self.scales)):
+            z_BPC = self._down(rest, scale).flatten(2).transpose(1, 2)
+            ids_BP = self.codebook.nearest(z_BPC.flatten(0, 1)).view(z_BPC.shape[:2])
+            h_BCHW = self._up(scale, self._vectors(ids_BP, scale, weight))
+            f_hat = f_hat + h_BCHW
+            rest = rest - h_BCHW.detach()
+            groups.append((z_BPC, ids_BP))
+            f_hats.append(f_hat)
+        return groups, f_hats
+
+    def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
+        """Quantize; the losses are means over the scales of the error of the sum so far, as VAR has them.
+
+        In training with ``draws`` the codebook's statistics take the batch in.
+        """
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            z_BCHW = exact(z_BCHW)
+            groups, f_hats = self._residual(z_BCHW)
+            commitment = torch.stack([F.mse_loss(z_BCHW, f.detach()) for f in f_hats]).mean()
+            codebook = torch.stack([F.mse_loss(f, z_BCHW.detach()) for f in f_hats]).mean()
+            update = self.config.codebook.update
+            # with a codebook that follows averages this term still trains Phi
+            weight = update.weight if isinstance(update, Learned) else 1.0
+            losses = {"commitment": self.config.beta * commitment}
+            if isinstance(update, Learned) or self.phi:
+                losses["codebook"] = weight * codebook
+            if self.training and draws is not None:
+                self.codebook.observe(groups, draws)
+            straight = z_BCHW + (f_hats[-1] - z_BCHW).detach()
+        usage = torch.stack([torch.bincount(ids.flatten(), minlength=self.config.codes) for _, ids in groups])
+        error = torch.stack([F.mse_loss(f.detach(), z_BCHW.detach()) for f in f_hats])
+        return Quantized(straight, torch.cat([ids for _, ids in groups], 1), losses, {"usage": usage, "residual": error})
+
+    @torch.no_grad()
+    def encode(self, z_BCHW: Tensor) -> Tensor:
+        """Ids (B, L) of all scales."""
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            return torch.cat([ids for _, ids in self._residual(exact(z_BCHW))[0]], 1)
+
+    def partial(self, ids_BL: Tensor) -> list[Tensor]:
+        """f_hat (B, C, H, W) after each scale (algorithm 2)."""
+        f_hats: list[Tensor] = []
+        for scale, ids_BP in enumerate(self.split(ids_BL)):
+            h_BCHW = self._up(scale, self._vectors(ids_BP, scale))
+            f_hats.append(h_BCHW if scale == 0 else f_hats[-1] + h_BCHW)
+        return f_hats
+
+    def lookup(self, ids_BL: Tensor) -> Tensor:
+        """The latents (B, C, H, W) that the ids stand for: f_hat after the last scale."""
+        return self.partial(ids_BL)[-1]
+
+    def next_inputs(self, ids_BL: Tensor) -> Tensor:
+        """Teacher forcing: what each scale but the first is given, (B, L - first scale, C).
+
+        The input of a scale is the sum of all smaller ones, area-downsampled to its size.
+        """
+        f_hats = self.partial(ids_BL)[:-1]
+        inputs = [self._down(f, scale).flatten(2).transpose(1, 2) for scale, f in enumerate(f_hats, start=1)]
+        return torch.cat(inputs, 1) if inputs else self.codebook.weight.new_zeros(len(ids_BL), 0, self.config.dim)
+
+    def start(self, rows: int) -> Tensor:
+        """f_hat before the first scale: zeros (B, C, H, W)."""
+        return self.codebook.weight.new_zeros(rows, self.config.dim, self.size, self.size)
+
+    def accumulate(self, f_hat_BCHW: Tensor, scale: int, ids_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoding one scale at a time: the new f_hat, and the next scale's input (B, P', C).
+
+        After the last scale the second is f_hat itself as (B, H W, C).
+        """
+        f_hat_BCHW = f_hat_BCHW + self._up(scale, self._vectors(ids_BP, scale))
+        following = self._down(f_hat_BCHW, min(scale + 1, len(self.scales) - 1))
+        return f_hat_BCHW, following.flatten(2).transpose(1, 2)
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        """Codebook update once an optimizer step; use and perplexity per scale."""
+        return self.codebook.after_step(draws)

@@ -1,0 +1,104 @@
+"""Vector quantization: one nearest code a position (VQ-VAE, arXiv:1711.00937; l2-normalised codes as in arXiv:2110.04627).
+
+Shapes: B rows, C channels, H W grid, L = H W, N = B L, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.quantizers.codebook import Codebook, Learned, exact, side
+from models.protocols import Quantized
+
+
+class VQ(nn.Module):
+    """One codebook for all positions; with the cosine metric vectors and codes lie on the unit sphere."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config):
+        """``beta`` weighs the commitment loss, ``entropy`` the entropy loss of LlamaGen (0 is off)."""
+
+        codebook: Codebook.Config
+        beta: float = 0.25
+        entropy: float = 0.0
+
+        def __post_init__(self) -> None:
+            if self.beta < 0 or self.entropy < 0:
+                raise ConfigError(f"quantizer.beta={self.beta}, entropy={self.entropy}: must not be negative")
+
+        @property
+        def dim(self) -> int:
+            """Channels of the latents."""
+            return self.codebook.dim
+
+        @property
+        def codes(self) -> int:
+            """Size of the vocabulary."""
+            return self.codebook.codes
+
+        def grids(self, grid: int) -> tuple[tuple[int, int], ...]:
+            """The token grids of a latent grid of ``grid`` rows and columns."""
+            return ((grid, grid),)
+
+        def build(self) -> VQ:
+            """The quantizer with a fresh codebook."""
+            return VQ(self)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook = config.codebook.build()
+
+    def _sphere(self, z: Tensor) -> Tensor:
+        """Unit length along the last dimension for the cosine metric."""
+        return F.normalize(z, dim=-1) if self.config.codebook.metric == "cosine" else z
+
+    def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
+        """Quantize; in training with ``draws`` the codebook's statistics take the batch in."""
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            z_BHWC = self._sphere(exact(z_BCHW).permute(0, 2, 3, 1))
+            z_NC = z_BHWC.flatten(0, 2)
+            ids_BL = self.codebook.nearest(z_NC).view(len(z_BCHW), -1)
+            q_BHWC = self._sphere(F.embedding(ids_BL, self.codebook.weight.to(z_NC.dtype))).view_as(z_BHWC)
+            # equation 3 of arXiv:1711.00937
+            losses = {"commitment": self.config.beta * F.mse_loss(z_BHWC, q_BHWC.detach())}
+            if isinstance(self.config.codebook.update, Learned):
+                losses["codebook"] = self.config.codebook.update.weight * F.mse_loss(q_BHWC, z_BHWC.detach())
+            if self.config.entropy:
+                losses["entropy"] = self.config.entropy * self._entropy(z_NC)
+            if self.training and draws is not None:
+                self.codebook.observe([(z_BHWC.flatten(1, 2), ids_BL)], draws)
+            straight = z_BHWC + (q_BHWC - z_BHWC).detach()
+        usage = torch.bincount(ids_BL.flatten(), minlength=self.config.codes)[None]
+        return Quantized(straight.permute(0, 3, 1, 2), ids_BL, losses, {"usage": usage})
+
+    def _entropy(self, z_NC: Tensor, temperature: float = 0.01) -> Tensor:
+        """Mean entropy of a vector's code distribution less the entropy of the mean distribution (of the local rows)."""
+        table = self._sphere(self.codebook.weight)
+        distance_NK = z_NC.square().sum(1, keepdim=True) + table.square().sum(1) - 2 * z_NC @ table.T
+        affinity_NK = -distance_NK / temperature
+        p_NK = affinity_NK.softmax(-1)
+        each = -(p_NK * (affinity_NK + 1e-5).log_softmax(-1)).sum(-1).mean()
+        mean_K = p_NK.mean(0)
+        return each + (mean_K * (mean_K + 1e-5).log()).sum()
+
+    def encode(self, z_BCHW: Tensor) -> Tensor:
+        """Ids (B, L), row-major."""
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            return self.codebook.nearest(exact(z_BCHW).permute(0, 2, 3, 1).flatten(0, 2)).view(len(z_BCHW), -1)
+
+    def lookup(self, ids_BL: Tensor) -> Tensor:
+        """Code vectors (B, C, H, W) of a square grid of ids."""
+        z_BLC = self._sphere(F.embedding(ids_BL, self.codebook.weight))
+        return z_BLC.transpose(1, 2).unflatten(2, (side(ids_BL.shape[1]), -1))
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        """Codebook update once an optimizer step."""
+        return self.codebook.after_step(draws)

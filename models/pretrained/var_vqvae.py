@@ -1,0 +1,143 @@
+"""The multi-scale VQVAE of VAR (FoundationVision/VAR, MIT): settings, names and recorded numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.codec import ConvTokenizer
+from models.parts.nets.conv import Geometry
+from models.parts.quantizers.codebook import Codebook
+from models.parts.quantizers.multiscale import MultiScale
+from models.pretrained.names import Ignore, NameMap, Rename, Rule
+from models.pretrained.parity import gradient_norms
+
+FAMILY = "var_vqvae"
+
+
+def quantizer(settings: Mapping[str, Any], dim: int) -> MultiScale.Config:
+    """The quantizer of official settings (``v_patch_nums`` or ``patch_nums``, ``share_quant_resi``, ``quant_resi``).
+
+    ``share_quant_resi`` is the number of shared Phi convolutions; 0 gives each scale its own.
+    """
+    scales = tuple(settings["v_patch_nums"] if "v_patch_nums" in settings else settings["patch_nums"])
+    return MultiScale.Config(
+        codebook=Codebook.Config(
+            codes=settings["vocab_size"], dim=dim, metric="cosine" if settings.get("using_znorm") else "l2", decay=0.99
+        ),
+        scales=scales,
+        beta=settings.get("beta", 0.25),
+        phis=settings["share_quant_resi"] or len(scales),
+        ratio=abs(settings["quant_resi"]) if abs(settings["quant_resi"]) > 1e-6 else 0.0,
+    )
+
+
+def config(info: Mapping[str, Any]) -> ConvTokenizer.Config:
+    """Our config for ``info["config"]``; groups of 32 channels and self-attention at the lowest level, as released."""
+    c = info["config"]
+    multipliers = tuple(c["ch_mult"])
+    return ConvTokenizer.Config(
+        net=Geometry(
+            channels=c["ch"],
+            multipliers=multipliers,
+            encoder_blocks=c["num_res_blocks"],
+            decoder_blocks=c["num_res_blocks"] + 1,
+            attention=(len(multipliers) - 1,),
+        ),
+        quantizer=quantizer(c, c["z_channels"]),
+        latent=c["z_channels"],
+        quant_kernel=c["quant_conv_ks"],
+    )
+
+
+def build(info: Mapping[str, Any]) -> ConvTokenizer:
+    """The tokenizer with fresh weights."""
+    return config(info).build(size=info["config"]["image"], channels=3)
+
+
+def quantizer_rules(official: str, ours: str) -> tuple[Rule, ...]:
+    """Names of codebook and Phi; ``official`` and ``ours`` are prefixes that end in a dot.  Phi has one of three layouts."""
+    return (
+        Rename(f"{official}embedding.weight", f"{ours}codebook.weight"),
+        Rename(f"{official}quant_resi.qresi_ls.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}"),
+        Ignore(f"{official}ema_vocab_hit_SV"),
+    )
+
+
+def _other_phis(official: str, ours: str, phis: int, shared: int) -> tuple[Rule, ...]:
+    """Rules for one shared Phi and for one Phi a scale, whose official names differ."""
+    rules = quantizer_rules(official, ours)
+    if shared == 1:
+        return (rules[0], *(Rename(f"{official}quant_resi.qresi.{p}", f"{ours}phi.0.{p}") for p in ("weight", "bias")), rules[2])
+    if shared == 0:
+        return (rules[0], Rename(f"{official}quant_resi.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}"), rules[2])
+    return rules
+
+
+def residual_block(official: str, ours: str) -> tuple[Rule, ...]:
+    """A residual block, named alike but for the shortcut."""
+    return (
+        *(Rename(f"{official}.{part}.{{p}}", f"{ours}.{part}.{{p}}") for part in ("norm1", "conv1", "norm2", "conv2")),
+        Rename(f"{official}.nin_shortcut.{{p}}", f"{ours}.shortcut.{{p}}"),
+    )
+
+
+def _attention(official: str, ours: str) -> tuple[Rule, ...]:
+    return (
+        Rename(f"{official}.norm.{{p}}", f"{ours}.norm.{{p}}"),
+        Rename(f"{official}.qkv.{{p}}", f"{ours}.qkv.{{p}}"),
+        Rename(f"{official}.proj_out.{{p}}", f"{ours}.proj.{{p}}"),
+    )
+
+
+def names(info: Mapping[str, Any]) -> NameMap:
+    """Official names to ours; the decoder's levels count from the full resolution there, from the lowest here."""
+    c = info["config"]
+    levels = len(c["ch_mult"])
+    rules: list[Rule] = [Rename(f"{part}.{{p}}", f"{part}.{{p}}") for part in ("quant_conv", "post_quant_conv")]
+    for side in ("encoder", "decoder"):
+        rules += [Rename(f"{side}.{part}.{{p}}", f"{side}.{part}.{{p}}") for part in ("conv_in", "norm_out", "conv_out")]
+        rules += [*residual_block(f"{side}.mid.block_1", f"{side}.middle.0"), *residual_block(f"{side}.mid.block_2", f"{side}.middle.2")]
+        rules += _attention(f"{side}.mid.attn_1", f"{side}.middle.1")
+        for level in range(levels):
+            theirs = f"encoder.down.{level}" if side == "encoder" else f"decoder.up.{levels - 1 - level}"
+            change = "downsample" if side == "encoder" else "upsample"
+            ours = f"{side}.levels.{level}"
+            rules += residual_block(f"{theirs}.block.{{i}}", f"{ours}.blocks.{{i}}")
+            rules += _attention(f"{theirs}.attn.{{i}}", f"{ours}.attention.{{i}}")
+            rules.append(Rename(f"{theirs}.{change}.conv.{{p}}", f"{ours}.change.{{p}}"))
+    return NameMap(*rules, *_other_phis("quantize.", "quantizer.", len(c["v_patch_nums"]), c["share_quant_resi"]))
+
+
+def outputs(model: ConvTokenizer, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number that the fixture records: ids, f_hat and images per scale, both forms of the inputs, loss, gradient norms."""
+    image_BCHW = inputs["image"]
+    quantizer = model.quantizer
+    assert isinstance(quantizer, MultiScale)
+    with torch.no_grad():
+        f_BCHW = model.latents(image_BCHW)
+        ids_BL = quantizer.encode(f_BCHW)
+        f_hats = quantizer.partial(ids_BL)
+        incremental, following = quantizer.start(len(image_BCHW)), []
+        for scale, ids_BP in enumerate(quantizer.split(ids_BL)):
+            incremental, following_BPC = quantizer.accumulate(incremental, scale, ids_BP)
+            following.append(following_BPC)
+        images = [model.pixels(f).clamp(-1, 1) for f in f_hats]
+    reconstruction, quantized = model(image_BCHW)
+    loss = quantized.losses["commitment"] + quantized.losses["codebook"]
+    return {
+        "f": f_BCHW,
+        "idx_BL": ids_BL,
+        "f_hat_per_scale": torch.stack(f_hats, 1),
+        "var_input": quantizer.next_inputs(ids_BL),
+        "decoded_clamped": images[-1],
+        "decoded_per_scale": torch.stack(images, 1),
+        "incremental_next_inputs": torch.cat(following[:-1], 1),
+        "incremental_f_hat": incremental,
+        "rec_unclamped": reconstruction,
+        "loss_vq": loss,
+        "loss_vq_grad_norms": gradient_norms(model, names(info), loss, info["grad_norm_keys"]),
+    }

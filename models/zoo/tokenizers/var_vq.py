@@ -1,0 +1,70 @@
+"""Multi-scale residual VQ tokenizer of VAR (Visual Autoregressive Modeling, arXiv:2404.02905, algorithms 1 and 2).
+
+New there: an image is coded at growing grid sizes, each scale coding what the smaller ones left over, so that a generator
+predicts a whole scale at a time.  Here the codebook follows moving averages of the vectors assigned to it, and codes out of use
+are revived with vectors of evenly drawn scales, which keeps the smallest scales from collapsing (training code for this tokenizer
+was never published); with few channels the convolutions need neither attention nor the 109 M parameters of the released model.
+
+    tokenloom run digits_var        # trains it as its first step
+"""
+
+from __future__ import annotations
+
+from models.codec import ConvTokenizer
+from models.parts.losses import Adversarial, Perceptual, Pixels
+from models.parts.nets.conv import Geometry
+from models.parts.nets.discriminator import PatchDiscriminator
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.multiscale import MultiScale
+from models.registry import register
+
+
+@register(
+    "var_vq",
+    kind="tokenizer",
+    paper="2404.02905",
+    tiny={"scales": [1, 2, 4], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1, 2]},
+    net="conv",
+    quantizer="multi-scale residual VQ",
+)
+def var_vq(
+    scales: tuple[int, ...] = (1, 2, 3, 4),
+    codes: int = 256,
+    dim: int = 8,
+    channels: int = 16,
+    multipliers: tuple[int, ...] = (1, 2, 3, 4),
+    blocks: int = 1,
+    attention: tuple[int, ...] = (),
+    norm_groups: int = 8,
+    beta: float = 0.25,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> ConvTokenizer.Config:
+    """``scales[-1]`` must be the image size over ``2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
+    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    return ConvTokenizer.Config(
+        net=Geometry(
+            channels=channels,
+            multipliers=multipliers,
+            encoder_blocks=blocks,
+            decoder_blocks=blocks,
+            attention=attention,
+            middle="blocks",
+            norm_groups=norm_groups,
+        ),
+        quantizer=MultiScale.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival()),
+            scales=scales,
+            beta=beta,
+        ),
+        latent=dim,
+        quant_kernel=3,
+        pixels=Pixels(norm="l2"),
+        perceptual=Perceptual.Config(weights=perceptual) if perceptual else None,
+        adversarial=Adversarial.Config(
+            weight=adversarial, start=adversarial_start, discriminator=PatchDiscriminator.Config(channels=max(8, 2 * channels))
+        )
+        if adversarial
+        else None,
+    )
