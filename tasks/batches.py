@@ -1,0 +1,60 @@
+"""Cutting, casting and picturing batches: small pure helpers of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.protocols import Batch, Labels, TextFeatures
+from tasks import png
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start:stop`` of a batch."""
+    tokens, condition = batch.tokens, batch.condition
+    if tokens is not None:
+        lengths = None if tokens.lengths is None else tokens.lengths[start:stop]
+        tokens = replace(tokens, data=tokens.data[start:stop], lengths=lengths)
+    if isinstance(condition, Labels):
+        condition = Labels(condition.label_B[start:stop])
+    elif isinstance(condition, TextFeatures):
+        mask = None if condition.mask_BT is None else condition.mask_BT[start:stop]
+        condition = TextFeatures(condition.feature_BTD[start:stop], mask)
+    image = None if batch.image_BCHW is None else batch.image_BCHW[start:stop]
+    return Batch(image, tokens, condition)
+
+
+def pieces(batch: Batch | None, size: int) -> Iterator[tuple[int, int, Batch]]:
+    """Micro-batches of at most ``size`` rows (0: all at once) as (start, stop, rows)."""
+    rows = 0 if batch is None else batch.rows
+    for start in range(0, rows, size or max(1, rows)):
+        stop = min(start + (size or rows), rows)
+        assert batch is not None
+        yield start, stop, batch if stop - start == rows else rows_of(batch, start, stop)
+
+
+def floats_to(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its images, latents and text features in another floating-point type."""
+    tokens, condition = batch.tokens, batch.condition
+    if tokens is not None and tokens.data.is_floating_point():
+        tokens = replace(tokens, data=tokens.data.to(dtype))
+    if isinstance(condition, TextFeatures):
+        condition = TextFeatures(condition.feature_BTD.to(dtype), condition.mask_BT)
+    image = None if batch.image_BCHW is None else batch.image_BCHW.to(dtype)
+    return Batch(image, tokens, condition)
+
+
+def image_png(image: Tensor) -> bytes:
+    """PNG of one image (C, H, W), or of a row-wise grid of images (B, C, H, W), in [-1, 1]."""
+    if image.ndim == 4:
+        columns = max(1, round(len(image) ** 0.5))
+        rows = -(-len(image) // columns)
+        blank = image.new_full((rows * columns - len(image), *image.shape[1:]), -1.0)
+        _, C, H, W = image.shape
+        image = torch.cat([image, blank]).view(rows, columns, C, H, W).permute(2, 0, 3, 1, 4).reshape(C, rows * H, columns * W)
+    pixels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return png.encode(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))

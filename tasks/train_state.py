@@ -1,0 +1,84 @@
+"""All that must survive of a training run: weights, EMA, optimizer, step, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from models.config import ConfigError
+from models.protocols import Method
+from models.settings import TrainSettings
+from tasks.optimizer import PhaseOptimizer
+from tasks.parallel import checksum
+
+
+class TrainState:
+    """A model with its phases' optimizers after ``step`` steps.
+
+    Args:
+        model: on its device and in its precision; its parameters move into the optimizers' flat tensors.
+        settings: optimizer, EMA.
+
+    Raises:
+        ConfigError: a parameter that two phases want, or a phase that has none.
+    """
+
+    def __init__(self, model: Method, settings: TrainSettings) -> None:
+        self.model, self.step = model, 0
+        self.phases = [PhaseOptimizer(model, phase, settings.optimizer, settings.ema) for phase in model.phases]
+        owned = [name for phase in self.phases for name in phase.parameters]
+        if twice := sorted({name for name in owned if owned.count(name) > 1}):
+            raise ConfigError(f"{type(model).__name__}: parameters {twice} are in two phases")
+
+    @contextlib.contextmanager
+    def only(self, phase: PhaseOptimizer) -> Iterator[None]:
+        """Other phases' parameters take no gradient: their part of the graph is not even walked."""
+        others = [p for other in self.phases if other is not phase for p in other.parameters.values()]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[None]:
+        """The model as it will be saved: EMA weights if there are any, eval mode, no gradients."""
+        for phase in self.phases:
+            phase.swap()
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+            for phase in self.phases:
+                phase.swap()
+
+    def checksum(self) -> int:
+        """A number that differs between workers whose weights or buffers differ."""
+        return checksum([*(phase.flat for phase in self.phases), *self.model.buffers()])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name: ``model.…``, then moments and EMA of each phase."""
+        tensors: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.model.state_dict().items():
+            # Tied weights appear under two names: safetensors wants separate memory.
+            tensors[f"model.{name}"] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+        for phase in self.phases:
+            tensors |= phase.state()
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Take the state after ``step`` steps; raises ``KeyError`` or ``RuntimeError`` when it is another model's."""
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        self.model.load_state_dict(weights, strict=True)
+        for phase in self.phases:
+            phase.load(tensors, step)
+        self.step = step
