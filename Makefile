@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint clean
@@ -16,19 +17,24 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Tokenloom needs Python 3.11 or newer; give another with PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once, a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@echo "adding the tools for tests and lint"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
 	@$(BIN)/tokenloom run digits_var
 
-test: $(READY) ## set up, then run all tests
+test: $(READY_DEV) ## set up, then run all tests
 	@$(BIN)/python -m pytest
 
-test-fast: $(READY) ## the tests that take seconds
+test-fast: $(READY_DEV) ## the tests that take seconds
 	@$(BIN)/python -m pytest -m 'not slow and not ray'
 
-lint: $(READY) ## ruff (rules and format) and mypy
+lint: $(READY_DEV) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -19,7 +19,7 @@ from models.parts.feeds import NextScale, Shifted, Slots
 from models.parts.heads.categorical import Categorical
 from models.parts.nets.transformer import Transformer
 from models.parts.orders import Diagonals, Plan, Random, Raster, Scales
-from models.protocols import Batch, Condition, TokenLayout, Tokenizer, Tokens
+from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from models.sampling.sampler import Sampler
 
 
@@ -80,7 +80,8 @@ class GroupGenerator(protocols.Generator):
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: mean negative log-likelihood a token in nats; by scale where there are several."""
-        assert batch.tokens is not None and batch.condition is not None
+        assert batch.tokens is not None
+        assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         ids = batch.tokens.ids
         plan = self.order.plan(self.layout, draws)
@@ -98,12 +99,15 @@ class GroupGenerator(protocols.Generator):
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
-        assert batch.tokens is not None and batch.condition is not None
+        assert batch.tokens is not None
+        assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
         return -self._nll(batch.tokens.ids, batch.condition, plan, None).sum(1)
 
     @torch.no_grad()
-    def decode_steps(self, condition: Condition, sampler: Sampler, generator: torch.Generator, forced: Tensor | None = None) -> Iterator[Decoded]:
+    def decode_steps(
+        self, condition: Condition, sampler: Sampler, generator: torch.Generator, forced: Tensor | None = None
+    ) -> Iterator[Decoded]:
         """Decode group after group with caches, yielding each step.
 
         With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L) ids are

@@ -109,7 +109,7 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_loss(name: str) -> None:
-    runs = [[parts for parts in optimize(build(name), batch_of(build(name)), 3)] for _ in range(2)]
+    runs = [list(optimize(build(name), batch_of(build(name)), 3)) for _ in range(2)]
     assert runs[0] == runs[1]
 
 
@@ -120,7 +120,8 @@ def test_tokenizer_round_trip(name: str) -> None:
     tokens = model.encode(batch_of(model).image_BCHW)  # type: ignore[arg-type]
     assert tokens.data.shape[0] == ROWS
     if tokens.layout.discrete:
-        assert 0 <= int(tokens.ids.min()) and int(tokens.ids.max()) < tokens.layout.vocabulary
+        assert int(tokens.ids.min()) >= 0
+        assert int(tokens.ids.max()) < tokens.layout.vocabulary
     image = model.decode(tokens)
     assert image.shape == (ROWS, CHANNELS, SIZE, SIZE)
     assert float(image.abs().max()) <= 1
@@ -135,7 +136,8 @@ def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
     first, again, other = (model.generate(labels, sampler, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert first.layout == model.layout
     assert first.ids.shape[:2] == (5, model.layout.length)
-    assert 0 <= int(first.ids.min()) and int(first.ids.max()) < model.layout.vocabulary
+    assert int(first.ids.min()) >= 0
+    assert int(first.ids.max()) < model.layout.vocabulary
     assert torch.equal(first.ids, again.ids)
     assert not torch.equal(first.ids, other.ids)
 
@@ -149,7 +151,8 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
     for _ in optimize(model, batch, 3):  # away from the zeros of the start
         pass
     model.eval()
-    assert batch.tokens is not None and isinstance(batch.condition, Labels)
+    assert batch.tokens is not None
+    assert isinstance(batch.condition, Labels)
     ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
     steps = list(model.decode_steps(batch.condition, sampler, torch.Generator().manual_seed(0), forced=ids))
     plan = model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0))
@@ -169,9 +172,11 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
     for _ in optimize(model, batch, 3):
         pass
     model.eval()
-    assert batch.tokens is not None and isinstance(batch.condition, Labels)
+    assert batch.tokens is not None
+    assert isinstance(batch.condition, Labels)
     logits = {}
-    for key, condition, weight in (("c", batch.condition, 0.0), ("u", model.condition.null(batch.condition), 0.0), ("g", batch.condition, 2.0)):
+    null = model.condition.null(batch.condition)
+    for key, condition, weight in (("c", batch.condition, 0.0), ("u", null, 0.0), ("g", batch.condition, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
         steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids)
         logits[key] = torch.cat([s.logits_BnV for s in steps], 1)

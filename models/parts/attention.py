@@ -90,6 +90,6 @@ class Attention(nn.Module):
                 return q, k, gain / math.sqrt(self.head_width)
             case Cosine(ceiling=ceiling):
                 # Norms in float32: in half precision the squares overflow (sihyun-yu/REPA#46).
-                gain = self.temperature.clamp(max=math.log(ceiling)).exp()
-                q = F.normalize(q.float(), dim=-1) * gain
+                temperature = self.temperature.clamp(max=math.log(ceiling)).exp()
+                q = F.normalize(q.float(), dim=-1) * temperature
                 return q.to(k.dtype), F.normalize(k.float(), dim=-1).to(k.dtype), 1.0

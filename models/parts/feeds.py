@@ -18,7 +18,7 @@ from models.draws import Draws
 from models.parts.conditions import Conditioned
 from models.parts.dropout import dropout
 from models.parts.orders import Plan
-from models.protocols import LayoutError, TokenLayout, Tokenizer
+from models.protocols import LayoutError, Tokenizer, TokenLayout
 
 if TYPE_CHECKING:
     from models.parts.quantizers.multiscale import MultiScale
@@ -74,7 +74,7 @@ class Shifted(nn.Module):
 
         dropout: float = 0.0
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Tokenizer.Config | None) -> Shifted:  # type: ignore[name-defined]
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Shifted:
             """The feed for these tokens."""
             if layout.codebooks != 1 or not layout.discrete:
                 raise LayoutError("this feed needs discrete tokens of one codebook")
@@ -107,14 +107,14 @@ class Shifted(nn.Module):
     def start(self, plan: Plan, cond: Conditioned) -> Tensor:
         return cond.prefix_BPD.new_empty((len(cond.prefix_BPD), 0), dtype=torch.long)
 
-    def step(self, state: Tensor, plan: Plan, cond: Conditioned, group: int) -> Slots:
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         if group == 0:
             prefix = self._prefix(cond.prefix_BPD)
             return Slots(cond.prefix_BPD, prefix, torch.full_like(prefix, -1), 1)
         place = plan.members(group - 1).to(state.device)
         return Slots(self.table(state[:, -1:]), torch.full_like(place, group), place, 1)
 
-    def push(self, state: Tensor, plan: Plan, group: int, ids_Bn: Tensor) -> Tensor:
+    def push(self, state: Any, plan: Plan, group: int, ids_Bn: Tensor) -> Tensor:
         return torch.cat([state, ids_Bn], dim=1)
 
     @staticmethod
@@ -143,7 +143,7 @@ class NextScale(nn.Module):
                 LayoutError: the tokenizer is not a multi-scale one.
             """
             quantizer = getattr(tokenizer, "quantizer", None)
-            if not hasattr(quantizer, "scales"):
+            if quantizer is None or not hasattr(quantizer, "scales"):
                 have = "no tokenizer is given" if tokenizer is None else f"its grids are {layout.grids}"
                 raise LayoutError(f"next-scale prediction needs a multi-scale tokenizer, such as the recipe var_vq; {have}")
             return NextScale(self, layout, width, quantizer.build())
@@ -188,12 +188,12 @@ class NextScale(nn.Module):
     def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor | None]:
         return self.quantizer.start(len(cond.vector_BD)), None
 
-    def step(self, state: tuple[Tensor, Tensor | None], plan: Plan, cond: Conditioned, group: int) -> Slots:
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         place = plan.members(group).to(cond.vector_BD.device)
         x = self._first(cond) if state[1] is None else self.embed(state[1])
         return Slots(self._placed(x, place), torch.full_like(place, group), place, place.shape[1])
 
-    def push(self, state: tuple[Tensor, Tensor | None], plan: Plan, group: int, ids_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
+    def push(self, state: Any, plan: Plan, group: int, ids_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.quantizer.accumulate(state[0], group, ids_Bn)
 
     def _first(self, cond: Conditioned) -> Tensor:

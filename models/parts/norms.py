@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,15 +41,15 @@ class PreNorm(nn.Module):
     def shared(self, cond_BD: Tensor | None) -> None:
         """Nothing is shared between blocks."""
 
-    def modulate(self, block: int, cond_BD: Tensor | None, shared: None) -> list[None]:
+    def modulate(self, block: int, cond_BD: Tensor | None, shared: Tensor | None) -> list[Branch | None]:
         """Nothing depends on the condition."""
         return [None, None]
 
-    def enter(self, block: int, branch: int, x: Tensor, how: None) -> Tensor:
+    def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         """The branch's input."""
-        return cast(nn.Module, cast(nn.ModuleList, self.branches[block])[branch])(x)
+        return cast(nn.ModuleList, self.branches[block])[branch](x)
 
-    def leave(self, y: Tensor, how: None) -> Tensor:
+    def leave(self, y: Tensor, how: Branch | None) -> Tensor:
         """The branch's output, to be added to the residual stream."""
         return y
 
@@ -83,11 +84,22 @@ class AdaLN(nn.Module):
         self.offset: nn.Embedding | None = nn.Embedding(depth, 6 * width) if config.sharing == "shared" else None
         self.final = nn.Linear(width, 2 * width)
 
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Shrink fresh maps: gammas start near zero, so that blocks start near the identity."""
+        for linear in self.maps:
+            weight = cast(nn.Linear, linear).weight
+            weight[: 2 * self.width] *= self.gamma
+            weight[2 * self.width :] *= 0.5
+        if self.offset is not None:
+            self.offset.weight.normal_(std=self.width**-0.5)
+            self.offset.weight[:, : 2 * self.width] *= self.gamma
+
     def shared(self, cond_BD: Tensor | None) -> Tensor | None:
         """The map's output that all blocks share, or None when each block has its own."""
         return self.maps[0](F.silu(_given(cond_BD))) if self.offset is not None else None
 
-    def modulate(self, block: int, cond_BD: Tensor | None, shared: Tensor | None) -> list[Branch]:
+    def modulate(self, block: int, cond_BD: Tensor | None, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of the two branches; order gamma1, gamma2, scale1, scale2, shift1, shift2."""
         if shared is not None and self.offset is not None:
             six = shared + self.offset.weight[block]
@@ -96,13 +108,14 @@ class AdaLN(nn.Module):
         parts = six.unflatten(-1, (6, self.width)).unsqueeze(-3).unbind(-2)  # each (B, 1, D)
         return [(parts[0], parts[2], parts[4]), (parts[1], parts[3], parts[5])]
 
-    def enter(self, block: int, branch: int, x: Tensor, how: Branch) -> Tensor:
+    def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         """Normalised x, scaled and shifted by the condition."""
-        return F.layer_norm(x, (self.width,), eps=self.eps) * (1 + how[1]) + how[2]
+        _, scale, shift = cast(Branch, how)
+        return F.layer_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift
 
-    def leave(self, y: Tensor, how: Branch) -> Tensor:
+    def leave(self, y: Tensor, how: Branch | None) -> Tensor:
         """The branch's output times gamma."""
-        return y * how[0]
+        return y * cast(Branch, how)[0]
 
     def last(self, x: Tensor, cond_BD: Tensor | None) -> Tensor:
         """Norm before the head; here the order is scale, shift."""

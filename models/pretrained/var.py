@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -125,12 +125,13 @@ def quantizer_names(official: str, ours: str) -> list[Rule]:
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: teacher-forced logits and losses, guided greedy decoding, gradient norms."""
     ids = inputs["gt_idx_BL"]
+    feed = cast(NextScale, model.feed)
     plan = model.order.plan(model.layout, None)
     logits = model.head.logits(model(ids, Labels(inputs["label_B"]), plan))
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
     steps = list(model.decode_steps(Labels(inputs["gen_label_B"]), model.sampler, torch.Generator()))
     return {
-        "x_BLCv_wo_first_l": model.feed.quantizer.next_inputs(ids).detach(),
+        "x_BLCv_wo_first_l": feed.quantizer.next_inputs(ids).detach(),
         "logits_BLV": logits.detach(),
         "loss": nll.mean().detach(),
         "loss_per_scale": torch.stack([p.mean() for p in nll.split(list(model.layout.scale_sizes), dim=1)]).detach(),

@@ -79,10 +79,15 @@ class Sampler(config.Config):
         Raises:
             ConfigError: a value out of range, naming it.
         """
-        limits = {"guidance": (guidance, 0, math.inf), "top_k": (top_k, 0, math.inf), "top_p": (top_p, 0, 1), "temperature": (temperature, 0, math.inf)}
-        for name, (value, low, high) in limits.items():
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"sample.{name}={value}: must be between {low} and {high}")
+        limits = {
+            "guidance": (guidance, math.inf),
+            "temperature": (temperature, math.inf),
+            "top_k": (top_k, math.inf),
+            "top_p": (top_p, 1),
+        }
+        for name, (value, most) in limits.items():
+            if value is not None and not 0 <= value <= most:
+                raise ConfigError(f"sample.{name}={value}: must be between 0 and {most}")
         schedule: Schedule = self.guidance
         if guidance_schedule is not None:
             schedule = SCHEDULES[guidance_schedule](value=schedule.value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,22 +78,16 @@ class Transformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if self.config.init.scale_residual:
-            for last in [m.proj for m in self.attention] + [m.out for m in self.mlp]:  # type: ignore[union-attr]
-                with torch.no_grad():
-                    last.weight /= math.sqrt(2 * self.config.depth)  # type: ignore[union-attr, operator]
-        if isinstance(self.norm, AdaLN):
             with torch.no_grad():
-                for linear in self.norm.maps:
-                    linear.weight[: 2 * self.width] *= self.norm.gamma  # type: ignore[index]
-                    linear.weight[2 * self.width :] *= 0.5  # type: ignore[index]
-                if self.norm.offset is not None:
-                    self.norm.offset.weight.normal_(std=1 / math.sqrt(self.width))
-                    self.norm.offset.weight[:, : 2 * self.width] *= self.norm.gamma
+                for attention, mlp in zip(self.attention, self.mlp):
+                    cast(Attention, attention).proj.weight /= math.sqrt(2 * self.config.depth)
+                    cast(SwiGLU | GELU, mlp).out.weight /= math.sqrt(2 * self.config.depth)
+        if isinstance(self.norm, AdaLN):
+            self.norm.initialise()
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         """Empty caches for all layers: ``rows`` rows, at most ``slots`` slots, of the type and device of ``like``."""
-        attention = self.attention[0]
-        assert isinstance(attention, Attention)
+        attention = cast(Attention, self.attention[0])
         return [LayerCache(rows, attention.kv_heads, slots, attention.head_width, like) for _ in self.attention]
 
     def forward(
@@ -112,11 +107,11 @@ class Transformer(nn.Module):
         turn = self.rope(place_BS) if self.rope is not None else None
         shared = self.norm.shared(cond_BD)
         for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp)):
-            first, second = self.norm.modulate(i, cond_BD, shared)  # type: ignore[arg-type]
-            y = attention(self.norm.enter(i, 0, x_BSD, first), mask, turn, cache[i] if cache else None)  # type: ignore[arg-type]
-            x_BSD = x_BSD + self._branch(self.norm.leave(y, first), i, draws)  # type: ignore[arg-type]
-            y = mlp(self.norm.enter(i, 1, x_BSD, second))  # type: ignore[arg-type]
-            x_BSD = x_BSD + self._branch(self.norm.leave(y, second), i, draws)  # type: ignore[arg-type]
+            first, second = self.norm.modulate(i, cond_BD, shared)
+            y = attention(self.norm.enter(i, 0, x_BSD, first), mask, turn, cache[i] if cache else None)
+            x_BSD = x_BSD + self._branch(self.norm.leave(y, first), i, draws)
+            y = mlp(self.norm.enter(i, 1, x_BSD, second))
+            x_BSD = x_BSD + self._branch(self.norm.leave(y, second), i, draws)
         return self.norm.last(x_BSD, cond_BD)
 
     def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
