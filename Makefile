@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint clean
+.PHONY: help demo test test-fast lint readme clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ lint: $(READY_DEV) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+readme: $(READY_DEV) ## refresh the README's file tree and method table from the code
+	@$(BIN)/python docs/readme.py
 
 clean: ## remove the environment and caches (not .tokenloom, where your runs are)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

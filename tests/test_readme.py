@@ -1,0 +1,47 @@
+"""The README is true: its file tree, its method table, its links and the commands that it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_file_tree_and_method_table_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    assert readme.refreshed(README) == README, "run `make readme`"
+
+
+def test_links_inside_the_project_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_exist() -> None:
+    from flows.cli import main
+
+    commands = set(main.commands)
+    for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        for command in re.findall(r"\btokenloom ([a-z]+)\b", page):
+            assert command in commands, f"`tokenloom {command}` is not a command"
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", README))
+    assert named <= targets
+    assert {"demo", "test"} <= named
+
+
+def test_runs_and_files_named_exist() -> None:
+    for run in re.findall(r"configs/runs/\w+\.yaml", README):
+        assert (ROOT / run).exists(), run
