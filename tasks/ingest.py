@@ -6,6 +6,7 @@ the table ``quarantine.parquet`` with its reason, or stops the run when the conf
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from configs.schema import DataConfig, identity
 from models.config import ConfigError
 from tasks.artifacts import Outcome, Record, Step, Store, Work, canonical_json, sha256_of
 from tasks.errors import ArtifactError, StepError
-from tasks.images import Fitted, Rejected, fit_item
+from tasks.images import Rejected, fit_item
 from tasks.progress import Report, silent
 from tasks.sources import Entry, Item, Source, open_source, shown
 from tasks.storage import atomic
@@ -235,6 +236,7 @@ def _units(plan: _Plan, config: DataConfig) -> Iterator[_Unit]:
 
 
 def _make(name: str, config: DataConfig, store: Store, plan: _Plan, report: Report) -> Outcome:
+    started = time.monotonic()
     plan.source.check()
     units = list(_units(plan, config))
     counts = Counter({split: sum(s["rows"] for s in plan.kept if s["split"] == split) for split in SPLITS})
@@ -254,7 +256,7 @@ def _make(name: str, config: DataConfig, store: Store, plan: _Plan, report: Repo
             made.append(_shard(unit, plan, config, staging, pool))
             done += len(unit.items)
             report("ingest", done, total, {"rejected": float(sum(len(m["rejects"]) for m in made) + len(plan.rejects))})
-    outcome = _commit(name, config, store, plan, made, staging)
+    outcome = _commit(name, config, store, plan, made, staging, started)
     shutil.rmtree(staging, ignore_errors=True)
     return outcome
 
@@ -309,7 +311,7 @@ def table_bytes(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> bytes:
     return sink.getvalue()
 
 
-def _commit(name: str, config: DataConfig, store: Store, plan: _Plan, made: list[dict[str, Any]], staging: Path) -> Outcome:
+def _commit(name: str, config: DataConfig, store: Store, plan: _Plan, made: list[dict[str, Any]], staging: Path, started: float) -> Outcome:
     new = [m for m in made if m["file"]]
     shards = sorted({s["sha256"] for s in [*plan.kept, *new]})
     step = Step("ingest", VERSION, "dataset", name, {"data": identity(config), "classes": plan.classes, "shards": shards})
@@ -345,7 +347,8 @@ def _commit(name: str, config: DataConfig, store: Store, plan: _Plan, made: list
         counts = Counter(row["split"] for row in items)
         return {**{split: counts[split] for split in SPLITS}, "rejected": len(rejects), "duplicates_across_splits": duplicates(items)}
 
-    return store.execute(step, body)
+    outcome = store.execute(step, body)
+    return dataclasses.replace(outcome, seconds=round(time.monotonic() - started, 3))
 
 
 def duplicates(items: Iterable[dict[str, Any]]) -> int:
@@ -355,6 +358,3 @@ def duplicates(items: Iterable[dict[str, Any]]) -> int:
     for row in rows:
         splits[row["pixels"]].add(row["split"])
     return sum(row["split"] != "train" and len(splits[row["pixels"]]) > 1 for row in rows)
-
-
-__all__ = ["SPLITS", "Fitted", "Scan", "duplicates", "ingest", "scan", "split_of", "table_bytes"]

@@ -188,7 +188,12 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def _fill(storage: Storage, shard: Shard, layout: TokenLayout | None, folder: Path) -> None:
+def read_shard(storage: Storage, shard: Shard) -> bytes:
+    """A shard's bytes, size and hash verified.
+
+    Raises:
+        ArtifactError: missing, cut short or changed, naming the path.
+    """
     where = storage.uri(shard.path)
     try:
         raw = storage.read(shard.path)
@@ -198,6 +203,11 @@ def _fill(storage: Storage, shard: Shard, layout: TokenLayout | None, folder: Pa
         raise ArtifactError(f"{where}: {len(raw)} bytes, {shard.size} are recorded: the shard is cut short; run again to make it anew")
     if sha256_of(raw) != shard.sha256:
         raise ArtifactError(f"{where}: its content is not what was recorded (wrong hash); delete it and run again")
+    return raw
+
+
+def _fill(storage: Storage, shard: Shard, layout: TokenLayout | None, folder: Path) -> None:
+    where, raw = storage.uri(shard.path), read_shard(storage, shard)
     if layout is None:
         data, labels = decode_images(raw, where)
     else:

@@ -1,0 +1,189 @@
+"""Images to tokens, once: each image shard becomes one token shard, made by an actor that holds the tokenizer.
+
+A token shard is keyed by (tokenizer, image shard, views): one that an earlier artifact has is referred to, one that
+is lost is made again alone, and each finished one leaves a marker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.schema import ClusterConfig
+from models.config import ConfigError
+from tasks.artifacts import Artifact, Outcome, Step, Store, Work, canonical_json, sha256_of
+from tasks.errors import ArtifactError, StepError
+from tasks.loader import Shard, decode_images, read_shard
+from tasks.progress import Report, silent
+from tasks.tokens import number_type, parse_views, write_tokens
+
+VERSION = 1
+_ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on the machine's memory
+
+
+def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store, views: tuple[str, ...] = ("plain",)) -> Step:
+    """The step that tokenizes a dataset.
+
+    Args:
+        views: of each training image: ``plain`` and ``flip`` (mirrored); other splits have the plain view alone.
+
+    Raises:
+        ConfigError: unknown views, or images that are not of the tokenizer's size (checked when both are there).
+    """
+    step = Step("extract", VERSION, "tokens", name, {"views": list(parse_views(views))}, {"dataset": dataset, "tokenizer": tokenizer})
+    try:
+        images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
+    except (ArtifactError, KeyError):
+        return step  # an input is still to be made
+    for what in ("size", "channels"):
+        if images[what] != given[what]:
+            raise ConfigError(
+                f"data.{what}={images[what]}, but tokenizer {tokenizer.id} was trained for {what}={given[what]}: use another tokenizer"
+            )
+    return step
+
+
+def shard_key(tokenizer: str, image_shard: str, views: list[str]) -> str:
+    """Name of a token shard: 16 hex digits over the tokenizer's fingerprint, the image shard's hash and the views."""
+    return sha256_of(canonical_json([VERSION, tokenizer, image_shard, views]))[:16]
+
+
+def extract(step: Step, store: Store, cluster: ClusterConfig, report: Report = silent) -> Outcome:
+    """Make the tokens of a planned step; only the shards that no artifact has are encoded.
+
+    Raises:
+        ArtifactError: an input is missing or damaged, with its path.
+        StepError: the tokenizer failed on a shard.
+    """
+    return store.execute(step, lambda work: _body(step, store, cluster, report, work))
+
+
+def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+    dataset, tokenizer = step.inputs["dataset"], step.inputs["tokenizer"]
+    images, made_by = store.record(dataset), store.record(tokenizer)
+    layout = {**made_by.notes["layout"], "tokenizer": tokenizer.fingerprint}
+    earlier = _earlier(store)
+    found: dict[str, dict[str, Any]] = {}
+    todo: list[tuple[str, dict[str, Any], list[str]]] = []
+    for shard in images.notes["shards"]:
+        views = step.config["views"] if shard["split"] == "train" else ["plain"]
+        key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
+        marked = work.done(key)
+        if (have := marked["files"][0] if marked else earlier.get(key)) is not None:
+            found[key] = have
+        else:
+            todo.append((key, shard, views))
+    reused, total = len(found), len(images.notes["shards"])
+    report("extract", reused, total, {})
+    if todo:
+        for key, made in _encode(todo, step, store, cluster, work.folder):
+            work.mark(key, {"files": [made]})
+            found[key] = made
+            report("extract", len(found), total, {"rows": float(made["rows"])})
+    listed = []
+    for shard in images.notes["shards"]:
+        views = step.config["views"] if shard["split"] == "train" else ["plain"]
+        key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
+        made = {k: found[key][k] for k in ("path", "size", "sha256", "rows")}
+        work.add_file(**made)
+        listed.append({**made, "split": shard["split"], "key": key, "images": shard["sha256"]})
+    work.notes |= {
+        "layout": layout,
+        "classes": images.notes["classes"],
+        "shards": listed,
+        "tokenizer_spec": made_by.notes["spec"],
+    }
+    rows = {split: sum(s["rows"] for s in listed if s["split"] == split) for split in ("train", "validation", "test")}
+    return {**rows, "shards": total, "encoded": len(todo), "reused": reused}
+
+
+def _earlier(store: Store) -> dict[str, dict[str, Any]]:
+    """Whole token shards of all artifacts, by key."""
+    shards = [shard for record in store.records("tokens") for shard in record.notes["shards"]]
+    sizes = store.storage.sizes([shard["path"] for shard in shards])
+    return {shard["key"]: shard for shard in shards if sizes[shard["path"]] == shard["size"]}
+
+
+def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Any:
+    """Yield (key, file entry) as the actors finish shards, in any order."""
+    from tasks.cluster import session
+
+    with session(cluster, store.root) as current:
+        ray = current.ray
+        actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Encoder)
+        given = (store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), cluster.execution.threads, cluster.execution.device)
+        idle = [actor.remote(*given) for _ in range(min(cluster.extract_actors, len(todo)))]
+        actors, waiting, running = list(idle), list(reversed(todo)), {}
+        try:
+            while waiting or running:
+                while waiting and idle:
+                    key, shard, views = waiting.pop()
+                    worker = idle.pop()
+                    running[worker.encode.remote(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")] = key, worker
+                ready, _ = ray.wait(list(running), num_returns=1)
+                key, worker = running.pop(ready[0])
+                idle.append(worker)
+                try:
+                    yield key, ray.get(ready[0])
+                except ray.exceptions.RayTaskError as error:
+                    cause = error.cause
+                    raise cause if isinstance(cause, (StepError, ConfigError)) else StepError(f"tokenizing failed: {cause!r}") from error
+                except ray.exceptions.RayError as error:
+                    raise StepError(f"an extraction worker died again and again: {error}; run again to go on") from error
+        finally:
+            for each in actors:
+                ray.kill(each)
+
+
+class Encoder:
+    """The tokenizer of one worker; everything it is given is an address or plain data."""
+
+    def __init__(self, store: str, root: str, tokenizer: dict[str, str], threads: int, device: str) -> None:
+        import torch
+
+        from models.build import load_model
+
+        torch.set_num_threads(threads)
+        self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self._store = Store(store, Path(root))
+        self._artifact = Artifact.from_dict(tokenizer)
+        self._model: Any = load_model(self._store.fetch(self._artifact, "model.json", "weights.safetensors"), self._device)[0]
+
+    def encode(self, image_shard: dict[str, Any], views: list[str], target: str) -> dict[str, Any]:
+        """Write the token shard of one image shard; returns its entry for the record."""
+        import io
+
+        import pyarrow.parquet as pq
+        import torch
+
+        storage = self._store.storage
+        shard = Shard(**{k: image_shard[k] for k in Shard.__dataclass_fields__})
+        raw = read_shard(storage, shard)
+        pixels, label_N = decode_images(raw, storage.uri(shard.path))
+        names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
+        layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
+        parts = []
+        with torch.inference_mode():
+            for view in views:
+                for start in range(0, len(pixels), _ROWS):
+                    image_BCHW = (
+                        torch.from_numpy(pixels[start : start + _ROWS]).to(self._device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+                    )
+                    image_BCHW = image_BCHW.flip(-1) if view == "flip" else image_BCHW
+                    data = self._model.encode(image_BCHW.contiguous()).data.cpu()
+                    parts.append((data.long() if layout.discrete else data.float()).numpy())
+        data = write_tokens(
+            None,
+            keys=names["key"].to_pylist() * len(views),
+            view_N=np.repeat(np.arange(len(views), dtype=np.uint8), len(pixels)),
+            label_N=np.tile(label_N, len(views)),
+            captions=names["caption"].to_pylist() * len(views),
+            data=np.concatenate(parts),
+            layout=layout,
+            lineage={"tokenizer": self._artifact.id, "images": shard.sha256, "views": views, "type": str(number_type(layout))},
+        )
+        storage.write(target, data)
+        return {"path": target, "size": len(data), "sha256": sha256_of(data), "rows": len(pixels) * len(views)}
