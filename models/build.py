@@ -40,6 +40,10 @@ class ModelSpec:
         Raises:
             ConfigError: unknown recipe, argument or path, or an impossible value.
         """
+        if self.recipe.startswith("official/"):  # an imported checkpoint: its family makes the config from the official settings
+            from models import pretrained
+
+            return cast(Config, pretrained.families()[self.recipe.removeprefix("official/")].config(self.args))
         return registry.get(self.recipe, self.kind).config(self.args, self.set)
 
     def build(self) -> Method:

@@ -1,0 +1,129 @@
+"""``doctor``: checks the surroundings before a run has to find out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.options import EXIT_FAILED, cluster_options, emit, epilog, json_option, place_options, workspace
+
+if TYPE_CHECKING:
+    from flows.workspace import Workspace
+
+#: What a run imports; versions are read, nothing is imported.
+LIBRARIES = ("torch", "numpy", "ray", "prefect", "fastapi", "mlflow", "pyarrow", "safetensors", "pydantic", "datasets")
+_LEAST_DISK = 2 * 1024**3  # bytes; a small run with its environment's databases
+
+
+@click.command(epilog=epilog("tokenloom doctor", "tokenloom doctor --verify", "tokenloom doctor --schema > run.schema.json"))
+@click.option("--verify", is_flag=True, help="Read every file of every artifact and compare its hash.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of run files, and nothing else.")
+@place_options
+@cluster_options
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, verify: bool, schema: bool, root: str | None, store: str | None, cluster: str | None, as_json: bool) -> None:
+    """Check what a run needs: versions, disk, cores, a store that can be written, tracking, and the artifacts."""
+    from configs.load import load_cluster, schema_text
+
+    if schema:
+        click.echo(schema_text(), nl=False)
+        return
+    work = workspace("tokenloom", root, store, load_cluster(cluster))
+    checks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("python", _python),
+        ("libraries", _libraries),
+        ("fastapi", _fastapi),
+        ("cores", lambda: _cores(work)),
+        ("disk", lambda: _disk(work)),
+        ("store", lambda: _store(work)),
+        ("tracking", lambda: _tracking(work)),
+        ("artifacts", lambda: _artifacts(work, verify)),
+    )
+    rows: list[dict[str, Any]] = []
+    for name, check in checks:
+        try:
+            rows.append({"check": name, "ok": True, "found": check()})
+        except Exception as problem:
+            rows.append({"check": name, "ok": False, "found": str(problem)})
+    if as_json:
+        emit({"ok": all(r["ok"] for r in rows), "checks": rows})
+    else:
+        for row in rows:
+            click.echo(f"{'ok ' if row['ok'] else 'BAD'}  {row['check']:<10} {row['found']}")
+    ctx.exit(0 if all(r["ok"] for r in rows) else EXIT_FAILED)
+
+
+def _python() -> str:
+    return sys.version.split()[0]
+
+
+def _libraries() -> str:
+    found, missing = [], []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise RuntimeError(f"missing: {', '.join(missing)}; install the project: pip install -e . -c constraints.txt")
+    return ", ".join(found)
+
+
+def _fastapi() -> str:
+    version = metadata.version("fastapi")
+    if tuple(int(part) for part in version.split(".")[:2]) >= (0, 151):
+        raise RuntimeError(f"{version}: Prefect 3.8 needs fastapi below 0.151; install with -c constraints.txt")
+    return f"{version} (below 0.151, as Prefect needs)"
+
+
+def _cores(work: Workspace) -> str:
+    cores, wanted = os.cpu_count() or 1, work.cluster.execution.workers * work.cluster.execution.threads
+    hint = "" if wanted <= cores else f"; the cluster file wants {wanted} threads: training will be slow"
+    return f"{cores}{hint}"
+
+
+def _disk(work: Workspace) -> str:
+    free = shutil.disk_usage(work.root).free
+    if free < _LEAST_DISK:
+        raise RuntimeError(f"{free / 1e9:.1f} GB free at {work.root}: at least {_LEAST_DISK / 1e9:.1f} GB are needed")
+    return f"{free / 1e9:.1f} GB free at {work.root}"
+
+
+def _store(work: Workspace) -> str:
+    storage, path = work.store.storage, f".doctor-{uuid.uuid4().hex[:8]}"
+    storage.write(path, b"tokenloom")
+    try:
+        if storage.read(path) != b"tokenloom":
+            raise RuntimeError(f"{storage.uri(path)}: read something else than was written")
+    finally:
+        storage.delete(path)
+    return f"{work.store.uri} can be written and read"
+
+
+def _tracking(work: Workspace) -> str:
+    address = os.environ.get("MLFLOW_TRACKING_URI") or work.cluster.tracking_uri
+    if address is None or not address.startswith("http"):
+        return f"{address or 'sqlite in ' + str(work.root)} (no server needed)"
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=5):
+            return f"{address} answers"
+    except (OSError, urllib.error.URLError) as error:
+        raise RuntimeError(f"{address} does not answer ({error}); runs go on, metrics wait, registration fails") from error
+
+
+def _artifacts(work: Workspace, deep: bool) -> str:
+    records = work.store.records()
+    problems = [f"{r.artifact.kind}/{r.artifact.id}: {p}" for r in records for p in work.store.verify(r.artifact, deep=deep)]
+    if problems:
+        raise RuntimeError("; ".join(problems) + " (run again to make them anew)")
+    return f"{len(records)} complete, {'hashes' if deep else 'sizes'} verified"

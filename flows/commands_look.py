@@ -1,0 +1,137 @@
+"""``methods``, ``sample`` and ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flows.options import emit, epilog, json_option, place_options, workspace
+
+
+@click.command(epilog=epilog("tokenloom methods", "tokenloom methods --json"))
+@json_option
+def methods(as_json: bool) -> None:
+    """The family: every registered tokenizer and generator, and where it stands on the axes."""
+    from flows.screen import table
+    from models import registry
+
+    rows = registry.table()
+    if as_json:
+        emit({"methods": rows})
+        return
+    columns = ["name", "kind", "order", "feed", "net", "head", "paper", "status"]
+    table("", columns, [[row.get(column, "-") for column in columns] for row in rows])
+
+
+def _classes(text: str | None) -> list[int] | None:
+    """``0-9``, ``3`` or ``1,4,7-9`` as a list."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise click.BadParameter(f"{text!r}: write class numbers as 0-9, 3 or 1,4,7-9", param_hint="--classes")
+        found += range(int(first), int(last if dash else first) + 1)
+    if not found:
+        raise click.BadParameter(f"{text!r} names no class", param_hint="--classes")
+    return found
+
+
+@click.command(
+    epilog=epilog(
+        "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
+        "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
+    )
+)
+@click.argument("model")
+@click.option("--classes", metavar="0-9", help="Classes to draw, e.g. 0-9 or 1,4 [default: all].")
+@click.option(
+    "--n", "total", type=click.IntRange(min=1), default=100, show_default=True, help="Samples in total, spread evenly over the classes."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same samples.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="FILE.png: a grid. FILE.npz: arrays images uint8 (N,H,W,C) and labels.",
+)
+@place_options
+@json_option
+def sample(
+    model: str,
+    classes: str | None,
+    total: int,
+    seed: int,
+    guidance: float | None,
+    out: Path,
+    root: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Draw samples from a model.
+
+    MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
+    still training.
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
+    wanted = _classes(classes)
+    from tasks.sample import sample_model
+
+    from flows.screen import screen
+
+    work = workspace("tokenloom", root, store)
+    with screen() as shown:
+        document = sample_model(
+            model, work.store, work.tracker, classes=wanted, total=total, seed=seed, guidance=guidance, out=out, report=shown.report
+        )
+    if as_json:
+        emit(document)
+    else:
+        click.echo(f"{total} samples of {document.get('model', model)}: {out}")
+
+
+@click.command(epilog=epilog("tokenloom compare digits_var digits_raster --out leaderboard.png"))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the plot, sample grids and CSV [default: ROOT/compare]."
+)
+@place_options
+@json_option
+def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: str | None, as_json: bool) -> None:
+    """A leaderboard of runs under one protocol: table, plot, sample grids side by side.
+
+    RUN is a run's name (digits_var or digits-var) or an evaluation artifact. NLL is compared only within one tokenizer.
+    """
+    from flows.screen import table
+    from tasks import compare as comparing
+
+    work = workspace("tokenloom", root, store)
+    rows = comparing.leaderboard(work.store, [run_name(each) for each in runs])
+    folder = out or work.root / "compare"
+    files = comparing.write(work.store, rows, folder)
+    if as_json:
+        emit({"rows": rows, "files": [str(path) for path in files]})
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table("", columns, [[_cell(row.get(column)) for column in columns] for row in rows])
+    for path in files:
+        click.echo(str(path))
+
+
+def run_name(text: str) -> str:
+    """The artifact name behind RUN: a run file's ``name``, else the text itself."""
+    from configs.load import load_run, shipped
+
+    if text in shipped("runs") or text.endswith((".yaml", ".yml")):
+        return load_run(text).name
+    return text
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,69 @@
+"""``ui``: the MLflow and Prefect pages, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+
+import click
+
+from flows.options import cluster_options, emit, epilog, json_option, place_options, workspace
+
+
+@click.command(epilog=epilog("tokenloom ui", "tokenloom ui --mlflow-port 5001 --prefect-port 4201"))
+@click.option("--mlflow-port", type=click.IntRange(1, 65535), help="[default: 5000, or a free one]")
+@click.option("--prefect-port", type=click.IntRange(1, 65535), help="[default: 4200, or a free one]")
+@place_options
+@cluster_options
+@json_option
+def ui(mlflow_port: int | None, prefect_port: int | None, root: str | None, store: str | None, cluster: str | None, as_json: bool) -> None:
+    """Open the MLflow and Prefect pages of a root folder on 127.0.0.1, until Ctrl-C."""
+    from configs.load import load_cluster
+    from flows import prefect_api as servers
+
+    work = workspace("tokenloom", root, store, load_cluster(cluster))
+    prefect = servers.port("--prefect-port", prefect_port, 4200)
+    mlflow = servers.port("--mlflow-port", mlflow_port, 5000)
+    logs = work.root / "logs"
+    commands = {"Prefect": (servers.server_command(prefect), f"http://127.0.0.1:{prefect}", "/api/health")}
+    if work.cluster.tracking_uri is None:
+        tracking = f"sqlite:///{work.root / 'mlflow.db'}"
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "ui",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(mlflow),
+            "--backend-store-uri",
+            tracking,
+            "--workers",
+            "1",
+        ]
+        commands["MLflow"] = (command, f"http://127.0.0.1:{mlflow}", "/health")
+    with contextlib.ExitStack() as held:
+        started = {}
+        for what, (command, address, health) in commands.items():
+            log_file = str(logs / f"{what.lower()}-ui.log")
+            started[what] = (held.enter_context(servers.process(command, log_file)), address + health, log_file)
+        for what, (process, url, log_file) in started.items():
+            servers.wait_for(url, process, what, log_file)
+        addresses = {what.lower(): address for what, (_, address, _) in commands.items()}
+        addresses.setdefault("mlflow", work.cluster.tracking_uri or "")
+        if as_json:
+            emit(addresses)
+            sys.stdout.flush()
+        else:
+            for what, address in addresses.items():
+                click.echo(f"{what}: {address}")
+        click.echo("Ctrl-C stops both.", err=True)
+        while True:
+            time.sleep(0.5)
+            for what, (process, _, log_file) in started.items():
+                if process.poll() is not None:
+                    from tasks.errors import StepError
+
+                    raise StepError(f"{what} ended with code {process.returncode}; see {log_file}")

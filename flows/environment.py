@@ -1,0 +1,39 @@
+"""Settings that Prefect and its friends read from the environment, put in place before they are imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+
+def prepare(root: Path) -> None:
+    """Quiet, local and offline by default; whatever the person has set stays.
+
+    Prefect keeps its database under the root folder, as everything else does; a profile of one's own is still read.
+    """
+    home = Path.home() / ".prefect"
+    if "PREFECT_HOME" not in os.environ and (home / "profiles.toml").is_file():
+        os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))
+    for name, value in {
+        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_CLIENT_MAX_RETRIES": "3",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves a gigabyte of idle workers
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def log_to(root: Path) -> Path:
+    """Send the log records of this process to a file under the root folder; returns it."""
+    path = root / "logs" / "tokenloom.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return path

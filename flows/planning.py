@@ -1,0 +1,201 @@
+"""What a run would do and why: its steps in order, each cached, to be run, or unknown until an earlier one is done.
+
+The functions ``*_step`` say what each step is made from; ``flows/steps.py`` executes them one by one, and
+``plan`` looks at all of them without running anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from configs.schema import RunConfig, identity
+from models.config import ConfigError
+from tasks.artifacts import Artifact, Step, Store, canonical_json, sha256_of
+from tasks.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step of a plan. ``artifact`` is there when it is complete, ``step`` when all that shapes it is known."""
+
+    name: str
+    status: Literal["cached", "run", "unknown"]
+    reason: str
+    artifact: Artifact | None = None
+    step: Step | None = None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of what the step makes, where it is known."""
+        return self.artifact.fingerprint if self.artifact else self.step.fingerprint if self.step else None
+
+    def row(self) -> dict[str, Any]:
+        """Plain form, for ``tokenloom plan --json``."""
+        uri = self.artifact.uri if self.artifact else None
+        return {"name": self.name, "status": self.status, "fingerprint": self.fingerprint, "reason": self.reason, "uri": uri}
+
+
+def tokenizer_step(config: RunConfig, store: Store, dataset: Artifact) -> Step | Artifact:
+    """The training of the run's tokenizer, or the tokenizer that it uses (``use``, ``pinned``).
+
+    Raises:
+        ConfigError: the tokenizer in ``use`` is not in the store.
+    """
+    from tasks.distributed import plan_tokenizer
+
+    if found := given_tokenizer(config, store):
+        return found
+    return plan_tokenizer(config.name, config.tokenizer, dataset, store)
+
+
+def given_tokenizer(config: RunConfig, store: Store) -> Artifact | None:
+    """The tokenizer artifact that a run uses instead of training one, if it does."""
+    if config.tokenizer.use is not None:
+        try:
+            return store.resolve(config.tokenizer.use, "tokenizer")
+        except ConfigError as error:
+            raise ConfigError(f"tokenizer.use: {error}") from error
+    if config.tokenizer.pinned:
+        mine = [r.artifact for r in store.records("tokenizer") if r.artifact.name == config.name]
+        return mine[0] if mine else None
+    return None
+
+
+def extract_step(config: RunConfig, store: Store, dataset: Artifact, tokenizer: Artifact) -> Step:
+    """Every image of the dataset as tokens."""
+    from tasks.extract import plan_extract
+
+    return plan_extract(config.name, dataset, tokenizer, store)
+
+
+def features_step(config: RunConfig, store: Store, dataset: Artifact) -> Step:
+    """The network that judges samples; it depends on the dataset and the protocol alone."""
+    from tasks.features import plan_features
+
+    return plan_features(dataset, config.evaluate, store)
+
+
+def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer: Artifact) -> Step:
+    """The training of the generator."""
+    from tasks.distributed import plan_generator
+
+    return plan_generator(config.name, config.generator, tokens, tokenizer, store)
+
+
+def evaluate_step(config: RunConfig, store: Store, generator: Artifact, tokenizer: Artifact, dataset: Artifact, features: Artifact) -> Step:
+    """Samples, numbers and pictures under the run's protocol."""
+    from tasks.evaluate import plan_evaluate
+
+    return plan_evaluate(config.name, generator, tokenizer, dataset, features, config.sample, config.evaluate, store)
+
+
+def register_step(config: RunConfig, store: Store, evaluation: Artifact, generator: Artifact, tokenizer: Artifact) -> Step:
+    """A version in the model registry, and the gate of its alias."""
+    from tasks.register import plan_register
+
+    return plan_register(config.name, config.register_, evaluation, generator, tokenizer, store)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain: the step's name, the role of what it makes, what it needs, and how it is built."""
+
+    name: str
+    role: str
+    needs: tuple[str, ...]
+    build: Callable[..., Step | Artifact] | None
+
+
+#: The chain, in order. ``needs`` are roles made by earlier steps and keyword arguments of ``build``.
+CHAIN = (
+    Link("ingest", "dataset", (), None),
+    Link("train_tokenizer", "tokenizer", ("dataset",), tokenizer_step),
+    Link("extract", "tokens", ("dataset", "tokenizer"), extract_step),
+    Link("features", "features", ("dataset",), features_step),
+    Link("train_generator", "generator", ("tokens", "tokenizer"), generator_step),
+    Link("evaluate", "evaluation", ("generator", "tokenizer", "dataset", "features"), evaluate_step),
+    Link("register", "registration", ("evaluation", "generator", "tokenizer"), register_step),
+)
+STEPS = tuple(link.name for link in CHAIN)
+
+
+def plan(config: RunConfig, store: Store) -> tuple[Planned, ...]:
+    """Every step of a run: cached (complete and verified), to be run and why, or unknown until an earlier step is done."""
+    planned: list[Planned] = []
+    made: dict[str, Artifact] = {}  # role: artifact, complete or to be made
+    waiting: dict[str, str] = {}  # role: name of the step that has to make it first
+    for link in CHAIN:
+        one = _ingest(config, store) if link.build is None else _link(link, config, store, made, waiting)
+        planned.append(one)
+        if one.artifact is not None:
+            made[link.role] = one.artifact
+        elif one.step is not None:
+            made[link.role] = store.artifact(one.step)
+        if one.status != "cached":
+            waiting[link.role] = link.name
+    return tuple(planned)
+
+
+def _ingest(config: RunConfig, store: Store) -> Planned:
+    from tasks.ingest import scan
+
+    found = scan(config.data, store)
+    if found.fingerprint is not None and found.record is not None:
+        return Planned("ingest", "cached", found.reason or "complete, nothing new in the source", found.record.artifact)
+    return Planned("ingest", "run", found.reason)
+
+
+def _link(link: Link, config: RunConfig, store: Store, made: dict[str, Artifact], waiting: dict[str, str]) -> Planned:
+    assert link.build is not None
+    upstream = [waiting[role] for role in link.needs if role in waiting]
+    if any(role not in made for role in link.needs):
+        return Planned(link.name, "unknown", f"decided when {upstream[0]} is done")
+    try:
+        built = link.build(config, store, **{role: made[role] for role in link.needs})
+    except ArtifactError:
+        if not upstream:
+            raise
+        return Planned(link.name, "unknown", f"decided when {upstream[0]} is done")
+    if isinstance(built, Artifact):
+        if problems := store.verify(built):
+            raise ArtifactError(f"{built.id}: {'; '.join(problems[:3])}")
+        return Planned(link.name, "cached", "tokenizer.use" if config.tokenizer.use else "tokenizer.pinned", built)
+    if artifact := store.find(built):
+        return Planned(link.name, "cached", "complete", artifact, built)
+    return Planned(link.name, "run", store.explain(built) or "no such artifact", None, built)
+
+
+def inputs(name: str, config: RunConfig, store: Store) -> dict[str, Artifact]:
+    """The artifacts that one step needs, by role, when it is run alone.
+
+    Raises:
+        ConfigError: an earlier step has to run first.
+    """
+    link = next(each for each in CHAIN if each.name == name)
+    planned = {each.role: one for each, one in zip(CHAIN, plan(config, store))}
+    for role in link.needs:
+        if planned[role].artifact is None:
+            raise ConfigError(f"step {name} needs {role}, which is not in the store: run step {planned[role].name} first")
+    return {role: artifact for role in link.needs if (artifact := planned[role].artifact)}
+
+
+def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None:
+    """Refuse, before any work, what cannot work: models that do not build, or do not fit the data.
+
+    Raises:
+        ConfigError: naming the field and what to do.
+    """
+    from tasks.checks import check_models
+    from tasks.sources import open_source
+
+    dataset = planned[0].artifact
+    classes = len(store.record(dataset).notes["classes"]) if dataset else len(open_source(config.data).classes)
+    tokenizer = given_tokenizer(config, store)
+    check_models(config, classes, store.record(tokenizer).notes["spec"] if tokenizer else None)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """12 hex digits that name a run's recipe (its identity fields), for flow run names."""
+    return sha256_of(canonical_json(identity(config)))[:12]

@@ -1,0 +1,152 @@
+"""The Prefect API as a run needs it: is it there, and a deployment that retrains on a schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from models.config import ConfigError
+from tasks.errors import StepError
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+    from flows.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def reachable(warn: Callable[[str], None]) -> bool:
+    """Whether Prefect's API answers (the configured one, else one that is started for this process); warns once if not."""
+    try:
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+            if problem is not None:
+                raise problem
+            client.read_flows(limit=1)
+        return True
+    except Exception as error:
+        log.warning("Prefect API", exc_info=True)
+        text = str(error).strip().splitlines()
+        warn(f"Prefect's API cannot be used ({text[0] if text else type(error).__name__}); the run goes on without it (--no-prefect).")
+        return False
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A port on loopback that nobody listens on: the preferred one if it is free."""
+    for port in (preferred, 0) if preferred else (0,):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise StepError("no free port on 127.0.0.1")
+
+
+def port(option: str, given: int | None, preferred: int) -> int:
+    """The port that a person asked for, or a free one.
+
+    Raises:
+        ConfigError: the port asked for is in use.
+    """
+    found = free_port(given or preferred)
+    if given and found != given:
+        raise ConfigError(f"{option} {given}: port {given} of 127.0.0.1 is in use; stop what listens there or choose another port")
+    return found
+
+
+def server_command(number: int) -> list[str]:
+    """Command that serves Prefect's API and UI on loopback."""
+    return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(number)]
+
+
+@contextlib.contextmanager
+def process(command: list[str], log_file: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process for the length of a block; it leads a group of its own, which is ended with the block."""
+    with open(log_file, "ab") as out:
+        started = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | (environment or {})
+        )
+    try:
+        yield started
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(started.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(10)
+                break
+
+
+def wait_for(url: str, started: subprocess.Popen[bytes], what: str, log_file: str, seconds: float = 120) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        StepError: it ended or does not answer in time; names its log.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if started.poll() is not None:
+            raise StepError(f"{what} ended with code {started.returncode}; see {log_file}")
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                return
+        except OSError:
+            pass
+        time.sleep(0.3)
+    raise StepError(f"{what} does not answer at {url} after {seconds:.0f} s; see {log_file}")
+
+
+def serve(config: RunConfig, work: Workspace, cron: str) -> None:
+    """Serve the pipeline as a deployment that runs on a schedule, until the process is stopped.
+
+    Raises:
+        ConfigError: not a cron expression.
+    """
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=cron)
+    except ValueError as error:
+        raise ConfigError(f"--cron {cron!r}: not a cron expression (minute hour day month weekday)") from error
+    with contextlib.ExitStack() as held:
+        if not os.environ.get("PREFECT_API_URL"):
+            number, log_file = free_port(4200), str(work.root / "logs" / "prefect-server.log")
+            started = held.enter_context(process(server_command(number), log_file))
+            wait_for(f"http://127.0.0.1:{number}/api/health", started, "Prefect server", log_file)
+            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{number}/api"
+            print(f"Prefect UI: http://127.0.0.1:{number}", file=sys.stderr)
+        from prefect.context import refresh_global_settings_context
+        from prefect.deployments.runner import EntrypointType
+
+        from flows.pipeline import pipeline
+
+        refresh_global_settings_context()
+        print(f"Serving deployment tokenloom/{config.name}, cron {cron!r}. Ctrl-C stops it.", file=sys.stderr)
+        pipeline.serve(
+            name=config.name,
+            cron=cron,
+            limit=1,
+            pause_on_shutdown=False,
+            print_starting_message=False,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            parameters={
+                "config": config.model_dump(mode="json", by_alias=True),
+                "cluster": work.cluster.model_dump(mode="json"),
+                "root": str(work.root),
+                "store": work.store_uri,
+            },
+        )

@@ -1,0 +1,85 @@
+"""What a run has made, for people and for programs: the table of steps, pictures, the model, where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.schema import RunConfig
+from flows.screen import Done, clock, table
+
+if TYPE_CHECKING:
+    from flows.planning import Planned
+    from flows.workspace import Workspace
+    from tasks.artifacts import Artifact, Store
+
+#: Pictures in the order in which a person wants them.
+FIRST = ("samples", "reconstructions", "nearest", "codebook", "curves")
+
+
+def pictures(store: Store, evaluation: Artifact | None) -> dict[str, Path]:
+    """Name to local file of the pictures of an evaluation; those of a remote store are fetched."""
+    if evaluation is None:
+        return {}
+    prefix = f"{evaluation.folder}/"
+    files = [f["path"].removeprefix(prefix) for f in store.record(evaluation).files if f["path"].endswith(".png")]
+    if not files:
+        return {}
+    folder = store.fetch(evaluation, *files)
+    named = {Path(file).stem: folder / file for file in files}
+    order = [name for name in FIRST if name in named] + sorted(set(named) - set(FIRST))
+    return {name: named[name] for name in order}
+
+
+def where(work: Workspace, evaluation: Artifact | None) -> dict[str, str]:
+    """Where to look: label to path, address or command."""
+    shown = pictures(work.store, evaluation)
+    places = {"sample grid": str(shown["samples"])} if "samples" in shown else {}
+    if shown:
+        places["more pictures"] = str(next(iter(shown.values())).parent)
+    places["MLflow"] = work.cluster.tracking_uri or f"sqlite:///{work.root / 'mlflow.db'}"
+    places["UIs"] = f"tokenloom ui{_root_option(work)}"
+    return places
+
+
+def _root_option(work: Workspace) -> str:
+    from flows.workspace import ROOT
+
+    return "" if work.root == Path(ROOT).absolute() else f" --root {work.root}"
+
+
+def steps_of(planned: tuple[Planned, ...]) -> list[Done]:
+    """The steps of a run in which everything was cached."""
+    return [Done(one.name, "cached", one.artifact) for one in planned]
+
+
+def document(config: RunConfig, work: Workspace, done: list[Done], error: str | None = None) -> dict[str, Any]:
+    """The JSON document of ``tokenloom run --json``: ``steps``, ``pictures``, ``model``, and ``error`` if it failed."""
+    made = {each.name: each.artifact for each in done}
+    model = None
+    if registration := made.get("register"):
+        record = work.store.record(registration)
+        model = {"name": config.register_.name or config.name} | {
+            key: record.metrics[key] for key in ("version", "alias", "aliases", "uri") if key in record.metrics
+        }
+        model["generator"] = record.inputs["generator"].id if "generator" in record.inputs else None
+    return {
+        "run": config.name,
+        "steps": [each.row() for each in done],
+        "pictures": [str(path) for path in pictures(work.store, made.get("evaluate")).values()],
+        "model": model,
+        "metrics": next((each.metrics for each in done if each.name == "evaluate" and each.metrics), {}),
+    } | ({"error": error} if error else {})
+
+
+def show(config: RunConfig, work: Workspace, done: list[Done]) -> None:
+    """Print the table of steps and where to look."""
+    rows = [[each.name, each.status, clock(each.seconds) if each.status != "cached" else "", _reference(each)] for each in done]
+    table(config.name, ["step", "status", "time", "artifact"], rows)
+    evaluation = next((each.artifact for each in done if each.name == "evaluate"), None)
+    for what, place in where(work, evaluation).items():
+        print(f"{what}: {place}")
+
+
+def _reference(done: Done) -> str:
+    return f"{done.artifact.kind}/{done.artifact.id}" if done.artifact else done.error or ""

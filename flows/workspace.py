@@ -1,0 +1,105 @@
+"""Where a run works: its root folder, store, cluster and tracking, opened when they are first used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.load import load_cluster
+from configs.schema import ClusterConfig
+from flows import screen
+from flows.screen import Done
+from models.config import ConfigError
+
+if TYPE_CHECKING:
+    from tasks.tracking import Tracker
+
+    from tasks.artifacts import Artifact, Store
+
+#: The root folder where nothing else is said: beside you, so that two projects do not mix.
+ROOT = ".tokenloom"
+
+
+@dataclass
+class Workspace:
+    """The surroundings of a run; made from plain values, so that a deployment can carry them."""
+
+    name: str
+    root: Path
+    store_uri: str
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    done: list[Done] = field(default_factory=list)
+    _held: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    @classmethod
+    def open(
+        cls, name: str = "tokenloom", root: str | None = None, store: str | None = None, cluster: ClusterConfig | None = None
+    ) -> Workspace:
+        """From options or, where they are None, ``TOKENLOOM_ROOT``, ``TOKENLOOM_STORE`` and the defaults.
+
+        Raises:
+            ConfigError: the root folder cannot be made.
+        """
+        folder = Path(root or os.environ.get("TOKENLOOM_ROOT") or ROOT).expanduser().absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--root {str(folder)!r}: cannot be made: {error.strerror}; choose another with --root or TOKENLOOM_ROOT"
+            ) from error
+        uri = store or os.environ.get("TOKENLOOM_STORE") or str(folder / "store")
+        if "://" not in uri:
+            uri = str(Path(uri).expanduser().absolute())
+        return cls(name, folder, uri, cluster or load_cluster())
+
+    @cached_property
+    def store(self) -> Store:
+        """The artifact store."""
+        from tasks.artifacts import Store
+
+        return Store(self.store_uri, self.root)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """MLflow: one experiment a run name."""
+        from tasks.tracking import Tracker
+
+        return Tracker(self.cluster.tracking_uri, self.root, self.name)
+
+    @property
+    def report(self) -> Callable[[str, int, int, dict[str, float]], None]:
+        """Where steps report their progress."""
+        return screen.current().report
+
+    def begin(self, name: str) -> None:
+        """A step starts."""
+        self.done = [each for each in self.done if each.name != name]  # an earlier attempt
+        screen.current().begin(name)
+
+    def end(self, done: Done) -> None:
+        """A step has ended."""
+        self.done.append(done)
+        screen.current().end(done)
+
+    def artifact(self, name: str) -> Artifact | None:
+        """The artifact that a step of this run made or found."""
+        return next((d.artifact for d in self.done if d.name == name), None)
+
+    def __enter__(self) -> Workspace:
+        """Hold one Ray session for all steps (started on first use), and send what tracking could not take before."""
+        from tasks.cluster import session
+
+        self._held.enter_context(session(self.cluster, self.root))
+        self.tracker.sync()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.tracker.sync()
+        finally:
+            self._held.close()
