@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import importlib.abc, importlib.metadata, re, sys
 
-allowed = {"torch", "numpy", "pyarrow", "safetensors", "yaml", "models", "tasks", "__main__"}
+allowed = {"torch", "numpy", "pyarrow", "safetensors", "pyyaml", "tokenloom"}
 wanted = ["torch"]
 while wanted:  # what torch itself requires is there wherever torch is
     for line in importlib.metadata.requires(wanted.pop()) or []:
@@ -26,12 +26,13 @@ while wanted:  # what torch itself requires is there wherever torch is
                 continue
             allowed.add(name)
             wanted.append(name)
-installed = {m for m, packages in importlib.metadata.packages_distributions().items()}
+normal = lambda name: name.lower().replace("-", "_")
+refused = {m for m, found in importlib.metadata.packages_distributions().items() if not allowed & set(map(normal, found))}
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
-        if top in installed and top not in allowed and not top.startswith("_"):
+        if top in refused:
             raise ModuleNotFoundError(f"not in a bare environment: {top}", name=top)
 
 sys.meta_path.insert(0, Refuse())
