@@ -1,4 +1,4 @@
-"""Artifacts: what a step makes, once, under a fingerprint of everything that shapes it.
+"""The store of artifacts: what a step makes, once, under a fingerprint of everything that shapes it.
 
 An artifact is a folder ``<kind>/<name>-<fingerprint>/`` of the store.  ``record.json`` is written last and
 completes it: no record, no artifact.  ``Store.execute`` runs a step unless its artifact is there and whole.
@@ -7,230 +7,36 @@ completes it: no record, no artifact.  ``Store.execute`` runs a step unless its 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import json
 import logging
-import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from models.config import ConfigError, canonical
 from tasks.errors import ArtifactError
 from tasks.leases import file_lock, file_lock_held, object_lease, object_lease_held
+from tasks.records import (
+    KINDS,
+    RECORD,
+    Artifact,
+    Outcome,
+    Record,
+    Step,
+    canonical_json,
+    code_commit,
+    library_versions,
+    sha256_of,
+)
 from tasks.storage import Storage
+from tasks.work import Work
 
 log = logging.getLogger(__name__)
 
-KINDS = ("dataset", "tokenizer", "tokens", "generator", "features", "evaluation", "registration")
-RECORD = "record.json"
-_LIBRARIES = ("tokenloom", "torch", "numpy", "pyarrow", "ray", "mlflow", "prefect", "pillow")
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one JSON form of plain data; raises ``ConfigError`` for a value that has none."""
-    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def sha256_of(data: bytes | Path) -> str:
-    """SHA-256 of bytes or of a local file, as hex."""
-    if isinstance(data, bytes):
-        return hashlib.sha256(data).hexdigest()
-    with open(data, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A reference: small, plain, safe to pass anywhere.  ``uri`` is the absolute address of the folder."""
-
-    kind: str
-    name: str
-    fingerprint: str
-    uri: str
-
-    @property
-    def id(self) -> str:
-        """``<name>-<fingerprint>``."""
-        return f"{self.name}-{self.fingerprint}"
-
-    @property
-    def folder(self) -> str:
-        """Folder relative to the store."""
-        return f"{self.kind}/{self.id}"
-
-    def to_dict(self) -> dict[str, str]:
-        """Plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, str]) -> Artifact:
-        """Inverse of ``to_dict``."""
-        return cls(data["kind"], data["name"], data["fingerprint"], data["uri"])
-
-
-@dataclass(frozen=True)
-class Step:
-    """What to make: the identity part of the configuration and the inputs decide the fingerprint, the name does not.
-
-    ``version`` is raised when the step's code changes what it makes; ``notes`` are recorded, not fingerprinted.
-    """
-
-    step: str
-    version: int
-    kind: str
-    name: str
-    config: dict[str, Any]
-    inputs: dict[str, Artifact] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"artifact kind {self.kind!r}: there are {', '.join(KINDS)}")
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", self.name):
-            raise ConfigError(f"artifact name {self.name!r}: use letters, digits, _, . and -, at most 63")
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """12 hex digits over step, version, config and the inputs' fingerprints."""
-        inputs = {role: artifact.fingerprint for role, artifact in self.inputs.items()}
-        return sha256_of(canonical_json([self.step, self.version, self.config, inputs]))[:12]
-
-    @property
-    def folder(self) -> str:
-        """Folder relative to the store."""
-        return f"{self.kind}/{self.name}-{self.fingerprint}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What ``execute`` did; ``metrics`` are the recorded ones, also of a cached artifact."""
-
-    artifact: Artifact
-    status: Literal["cached", "ran"]
-    seconds: float
-    metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Record:
-    """A parsed ``record.json``; ``files`` are {path relative to the store, size, sha256, …}."""
-
-    artifact: Artifact
-    step: str
-    version: int
-    config: dict[str, Any]
-    inputs: dict[str, Artifact]
-    files: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    versions: dict[str, str]
-    commit: str | None
-    seconds: float
-    created: str
-    notes: dict[str, Any]
-
-    def to_bytes(self) -> bytes:
-        """JSON with the SHA-256 of everything else in it."""
-        data = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return json.dumps({**data, "sha256": sha256_of(canonical_json(data))}, indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str, storage: Storage) -> Record:
-        """Parse and check; addresses follow the store, wherever it has been moved.
-
-        Raises:
-            ArtifactError: not JSON, a field is missing, or its own hash is wrong.
-        """
-        try:
-            plain = json.loads(data)
-            stated = plain.pop("sha256")
-            if stated != sha256_of(canonical_json(plain)):
-                raise ArtifactError(f"{where}: the record's own hash is wrong: the file was changed or damaged")
-            known = {k: plain[k] for k in cls.__dataclass_fields__}
-            return cls(
-                **known
-                | {
-                    "artifact": _at(storage, plain["artifact"]),
-                    "inputs": {role: _at(storage, a) for role, a in plain["inputs"].items()},
-                }
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{where}: not a record: {error}") from error
-
-
-def _at(storage: Storage, data: Mapping[str, str]) -> Artifact:
-    artifact = Artifact.from_dict(data)
-    return Artifact(artifact.kind, artifact.name, artifact.fingerprint, storage.uri(artifact.folder))
-
-
-class Work:
-    """One execution of a step: where its body puts files and leaves markers to resume from.
-
-    Attributes:
-        scratch: local folder that survives a crash and is removed when the artifact is complete.
-        notes: recorded with the artifact; fill it in the body.
-    """
-
-    def __init__(self, step: Step, storage: Storage, scratch: Path) -> None:
-        self.step = step
-        self.storage = storage
-        self.folder = step.folder
-        self.uri = storage.uri(step.folder)
-        self.scratch = scratch
-        self.notes: dict[str, Any] = dict(step.notes)
-        self.files: dict[str, dict[str, Any]] = {}
-        scratch.mkdir(parents=True, exist_ok=True)
-
-    def put(self, path: str, data: bytes, **extra: Any) -> dict[str, Any]:
-        """Write a file of the artifact (path relative to its folder); returns its entry in the record."""
-        self.storage.write(f"{self.folder}/{path}", data)
-        return self.add_file(f"{self.folder}/{path}", size=len(data), sha256=sha256_of(data), **extra)
-
-    def put_file(self, local: Path, path: str, **extra: Any) -> dict[str, Any]:
-        """Copy a local file into the artifact."""
-        self.storage.upload(local, f"{self.folder}/{path}")
-        return self.add_file(f"{self.folder}/{path}", size=local.stat().st_size, sha256=sha256_of(local), **extra)
-
-    def add_file(self, path: str, size: int | None = None, sha256: str | None = None, **extra: Any) -> dict[str, Any]:
-        """Register a file that is in the store (path relative to the store), perhaps in another artifact's folder.
-
-        Raises:
-            ArtifactError: it is not there.
-        """
-        if size is None or sha256 is None:
-            try:
-                data: bytes | Path = self.storage.local_path(path) if self.storage.is_local else self.storage.read(path)
-                size, sha256 = self.storage.size(path), sha256_of(data)
-            except FileNotFoundError as error:
-                raise ArtifactError(f"{self.storage.uri(path)}: missing") from error
-        self.files[path] = {"path": path, "size": size, "sha256": sha256, **extra}
-        return self.files[path]
-
-    def done(self, marker: str) -> dict[str, Any] | None:
-        """The payload of a marker whose files (``payload["files"]``, as ``add_file`` returns them) are still whole."""
-        try:
-            payload: dict[str, Any] = json.loads(self.storage.read(self._marker(marker)))
-        except (FileNotFoundError, ValueError):
-            return None
-        files = payload.get("files", [])
-        sizes = self.storage.sizes([f["path"] for f in files])
-        return payload if all(sizes[f["path"]] == f["size"] for f in files) else None
-
-    def mark(self, marker: str, payload: Mapping[str, Any]) -> None:
-        """Leave a marker that a piece of the work is done."""
-        self.storage.write(self._marker(marker), json.dumps(payload, sort_keys=True).encode())
-
-    def _marker(self, marker: str) -> str:
-        return f"{self.folder}/markers/{marker}.json"
+__all__ = ["KINDS", "RECORD", "Artifact", "Outcome", "Record", "Step", "Store", "Work", "canonical_json", "sha256_of"]
 
 
 class Store:
@@ -480,24 +286,3 @@ class Store:
         from tasks.lineage import collect
 
         return collect(self, dry_run)
-
-
-@functools.cache
-def library_versions() -> dict[str, str]:
-    """Versions of Python and the libraries that shape results."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-@functools.cache
-def code_commit() -> str | None:
-    """The commit of the code at hand, if it is a checkout."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).resolve().parent.parent
-        if (here / ".git").exists():
-            done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-            return done.stdout.strip() or None
-    return None

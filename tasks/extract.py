@@ -116,7 +116,8 @@ def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store
         actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Encoder)
         given = (store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), cluster.execution.threads, cluster.execution.device)
         idle = [actor.remote(*given) for _ in range(min(cluster.extract_actors, len(todo)))]
-        actors, waiting, running = list(idle), list(reversed(todo)), {}
+        actors, waiting = list(idle), list(reversed(todo))
+        running: dict[Any, tuple[str, Any]] = {}
         try:
             while waiting or running:
                 while waiting and idle:

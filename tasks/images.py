@@ -95,13 +95,13 @@ def _check_pixels(size: tuple[int, int], most: int) -> None:
         raise UnusableError(f"zero size: {size[0]}x{size[1]}")
 
 
-def _upright(image):  # type: ignore[no-untyped-def]
+def _upright(image):
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(image)
 
 
-def _to_mode(image, channels: int):  # type: ignore[no-untyped-def]
+def _to_mode(image, channels: int):
     """Grey or RGB; transparent parts become white; 16-bit grey keeps its upper byte."""
     from PIL import Image
 
@@ -118,7 +118,7 @@ def _to_mode(image, channels: int):  # type: ignore[no-untyped-def]
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _to_size(image, config: DataConfig) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _to_size(image, config: DataConfig) -> np.ndarray:
     from PIL import Image
 
     size, (width, height) = config.size, image.size

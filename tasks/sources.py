@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def natural(name: str) -> tuple[Any, ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
 
 
-def turns(groups: Sequence[Sequence[Any]]) -> list[Any]:
+def turns(groups: Sequence[Any]) -> list[Any]:
     """The first of each group, then the second of each, and so on."""
     longest = max((len(group) for group in groups), default=0)
     return [group[i] for i in range(longest) for group in groups if i < len(group)]
@@ -121,7 +122,7 @@ def _matches(pattern: str, what: str) -> list[Path]:
 def _labelled_arrays(images: np.ndarray, labels: np.ndarray, prefix: str, where: str) -> Iterator[Item]:
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for i in turns(by_class):
-        yield Item(f"{prefix}{i:05d}", lambda i=i: images[i], str(int(labels[i])), None, f"{where}#{i}")
+        yield Item(f"{prefix}{i:05d}", partial(images.__getitem__, i), str(int(labels[i])), None, f"{where}#{i}")
 
 
 def digits() -> Source:

@@ -22,6 +22,9 @@ from tasks.errors import StepError
 
 _COPY = 8 << 20  # bytes held in memory while a file is copied
 
+Listing = list[tuple[str, int]]
+Names = list[str]
+
 
 def clean(path: str) -> str:
     """The path without ``.`` parts; raises ``StepError`` when it could leave the store."""
@@ -230,7 +233,7 @@ class Storage:
         infos = self.fs.get_file_info([self.fs_path(path) for path in paths]) if paths else []
         return {path: info.size if info.is_file else None for path, info in zip(paths, infos)}
 
-    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+    def list(self, prefix: str = "") -> Listing:
         """All files below a folder, as (path, size), sorted; unfinished writes are left out."""
         if self.is_local:
             base, files = self.local_path(), []
@@ -247,7 +250,7 @@ class Storage:
         cut = len(self._base) + 1
         return sorted((info.path[cut:], info.size) for info in self.fs.get_file_info(selector) if info.is_file)
 
-    def folders(self, prefix: str = "") -> list[str]:
+    def folders(self, prefix: str = "") -> Names:
         """Names of the folders directly below a folder, sorted."""
         if self.is_local:
             here = self.local_path(prefix)

@@ -211,7 +211,7 @@ def hub_source(where: str) -> Source:
 
     def items(entry: Entry) -> Iterator[Item]:
         for row in range(len(table)):
-            yield Item(f"{row:08d}", lambda row=row: read(row), labels[row], texts[row], f"hf:{where}#{row}")
+            yield Item(f"{row:08d}", partial(read, row), labels[row], texts[row], f"hf:{where}#{row}")
 
     # The library's fingerprint names the files that the table was made from.
     entry = Entry(f"hf:{where}", len(table), 0)
