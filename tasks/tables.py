@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
