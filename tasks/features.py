@@ -1,0 +1,197 @@
+"""Step ``features``: the network whose features the Fréchet and kernel distances compare.
+
+A small convolutional classifier trained on the dataset's own training split. Its artifact depends on the dataset and on
+this protocol alone, so every method on that data is judged by the same network. Numbers made with it are named
+``fd_classifier``, ``kid_classifier`` and ``is_classifier``: they are no FID and compare only with themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from configs.schema import EvaluateConfig
+from models.config import ConfigError
+from models.draws import seed_of
+from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.errors import StepError
+from tasks.loader import Loader, Rows, indices
+from tasks.progress import Report, silent
+
+Images = NDArray[np.uint8]
+NAME = "classifier"  # the suffix of every metric made with this network
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that shapes the classifier; it enters the artifact's fingerprint."""
+
+    network: str = NAME
+    width: int = 16
+    features: int = 64
+    side: int = 64  # larger images are averaged down to this many pixels a side
+    steps: int = 500
+    batch: int = 64
+    lr: float = 4e-3
+    shift: int = 2  # random translation in pixels, at most
+    seed: int = 0
+
+
+class Classifier(nn.Module):
+    """Three strided convolutions, a 4 x 4 average, a layer of features, class logits."""
+
+    def __init__(self, channels: int, classes: int, protocol: Protocol = Protocol()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        w = protocol.width
+        self.side = protocol.side
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, w, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(2 * w, 4 * w, 3, padding=1),
+            nn.GELU(),
+        )
+        self.features = nn.Linear(4 * w * 16, protocol.features)
+        self.logits = nn.Linear(protocol.features, classes)
+
+    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [-1, 1] to features (B, D) and logits (B, K)."""
+        if max(image_BCHW.shape[2:]) > self.side:
+            image_BCHW = F.interpolate(image_BCHW, size=(self.side, self.side), mode="area")
+        x = F.adaptive_avg_pool2d(self.trunk(image_BCHW), 4).flatten(1)
+        feature_BD = F.gelu(self.features(x))
+        return feature_BD, self.logits(feature_BD)
+
+
+def read_images(
+    store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None, prepare: Callable[[Images], Images] | None = None
+) -> tuple[Images, NDArray[np.int64]]:
+    """Images (N, H, W, C) uint8 and labels (N,) of some splits.
+
+    ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block, so that large images need not all
+    be in memory before they are made smaller.
+    """
+    notes = store.record(dataset).notes
+    parts = [Rows.of(notes, store.uri, split) for split in splits]
+    rows = Rows("images", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
+    total = len(rows)
+    if not total:
+        return np.zeros((0, notes["size"], notes["size"], notes["channels"]), np.uint8), np.zeros(0, np.int64)
+    index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
+    loader, images, labels = Loader(rows, store.cache), [], []
+    for start in range(0, len(index), 1024):
+        image, label = loader.pixels(index[start : start + 1024])
+        images.append(prepare(image) if prepare else image)
+        labels.append(label)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def to_float(image_NHWC: Images) -> Tensor:
+    """Bytes (N, H, W, C) to float32 images (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> Step:
+    """The step that trains the feature network of a dataset.
+
+    Raises:
+        ConfigError: ``evaluate.features`` asks for weights that cannot be used.
+    """
+    if config.features != "auto":
+        raise ConfigError(
+            f"evaluate.features={config.features!r}: Inception weights are not supported yet; "
+            "use auto, a classifier trained on the data (its numbers are named fd_classifier)"
+        )
+    return Step("features", VERSION, "features", dataset.name, {"protocol": asdict(Protocol())}, {"dataset": dataset})
+
+
+def features(step: Step, store: Store, report: Report = silent) -> Outcome:
+    """Train the feature network, or find it; a few seconds in one process."""
+    return store.execute(step, lambda work: _train(step, store, work, report))
+
+
+def _train(step: Step, store: Store, work: Work, report: Report) -> dict[str, Any]:
+    dataset, protocol = step.inputs["dataset"], Protocol(**step.config["protocol"])
+    classes = len(store.record(dataset).notes["classes"])
+    image, label = read_images(store, dataset, ["train"], 50_000)
+    held_image, held_label = read_images(store, dataset, ["validation", "test"], 10_000)
+    if len(image) < 2:
+        raise StepError(f"dataset {dataset.id}: {len(image)} training images, the feature network needs at least 2")
+    network = train_classifier(image, label, classes, protocol, report)
+    accuracy = float((classify(network, held_image)[1].argmax(1) == held_label).mean()) if len(held_label) else float("nan")
+    from safetensors.torch import save
+
+    work.put("classifier.safetensors", save({k: v.contiguous() for k, v in network.state_dict().items()}))
+    shape = {"channels": image.shape[3], "classes": classes, "protocol": asdict(protocol)}
+    work.put("classifier.json", json.dumps(shape, indent=1, sort_keys=True).encode())
+    work.notes.update(network=NAME, features=protocol.features)
+    return {"accuracy": accuracy} if np.isfinite(accuracy) else {}
+
+
+def train_classifier(
+    image: Images,
+    label: NDArray[np.int64],
+    classes: int,
+    protocol: Protocol = Protocol(),
+    report: Report = silent,  # noqa: B008 (frozen)
+) -> Classifier:
+    """A classifier of these images, the same weights for the same input (one thread: sums keep their order)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(protocol.seed, "classifier"))
+            network = Classifier(image.shape[3], classes, protocol)
+        steps = min(5000, max(protocol.steps, 5 * len(image) // protocol.batch))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=protocol.lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.lr, total_steps=steps, pct_start=0.1)
+        shift = np.random.default_rng(seed_of(protocol.seed, "shift"))
+        batch = min(protocol.batch, len(image))
+        for i in range(steps):
+            rows = indices(protocol.seed, i, batch, len(image))
+            by = shift.integers(-protocol.shift, protocol.shift + 1, 2)
+            x = to_float(np.roll(image[rows], tuple(by), axis=(1, 2)))
+            loss = F.cross_entropy(network(x)[1], torch.from_numpy(label[rows]))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if i % 20 == 0 or i + 1 == steps:
+                report("features", i + 1, steps, {"loss": float(loss.detach())})
+    finally:
+        torch.set_num_threads(threads)
+    return network.eval()
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """The feature network of a fetched ``features`` artifact."""
+    from safetensors.torch import load_file
+
+    shape = json.loads((folder / "classifier.json").read_text())
+    network = Classifier(shape["channels"], shape["classes"], Protocol(**shape["protocol"]))
+    network.load_state_dict(load_file(str(folder / "classifier.safetensors")))
+    return network.eval()
+
+
+@torch.no_grad()
+def classify(network: Classifier, image: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features (N, D) and class probabilities (N, K) of images (N, H, W, C) uint8."""
+    feature, probability = [], []
+    for start in range(0, len(image), 256):
+        f, logits = network(to_float(image[start : start + 256]))
+        feature.append(f.double().numpy())
+        probability.append(logits.double().softmax(1).numpy())
+    if not feature:
+        return np.zeros((0, network.features.out_features)), np.zeros((0, network.logits.out_features))
+    return np.concatenate(feature), np.concatenate(probability)

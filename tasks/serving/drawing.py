@@ -1,0 +1,113 @@
+"""Drawing images from a generator and its tokenizer: the same code for evaluation, the command line and a server.
+
+Shapes: N images, H W rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.build import load_model
+from models.config import ConfigError
+from models.draws import seed_of
+from models.protocols import Generator, Labels, Tokenizer
+from models.sampling.sampler import Sampler
+
+SHARD = 250  # images drawn from one seed
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A generator with its tokenizer, the sampler to use, and the names of the classes."""
+
+    generator: Generator
+    tokenizer: Tokenizer
+    sampler: Sampler
+    classes: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is."""
+        return next(self.generator.parameters()).device
+
+
+def open_pair(generator: Path, tokenizer: Path, classes: list[str], sample: dict[str, Any] | None = None, device: str = "cpu") -> Pair:
+    """Load both models; ``sample`` holds what is changed of the recipe's own sampler (``Sampler.edited``).
+
+    Raises:
+        ConfigError: a sampling value out of range.
+        LayoutError: the two do not belong together.
+    """
+    g, t = cast(Generator, load_model(generator, device)[0]), cast(Tokenizer, load_model(tokenizer, device)[0])
+    t.layout.check(g.layout)
+    return Pair(g, t, default_sampler(g).edited(**(sample or {})), tuple(classes))
+
+
+def open_bundle(folder: Path, device: str = "cpu") -> Pair:
+    """The pair of a registered model: ``generator/``, ``tokenizer/`` and ``serving.json``."""
+    serving = json.loads((folder / "serving.json").read_text())
+    return open_pair(folder / "generator", folder / "tokenizer", serving["classes"], serving["sample"], device)
+
+
+def default_sampler(generator: Generator) -> Sampler:
+    """The recipe's own sampler; plain sampling where it has none."""
+    return cast(Sampler, getattr(generator, "sampler", None) or Sampler())
+
+
+def spread(n: int, classes: int) -> NDArray[np.int64]:
+    """``n`` labels in turn over all classes, so that every class has as many as any other, or one more."""
+    return np.arange(n, dtype=np.int64) % classes
+
+
+@torch.no_grad()
+def sample_images(
+    generator: Generator, tokenizer: Tokenizer, labels: NDArray[np.int64], sampler: Sampler, seed: int, shard: int = 0
+) -> NDArray[np.uint8]:
+    """Images (N, H, W, C) uint8 of these labels (N,), drawn from the stream of (seed, shard) alone.
+
+    Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
+    """
+    device = next(generator.parameters()).device
+    stream = torch.Generator().manual_seed(seed_of(seed, "sample", shard))
+    tokens = generator.generate(Labels(torch.as_tensor(labels, dtype=torch.int64, device=device)), sampler, stream)
+    return to_uint8(tokenizer.decode(tokens))
+
+
+def sample_shards(pair: Pair, labels: NDArray[np.int64], seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
+    """Images of any number of labels, ``rows`` at a time; the answer depends on labels, seed and rows alone."""
+    parts = [
+        sample_images(pair.generator, pair.tokenizer, labels[start : start + rows], pair.sampler, seed, shard)
+        for shard, start in enumerate(range(0, len(labels), rows))
+    ]
+    return np.concatenate(parts)
+
+
+def check_labels(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` for a class that the model does not have."""
+    wrong = [int(k) for k in labels if not 0 <= k < len(classes)]
+    if wrong:
+        raise ConfigError(f"class_id {wrong[0]}: this model has the classes 0 to {len(classes) - 1}")
+
+
+def to_uint8(image_NCHW: torch.Tensor) -> NDArray[np.uint8]:
+    """Images in [-1, 1] to bytes (N, H, W, C): ``round((x + 1) * 127.5)``, clipped."""
+    x = ((image_NCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def png_base64(image_HWC: NDArray[np.uint8]) -> str:
+    """One image as PNG in base64 text."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()

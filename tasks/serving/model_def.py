@@ -1,0 +1,50 @@
+"""The registered MLflow model: ``class_id`` in, ``png_base64`` out (MLflow runs this file when the model is loaded)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow.models
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+
+MOST_ROWS = 1024  # images of one request
+
+
+class ImageModel(PythonModel):
+    """Draws one image a row; the same rows with the same parameters give the same images."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the generator and tokenizer that travel with the model."""
+        from tasks.serving.drawing import open_bundle
+
+        self.pair = open_bundle(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """``class_id`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature."""
+        from models.config import ConfigError
+        from tasks.serving.drawing import check_labels, png_base64, sample_shards
+
+        labels = model_input["class_id"].to_numpy(np.int64)
+        if not 0 < len(labels) <= MOST_ROWS:
+            raise MlflowException(f"{len(labels)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
+        given = params or {}
+        try:
+            check_labels(labels, self.pair.classes)
+            own = self.pair.sampler
+            changed: dict[str, Any] = {name: float(given[name]) for name in ("guidance", "temperature") if name in given}
+            # equal to the default means untouched: a temperature schedule must not become a constant
+            changed = {name: value for name, value in changed.items() if value != getattr(own, name).value}
+            pair = replace(self.pair, sampler=own.edited(**changed))
+            images = sample_shards(pair, labels, int(given.get("seed", 0)))
+        except ConfigError as error:
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
+        return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})
+
+
+mlflow.models.set_model(ImageModel())
