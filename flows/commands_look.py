@@ -86,9 +86,10 @@ def sample(
     from flows.screen import screen
 
     work = workspace("tokenloom", root, store)
+    tracker = work.tracker if model.startswith("models:/") else None
     with screen() as shown:
         document = sample_model(
-            model, work.store, work.tracker, classes=wanted, total=total, seed=seed, guidance=guidance, out=out, report=shown.report
+            model, work.store, tracker, classes=wanted, total=total, seed=seed, guidance=guidance, out=out, report=shown.report
         )
     if as_json:
         emit(document)

@@ -194,6 +194,7 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     classes = len(store.record(dataset).notes["classes"]) if dataset else len(open_source(config.data).classes)
     tokenizer = given_tokenizer(config, store)
     check_models(config, classes, store.record(tokenizer).notes["spec"] if tokenizer else None)
+    features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
 
 
 def fingerprint(config: RunConfig) -> str:
