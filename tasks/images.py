@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -95,13 +96,13 @@ def _check_pixels(size: tuple[int, int], most: int) -> None:
         raise UnusableError(f"zero size: {size[0]}x{size[1]}")
 
 
-def _upright(image):
+def _upright(image: Any) -> Any:
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(image)
 
 
-def _to_mode(image, channels: int):
+def _to_mode(image: Any, channels: int) -> Any:
     """Grey or RGB; transparent parts become white; 16-bit grey keeps its upper byte."""
     from PIL import Image
 
@@ -118,7 +119,7 @@ def _to_mode(image, channels: int):
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _to_size(image, config: DataConfig) -> np.ndarray:
+def _to_size(image: Any, config: DataConfig) -> np.ndarray:
     from PIL import Image
 
     size, (width, height) = config.size, image.size

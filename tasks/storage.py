@@ -99,8 +99,12 @@ class Storage:
 
         if self.is_local:
             return fs.LocalFileSystem()
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        return fs.S3FileSystem(**({"region": region} if region else {}), connect_timeout=10, request_timeout=60)
+        given: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60, "allow_delayed_open": True}  # small files in one request
+        if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+            given["region"] = region
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            given["endpoint_override"] = endpoint
+        return fs.S3FileSystem(**given)
 
     def fs_path(self, path: str) -> str:
         """The path inside ``fs``."""
