@@ -1,6 +1,6 @@
 """Convolutional encoder and decoder of VQGAN (arXiv:2012.09841), as VAR and LlamaGen use them.
 
-Shapes: B rows, C channels, H W image, h w latent grid.  Level 0 has the full resolution; each further level halves it.
+Shapes: B rows, C channels, H W image, h w latent grid.  Level 0 has the highest resolution; each further level halves it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from models.config import ConfigError
 class Geometry(configs.Config):
     """What encoder and decoder have in common.
 
-    ``channels`` times ``multipliers[i]`` is the width of level i; ``attention`` lists the levels whose blocks are followed by
+    ``channels`` times ``multipliers[i]`` is the width of level i; the first and the last convolution take and give ``patch`` by
+    ``patch`` pixels (1 as published; 2 saves the costly full resolution); ``attention`` lists the levels whose blocks are followed by
     self-attention; ``middle`` is what stands at the lowest resolution between encoder and latents (and back).
     """
 
     channels: int
     multipliers: tuple[int, ...]
+    patch: int = 1
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     attention: tuple[int, ...] = ()
@@ -34,6 +36,8 @@ class Geometry(configs.Config):
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers) < 1 or self.channels < 1:
             raise ConfigError(f"net.channels={self.channels}, multipliers={list(self.multipliers)}: must be positive")
+        if self.patch < 1:
+            raise ConfigError(f"net.patch={self.patch}: must be at least 1")
         if self.encoder_blocks < 1 or self.decoder_blocks < 1:
             raise ConfigError(
                 f"net.encoder_blocks={self.encoder_blocks}, decoder_blocks={self.decoder_blocks}: a level needs at least 1 block"
@@ -52,7 +56,7 @@ class Geometry(configs.Config):
     @property
     def downsampling(self) -> int:
         """Image pixels a latent position, in each direction."""
-        return int(2 ** (len(self.multipliers) - 1))
+        return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
     def grid(self, size: int) -> int:
         """Rows (= columns) of the latent grid of a square image.
@@ -62,7 +66,8 @@ class Geometry(configs.Config):
         """
         if size % self.downsampling or size < self.downsampling:
             raise ConfigError(
-                f"size={size}: not divisible by the downsampling {self.downsampling} of net.multipliers={list(self.multipliers)}"
+                f"size={size}: not divisible by the downsampling {self.downsampling} "
+                f"of net.patch={self.patch} and multipliers={list(self.multipliers)}"
             )
         return size // self.downsampling
 
@@ -157,8 +162,8 @@ class Encoder(nn.Module):
 
     def __init__(self, geometry: Geometry, channels: int, latent: int) -> None:
         super().__init__()
-        widths = geometry.widths
-        self.conv_in = nn.Conv2d(channels, geometry.channels, 3, padding=1)
+        widths, patch = geometry.widths, geometry.patch
+        self.conv_in = nn.Conv2d(channels, geometry.channels, patch + 2, stride=patch, padding=1)
         self.levels = nn.ModuleList()
         for i, width in enumerate(widths):
             change = Downsample(width) if i + 1 < len(widths) else nn.Identity()
@@ -187,13 +192,14 @@ class Decoder(nn.Module):
             change = Upsample(widths[i]) if i else nn.Identity()
             self.levels.append(Level(geometry, i, widths[min(i + 1, len(widths) - 1)], geometry.decoder_blocks, change))
         self.norm_out = norm(widths[0], geometry.norm_groups)
-        self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], channels * geometry.patch**2, 3, padding=1)
+        self.patch = geometry.patch
 
     def forward(self, z_BChw: Tensor) -> Tensor:
         x_BCHW = self.middle(self.conv_in(z_BChw))
         for level in self.levels:
             x_BCHW = level(x_BCHW)
-        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x_BCHW))), self.patch)
 
     @property
     def last(self) -> nn.Parameter:

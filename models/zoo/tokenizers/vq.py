@@ -1,0 +1,69 @@
+"""VQ: a convolutional tokenizer with one code a position (VQGAN, arXiv:2012.09841; LlamaGen's quantizer, arXiv:2406.06525).
+
+New: nothing; the baseline that raster generators stand on.  An image becomes one grid of codes, each the nearest entry of a
+codebook of unit vectors (the codes' direction is compared, not their length, arXiv:2110.04627).
+Differs: the codebook follows moving averages of the vectors assigned to it and codes out of use are revived, both over all
+workers; convolutions that suit small images, without attention, with 2x2 or 4x4 pixels a step at the ends.
+Run: tokenloom run digits_raster
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.codec import ConvTokenizer
+from models.parts.losses import Adversarial, Perceptual, Pixels
+from models.parts.nets.conv import Geometry
+from models.parts.nets.discriminator import PatchDiscriminator
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+
+
+@register(
+    "vq",
+    kind="tokenizer",
+    paper="2406.06525",
+    tiny={"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2},
+    order="-",
+    feed="-",
+    net="conv",
+    head="-",
+    quantizer="vq",
+)
+def vq(
+    codes: int = 256,
+    dim: int = 8,
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 4,
+    blocks: int = 1,
+    attention: tuple[int, ...] = (),
+    norm_groups: int = 8,
+    beta: float = 0.25,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> ConvTokenizer.Config:
+    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
+    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    return ConvTokenizer.Config(
+        net=Geometry(
+            channels=channels,
+            multipliers=multipliers,
+            patch=patch,
+            encoder_blocks=blocks,
+            decoder_blocks=blocks,
+            attention=attention,
+            middle="none",
+            norm_groups=norm_groups,
+        ),
+        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival()), beta=beta),
+        latent=channels,
+        pixels=Pixels(norm="l2"),
+        perceptual=Perceptual.Config(weights=perceptual) if perceptual else None,
+        adversarial=Adversarial.Config(
+            weight=adversarial, start=adversarial_start, discriminator=PatchDiscriminator.Config(channels=max(8, channels))
+        )
+        if adversarial
+        else None,
+    )
