@@ -73,7 +73,7 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
         run.log({k: v for k, v in record.metrics.items() if isinstance(v, (int, float))}, 0)
         for name in names:
             if name.endswith(".png"):
-                run.picture(Path(name).stem, folder / name)
+                run.picture(Path(name).stem, (folder / name).read_bytes())
             elif name.endswith((".json", ".html")):
                 run.file(folder / name)
 

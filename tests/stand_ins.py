@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.build import ModelSpec, parameters, save_model
 from tasks import png
 from tasks.artifacts import Artifact, Step, Store, Work
 
@@ -61,3 +63,77 @@ def _shard(image: np.ndarray, label: np.ndarray) -> bytes:
 def new_store(folder: Path) -> Store:
     """An empty store with its root beside it."""
     return Store(str(folder / "store"), folder / "root")
+
+
+def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", recipe: str = "var_vq", seed: int = 0) -> Artifact:
+    """An untrained tiny tokenizer as an artifact."""
+    notes = store.record(dataset).notes
+    args = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | ({"scales": [1, 2, 4]} if recipe == "var_vq" else {})
+    spec = ModelSpec("tokenizer", recipe, args, {}, {"size": notes["size"], "channels": notes["channels"]})
+    step = Step("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
+
+    def body(work: Work) -> dict[str, int]:
+        model = build(spec, seed)
+        _save(work, spec, model)
+        work.notes.update(spec=spec.to_dict(), parameters=parameters(model), layout={**model.layout.to_dict(), "tokenizer": step.fingerprint})
+        write_curves(store, work.folder)
+        return {"parameters": parameters(model)}
+
+    return store.execute(step, body).artifact
+
+
+def write_tokens(store: Store, dataset: Artifact, tokenizer: Artifact, name: str = "digits-var") -> Artifact:
+    """A tokens artifact without shards: evaluation codes the held-out images itself."""
+    step = Step("extract", 1, "tokens", name, {"views": ["plain"]}, {"dataset": dataset, "tokenizer": tokenizer})
+
+    def body(work: Work) -> dict[str, int]:
+        made = store.record(tokenizer).notes
+        work.notes.update(layout=made["layout"], classes=store.record(dataset).notes["classes"], shards=[], tokenizer_spec=made["spec"])
+        return {}
+
+    return store.execute(step, body).artifact
+
+
+def write_generator(store: Store, dataset: Artifact, tokenizer: Artifact, name: str = "digits-var", recipe: str = "var", seed: int = 0) -> Artifact:
+    """An untrained tiny generator as an artifact."""
+    tokens = write_tokens(store, dataset, tokenizer, name)
+    notes = store.record(tokens).notes
+    args = {"depth": 2, "width": 32, "heads": 2}
+    given = {"layout": notes["layout"], "classes": len(notes["classes"]), "tokenizer": notes["tokenizer_spec"]}
+    spec = ModelSpec("generator", recipe, args, {}, given)
+    step = Step("train_generator", 1, "generator", name, {"recipe": recipe, "args": args, "seed": seed}, {"tokens": tokens, "tokenizer": tokenizer})
+
+    def body(work: Work) -> dict[str, int]:
+        model = build(spec, seed)
+        model.adopt(build(ModelSpec.from_dict(notes["tokenizer_spec"]), 0))
+        _save(work, spec, model)
+        work.notes.update(spec=spec.to_dict(), parameters=parameters(model), world_size=1)
+        write_curves(store, work.folder)
+        return {"parameters": parameters(model)}
+
+    return store.execute(step, body).artifact
+
+
+def build(spec: ModelSpec, seed: int):
+    """The model with weights drawn from a seed, heads included, so that samples are not all the same."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = spec.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.05)
+    return model
+
+
+def _save(work: Work, spec: ModelSpec, model) -> None:
+    save_model(work.scratch, spec, model.state_dict())
+    for name in ("model.json", "weights.safetensors"):
+        work.put_file(work.scratch / name, name)
+
+
+def write_curves(store: Store, folder: str) -> None:
+    """Metrics of two logged steps, as training leaves them."""
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1.5}]
+    store.storage.write(f"{folder}/metrics/0000001.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
