@@ -1,0 +1,317 @@
+"""The steps ``train_tokenizer`` and ``train_generator``: planned here, carried out by Ray Train, kept as artifacts.
+
+The loop itself is ``tasks/train_loop.py``, which knows nothing of Ray; one worker or many, laptop or cluster, it is the same path.
+Ray restarts workers that die, our checkpoints say where to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.schema import ClusterConfig, MethodConfig, TokenizerConfig, identity
+from models.build import ModelSpec
+from models.config import ConfigError
+from models.settings import OptimizerSettings, TrainSettings
+from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.cluster import session
+from tasks.curves import Tail, numbers
+from tasks.errors import ArtifactError, Preempted, StepError
+from tasks.loader import Rows
+from tasks.progress import Report, silent
+from tasks.storage import Storage
+
+if TYPE_CHECKING:
+    from tasks.tracking import Run, Tracker
+    from tasks.train_loop import TrainJob
+
+VERSION = 1
+_STOP, _FAILURE, _PLAN, _RESULT = "stop.json", "failure.json", "plan.json", "result.json"
+
+
+def plan_tokenizer(name: str, config: TokenizerConfig, dataset: Artifact, store: Store) -> Step:
+    """The step that trains a tokenizer on a dataset's images.
+
+    Raises:
+        ConfigError: unknown recipe, argument or path, or a value that does not fit.
+    """
+    assert config.recipe is not None, "a tokenizer in use is not trained"
+    assert config.train is not None
+    return _plan("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset})
+
+
+def plan_generator(name: str, config: MethodConfig, tokens: Artifact, tokenizer: Artifact, store: Store) -> Step:
+    """The step that trains a generator on tokens.
+
+    Raises:
+        ConfigError: unknown recipe, argument or path, a value that does not fit, or tokens of another tokenizer.
+    """
+    try:
+        made_by = store.record(tokens).inputs["tokenizer"].fingerprint
+    except (ArtifactError, KeyError):
+        made_by = tokenizer.fingerprint  # still to be made
+    if made_by != tokenizer.fingerprint:
+        raise ConfigError(f"tokens {tokens.id} were made by tokenizer {made_by}, not by {tokenizer.id}: extract them again")
+    return _plan("generator", name, config.recipe, config.args, config.set, config.train, {"tokens": tokens, "tokenizer": tokenizer})
+
+
+def _plan(
+    kind: str, name: str, recipe: str, args: dict[str, Any], edits: dict[str, Any], train: TrainSettings, inputs: dict[str, Artifact]
+) -> Step:
+    resolved = ModelSpec(kind, recipe, args, edits).config().to_dict()
+    # How the config was arrived at and how often things are reported are noted, so that the body needs nothing but the step.
+    notes = {"recipe": recipe, "args": args, "set": edits, "train": json.loads(json.dumps(asdict(train)))}
+    return Step(f"train_{kind}", VERSION, kind, name, {"recipe": recipe, "config": resolved, "train": identity(train)}, inputs, notes)
+
+
+def train_model(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
+    """Carry out a planned training, or find its artifact.
+
+    Raises:
+        StepError: a loss that is not finite, a damaged input, or workers that fail more often than ``max_failures``.
+        Preempted: SIGTERM; the state is saved (KeyboardInterrupt for Ctrl-C).
+    """
+    return store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
+
+
+def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
+    job, notes = make_job(step, store, cluster)
+    for marker in (_STOP, _FAILURE, _RESULT):
+        work.storage.delete(f"{work.folder}/{marker}")
+    if step.kind == "generator":  # a run that still trains can be sampled
+        plan = {"spec": job.spec, "tokenizer": step.inputs["tokenizer"].to_dict(), "classes": notes["classes"]}
+        work.storage.write(f"{work.folder}/{_PLAN}", json.dumps(plan).encode())
+    with tracker.track(step, work.uri) if tracker else nullcontext(None) as run:
+        metrics = _fit(job, step, store, cluster, run, report)
+        for path, _ in work.storage.list(f"{work.folder}/previews"):
+            if run is not None:
+                run.picture(Path(path).stem, work.storage.read(path))
+    for path, _ in work.storage.list(work.folder):
+        inside = path.removeprefix(f"{work.folder}/")
+        if inside in ("weights.safetensors", "model.json") or inside.startswith(("metrics/", "previews/")):
+            work.add_file(path)
+    work.notes |= notes | {"spec": job.spec, "parameters": metrics["parameters"], "world_size": metrics["workers"]}
+    return metrics
+
+
+def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob, dict[str, Any]]:
+    """What the workers need for a planned step, and what its record notes.
+
+    Raises:
+        ArtifactError: an input is not complete.
+        ConfigError: no training rows, or more workers than rows of a batch.
+    """
+    from tasks.train_loop import TrainJob
+
+    noted = step.notes
+    spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])
+    data = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"]).notes
+    notes: dict[str, Any] = {"classes": data["classes"]}
+    adopt = None
+    if step.kind == "generator":
+        tokenizer = step.inputs["tokenizer"]
+        given = {"layout": data["layout"], "classes": len(data["classes"]), "tokenizer": store.record(tokenizer).notes["spec"]}
+        adopt = tokenizer.folder
+    else:
+        given = {"size": data["size"], "channels": data["channels"]}
+    spec = replace(spec, given=given)
+    if step.kind == "tokenizer":
+        layout = getattr(spec.build(), "layout")  # noqa: B009 - Method has none, a tokenizer does
+        notes["layout"] = {**layout.to_dict(), "tokenizer": step.fingerprint}
+    settings = settings_of(noted["train"])
+    workers = cluster.execution.workers
+    if settings.batch < workers:
+        raise ConfigError(f"train.batch={settings.batch} is smaller than workers={workers}: use fewer workers or a larger batch")
+    splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
+    if not splits["train"].shards:
+        raise ConfigError("the training split is empty: lower data.validation or give more images")
+    validation = splits["validation"] if splits["validation"].shards else None
+    root = str(store.root) if cluster.address == "local" else ""
+    job = TrainJob(
+        spec.to_dict(), settings, cluster.execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint
+    )
+    return job, notes
+
+
+def settings_of(plain: dict[str, Any]) -> TrainSettings:
+    """Training settings from their plain form."""
+    optimizer = {**plain["optimizer"], "betas": tuple(plain["optimizer"]["betas"])}
+    return TrainSettings(**{**plain, "optimizer": OptimizerSettings(**optimizer)})
+
+
+def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: Run | None, report: Report) -> dict[str, Any]:
+    """Run the workers to the end, passing on their metrics; the final ones."""
+    storage = store.storage
+    tail = Tail(storage, job.folder)
+    total, pause = job.settings.steps, 0.25 if storage.is_local else 3.0
+    done = tail.new()
+    report(step.step, done[-1]["step"] if done else 0, total, {})
+
+    def pass_on() -> None:
+        for row in tail.new():
+            report(step.step, row["step"], total, numbers(row))
+            if run is not None:
+                run.log(numbers(row), row["step"])
+
+    if run is not None:  # what an interrupted run had left in the store; the tracker drops what it already has
+        for row in done:
+            run.log(numbers(row), row["step"])
+    with session(cluster, store.root) as current:
+        assert current.ray.is_initialized()
+        trainer = _trainer(job, step, store, cluster)
+        outcome: dict[str, BaseException] = {}
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                outcome["error"] = error
+
+        # Training waits in a thread, so that this one keeps the signals and the progress.
+        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+        with _signals() as asked:
+            thread.start()
+            told = False
+            while thread.is_alive():
+                thread.join(pause)
+                pass_on()
+                if asked and not told:
+                    storage.write(f"{job.folder}/{_STOP}", json.dumps({"signal": asked[0]}).encode())
+                    told = True
+        pass_on()
+    failure = _read(storage, f"{job.folder}/{_FAILURE}")
+    if failure is not None:
+        kinds = {"ArtifactError": ArtifactError, "ConfigError": ConfigError}
+        raise kinds.get(failure["kind"], StepError)(failure["message"])
+    if asked:
+        storage.delete(f"{job.folder}/{_STOP}")
+        if asked[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Preempted(f"{step.step}: stopped by SIGTERM, the state is saved; the same command goes on")
+    if "error" in outcome:
+        logs = store.root / "logs" / "ray"
+        text = str(outcome["error"]).strip().splitlines()
+        raise StepError(f"{step.step}: the workers failed: {text[-1] if text else outcome['error']!r}; their logs: {logs}")
+    result = _read(storage, f"{job.folder}/{_RESULT}")
+    if result is None:
+        raise StepError(f"{step.step}: the workers ended without a result; their logs: {store.root / 'logs' / 'ray'}")
+    return result
+
+
+def _trainer(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = cluster.gpus_per_worker
+    resources = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
+    home = str(store.root / "ray") if cluster.address == "local" else store.storage.uri("ray")
+    return TorchTrainer(
+        worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=cluster.execution.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=f"{step.kind}-{step.name}-{step.fingerprint}",
+            storage_path=home,
+            failure_config=FailureConfig(max_failures=cluster.execution.max_failures),
+        ),
+    )
+
+
+def worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker: the loop, with a stop marker, and with failures that a restart cannot mend left as a file.
+
+    Raises:
+        Exception: whatever Ray should answer with a restart.
+    """
+    import ray.train
+
+    from tasks.train_loop import train
+
+    job: TrainJob = config["job"]
+    if not job.root:  # a node of a cluster has its own local folder
+        job = replace(job, root=os.environ.get("TOKENLOOM_NODE_ROOT") or str(Path(tempfile.gettempdir()) / "tokenloom"))
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    storage = Storage(job.store)
+    failure = f"{job.folder}/{_FAILURE}"
+    if storage.exists(failure):
+        return
+    try:
+        metrics = train(job, rank, world, stop=_asked_to_stop(storage, job.folder) if rank == 0 else None)
+        if rank == 0:
+            storage.write(f"{job.folder}/{_RESULT}", json.dumps(metrics).encode())
+    except Preempted:
+        return
+    except (StepError, ConfigError) as error:
+        # A NaN or a damaged shard stays what it is: no restart. Leaving the group ends the others' waiting.
+        storage.write(failure, json.dumps({"kind": type(error).__name__, "message": str(error), "rank": rank}).encode())
+        _leave()
+    except Exception:
+        for _ in range(20):  # was it a peer that left with a clear message?
+            if storage.exists(failure):
+                return
+            time.sleep(0.1)
+        raise
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _asked_to_stop(storage: Storage, folder: str) -> Callable[[], bool]:
+    every, last, asked = (0.25 if storage.is_local else 3.0), 0.0, False
+
+    def stop() -> bool:
+        nonlocal last, asked
+        if not asked and time.monotonic() - last >= every:
+            last = time.monotonic()
+            asked = storage.exists(f"{folder}/{_STOP}")
+        return asked
+
+    return stop
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note SIGTERM and SIGINT instead of dying of them; a second one acts as it would have."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
+        asked.append(number)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _read(storage: Storage, path: str) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(storage.read(path))
+        return content
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,94 @@
+"""Shared fixtures: a quiet offline environment, a store in a temporary folder, tiny image rows, one local Ray."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch, ray, prefect or mlflow: they read their environment once.
+for _name, _value in {
+    "OMP_NUM_THREADS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "HF_HUB_OFFLINE": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tasks import png
+from tasks.artifacts import Store
+from tasks.loader import Rows, Shard
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A fresh local root folder (databases, caches, logs)."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def store(root: Path) -> Store:
+    """An empty store under the root."""
+    return Store(str(root / "store"), root)
+
+
+def write_image_rows(store: Store, rows: int, split: str = "train", size: int = 4, classes: int = 4, seed: int = 0) -> Rows:
+    """One shard of noisy grey images, brighter by class, and the rows that it holds."""
+    random = np.random.default_rng([seed, split == "train"])
+    labels = np.arange(rows) % classes
+    pixels = np.clip(random.normal(60 * labels[:, None, None, None] + 30, 20, (rows, size, size, 1)), 0, 255).astype(np.uint8)
+    table = pa.table(
+        {
+            "key": [f"{split}-{i}" for i in range(rows)],
+            "image": pa.array([png.encode(image) for image in pixels], pa.binary()),
+            "label": pa.array(labels, pa.int32()),
+            "caption": pa.nulls(rows, pa.string()),
+            "source": [f"{split}/{i}" for i in range(rows)],
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    data = sink.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    path = f"dataset/noise/shards/{split}-{digest[:12]}.parquet"
+    store.storage.write(path, data)
+    return Rows("images", store.uri, (Shard(path, split, rows, digest, len(data)),), classes)
+
+
+@pytest.fixture
+def image_rows(store: Store) -> Callable[..., Rows]:
+    """``image_rows(rows, split="train", size=4, classes=4)`` writes a shard into the store."""
+
+    def write(rows: int, **options: Any) -> Rows:
+        return write_image_rows(store, rows, **options)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One local Ray runtime for all tests marked ``ray``; steps find it and leave it running."""
+    from configs.schema import ClusterConfig
+    from models.settings import ExecutionSettings
+    from tasks.cluster import session
+
+    with session(ClusterConfig(execution=ExecutionSettings(workers=3)), tmp_path_factory.mktemp("ray-root")) as current:
+        yield current.ray
