@@ -226,21 +226,25 @@ class Store:
         # Beside a local store, so that runs with different roots meet at the same lock.
         return (self.storage.local_path(".locks") if self.storage.is_local else self.root / "locks") / f"{key}.lock"
 
-    def execute(self, step: Step, body: Callable[[Work], dict[str, Any]]) -> Outcome:
+    def execute(self, step: Step, body: Callable[[Work], dict[str, Any]], again: bool = False) -> Outcome:
         """Make a step's artifact unless it is there; the body returns its metrics.
+
+        Args:
+            again: make it even so; the old record stands until the new one takes its place.
 
         Raises:
             ConfigError: the store cannot be written.
             ArtifactError: a file that the body registered is not in the store.
         """
         started = time.monotonic()
-        artifact = self.find(step)
+        artifact = None if again else self.find(step)
         if artifact is None:
             self.storage.check(write=True)
             with self.lease(f"{step.kind}-{step.fingerprint}"):
-                artifact = self.find(step)  # another run may have made it while this one waited
+                artifact = None if again else self.find(step)  # another run may have made it while this one waited
                 if artifact is None:
-                    self.storage.delete(f"{step.folder}/{RECORD}")  # of a damaged artifact
+                    if not again:
+                        self.storage.delete(f"{step.folder}/{RECORD}")  # of a damaged artifact
                     work = Work(step, self.storage, self.root / "scratch" / step.folder)
                     metrics = body(work)
                     record = self._commit(work, metrics, time.monotonic() - started)

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 from configs.schema import DataConfig, identity
 from models.config import ConfigError
 from tasks.artifacts import Outcome, Record, Step, Store, Work, canonical_json, sha256_of
-from tasks.errors import ArtifactError, StepError
+from tasks.errors import StepError
 from tasks.images import Rejected, fit_item
-from tasks.matching import SPLITS, VERSION, Plan, Unit, match, units_of
+from tasks.matching import SPLITS, VERSION, Plan, Unit, match, read_table, units_of
 from tasks.progress import Report, silent
 from tasks.sources import open_source, shown
 from tasks.storage import atomic
@@ -89,17 +89,18 @@ def ingest(name: str, config: DataConfig, store: Store, report: Report = silent)
                 return _make(name, config, store, plan, report)
             found = Scan(plan.base.artifact.fingerprint, 0, "", plan.base)
     assert found.record is not None
-    # Through execute, which has the last word on what is there and whole.
     record = found.record
-    again = Step("ingest", VERSION, "dataset", record.artifact.name, record.config)
-    if store.find(again) is None:
-        raise ArtifactError(f"{record.artifact.uri}: changed while it was being read; run again")
+    if config.on_bad == "stop" and record.metrics["rejected"]:
+        first = read_table(store, f"{record.artifact.folder}/quarantine.parquet")[0]
+        raise StepError(f"{first['source']}: {first['reason']} (data.on_bad is stop)")
     return Outcome(record.artifact, "cached", time.monotonic() - started, record.metrics)
 
 
 def _make(name: str, config: DataConfig, store: Store, plan: Plan, report: Report) -> Outcome:
     started = time.monotonic()
     plan.source.check()
+    if config.on_bad == "stop" and plan.rejects:
+        raise StepError(f"{plan.rejects[0]['source']}: {plan.rejects[0]['reason']} (data.on_bad is stop)")
     units = list(units_of(plan, config))
     counts = Counter({split: sum(s["rows"] for s in plan.kept if s["split"] == split) for split in SPLITS})
     for unit in units:
@@ -177,6 +178,8 @@ def _commit(name: str, config: DataConfig, store: Store, plan: Plan, made: list[
     new = [m for m in made if m["file"]]
     shards = sorted({s["sha256"] for s in [*plan.kept, *new]})
     step = Step("ingest", VERSION, "dataset", name, {"data": identity(config), "classes": plan.classes, "shards": shards})
+    if plan.base is not None and step.fingerprint == plan.base.artifact.fingerprint:
+        step = dataclasses.replace(step, name=plan.base.artifact.name)  # only its tables change
     present = {row["label"] for rows in plan.rows.values() for row in rows} | {row["label"] for m in new for row in m["index"]}
     for number, label in enumerate(plan.classes):
         if number not in present and label in plan.source.classes and config.limit is None:
@@ -209,7 +212,8 @@ def _commit(name: str, config: DataConfig, store: Store, plan: Plan, made: list[
         counts = Counter(row["split"] for row in items)
         return {**{split: counts[split] for split in SPLITS}, "rejected": len(rejects), "duplicates_across_splits": duplicates(items)}
 
-    outcome = store.execute(step, body)
+    # Rejects do not enter the fingerprint: a new corrupt file must be noted, but makes no new dataset.
+    outcome = store.execute(step, body, again=True)
     return dataclasses.replace(outcome, seconds=round(time.monotonic() - started, 3))
 
 

@@ -54,7 +54,8 @@ def split_of(key: str, config: DataConfig) -> str:
     return "test" if point < config.test else "validation" if point < config.test + config.validation else "train"
 
 
-def _read_table(store: Store, path: str) -> list[dict[str, Any]]:
+def read_table(store: Store, path: str) -> list[dict[str, Any]]:
+    """Rows of a Parquet table of an artifact; ``ArtifactError`` when it is missing or damaged."""
     try:
         return list(pq.read_table(pa.BufferReader(store.storage.read(path))).to_pylist())
     except (pa.ArrowException, OSError) as error:
@@ -85,7 +86,7 @@ def match(source: Source, config: DataConfig, store: Store) -> Plan:
 def _against(record: Record, source: Source, store: Store, digests: dict[str, str]) -> Plan:
     """What one earlier dataset has of the source."""
     folder = record.artifact.folder
-    entries = {row["entry"]: row for row in _read_table(store, f"{folder}/entries.parquet")}
+    entries = {row["entry"]: row for row in read_table(store, f"{folder}/entries.parquet")}
     # Labels of known shards stay right: old classes keep their numbers, new ones follow.
     old = list(record.notes["classes"])
     plan = Plan(source, old + [name for name in source.classes if name not in old], base=record)
@@ -101,9 +102,9 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
     present = {entry.name for entry in source.entries}
     changed = [e.name for e in plan.fresh if e.name in entries]
     removed = [name for name in entries if name not in present]
-    sizes = store.storage.sizes([shard["path"] for shard in record.notes["shards"]])
+    sizes = store.storage.sizes([file["path"] for file in record.files])
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in _read_table(store, f"{folder}/items.parquet"):
+    for row in read_table(store, f"{folder}/items.parquet"):
         rows[row["shard"]].append(row)
     missing = 0
     for shard in record.notes["shards"]:
@@ -116,9 +117,12 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
             plan.rows[shard["path"]] = mine
         else:
             plan.lost.append((shard["split"], mine))
-    plan.rejects = [row for row in _read_table(store, f"{folder}/quarantine.parquet") if row["entry"] in plan.known]
+    plan.rejects = [row for row in read_table(store, f"{folder}/quarantine.parquet") if row["entry"] in plan.known]
     counts = {"new": len(plan.fresh) - len(changed), "changed": len(changed), "removed": len(removed)}
     parts = [f"{n} {what} file{'s' * (n != 1)}" for what, n in counts.items() if n]
+    tables = [f for f in record.files if f["path"].startswith(f"{folder}/") and f["path"].count("/") == 2]
+    if any(sizes[f["path"]] != f["size"] for f in tables):
+        parts.append("its tables are damaged")
     parts += [f"{missing} shard{'s' * (missing != 1)} missing or cut short"] if missing else []
     plan.reason = f"{', '.join(parts)} (against {record.artifact.id})" if parts else ""
     return plan

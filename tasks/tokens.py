@@ -65,9 +65,11 @@ def check_tokens(data: np.ndarray, layout: TokenLayout, where: str) -> np.ndarra
             raise ArtifactError(f"{where}: ids of type {data.dtype}, expected integers")
         if data.size and (int(data.min()) < 0 or int(data.max()) >= layout.vocabulary):
             raise ArtifactError(f"{where}: ids from {data.min()} to {data.max()}, the vocabulary has {layout.vocabulary}")
-    elif not np.isfinite(data.astype(np.float16)).all():
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(data.astype(number_type(layout)))
+    if not layout.discrete and not np.isfinite(numbers).all():
         raise ArtifactError(f"{where}: latents that are not finite in float16")
-    return np.ascontiguousarray(data.astype(number_type(layout)))
+    return numbers
 
 
 def write_tokens(
