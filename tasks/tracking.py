@@ -19,7 +19,6 @@ from typing import Any
 
 from tasks.leases import file_lock
 from tasks.records import Step
-from tasks.tracking_models import ModelRegistry
 from tasks.tracking_runs import FINGERPRINT, Event, Sender, describe
 
 log = logging.getLogger(__name__)
@@ -136,14 +135,16 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id()], wanted, max_results=1, order_by=["attributes.start_time ASC"])
         return str(found[0].info.run_id) if found else None
 
-    @property
-    def models(self) -> ModelRegistry:
-        """The model registry; its verbs raise ``StepError`` when the server is away."""
-        return ModelRegistry(self)
-
     def download_model(self, reference: str) -> Path:
-        """Local folder of a registered model, ``models:/name@alias`` or ``models:/name/version``."""
-        return self.models.download(reference)
+        """Local folder of a registered model, ``models:/name@alias`` or ``models:/name/version``.
+
+        Raises:
+            ConfigError: there is no such model or version.
+            StepError: the server is away.
+        """
+        from tasks.tracking_registry import Registry
+
+        return Registry(self).download(reference)
 
     @property
     def _spool(self) -> Path:

@@ -17,21 +17,21 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-import hashlib
-import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+import hashlib  # noqa: E402
+import io  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
-import torch
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-from tasks import png
-from tasks.artifacts import Store
-from tasks.loader import Rows, Shard
+from tasks import png  # noqa: E402
+from tasks.artifacts import Store  # noqa: E402
+from tasks.loader import Rows, Shard  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -101,7 +101,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(store, data, tmp_path, 
     random = np.random.default_rng(world)
     command = [sys.executable, str(HERE / "toy.py"), str(toy.to_file(broken, tmp_path / "broken.json")), str(world)]
     kills, resumed = 0, set()
-    while kills < 5:
+    while kills < 3:
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = len(read_curves(store.storage, broken.folder))
         target = random.integers(1, 14)  # rows of metrics to wait for, and then a random moment
@@ -198,7 +198,7 @@ def odd_worker(path: str, rank: int, world: int) -> None:
 
 def test_more_workers_than_rows_is_refused(store, data, tmp_path) -> None:
     job = toy.job(store, *data, batch=1)
-    with pytest.raises(StepError, match="tasks.parallel.launch"):
+    with pytest.raises(StepError, match=r"tasks\.parallel\.launch"):
         train(job, 0, 2)
     with pytest.raises(Exception, match="smaller than the number of workers"):
         launch(2, toy.worker, str(toy.to_file(job, tmp_path / "job.json")))
