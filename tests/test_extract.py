@@ -1,0 +1,249 @@
+"""Tokens of a dataset: made once a shard, reused, made again alone when lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import ClusterConfig, DataConfig
+from models import registry
+from models.build import ModelSpec, load_model, save_model
+from models.config import ConfigError
+from models.settings import ExecutionSettings
+from tasks import extract as module
+from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.errors import ArtifactError
+from tasks.extract import extract, plan_extract, shard_key
+from tasks.ingest import ingest
+from tasks.loader import Loader, Rows
+from tasks.tokens import read_tokens
+
+
+class InProcess:
+    """Stands for the actors where a test is not about Ray: the same encoder, called directly."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def __call__(self, todo: Any, step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        encoder = module.Encoder(store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), 1, "cpu")
+        for key, shard, views in todo:
+            self.encoded.append(key)
+            yield key, encoder.encode(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")
+
+
+@pytest.fixture
+def actors(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    stand_in = InProcess()
+    monkeypatch.setattr(module, "_encode", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for i in range(24):
+        add_image(tmp_path / "images", i)
+    return tmp_path / "images"
+
+
+def add_image(folder: Path, number: int) -> None:
+    from PIL import Image
+
+    path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+
+
+def dataset(store: Store, images: Path, **options: Any) -> Outcome:
+    return ingest("pets", DataConfig(source=f"folder:{images}", size=16, fit="pad", validation=0.3, shard_rows=6, **options), store)
+
+
+def tokenizer(store: Store, data: Artifact, seed: int = 0) -> Artifact:
+    """An untrained tiny multi-scale tokenizer."""
+    spec = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"size": 16, "channels": 1})
+
+    def body(work: Work) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        model: Any = spec.build()
+        save_model(work.scratch, spec, model.state_dict())
+        for name in ("model.json", "weights.safetensors"):
+            work.put_file(work.scratch / name, name)
+        work.notes |= {"spec": spec.to_dict(), "layout": dataclasses.replace(model.layout, tokenizer=work.step.fingerprint).to_dict()}
+        return {}
+
+    return store.execute(Step("train_tokenizer", 1, "tokenizer", "tiny", {"seed": seed}, {"dataset": data}), body).artifact
+
+
+CLUSTER = ClusterConfig(extract_actors=2, execution=ExecutionSettings(workers=1, device="cpu"))
+
+
+def shards(store: Store, outcome: Outcome) -> dict[str, bytes]:
+    return {s["path"]: store.storage.read(s["path"]) for s in store.record(outcome.artifact).notes["shards"]}
+
+
+def test_tokens_are_what_the_tokenizer_says(store: Store, images: Path, actors: InProcess) -> None:
+    data = dataset(store, images).artifact
+    codec = tokenizer(store, data)
+    outcome = extract(plan_extract("pets", data, codec, store), store, CLUSTER)
+    notes, pictures = store.record(outcome.artifact).notes, store.record(data).notes
+    assert notes["classes"] == ["cat", "dog"]
+    assert notes["layout"]["tokenizer"] == codec.fingerprint
+    assert notes["tokenizer_spec"]["recipe"] == "var_vq"
+    model: Any = load_model(store.fetch(codec))[0]
+    for split in ("train", "validation"):
+        tokens = Loader(Rows.of(notes, store.uri, split), store.cache)
+        pixels = Loader(Rows.of(pictures, store.uri, split), store.cache)
+        assert len(tokens) == len(pixels) == outcome.metrics[split] > 0
+        rows = np.arange(len(tokens))
+        image, found = pixels.get(rows), tokens.get(rows)
+        assert image.image_BCHW is not None
+        assert found.tokens is not None
+        with torch.inference_mode():
+            assert torch.equal(found.tokens.ids, model.encode(image.image_BCHW).ids)
+        assert found.condition.label_B.tolist() == image.condition.label_B.tolist()  # type: ignore[union-attr]
+    lineage = read_tokens(store.storage.local_path(notes["shards"][0]["path"])).lineage
+    assert lineage["tokenizer"] == codec.id
+    assert lineage["images"] == pictures["shards"][0]["sha256"]
+
+
+def test_flipped_views_are_of_training_images_only(store: Store, images: Path, actors: InProcess) -> None:
+    data = dataset(store, images).artifact
+    codec = tokenizer(store, data)
+    plain = extract(plan_extract("pets", data, codec, store), store, CLUSTER)
+    both = extract(plan_extract("pets", data, codec, store, ("plain", "flip")), store, CLUSTER)
+    assert both.metrics["train"] == 2 * plain.metrics["train"]
+    assert both.metrics["validation"] == plain.metrics["validation"]
+    assert both.metrics["reused"] > 0, "validation shards are the same"
+    shard = next(s for s in store.record(both.artifact).notes["shards"] if s["split"] == "train")
+    rows = read_tokens(store.storage.local_path(shard["path"]))
+    half = len(rows.keys) // 2
+    assert rows.view_N.tolist() == [0] * half + [1] * half
+    assert rows.keys[:half] == rows.keys[half:]
+    assert not np.array_equal(rows.data[:half], rows.data[half:])
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate"])
+def test_a_lost_shard_is_made_again_alone_with_the_same_bytes(store: Store, images: Path, actors: InProcess, damage: str) -> None:
+    data = dataset(store, images).artifact
+    step = plan_extract("pets", data, tokenizer(store, data), store)
+    before = shards(store, extract(step, store, CLUSTER))
+    path = sorted(before)[1]
+    local = store.storage.local_path(path)
+    local.unlink() if damage == "remove" else local.write_bytes(before[path][:-5])
+    assert path in store.explain(step)
+    actors.encoded.clear()
+    again = extract(step, store, CLUSTER)
+    assert (again.status, again.metrics["encoded"], len(actors.encoded)) == ("ran", 1, 1)
+    assert actors.encoded[0] in path
+    assert shards(store, again) == before
+
+
+def test_appended_images_tokenize_only_the_new_shards(store: Store, images: Path, actors: InProcess) -> None:
+    data = dataset(store, images).artifact
+    codec = tokenizer(store, data)
+    first = extract(plan_extract("pets", data, codec, store), store, CLUSTER)
+    old = shards(store, first)
+    for i in range(24, 36):
+        add_image(images, i)
+    more = dataset(store, images).artifact
+    new_images = {s["sha256"] for s in store.record(more).notes["shards"]} - {s["sha256"] for s in store.record(data).notes["shards"]}
+    actors.encoded.clear()
+    second = extract(plan_extract("pets", more, codec, store), store, CLUSTER)
+    assert second.artifact != first.artifact
+    assert len(actors.encoded) == len(new_images) == second.metrics["encoded"]
+    assert second.metrics["reused"] == len(old)
+    assert old.items() <= shards(store, second).items()
+    assert store.gc(dry_run=True) == [], "shards that both refer to stay"
+    assert sum(len(Rows.of(store.record(second.artifact).notes, store.uri, s)) for s in ("train", "validation")) == 36
+
+
+def test_another_tokenizer_shares_nothing(store: Store, images: Path, actors: InProcess) -> None:
+    data = dataset(store, images).artifact
+    extract(plan_extract("pets", data, tokenizer(store, data), store), store, CLUSTER)
+    other = extract(plan_extract("pets", data, tokenizer(store, data, seed=1), store), store, CLUSTER)
+    assert other.metrics["reused"] == 0
+
+
+def test_after_an_interruption_only_the_missing_shards_are_made(store: Store, images: Path, actors: InProcess, monkeypatch: Any) -> None:
+    data = dataset(store, images).artifact
+    step = plan_extract("pets", data, tokenizer(store, data), store)
+
+    def interrupted(*given: Any) -> Iterator[Any]:
+        made = actors(*given)
+        yield next(made)
+        yield next(made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(step, store, CLUSTER)
+    assert store.find(step) is None
+    finished = list(actors.encoded)
+    actors.encoded.clear()
+    monkeypatch.setattr(module, "_encode", actors)
+    outcome = extract(step, store, CLUSTER)
+    assert not set(finished) & set(actors.encoded)
+    assert len(finished) + len(actors.encoded) == outcome.metrics["shards"]
+
+
+def test_a_damaged_image_shard_is_named(store: Store, images: Path, actors: InProcess) -> None:
+    data = dataset(store, images).artifact
+    path = store.record(data).notes["shards"][0]["path"]
+    step = plan_extract("pets", data, tokenizer(store, data), store)
+    store.storage.write(path, store.storage.read(path)[:-1])
+    with pytest.raises(ArtifactError, match=rf"{path}.*cut short"):
+        extract(step, store, CLUSTER)
+
+
+def test_images_of_another_size_stop_before_work(store: Store, images: Path) -> None:
+    data = dataset(store, images).artifact
+    other = ingest("small", DataConfig(source=f"folder:{images}", size=8, fit="resize", validation=0.3), store).artifact
+    with pytest.raises(ConfigError, match=r"data\.size=8"):
+        plan_extract("pets", other, tokenizer(store, data), store)
+
+
+def test_a_step_can_be_planned_before_its_inputs_are_there(store: Store) -> None:
+    data = Artifact("dataset", "x", "0" * 12, "/x")
+    codec = Artifact("tokenizer", "x", "1" * 12, "/x")
+    assert plan_extract("pets", data, codec, store).inputs == {"dataset": data, "tokenizer": codec}
+
+
+def test_keys_cover_tokenizer_images_and_views() -> None:
+    keys = {shard_key(t, s, v) for t in ("a", "b") for s in ("c", "d") for v in (["plain"], ["plain", "flip"])}
+    assert len(keys) == 8
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [1, 3])
+def test_actors_give_the_same_bytes_whatever_their_number(
+    store: Store, images: Path, monkeypatch: Any, ray_session: Any, count: int
+) -> None:
+    data = dataset(store, images).artifact
+    codec = tokenizer(store, data)
+    step = plan_extract("pets", data, codec, store)
+    seen: list[tuple[int, int]] = []
+    cluster = CLUSTER.model_copy(update={"extract_actors": count})
+    outcome = extract(step, store, cluster, lambda stage, done, total, numbers: seen.append((done, total)))
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1] == outcome.metrics["shards"]
+    by_actors = shards(store, outcome)
+    store.storage.delete(step.folder)
+    monkeypatch.setattr(module, "_encode", InProcess())
+    assert shards(store, extract(step, store, CLUSTER)) == by_actors
+
+
+@pytest.mark.ray
+def test_an_error_in_an_actor_is_one_clear_message(store: Store, images: Path, ray_session: Any) -> None:
+    data = dataset(store, images).artifact
+    path = store.record(data).notes["shards"][0]["path"]
+    step = plan_extract("pets", data, tokenizer(store, data), store)
+    raw = store.storage.read(path)
+    store.storage.write(path, raw[:-4] + b"PAR2")
+    with pytest.raises(ArtifactError, match=rf"{path}.*wrong hash"):
+        extract(step, store, CLUSTER)
