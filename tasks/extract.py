@@ -6,19 +6,16 @@ is lost is made again alone, and each finished one leaves a marker.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from configs.schema import ClusterConfig
 from models.config import ConfigError
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work, canonical_json, sha256_of
 from tasks.errors import ArtifactError, StepError
-from tasks.loader import Shard, decode_images, read_shard
 from tasks.progress import Report, silent
-from tasks.tokens import number_type, parse_views, write_tokens
 
 VERSION = 1
 _ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on the machine's memory
@@ -44,6 +41,18 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
                 f"data.{what}={images[what]}, but tokenizer {tokenizer.id} was trained for {what}={given[what]}: use another tokenizer"
             )
     return step
+
+
+def parse_views(views: Sequence[str]) -> tuple[str, ...]:
+    """Names of the views of an image that are tokenized; the row's ``view`` is an index into them.
+
+    Raises:
+        ConfigError: none, twice the same, or an unknown one.
+    """
+    known = ("plain", "flip")
+    if not views or len(set(views)) != len(views) or set(views) - set(known):
+        raise ConfigError(f"views {list(views)}: give each of {', '.join(known)} at most once, and at least one")
+    return tuple(views)
 
 
 def shard_key(tokenizer: str, image_shard: str, views: list[str]) -> str:
@@ -157,8 +166,12 @@ class Encoder:
         """Write the token shard of one image shard; returns its entry for the record."""
         import io
 
+        import numpy as np
         import pyarrow.parquet as pq
         import torch
+
+        from tasks.loader import Shard, decode_images, read_shard
+        from tasks.tokens import number_type, write_tokens
 
         storage = self._store.storage
         shard = Shard(**{k: image_shard[k] for k in Shard.__dataclass_fields__})

@@ -56,7 +56,7 @@ def file_lock(path: Path, what: str) -> Iterator[None]:
 def file_lock_held(path: Path) -> bool:
     """Whether some process holds the lock now."""
     try:
-        with open(path, "a") as file:
+        with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(file, fcntl.LOCK_UN)
             return False

@@ -177,7 +177,20 @@ def _open(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None
         with file_lock(cache / "locks" / f"{folder.name}.lock", f"the cached shard {shard.path}"):
             if not _whole(folder):
                 _fill(storage, shard, layout, folder)
-    return np.load(folder / "data.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    return map_array(folder / "data.npy"), np.load(folder / "labels.npy")
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The array of a ``.npy`` file as a private memory map that keeps no file open, so that shards may be many thousands."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        start = file.tell()
+    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    array = mapped[start:].view(dtype).reshape(shape)
+    array.setflags(write=False)
+    return array
 
 
 def _whole(folder: Path) -> bool:

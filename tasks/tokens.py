@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.config import ConfigError
 from models.protocols import TokenLayout
 from tasks.errors import ArtifactError
 
@@ -139,15 +138,3 @@ def read_tokens(source: Path | bytes, where: str = "", layout: TokenLayout | Non
         found,
         description["lineage"],
     )
-
-
-def parse_views(views: Sequence[str]) -> tuple[str, ...]:
-    """Names of the views of an image that are tokenized; the row's ``view`` is an index into them.
-
-    Raises:
-        ConfigError: none, twice the same, or an unknown one.
-    """
-    known = ("plain", "flip")
-    if not views or len(set(views)) != len(views) or set(views) - set(known):
-        raise ConfigError(f"views {list(views)}: give each of {', '.join(known)} at most once, and at least one")
-    return tuple(views)

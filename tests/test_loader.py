@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from models.protocols import Labels
 from tasks import png
 from tasks.artifacts import Store, sha256_of
 from tasks.errors import ArtifactError
-from tasks.loader import Loader, Rows, Shard, indices, share
+from tasks.loader import Loader, Rows, Shard, indices, map_array, share
 
 small = settings(max_examples=60, deadline=None)
 
@@ -151,9 +152,28 @@ def test_the_cache_is_filled_once_and_made_again_when_it_is_damaged(image_rows: 
     assert np.array_equal(Loader(rows, tmp_path).pixels(np.arange(6))[0], before)
 
 
-def test_pixels_are_mapped_not_loaded(image_rows: Callable[..., Rows], tmp_path: Path) -> None:
-    loader = Loader(image_rows(6), tmp_path)
-    assert all(isinstance(data, np.memmap) for data in loader._data)
+def test_shards_are_mapped_without_keeping_files_open(image_rows: Callable[..., Rows], tmp_path: Path) -> None:
+    first = image_rows(6)
+    shards = first.shards + tuple(image_rows(6, seed=seed).shards[0] for seed in range(1, 9))
+    Loader(first, tmp_path).get(np.arange(6))
+    before = len(os.listdir("/proc/self/fd"))
+    loader = Loader(dataclasses.replace(first, shards=shards), tmp_path)
+    loader.get(np.arange(54))
+    assert len(os.listdir("/proc/self/fd")) == before
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(f"{tmp_path}/rows/") >= 9
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(7, dtype=np.uint16), np.random.default_rng(0).random((3, 4, 5)).astype(np.float16), np.ones((2, 1), np.uint8)]
+)
+def test_mapped_arrays_are_the_saved_ones(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    mapped = map_array(tmp_path / "a.npy")
+    assert mapped.dtype == array.dtype
+    assert np.array_equal(mapped, array)
+    with pytest.raises(ValueError, match="read-only"):
+        mapped[0] = 0
 
 
 def test_a_truncated_shard_is_named(image_rows: Callable[..., Rows], store: Store, tmp_path: Path) -> None:

@@ -10,12 +10,17 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from configs.schema import DataConfig
 from models.config import ConfigError
+from tasks import png
 from tasks.artifacts import Artifact, Step, Store, Work
 from tasks.errors import ArtifactError, StepError
+from tasks.ingest import ingest
 from tasks.leases import object_lease, object_lease_held
+from tasks.loader import Loader, Rows
 from tasks.storage import Storage
 
 
@@ -218,3 +223,22 @@ def test_references_follow_a_store_that_was_moved(s3_store: Store, tmp_path: Pat
         s3_store.storage.download(path, tmp_path / "copy" / path)
     moved = Store(str(tmp_path / "copy"), tmp_path / "root2")
     assert moved.resolve("numbers") == Artifact("dataset", "numbers", made.fingerprint, str(tmp_path / "copy" / made.folder))
+
+
+def test_a_dataset_is_ingested_into_s3_and_read_through_the_node_cache(s3_store: Store, tmp_path: Path) -> None:
+    for i in range(20):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png.encode(np.full((8, 8, 1), 10 * i, np.uint8)))
+    config = DataConfig(source=f"folder:{tmp_path}/images", size=8, fit="pad", validation=0.3, shard_rows=4)
+    outcome = ingest("pets", config, s3_store)
+    assert ingest("pets", config, s3_store).status == "cached"
+    rows = Rows.of(s3_store.record(outcome.artifact).notes, s3_store.uri, "train")
+    loader = Loader(rows, tmp_path / "cache")
+    values = {int(value) for value in loader.pixels(np.arange(len(loader)))[0][:, 0, 0, 0]}
+    assert values <= {10 * i for i in range(20)}
+    assert len(values) == outcome.metrics["train"]
+    lost = rows.shards[0].path
+    s3_store.storage.delete(lost)
+    assert ingest("pets", config, s3_store).artifact == outcome.artifact
+    assert s3_store.storage.size(lost) == rows.shards[0].size

@@ -15,8 +15,9 @@ from models.config import ConfigError
 from models.protocols import Labels, LayoutError, TokenLayout
 from tasks.artifacts import Store, sha256_of
 from tasks.errors import ArtifactError
+from tasks.extract import parse_views
 from tasks.loader import Loader, Rows, Shard
-from tasks.tokens import parse_views, read_tokens, write_tokens
+from tasks.tokens import read_tokens, write_tokens
 
 
 def layout(**changes: Any) -> TokenLayout:
