@@ -95,26 +95,42 @@ def collect(store: Store, dry_run: bool) -> list[str]:
     from tasks.artifacts import KINDS
 
     storage = store.storage
-    rubbish: list[str] = []
+    candidates: dict[str, set[str]] = {}  # lease key: paths
     for kind in KINDS:
         for name in storage.folders(kind):
-            fingerprint = name.rpartition("-")[2]
-            if store.leased(f"{kind}-{fingerprint}"):
-                continue
-            # Read now, after the lease was seen to be free: a record may have been written meanwhile.
-            kept = _referenced(store)
-            folder = f"{kind}/{name}"
-            files = [path for path, _ in storage.list(folder)]
-            complete = storage.exists(f"{folder}/record.json")
-            old = _old_checkpoints(folder, files) if complete else set(files)
-            loose = {path for path in files if path.startswith(f"{folder}/shards/")} if complete else set()
-            rubbish += sorted((old | loose) - kept)
-    rubbish += _abandoned(store)
-    if not dry_run:
-        for path in rubbish:
-            storage.delete(path)
-        _prune(store)
-    return rubbish
+            key = f"{kind}-{name.rpartition('-')[2]}"
+            if not store.leased(key):
+                candidates.setdefault(key, set()).update(_loose(f"{kind}/{name}", store))
+    kept = _referenced(store)
+    rubbish = {key: sorted(paths - kept) for key, paths in candidates.items()}
+    found = [path for paths in rubbish.values() for path in paths]
+    abandoned = _abandoned(store)
+    if dry_run:
+        return found + abandoned
+    for key, paths in rubbish.items():
+        if paths and not store.leased(key):
+            with store.lease(key):
+                # Once more, now that nobody else works here: a run may have come and gone meanwhile.
+                needed = _referenced(store)
+                for path in paths:
+                    if path in needed:
+                        found.remove(path)
+                    else:
+                        storage.delete(path)
+        else:
+            found = [path for path in found if path not in paths]
+    for path in abandoned:
+        storage.delete(path)
+    _prune(store)
+    return found + abandoned
+
+
+def _loose(folder: str, store: Store) -> set[str]:
+    """Files of a folder that may go unless a record names them: all of a half-written one, shards and old checkpoints else."""
+    files = [path for path, _ in store.storage.list(folder)]
+    if not store.storage.exists(f"{folder}/record.json"):
+        return set(files)
+    return _old_checkpoints(folder, files) | {path for path in files if path.startswith(f"{folder}/shards/")}
 
 
 def _referenced(store: Store) -> set[str]:
