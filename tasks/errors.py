@@ -11,5 +11,5 @@ class ArtifactError(StepError):
     """An artifact in the store is missing, incomplete or damaged; the message names the path."""
 
 
-class Preempted(StepError):
+class Preempted(StepError):  # noqa: N818  (not a failure: the run goes on later)
     """The machine is wanted back: work is checkpointed and the same command goes on (exit code 75)."""
