@@ -202,6 +202,6 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x_BCHW))), self.patch)
 
     @property
-    def last(self) -> nn.Parameter:
+    def last(self) -> Tensor:
         """The weight before the pixels, where the adaptive adversarial weight compares gradients."""
         return self.conv_out.weight

@@ -71,6 +71,7 @@ class Codebook(nn.Module):
     sums: Tensor
     usage: Tensor
     born: Tensor
+    _weights: Tensor
     _counts: Tensor
     _sums: Tensor
     _candidates: Tensor
@@ -96,11 +97,11 @@ class Codebook(nn.Module):
             if not 0 <= self.decay < 1:
                 raise ConfigError(f"codebook.decay={self.decay}: must be in [0, 1)")
 
-        def build(self, groups: tuple[str, ...] = ("",)) -> Codebook:
-            """The codebook for these named groups of positions."""
-            return Codebook(self, groups)
+        def build(self, groups: tuple[str, ...] = ("",), weights: tuple[float, ...] = (1.0,)) -> Codebook:
+            """The codebook for these named groups of positions; a vector of a group counts ``weights`` times."""
+            return Codebook(self, groups, weights)
 
-    def __init__(self, config: Config, groups: tuple[str, ...] = ("",)) -> None:
+    def __init__(self, config: Config, groups: tuple[str, ...] = ("",), weights: tuple[float, ...] = (1.0,)) -> None:
         super().__init__()
         self.config, self.groups = config, groups
         k, c, g = config.codes, config.dim, len(groups)
@@ -118,6 +119,7 @@ class Codebook(nn.Module):
         if config.revival is not None:
             self.register_buffer("born", torch.full((k,), -config.revival.patience, dtype=torch.int64))
             self.register_buffer("_candidates", torch.zeros(k, c), persistent=False)
+        self.register_buffer("_weights", torch.tensor(weights)[:, None], persistent=False)
         self.register_buffer("_counts", torch.zeros(g, k), persistent=False)
         self.register_buffer("_sums", torch.zeros(k, c), persistent=False)
 
@@ -139,7 +141,7 @@ class Codebook(nn.Module):
             flat = ids_BP.flatten()
             self._counts[g] += torch.bincount(flat, minlength=self.config.codes).to(self._counts)
             if isinstance(self.config.update, EMA):
-                self._sums.index_add_(0, flat, z_BPC.flatten(0, 1).to(self._sums))
+                self._sums.index_add_(0, flat, z_BPC.flatten(0, 1).to(self._sums) * self._weights[g])
         if self.config.revival is not None:
             group_K, row_K, u_K = self._choices(draws)
             for g, (z_BPC, _) in enumerate(groups):
@@ -162,7 +164,7 @@ class Codebook(nn.Module):
         counts_GK = flat[: self._counts.numel()].view_as(self._counts)
         self.usage.lerp_(counts_GK, 1 - self.config.decay)
         if isinstance(self.config.update, EMA):
-            self._follow(counts_GK.sum(0), flat[self._counts.numel() :].view_as(self._sums), self.config.update.decay)
+            self._follow((counts_GK * self._weights).sum(0), flat[self._counts.numel() :].view_as(self._sums), self.config.update.decay)
         revived = self._revive(draws) if self.config.revival is not None else 0
         self._counts.zero_()
         self._sums.zero_()
@@ -178,7 +180,7 @@ class Codebook(nn.Module):
     def _revive(self, draws: Draws) -> int:
         revival = self.config.revival
         assert revival is not None
-        usage_K = self.usage.sum(0)
+        usage_K = (self.usage * self._weights).sum(0)
         fair = usage_K.sum() / self.config.codes
         dead = (usage_K < revival.threshold * fair) & (draws.step - self.born >= revival.patience)
         revived = int(dead.sum()) if draws.progress < revival.until and fair > 0 else 0
@@ -197,8 +199,11 @@ class Codebook(nn.Module):
         """Share of codes hit within the statistics' memory, and perplexity, per group and (for several) over all."""
         decay = self.config.decay
         memory = (1 - decay) * decay ** (3 / (1 - decay))  # one hit, three memories ago
-        rows = torch.cat([self.usage, self.usage.sum(0, keepdim=True)]) if len(self.groups) > 1 else self.usage
-        use = (rows >= memory).to(rows).mean(1)
+        rows, hit = self.usage, self.usage >= memory
+        if len(self.groups) > 1:
+            rows = torch.cat([rows, (rows * self._weights).sum(0, keepdim=True)])
+            hit = torch.cat([hit, hit.any(0, keepdim=True)])
+        use = hit.to(rows).mean(1)
         names = [f"_{g}" for g in self.groups] + [""] if len(self.groups) > 1 else [""]
         values = torch.stack([use, perplexity(rows)]).tolist()
         return {f"{metric}{n}": values[m][i] for i, n in enumerate(names) for m, metric in enumerate(("use", "perplexity"))}

@@ -93,7 +93,10 @@ class MultiScale(nn.Module):
         super().__init__()
         self.config = config
         self.scales = config.scales
-        self.codebook = config.codebook.build(tuple(f"{s}x{s}" for s in config.scales))
+        # A vector of a small scale covers many positions of the last grid, and counts as many times: averages of codes then minimise
+        # the error of f_hat, and the few vectors of the smallest scales shape the codebook as much as the many of the largest.
+        area = tuple((config.scales[-1] / s) ** 2 for s in config.scales)
+        self.codebook = config.codebook.build(tuple(f"{s}x{s}" for s in config.scales), area)
         self.phi = nn.ModuleList(Phi(config.dim, config.ratio) for _ in range(config.phis if config.ratio > 0 else 0))
 
     @property
