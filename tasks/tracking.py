@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import Preempted
 from tasks.leases import file_lock
 from tasks.records import Step
 from tasks.tracking_runs import FINGERPRINT, Event, Sender, describe
@@ -52,10 +53,10 @@ class Tracker:
     @contextlib.contextmanager
     def track(self, step: Step, artifact_folder_uri: str) -> Iterator[Run]:
         """The MLflow run of a step's artifact, created or gone on with; it ends with the block."""
-        run = Run(self, describe(step, artifact_folder_uri))
+        run = Run(self, describe(step, artifact_folder_uri, self.experiment))
         try:
             yield run
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Preempted):
             run.end("KILLED")
             raise
         except BaseException:
@@ -65,7 +66,7 @@ class Tracker:
 
     def sync(self) -> int:
         """Send what was spooled, each point once; the number of events delivered.  Does nothing without a spool."""
-        folders = sorted(p for p in self._spool.glob("*") if (p / "events.jsonl").is_file()) if self._spool.is_dir() else []
+        folders = sorted(p for p in self.spool.glob("*") if (p / "events.jsonl").is_file()) if self.spool.is_dir() else []
         delivered = 0
         self.away = False  # look again
         for folder in folders:
@@ -91,7 +92,7 @@ class Tracker:
             if not self._warned:
                 self._warned = True
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                log.warning("tracking at %s is away (%s): metrics are spooled in %s and sent later", self.shown, reason, self._spool)
+                log.warning("tracking at %s is away (%s): metrics are spooled in %s and sent later", self.shown, reason, self.spool)
             return False
         return True
 
@@ -118,21 +119,22 @@ class Tracker:
             self._client = client
         return self._client
 
-    def experiment_id(self) -> str:
-        """The experiment, created on first use; its artifacts lie under the root unless a server keeps them."""
-        client = self.client
+    def experiment_id(self, name: str | None = None) -> str:
+        """The experiment of a name (the tracker's own), created on first use; artifacts lie under the root unless a server keeps them."""
+        client, name = self.client, name or self.experiment
         with file_lock(self.root / "locks" / "mlflow.lock", "the tracking database"):
-            found = client.get_experiment_by_name(self.experiment)
+            found = client.get_experiment_by_name(name)
             if found is not None:
                 return str(found.experiment_id)
             local = self.uri.startswith("sqlite:")
-            location = (self.root / "mlruns" / self.experiment).as_uri() if local else None
-            return str(client.create_experiment(self.experiment, artifact_location=location))
+            location = (self.root / "mlruns" / name).as_uri() if local else None
+            return str(client.create_experiment(name, artifact_location=location))
 
     def run_id(self, fingerprint: str) -> str | None:
-        """The MLflow run of an artifact, None when there is none."""
+        """The MLflow run of an artifact, in whatever experiment it was first made; None when there is none."""
+        everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
         wanted = f"tags.`{FINGERPRINT}` = '{fingerprint}'"
-        found = self.client.search_runs([self.experiment_id()], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        found = self.client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time ASC"])
         return str(found[0].info.run_id) if found else None
 
     def download_model(self, reference: str) -> Path:
@@ -147,7 +149,8 @@ class Tracker:
         return Registry(self).download(reference)
 
     @property
-    def _spool(self) -> Path:
+    def spool(self) -> Path:
+        """Folder of what waits for the server."""
         return self.root / "spool"
 
 
@@ -156,7 +159,7 @@ class Run:
 
     def __init__(self, tracker: Tracker, head: Event) -> None:
         self._tracker, self._head = tracker, head
-        self._folder = tracker._spool / f"{head['experiment']}-{head['fingerprint']}"
+        self._folder = tracker.spool / f"{head['kind']}-{head['fingerprint']}"
         self._sender: Sender | None = None
         self._send({"kind": "begin"})
 

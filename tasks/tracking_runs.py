@@ -34,7 +34,7 @@ class Sender:
                 found = tracker.run_id(head["fingerprint"])
                 self._had_it = found is not None
                 if found is None:
-                    created = self._client.create_run(tracker.experiment_id(), tags=head["tags"], run_name=head["name"])
+                    created = self._client.create_run(tracker.experiment_id(head["experiment"]), tags=head["tags"], run_name=head["name"])
                     found = created.info.run_id
         else:
             self._had_it = True
@@ -98,14 +98,22 @@ class Sender:
         return self._known[name]
 
 
-def describe(step: Step, uri: str) -> Event:
+def describe(step: Step, uri: str, experiment: str) -> Event:
     """What a run's page says of a step: name, parameters, lineage."""
     inputs = {role: {"kind": a.kind, "name": a.name, "fingerprint": a.fingerprint, "uri": a.uri} for role, a in step.inputs.items()}
     tags = {FINGERPRINT: step.fingerprint, "tokenloom.step": step.step, "tokenloom.kind": step.kind, "tokenloom.artifact": uri}
     tags |= {f"tokenloom.input.{role}": f"{a.kind}/{a.id}" for role, a in step.inputs.items()}
     params = {name: str(value)[:_LONGEST] for name, value in flat(step.config)}
     name = f"{step.step}-{step.name}"
-    return {"experiment": step.kind, "fingerprint": step.fingerprint, "name": name, "tags": tags, "params": params, "inputs": inputs}
+    return {
+        "experiment": experiment,
+        "kind": step.kind,
+        "fingerprint": step.fingerprint,
+        "name": name,
+        "tags": tags,
+        "params": params,
+        "inputs": inputs,
+    }
 
 
 def flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
