@@ -121,7 +121,7 @@ def scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str
     for i, (name, x, y) in enumerate(points):
         axis.scatter([x], [y], s=60, color=f"C{i % 10}")
         axis.annotate(name, (x, y), textcoords="offset points", xytext=(7, 5), fontsize=9)
-    if log_x and points and min(p[1] for p in points) > 0:
+    if log_x and points and 0 < 5 * min(p[1] for p in points) < max(p[1] for p in points):
         axis.set_xscale("log")
     axis.margins(0.25)
     axis.set_xlabel(x_name)

@@ -54,7 +54,9 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
     if reference.startswith("models:/"):
         if tracker is None:
             raise ConfigError(f"{reference!r}: needs a tracking server")
-        return open_bundle(tracker.download_model(reference) / "artifacts" / "bundle", device), reference
+        from tasks.tracking_registry import Registry
+
+        return open_bundle(Registry(tracker).download(reference) / "artifacts" / "bundle", device), reference
     try:
         found = _of_artifact(_resolve(reference, store), store)
     except ConfigError as error:

@@ -168,7 +168,10 @@ class Registry:
             raise self._away(error) from error
 
     def _away(self, error: Exception) -> StepError:
-        return StepError(f"the tracking server {self._tracker.shown} is away ({_first_line(error)})")
+        return StepError(
+            f"the tracking server {self._tracker.shown} is away ({_first_line(error)}). "
+            "Everything else is in the store: start it and run again"
+        )
 
     @contextlib.contextmanager
     def _global(self) -> Iterator[Any]:
@@ -176,6 +179,7 @@ class Registry:
         import mlflow
         import mlflow.pyfunc
 
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # ours is the one that people watch
         before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
         mlflow.set_tracking_uri(self._tracker.uri)
         mlflow.set_registry_uri(self._tracker.uri)

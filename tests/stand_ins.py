@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
 from models.build import ModelSpec, parameters, save_model
 from tasks import png
 from tasks.artifacts import Artifact, Step, Store, Work
+from tasks.draw import Drawer
+from tasks.evaluate import evaluate, plan_evaluate
+from tasks.features import Protocol, features
 
 
 @cache
@@ -75,7 +84,9 @@ def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", r
     def body(work: Work) -> dict[str, int]:
         model = build(spec, seed)
         _save(work, spec, model)
-        work.notes.update(spec=spec.to_dict(), parameters=parameters(model), layout={**model.layout.to_dict(), "tokenizer": step.fingerprint})
+        work.notes.update(
+            spec=spec.to_dict(), parameters=parameters(model), layout={**model.layout.to_dict(), "tokenizer": step.fingerprint}
+        )
         write_curves(store, work.folder)
         return {"parameters": parameters(model)}
 
@@ -94,14 +105,18 @@ def write_tokens(store: Store, dataset: Artifact, tokenizer: Artifact, name: str
     return store.execute(step, body).artifact
 
 
-def write_generator(store: Store, dataset: Artifact, tokenizer: Artifact, name: str = "digits-var", recipe: str = "var", seed: int = 0) -> Artifact:
+def write_generator(
+    store: Store, dataset: Artifact, tokenizer: Artifact, name: str = "digits-var", recipe: str = "var", seed: int = 0
+) -> Artifact:
     """An untrained tiny generator as an artifact."""
     tokens = write_tokens(store, dataset, tokenizer, name)
     notes = store.record(tokens).notes
     args = {"depth": 2, "width": 32, "heads": 2}
     given = {"layout": notes["layout"], "classes": len(notes["classes"]), "tokenizer": notes["tokenizer_spec"]}
     spec = ModelSpec("generator", recipe, args, {}, given)
-    step = Step("train_generator", 1, "generator", name, {"recipe": recipe, "args": args, "seed": seed}, {"tokens": tokens, "tokenizer": tokenizer})
+    step = Step(
+        "train_generator", 1, "generator", name, {"recipe": recipe, "args": args, "seed": seed}, {"tokens": tokens, "tokenizer": tokenizer}
+    )
 
     def body(work: Work) -> dict[str, int]:
         model = build(spec, seed)
@@ -137,3 +152,68 @@ def write_curves(store: Store, folder: str) -> None:
     """Metrics of two logged steps, as training leaves them."""
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1.5}]
     store.storage.write(f"{folder}/metrics/0000001.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@dataclass(frozen=True)
+class World:
+    """A store in which two generators on one dataset are evaluated."""
+
+    store: Store
+    dataset: Artifact
+    features: Artifact
+    var: Artifact
+    raster: Artifact
+
+
+FEW = EvaluateConfig(
+    samples=60,
+    shard=25,
+    neighbours=3,
+    components=10,
+    metrics=["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction"],
+)
+
+
+@cache
+def world() -> World:
+    """Made once a session; tests may add to it and must leave what is there."""
+    folder = Path(tempfile.mkdtemp(prefix="tokenloom-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    store = new_store(folder)
+    image, label = digits()
+    dataset = write_dataset(store, image[:400], label[:400], held_out=100)
+    judge = features(quick_features(dataset), store).artifact
+    made = []
+    for name, tokenizer, generator in (("digits-var", "var_vq", "var"), ("digits-raster", "vq", "raster")):
+        codec = write_tokenizer(store, dataset, name, tokenizer)
+        made.append(judge_inline(store, name, write_generator(store, dataset, codec, name, generator), codec, dataset, judge))
+    return World(store, dataset, judge, *made)
+
+
+def quick_features(dataset: Artifact) -> Step:
+    """The feature network with few training steps."""
+    return Step("features", 1, "features", dataset.name, {"protocol": asdict(Protocol(steps=60))}, {"dataset": dataset})
+
+
+def judge_inline(
+    store: Store, name: str, generator, tokenizer, dataset, judge, config: EvaluateConfig = FEW, sample: SampleConfig | None = None
+) -> Artifact:
+    """An evaluation whose samples are drawn in this process."""
+    step = plan_evaluate(name, generator, tokenizer, dataset, judge, sample or SampleConfig(), config, store)
+    with mock.patch("tasks.draw._finished", draw_here):
+        return evaluate(step, store, ClusterConfig()).artifact
+
+
+def draw_here(todo, shards, step, store, cluster, seed):
+    """What the actors do, without actors."""
+    drawer = Drawer(
+        store.uri, str(store.root), step.inputs["generator"].to_dict(), step.inputs["tokenizer"].to_dict(), step.config["sample"], 1, "cpu"
+    )
+    for i in todo:
+        yield (i, *drawer.draw(shards[i], seed, i))
+
+
+def copy_store(store: Store, folder: Path, *without: str) -> Store:
+    """A copy of a store, but for some kinds of artifacts."""
+    shutil.copytree(store.storage.local_path(), folder / "store", ignore=shutil.ignore_patterns(*without))
+    return new_store(folder)

@@ -78,7 +78,7 @@ def sample_images(
     """
     device = next(generator.parameters()).device
     stream = torch.Generator().manual_seed(seed_of(seed, "sample", shard))
-    tokens = generator.generate(Labels(torch.as_tensor(labels, dtype=torch.int64, device=device)), sampler, stream)
+    tokens = generator.generate(Labels(torch.tensor(labels, dtype=torch.int64, device=device)), sampler, stream)
     return to_uint8(tokenizer.decode(tokens))
 
 
