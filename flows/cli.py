@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from flows.guard import guard
 from flows.options import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 #: Command to the module that holds it: a command's module is imported when the command is used.
@@ -33,6 +34,9 @@ COMMANDS = {
     "doctor": "flows.commands_doctor",
     "gc": "flows.commands_store",
 }
+
+#: Commands with servers below them, which a signal for the whole group must not reach.
+GUARDED = ("run", "serve", "ui")
 
 
 class _Commands(click.Group):
@@ -82,9 +86,11 @@ def _terminated(number: int, _frame: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; one clear message for every kind of failure."""
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(code_of(arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    if next(iter(given), None) in GUARDED and not {"-h", "--help"} & set(given):
+        guard()
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(code_of(given))
 
 
 def code_of(arguments: list[str] | None = None) -> int:

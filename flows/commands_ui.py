@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import time
 
@@ -60,10 +61,16 @@ def ui(mlflow_port: int | None, prefect_port: int | None, root: str | None, stor
             for what, address in addresses.items():
                 click.echo(f"{what}: {address}")
         click.echo("Ctrl-C stops both.", err=True)
-        while True:
-            time.sleep(0.5)
-            for what, (process, _, log_file) in started.items():
-                if process.poll() is not None:
-                    from tasks.errors import StepError
+        with contextlib.suppress(KeyboardInterrupt):  # the way in which this command ends
+            _watch(started)
 
-                    raise StepError(f"{what} ended with code {process.returncode}; see {log_file}")
+
+def _watch(started: dict[str, tuple[subprocess.Popen[bytes], str, str]]) -> None:
+    """Wait for ever, or until a server ends by itself."""
+    from tasks.errors import StepError
+
+    while True:
+        time.sleep(0.5)
+        for what, (process, _, log_file) in started.items():
+            if process.poll() is not None:
+                raise StepError(f"{what} ended with code {process.returncode}; see {log_file}")

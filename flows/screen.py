@@ -91,8 +91,6 @@ class Screen:
     def begin(self, name: str) -> None:
         """A step starts."""
         self.steps = [each for each in self.steps if each.name != name]
-        if not self.live:
-            self.say(f"{name}: started")
 
     def end(self, done: Done) -> None:
         """A step has ended: one line that stays."""
@@ -120,6 +118,8 @@ class Screen:
     def _line(self, stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
         now = time.monotonic()
         first, last, origin = self._seen.get(stage, (now, float("-inf"), done))
+        if done == origin or done < 2:
+            first, origin = now, done  # the time to start up says nothing about the rate
         ended = 0 < total <= done
         if now - last < QUIET_SECONDS and not (ended and last != float("inf")):
             self._seen[stage] = (first, last, origin)
@@ -128,7 +128,7 @@ class Screen:
         if ended and last == float("inf"):
             return
         left = ""
-        if not ended and done > origin and now > first:
+        if not ended and done > origin and now - first > QUIET_SECONDS / 2:
             left = f"  {clock((now - first) * (total - done) / (done - origin))} left"
         self.console.print(f"{stage} {done}/{total or '?'}  {shown(numbers)}{left}".rstrip(), markup=False)
 

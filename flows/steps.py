@@ -51,7 +51,7 @@ def step(function: Callable[..., Outcome]) -> Callable[..., Artifact]:
         try:
             made = function(config, work, **artifacts)
         except BaseException as error:
-            work.end(Done(name, "failed", seconds=time.monotonic() - started, error=str(error) or type(error).__name__))
+            work.end(Done(name, "failed", seconds=time.monotonic() - started, error=_reason(error)))
             raise
         work.end(Done(name, made.status, made.artifact, made.seconds, dict(made.metrics)))
         return made.artifact
@@ -71,6 +71,10 @@ def step(function: Callable[..., Outcome]) -> Callable[..., Artifact]:
         return (as_task if FlowRunContext.get() else noted)(config, work, **artifacts)
 
     return call
+
+
+def _reason(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
 @step

@@ -1,0 +1,58 @@
+"""Keeps a signal that is sent to a whole process group (Ctrl-C in a terminal, SIGTERM of a batch system) from hitting servers.
+
+Ray's and Prefect's local servers are our children. Were they ended at the same moment as the run, it could neither save its
+state nor say that it has stopped. So the work goes on in a child with a session of its own, and its parent, which alone stays
+in the terminal's group, hands each signal to it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def guard() -> None:
+    """Return in a child process; the parent never returns, it ends with the child's exit code.
+
+    The child dies with its parent, so that killing this command always ends the work. Call it before threads are started.
+    """
+    if not hasattr(os, "fork"):
+        return
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Held until the handlers stand, so that no signal falls between.
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        _die_with(parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        return
+
+    def hand_on(number: int, _frame: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM if number == signal.SIGHUP else number)
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends (Linux; elsewhere it lives on and finishes its work)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:  # it ended before we asked
+            os._exit(128 + signal.SIGKILL)
