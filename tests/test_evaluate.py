@@ -11,6 +11,7 @@ import pytest
 import torch
 from stand_ins import (
     FEW,
+    copy_store,
     digits,
     draw_here,
     judge_inline,
