@@ -29,7 +29,6 @@ from tasks.cluster import session
 from tasks.curves import read_curves
 from tasks.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model
 from tasks.errors import StepError
-from tasks.parallel import launch
 from tasks.tracking import Tracker
 
 HERE = Path(__file__).parent
@@ -63,7 +62,7 @@ def without_ray(store: Store, step: Step, workers: int, tmp_path: Path) -> str:
     """The same job in plain processes, in a folder of its own."""
     job, _ = make_job(step, store, cluster_of(workers))
     job = replace(job, folder=f"tokenizer/plain{workers}-{step.fingerprint}")
-    launch(workers, toy.worker, str(toy.to_file(job, tmp_path / f"plain{workers}.json")))
+    toy.run_alone(workers, toy.to_file(job, tmp_path / f"plain{workers}.json"))
     return job.folder
 
 

@@ -58,8 +58,7 @@ def weights(store: Store, job: TrainJob) -> bytes:
 
 def run(world: int, tmp_path: Path, *jobs: TrainJob) -> None:
     """Train jobs in ``world`` processes (starting them takes most of the time, so one start serves several jobs)."""
-    files = [str(toy.to_file(job, tmp_path / f"{job.fingerprint}.json")) for job in jobs]
-    launch(world, toy.worker, ",".join(files))
+    toy.run_alone(world, *(toy.to_file(job, tmp_path / f"{job.fingerprint}.json") for job in jobs))
 
 
 def test_any_number_of_workers_sees_the_same_batches_and_draws(store, data, tmp_path) -> None:

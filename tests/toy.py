@@ -7,6 +7,7 @@ could differ between one worker and many, or between an interrupted run and a wh
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -154,8 +155,14 @@ def worker(paths: str, rank: int, world: int) -> None:
         remove()
 
 
+def run_alone(world: int, *files: Path) -> None:
+    """Train jobs in ``world`` processes, apart from the test's own."""
+    command = [sys.executable, __file__, ",".join(map(str, files)), str(world)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    import toy as this  # children of ``launch`` must import the function by its module's name
-
-    launch(int(sys.argv[2]) if len(sys.argv) > 2 else 1, this.worker, sys.argv[1])
+    # Forked children need no second import of torch; nothing has started a thread in this process yet.
+    launch(int(sys.argv[2]) if len(sys.argv) > 2 else 1, worker, sys.argv[1], method="fork")
