@@ -42,6 +42,7 @@ def var_vq(
     attention: tuple[int, ...] = (),
     norm_groups: int = 8,
     beta: float = 0.25,
+    pixels: float = 4.0,
     adversarial: float = 0.0,
     adversarial_start: int = 0,
     perceptual: str = "",
@@ -60,14 +61,14 @@ def var_vq(
             norm_groups=norm_groups,
         ),
         quantizer=MultiScale.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival()),
+            codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)),
             scales=scales,
             beta=beta,
             phis=min(4, len(scales)),
         ),
         latent=dim,
         quant_kernel=3,
-        pixels=Pixels(norm="l2"),
+        pixels=Pixels(norm="l2", weight=pixels),
         perceptual=Perceptual.Config(weights=perceptual) if perceptual else None,
         adversarial=Adversarial.Config(
             weight=adversarial, start=adversarial_start, discriminator=PatchDiscriminator.Config(channels=max(8, 2 * channels))

@@ -31,7 +31,7 @@ from models.registry import register
     quantizer="vq",
 )
 def vq(
-    codes: int = 256,
+    codes: int = 512,
     dim: int = 8,
     channels: int = 48,
     multipliers: tuple[int, ...] = (1, 1),
@@ -40,6 +40,7 @@ def vq(
     attention: tuple[int, ...] = (),
     norm_groups: int = 8,
     beta: float = 0.25,
+    pixels: float = 4.0,
     adversarial: float = 0.0,
     adversarial_start: int = 0,
     perceptual: str = "",
@@ -57,9 +58,9 @@ def vq(
             middle="none",
             norm_groups=norm_groups,
         ),
-        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival()), beta=beta),
+        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta),
         latent=channels,
-        pixels=Pixels(norm="l2"),
+        pixels=Pixels(norm="l2", weight=pixels),
         perceptual=Perceptual.Config(weights=perceptual) if perceptual else None,
         adversarial=Adversarial.Config(
             weight=adversarial, start=adversarial_start, discriminator=PatchDiscriminator.Config(channels=max(8, channels))
