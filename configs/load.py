@@ -94,6 +94,7 @@ def load_cluster(name_or_path: str | None = None, sets: Iterable[str] = ()) -> C
 
 def build(model: type[_Model], document: dict[str, Any], sets: Iterable[str], where: str) -> _Model:
     """Check a document, edited by ``path=value`` strings, against a section's schema."""
+    document = _copy(document)
     for item in sets:
         path, equals, value = item.partition("=")
         if not equals or not path.strip():
@@ -104,6 +105,13 @@ def build(model: type[_Model], document: dict[str, Any], sets: Iterable[str], wh
     except ValidationError as error:
         lines = [_line(model, problem) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+
+
+def _copy(value: Any) -> Any:
+    """A copy in which nothing is shared: with YAML's anchors one mapping can stand in two places."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _document(name_or_path: str, folder: str, what: str) -> tuple[dict[str, Any], str]:

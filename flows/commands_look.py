@@ -81,9 +81,8 @@ def sample(
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
     wanted = _classes(classes)
-    from tasks.sample import sample_model
-
     from flows.screen import screen
+    from tasks.sample import sample_model
 
     work = workspace("tokenloom", root, store)
     tracker = work.tracker if model.startswith("models:/") else None
@@ -119,8 +118,9 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
     if as_json:
         emit({"rows": rows, "files": [str(path) for path in files]})
         return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table("", columns, [[_cell(row.get(column)) for column in columns] for row in rows])
+    names = [str(row["run"]) for row in rows]
+    metrics = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "run"]
+    table("", ["", *names], [[key, *(_cell(row.get(key)) for row in rows)] for key in metrics])
     for path in files:
         click.echo(str(path))
 

@@ -51,8 +51,9 @@ def run(
 
     config = load_run(run, sets)
     work = workspace(config.name, root, store, load_cluster(cluster, sets))
-    planned = planning.plan(config, work.store)
+    planned = planning.plan(config, work.store, work.tracker.uri)
     if all(one.status == "cached" for one in planned):
+        work.tracker.sync()  # what an absent server has missed; nothing is loaded when there is nothing to send
         done = results.steps_of(planned)
         if as_json:
             emit(results.document(config, work, done))
@@ -116,7 +117,7 @@ def plan(run: str, sets: tuple[str, ...], root: str | None, store: str | None, a
 
     config = load_run(run, sets)
     work = workspace(config.name, root, store, load_cluster(None, sets))
-    planned = planning.plan(config, work.store)
+    planned = planning.plan(config, work.store, work.tracker.uri)
     if any(one.status != "cached" for one in planned):
         planning.check(config, work.store, planned)
     if as_json:

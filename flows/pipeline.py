@@ -51,7 +51,7 @@ def pipeline(
         One row a step: name, status (cached or ran), fingerprint, seconds, uri.
     """
     work = Workspace.open(config.name, root, store, cluster)
-    pages.plan(config, planning.plan(config, work.store))
+    pages.plan(config, planning.plan(config, work.store, work.tracker.uri))
     with work:
         try:
             chain(config, work)

@@ -7,7 +7,7 @@ The functions ``*_step`` say what each step is made from; ``flows/steps.py`` exe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from configs.schema import RunConfig, identity
@@ -121,13 +121,18 @@ CHAIN = (
 STEPS = tuple(link.name for link in CHAIN)
 
 
-def plan(config: RunConfig, store: Store) -> tuple[Planned, ...]:
-    """Every step of a run: cached (complete and verified), to be run and why, or unknown until an earlier step is done."""
+def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[Planned, ...]:
+    """Every step of a run: cached (complete and verified), to be run and why, or unknown until an earlier step is done.
+
+    With ``tracking``, the address of the model registry, a registration counts only while the registry has it.
+    """
     planned: list[Planned] = []
     made: dict[str, Artifact] = {}  # role: artifact, complete or to be made
     waiting: dict[str, str] = {}  # role: name of the step that has to make it first
     for link in CHAIN:
         one = _ingest(config, store) if link.build is None else _link(link, config, store, made, waiting)
+        if link.name == "register" and tracking is not None and one.artifact is not None:
+            one = _in_registry(one, store, tracking)
         planned.append(one)
         if one.artifact is not None:
             made[link.role] = one.artifact
@@ -145,6 +150,15 @@ def _ingest(config: RunConfig, store: Store) -> Planned:
     if found.fingerprint is not None and found.record is not None:
         return Planned("ingest", "cached", found.reason or "complete, nothing new in the source", found.record.artifact)
     return Planned("ingest", "run", found.reason)
+
+
+def _in_registry(one: Planned, store: Store, tracking: str) -> Planned:
+    from tasks.register import lost
+
+    assert one.artifact is not None
+    if lost(store, one.artifact, tracking):
+        return replace(one, status="run", reason="the model registry does not have this version: it is filled again", artifact=None)
+    return one
 
 
 def _link(link: Link, config: RunConfig, store: Store, made: dict[str, Artifact], waiting: dict[str, str]) -> Planned:

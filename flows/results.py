@@ -37,7 +37,7 @@ def where(work: Workspace, evaluation: Artifact | None) -> dict[str, str]:
     places = {"sample grid": str(shown["samples"])} if "samples" in shown else {}
     if shown:
         places["more pictures"] = str(next(iter(shown.values())).parent)
-    places["MLflow"] = work.cluster.tracking_uri or f"sqlite:///{work.root / 'mlflow.db'}"
+    places["MLflow"] = work.tracker.uri
     places["UIs"] = f"tokenloom ui{_root_option(work)}"
     return places
 
@@ -54,22 +54,22 @@ def steps_of(planned: tuple[Planned, ...]) -> list[Done]:
 
 
 def document(config: RunConfig, work: Workspace, done: list[Done], error: str | None = None) -> dict[str, Any]:
-    """The JSON document of ``tokenloom run --json``: ``steps``, ``pictures``, ``model``, and ``error`` if it failed."""
+    """The JSON document of ``tokenloom run --json``: ``steps``, ``pictures``, ``model`` (of the registry), and ``error`` if it failed."""
     made = {each.name: each.artifact for each in done}
-    model = None
-    if registration := made.get("register"):
-        record = work.store.record(registration)
-        model = {"name": config.register_.name or config.name} | {
-            key: record.metrics[key] for key in ("version", "alias", "aliases", "uri") if key in record.metrics
-        }
-        model["generator"] = record.inputs["generator"].id if "generator" in record.inputs else None
+    registered = _registered(work, made.get("register"))
     return {
         "run": config.name,
         "steps": [each.row() for each in done],
         "pictures": [str(path) for path in pictures(work.store, made.get("evaluate")).values()],
-        "model": model,
+        "model": registered.get("uri"),
+        "registered": registered,
         "metrics": next((each.metrics for each in done if each.name == "evaluate" and each.metrics), {}),
     } | ({"error": error} if error else {})
+
+
+def _registered(work: Workspace, registration: Artifact | None) -> dict[str, Any]:
+    """What the registration says: name, version, uri, aliases and why it is champion or not."""
+    return dict(work.store.record(registration).metrics) if registration else {}
 
 
 def show(config: RunConfig, work: Workspace, done: list[Done]) -> None:
@@ -77,6 +77,9 @@ def show(config: RunConfig, work: Workspace, done: list[Done]) -> None:
     rows = [[each.name, each.status, clock(each.seconds) if each.status != "cached" else "", _reference(each)] for each in done]
     table(config.name, ["step", "status", "time", "artifact"], rows)
     evaluation = next((each.artifact for each in done if each.name == "evaluate"), None)
+    registered = _registered(work, next((each.artifact for each in done if each.name == "register"), None))
+    if registered:
+        print(f"model: {registered['uri']} ({', '.join(registered['aliases'])}: {registered['reason']})")
     for what, place in where(work, evaluation).items():
         print(f"{what}: {place}")
 

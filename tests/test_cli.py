@@ -86,7 +86,9 @@ def test_help_lists_all_commands_and_exit_codes(capsys: pytest.CaptureFixture[st
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_clear_message_and_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_message_and_exit_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     code, out, err = call(capsys, *arguments)
     assert code == 2, err
     assert message in err
@@ -180,7 +182,7 @@ def test_runs_and_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 
 def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     reference = _artifact(tmp_path / "root")
-    code, out, err = call(capsys, "doctor", "--json", "--verify")
+    code, out, _err = call(capsys, "doctor", "--json", "--verify")
     assert code == 0, out
     checks = {row["check"]: row for row in json.loads(out)["checks"]}
     assert checks.keys() == {"python", "libraries", "fastapi", "cores", "disk", "store", "tracking", "artifacts"}
@@ -204,7 +206,7 @@ def test_gc_lists_before_it_deletes(capsys: pytest.CaptureFixture[str], tmp_path
     half.parent.mkdir(parents=True)
     half.write_bytes(b"x")
     reference = _artifact(tmp_path / "root")
-    code, out, err = call(capsys, "gc")
+    code, out, _err = call(capsys, "gc")
     assert code == 0
     assert "half-0123456789ab" in out
     assert reference not in out

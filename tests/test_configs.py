@@ -115,6 +115,17 @@ def test_sets_edit_the_document() -> None:
     assert config.register_.floor == {"precision": 0.5}
 
 
+def test_an_edit_changes_its_own_section_alone(tmp_path: Path) -> None:
+    path = tmp_path / "alias.yaml"
+    path.write_text(
+        "name: a\ndata: {source: digits, size: 32}\ntokenizer: {recipe: var_vq, train: &train {steps: 5}}\n"
+        "generator: {recipe: var, train: *train}\n"
+    )
+    config = load.load_run(str(path), ["generator.train.steps=7"])
+    assert config.tokenizer.train is not None
+    assert (config.tokenizer.train.steps, config.generator.train.steps) == (5, 7)
+
+
 def test_cluster_edits_go_to_the_cluster() -> None:
     edits = ["cluster.execution.workers=3", "generator.args.depth=3"]
     assert load.load_cluster(None, edits).execution.workers == 3

@@ -1,0 +1,287 @@
+"""The plan: what is cached, what would run and why, before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.load import build, load_run
+from configs.schema import RunConfig, identity
+from flows import planning
+from models.config import ConfigError
+from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.errors import ArtifactError
+from tasks.ingest import ingest
+
+
+def images(folder: Path, start: int, stop: int) -> None:
+    """Two classes of noisy 8 x 8 images."""
+    for index in range(start, stop):
+        target = folder / ("dark" if index % 2 else "light") / f"{index:03d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 100, (8, 8)) + (0 if index % 2 else 150)
+        Image.fromarray(noise.astype(np.uint8)).save(target)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    images(folder, 0, 40)
+    return folder
+
+
+def run(source: Path, *sets: str) -> RunConfig:
+    train = {"steps": 2, "batch": 4}
+    tiny = {"channels": 8, "multipliers": [1, 2], "patch": 1, "dim": 4, "scales": [1, 2, 4], "codes": 16}
+    document = {
+        "name": "toy",
+        "data": {"source": f"folder:{source}", "size": 8, "fit": "pad", "validation": 0.3, "shard_rows": 16},
+        "tokenizer": {"recipe": "var_vq", "args": tiny, "train": train},
+        "generator": {"recipe": "var", "args": {"depth": 1, "width": 16, "heads": 1}, "train": train},
+        "evaluate": {"samples": 10},
+    }
+    return build(RunConfig, document, sets, "test")
+
+
+def stand_in(step: Step, store: Store, notes: dict[str, Any] | None = None) -> Artifact:
+    """Complete a step's artifact without its work."""
+
+    def body(work: Work) -> dict[str, Any]:
+        work.put("file.txt", step.fingerprint.encode())
+        work.notes |= notes or {}
+        return {}
+
+    return store.execute(step, body).artifact
+
+
+def complete(config: RunConfig, store: Store) -> dict[str, Artifact]:
+    """Ingest for real, and stand-ins for every later step of a run."""
+    made: dict[str, Artifact] = {}
+    for link in planning.CHAIN:
+        if link.build is None:
+            made[link.role] = ingest(config.name, config.data, store).artifact
+            continue
+        step = link.build(config, store, **{role: made[role] for role in link.needs})
+        made[link.role] = step if isinstance(step, Artifact) else stand_in(step, store)
+    return made
+
+
+def statuses(config: RunConfig, store: Store) -> dict[str, str]:
+    return {one.name: one.status for one in planning.plan(config, store)}
+
+
+def ran(config: RunConfig, store: Store) -> list[str]:
+    return [name for name, status in statuses(config, store).items() if status != "cached"]
+
+
+def test_an_empty_store_has_everything_before_it(source: Path, store: Store) -> None:
+    plan = planning.plan(run(source), store)
+    assert [one.name for one in plan] == list(planning.STEPS)
+    assert plan[0].status == "run"
+    assert {one.status for one in plan[1:]} == {"unknown"}
+    assert all("ingest" in one.reason for one in plan[1:3])
+    assert not list(store.root.rglob("*.parquet"))
+
+
+def test_a_complete_store_has_nothing_to_do(source: Path, store: Store) -> None:
+    config = run(source)
+    made = complete(config, store)
+    plan = planning.plan(config, store)
+    assert [one.status for one in plan] == ["cached"] * 7
+    assert [one.artifact for one in plan] == list(made.values())
+    assert {one.row()["fingerprint"] for one in plan} == {a.fingerprint for a in made.values()}
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ("generator.args.depth=2", ["train_generator", "evaluate", "register"]),
+        ("generator.train.steps=3", ["train_generator", "evaluate", "register"]),
+        ("tokenizer.train.seed=1", ["train_tokenizer", "extract", "train_generator", "evaluate", "register"]),
+        ("sample.guidance=2", ["evaluate", "register"]),
+        ("evaluate.samples=20", ["evaluate", "register"]),
+        ("register.floor.precision=0.1", ["register"]),
+        ("generator.train.log_every=1", []),
+        ("tokenizer.train.checkpoint_every=1", []),
+        ("name=other", ["register"]),  # the registered model's name; everything else is shared
+    ],
+)
+def test_an_edit_runs_what_it_shapes_and_no_more(edit: str, expected: list[str], source: Path, store: Store) -> None:
+    complete(run(source), store)
+    assert ran(run(source, edit), store) == expected
+
+
+def test_features_are_shared_by_all_methods(source: Path, store: Store) -> None:
+    complete(run(source), store)
+    other = {one.name: one for one in planning.plan(run(source, "generator.args.depth=2", "tokenizer.train.steps=5"), store)}
+    assert other["features"].status == "cached"
+
+
+def test_the_reason_names_the_field_with_its_old_and_new_value(source: Path, store: Store) -> None:
+    complete(run(source), store)
+    plan = {one.name: one for one in planning.plan(run(source, "generator.train.steps=3"), store)}
+    assert "train.steps: 2 -> 3" in plan["train_generator"].reason
+    assert "input generator" in plan["evaluate"].reason
+    assert plan["evaluate"].step is not None
+    assert plan["evaluate"].step.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
+
+
+def test_a_lost_file_is_noticed_and_only_its_step_runs(source: Path, store: Store) -> None:
+    config = run(source)
+    made = complete(config, store)
+    (Path(made["generator"].uri) / "file.txt").unlink()
+    assert ran(config, store) == ["train_generator"]
+    plan = {one.name: one for one in planning.plan(config, store)}
+    assert "file.txt is missing" in plan["train_generator"].reason
+
+
+def test_new_images_are_noticed(source: Path, store: Store) -> None:
+    config = run(source)
+    complete(config, store)
+    images(source, 40, 44)
+    assert statuses(config, store)["ingest"] == "run"
+    assert "4" in planning.plan(config, store)[0].reason
+
+
+def test_a_pinned_tokenizer_stays_the_first_one(source: Path, store: Store) -> None:
+    pinned = run(source, "tokenizer.pinned=true")
+    first = complete(pinned, store)["tokenizer"]
+    images(source, 40, 60)
+    ingest(pinned.name, pinned.data, store)
+    plan = {one.name: one for one in planning.plan(pinned, store)}
+    assert plan["train_tokenizer"].artifact == first
+    assert plan["train_tokenizer"].reason == "tokenizer.pinned"
+    assert plan["extract"].status == "run"
+    assert plan["extract"].step is not None
+    assert plan["extract"].step.inputs["tokenizer"] == first
+    free = {one.name: one for one in planning.plan(run(source), store)}
+    assert free["train_tokenizer"].status == "run"
+
+
+def test_a_tokenizer_in_use(source: Path, store: Store) -> None:
+    trained = complete(run(source), store)["tokenizer"]
+    for reference in ("toy", trained.id, trained.fingerprint[:6]):
+        plan = {one.name: one for one in planning.plan(run(source, f"tokenizer={{use: {reference!r}}}", "name=second"), store)}
+        assert plan["train_tokenizer"].artifact == trained
+        assert plan["train_generator"].status == "cached"  # the same tokens, the same recipe
+    shutil.rmtree(trained.uri)
+    with pytest.raises(ConfigError, match=r"tokenizer\.use: "):
+        planning.plan(run(source, "tokenizer={use: toy}"), store)
+
+
+def test_a_damaged_tokenizer_in_use_stops_the_plan(source: Path, store: Store) -> None:
+    trained = complete(run(source), store)["tokenizer"]
+    (Path(trained.uri) / "file.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"file\.txt is missing"):
+        planning.plan(run(source, "tokenizer={use: toy}"), store)
+
+
+def test_a_step_alone_names_the_one_before_it(source: Path, store: Store) -> None:
+    config = run(source)
+    with pytest.raises(ConfigError, match="step extract needs dataset, which is not in the store: run step ingest first"):
+        planning.inputs("extract", config, store)
+    made = complete(config, store)
+    assert planning.inputs("evaluate", config, store) == {role: made[role] for role in ("generator", "tokenizer", "dataset", "features")}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("tokenizer.args.scales=[1, 2, 5]", "scales"),
+        ("tokenizer.args.codes=1", "codes"),
+        ("generator.args.classes=1", "classes"),  # the data has two
+        ("generator.recipe=vra", "unknown generator recipe"),
+        ("generator.args.dephts=1", "dephts"),
+        ("generator.set={net.dropuot: 0.1}", "dropuot"),
+        ("data.size=9", "9"),
+        ("evaluate.features=weights.safetensors", r"evaluate\.features"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_work(edit: str, message: str, source: Path, store: Store) -> None:
+    config = run(source, edit)
+    with pytest.raises(ConfigError, match=message):
+        planning.check(config, store, planning.plan(config, store))
+    assert not list(store.root.rglob("record.json"))
+
+
+def test_a_run_that_can_work_passes_the_check(source: Path, store: Store) -> None:
+    planning.check(run(source), store, planning.plan(run(source), store))
+
+
+def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> None:
+    config = run(source)
+    dataset = ingest(config.name, config.data, store).artifact
+    step = planning.tokenizer_step(config, store, dataset)
+    assert isinstance(step, Step)
+    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
+    stand_in(step, store, {"spec": spec})
+    used = run(source, "tokenizer={use: toy}")
+    with pytest.raises(ConfigError, match=r"data\.size=8.*size=16"):
+        planning.check(used, store, planning.plan(used, store))
+
+
+def test_a_registration_that_the_registry_lost_runs_again(source: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.register
+
+    config = run(source)
+    complete(config, store)
+    answers: Iterator[bool] = iter([False, True])
+    monkeypatch.setattr(tasks.register, "lost", lambda *_: next(answers))
+    assert planning.plan(config, store, "sqlite:///x.db")[-1].status == "cached"
+    again = planning.plan(config, store, "sqlite:///x.db")[-1]
+    assert (again.status, again.artifact) == ("run", None)
+    assert "registry" in again.reason
+
+
+def test_the_name_of_a_run_recipe_ignores_how_it_is_executed() -> None:
+    base = planning.fingerprint(load_run("smoke_var"))
+    assert planning.fingerprint(load_run("smoke_var", ["generator.train.log_every=9"])) == base
+    assert planning.fingerprint(load_run("smoke_var", ["generator.train.steps=9"])) != base
+    assert identity(load_run("smoke_var"))["register_"]["gate"] == "fd"
+
+
+def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> None:
+    from flows import steps
+    from flows.workspace import Workspace
+
+    work = Workspace("toy", root, str(root / "store"))
+    artifact = steps.ingest(run(source), work)
+    assert [(d.name, d.status, d.artifact) for d in work.done] == [("ingest", "ran", artifact)]
+    assert steps.ingest(run(source), work) == artifact
+    assert [d.status for d in work.done] == ["cached"]
+
+    @steps.step
+    def broken(config: RunConfig, work: Workspace) -> Outcome:
+        raise ArtifactError("shard.parquet: cut short")
+
+    with pytest.raises(ArtifactError):
+        broken(run(source), work)
+    assert work.done[-1].row() == {
+        "name": "broken", "status": "failed", "fingerprint": None, "seconds": 0.0, "uri": None, "artifact": None,
+        "error": "shard.parquet: cut short",
+    }  # fmt: skip
+
+
+def test_only_failures_that_may_pass_are_tried_again() -> None:
+    from flows.steps import transient
+
+    class State:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def result(self) -> None:
+            raise self.error
+
+    class EndpointConnectionError(Exception):
+        pass
+
+    passing = (ConnectionError(), TimeoutError(), EndpointConnectionError())
+    lasting = (ArtifactError("x"), ConfigError("x"), FileNotFoundError(), ValueError())
+    assert [transient(None, None, State(error)) for error in passing] == [True] * len(passing)
+    assert [transient(None, None, State(error)) for error in lasting] == [False] * len(lasting)
