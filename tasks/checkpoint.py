@@ -144,15 +144,13 @@ def fetch_model(storage: Storage, folder: str, root: Path) -> Method:
     Raises:
         StepError: a file is missing.
     """
-    if storage.is_local:
-        local = storage.local_path(folder)
-    else:
-        local = root / "cache" / "models" / hashlib.sha256(storage.uri(folder).encode()).hexdigest()[:16]
-        for name in ("model.json", "weights.safetensors"):
+    mirror = root / "cache" / "models" / hashlib.sha256(storage.uri(folder).encode()).hexdigest()[:16]
+    local = storage.local_path(folder) if storage.is_local else mirror
+    try:
+        for name in () if storage.is_local else ("model.json", "weights.safetensors"):
             # A folder's name holds its fingerprint, so a whole copy of the right size stays right.
             if not (local / name).is_file() or (local / name).stat().st_size != storage.size(f"{folder}/{name}"):
                 storage.download(f"{folder}/{name}", local / name)
-    try:
         return load_model(local)[0]
     except FileNotFoundError as error:
         raise StepError(f"{storage.uri(folder)}: no saved model ({error})") from error

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import torch
 import toy
+from conftest import write_image_rows
 from safetensors.torch import load_file
+from test_storage_s3 import s3  # noqa: F401 - a fixture
 
 from models.build import parameters
 from models.config import ConfigError
 from models.settings import OptimizerSettings
 from tasks.artifacts import Store
-from tasks.checkpoint import Checkpoints
+from tasks.checkpoint import Checkpoints, fetch_model
 from tasks.curves import CurveWriter, Tail, read_curves
 from tasks.errors import Preempted, StepError
 from tasks.loader import Rows
@@ -312,3 +314,48 @@ def test_curves_give_each_step_once_and_the_later_chunk_counts(store) -> None:
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
     store.storage.write("tokenizer/x/metrics/0000005.jsonl", json.dumps({"step": 5, "loss": math.inf}).encode() + b'\n{"st')
     assert [row["step"] for row in tail.new()] == [5]
+
+
+def test_object_storage_holds_the_same_run(s3, root, image_rows, data) -> None:  # noqa: F811
+    """Checkpoints, metrics, weights and the fetched model on S3: the bits are those of a run on local disk."""
+    local = Store(str(root / "store"), root)
+    at_home = toy.job(local, *data, steps=10, checkpoint_every=4)
+    train(at_home)
+    remote = Store(f"{s3}/training", root)
+    rows = (write_image_rows(remote, 150), write_image_rows(remote, 70, split="validation"))
+    away = toy.job(remote, *rows, steps=10, checkpoint_every=4)
+    steps: list[int] = []
+    with pytest.raises(Preempted):
+        train(away, report=lambda row: steps.append(row["step"]), stop=lambda: len(steps) >= 6)
+    assert train(away)["resumed_from"] == 7
+    assert weights(remote, away) == weights(local, at_home)
+    assert [row["loss"] for row in read_curves(remote.storage, away.folder)] == list(losses(local, at_home)[:, 0])
+    fetched = fetch_model(remote.storage, away.folder, root)
+    expected = load_file(str(local.storage.local_path(f"{at_home.folder}/weights.safetensors")))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in fetched.state_dict().items())
+    with pytest.raises(StepError, match="no saved model"):
+        fetch_model(remote.storage, "tokenizer/missing-0", root)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(store, data, tmp_path) -> None:
+    """The process dies at each moment of the third checkpoint: before the tensors, between them and the marker, in the pruning."""
+    options = {"steps": 12, "checkpoint_every": 3}
+    straight = toy.job(store, *data, folder="tokenizer/toy-straight", **options)
+    train(straight)
+    for number, (verb, name) in enumerate((("upload", "state.safetensors"), ("write", "state.json"), ("delete", "state.json"))):
+        broken = toy.job(store, *data, folder=f"tokenizer/toy-{number}", **options)
+        code = (
+            f"import os, sys, toy; from tasks.storage import Storage; whole = Storage.{verb}\n"
+            "def dies(self, *given):\n"
+            f"    path = given[-1] if '{verb}' != 'write' else given[0]\n"
+            f"    if path.endswith('{name}') and ('{verb}' == 'delete' or 'step-0000009' in path): os.kill(os.getpid(), 9)\n"
+            "    return whole(self, *given)\n"
+            f"Storage.{verb} = dies; toy.worker(sys.argv[1], 0, 1)"
+        )
+        path = str(toy.to_file(broken, tmp_path / f"{number}.json"))
+        died = subprocess.run([sys.executable, "-c", code, path], cwd=HERE, capture_output=True, timeout=120)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        # Pruning starts with the third checkpoint, after its marker is there.
+        assert Checkpoints(store.storage, broken.folder, broken.fingerprint, store.root).newest() == (9 if verb == "delete" else 6)
+        train(broken)
+        assert weights(store, broken) == weights(store, straight), (verb, name)
