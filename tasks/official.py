@@ -81,7 +81,8 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
             state = families[family].names(info).load(read_weights(weights))
             missing, unexpected = model.load_state_dict(state, strict=False)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"{weights}: does not fit family {family!r} with these settings: {error}") from error
+            reason = " ".join(str(error).split())[:400]
+            raise ConfigError(f"{weights}: does not fit family {family!r} with these settings: {reason}") from error
         # What a generator carries of its tokenizer comes from that artifact; everything else must be in the file.
         missing = [key for key in missing if used is None or not key.startswith("feed.quantizer.")]
         if missing or unexpected:

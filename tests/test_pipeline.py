@@ -112,7 +112,7 @@ def test_samples_of_the_registered_model(first: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_a_lost_token_shard_is_made_again_alone(first: tuple[Path, dict[str, Any]]) -> None:
-    root, made = first
+    root, _made = first
     store = Store(str(root / "store"), root)
     tokens = store.records("tokens")[0]
     shards = [store.storage.local_path(f["path"]) for f in tokens.files if f["path"].endswith(".parquet")]
