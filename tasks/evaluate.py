@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig, identity
+from models.config import ConfigError
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.errors import StepError
 from tasks.progress import Report, silent
@@ -42,7 +43,13 @@ def plan_evaluate(
     evaluate: EvaluateConfig,
     store: Store,
 ) -> Step:
-    """The step that judges a generator with its tokenizer, or (``generator=None``) a tokenizer alone."""
+    """The step that judges a generator with its tokenizer, or (``generator=None``) a tokenizer alone.
+
+    Raises:
+        ConfigError: a protocol that cannot be kept.
+    """
+    if evaluate.neighbours >= evaluate.samples:
+        raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
     config = {"evaluate": identity(evaluate)} | ({"sample": identity(sample)} if generator is not None else {})
     inputs = {"tokenizer": tokenizer, "dataset": dataset, "features": features}
     if generator is not None:
@@ -83,11 +90,13 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
     from tasks import pictures, scores
     from tasks.draw import draw_samples
     from tasks.features import load_classifier, read_images
+    from tasks.parallel import device_of
     from tasks.report import page
 
     config = EvaluateConfig(**step.config["evaluate"])
     tokenizer_at, generator_at = step.inputs["tokenizer"], step.inputs.get("generator")
-    tokenizer = cast("Tokenizer", load_model(store.fetch(tokenizer_at, "model.json", "weights.safetensors"))[0])
+    device = device_of(cluster.execution.device)
+    tokenizer = cast("Tokenizer", load_model(store.fetch(tokenizer_at, "model.json", "weights.safetensors"), device)[0])
     names = list(store.record(step.inputs["dataset"]).notes["classes"])
     network_folder = store.fetch(step.inputs["features"])
     held_out, held_label = read_images(store, step.inputs["dataset"], ["validation", "test"], HELD_OUT_LIMIT)
@@ -102,7 +111,7 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
     report("evaluate", 1, 5, {})
     judged = None
     if generator_at is not None:
-        generator = cast("Generator", load_model(store.fetch(generator_at, "model.json", "weights.safetensors"))[0])
+        generator = cast("Generator", load_model(store.fetch(generator_at, "model.json", "weights.safetensors"), device)[0])
         labels, drawn, speed = draw_samples(step, store, cluster, config, len(names), work, report)
         train, train_label = read_images(store, step.inputs["dataset"], ["train"], TRAIN_LIMIT, scores.small)
         judged = scores.Judged(load_classifier(network_folder), drawn, labels, held_out, held_label, train, train_label)
@@ -177,7 +186,7 @@ def _protocol(
         },
     }
     if judged is not None:
-        counts = np.bincount(judged.sample_label, minlength=len(dataset.notes["classes"]))
+        counts = np.bincount(judged.sample_label, minlength=max(1, len(dataset.notes["classes"])))
         protocol |= {
             "samples": len(judged.sample),
             "class_balance": {"rule": "even", "least": int(counts.min()), "most": int(counts.max())},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,23 @@ class Decision:
     reason: str
 
 
-def check_names(floor: Mapping[str, float], gate: str) -> None:
-    """Refuse metrics that no evaluation makes, before any work.
+#: What each entry of ``evaluate.metrics`` measures; the last ones are always there.
+MEASURED = {
+    "fd": ("fd",),
+    "kid": ("kid",),
+    "is": ("is",),
+    "precision_recall": ("precision", "recall"),
+    "density_coverage": ("density", "coverage"),
+    "nll": ("nll_bits_per_image", "nll_bits_per_dim"),
+    "recognition": ("recognition",),
+    "memorisation": ("memorisation_ratio", "copies"),
+    "reconstruction": ("rfd", "psnr", "ssim", "codebook_use", "codebook_perplexity"),
+    "": ("images_per_second", "parameters"),
+}
+
+
+def check_names(floor: Mapping[str, float], gate: str, measured: Sequence[str] | None = None) -> None:
+    """Refuse metrics that no evaluation makes, or (``measured`` is ``evaluate.metrics``) that this one does not, before any work.
 
     Raises:
         ConfigError: naming the metric and those that there are.
@@ -29,6 +44,9 @@ def check_names(floor: Mapping[str, float], gate: str) -> None:
         if not meaning(name)[1] and not meaning(f"{name}_")[1]:
             known = ", ".join(prefix.rstrip("_") for prefix, _, _ in MEANING)
             raise ConfigError(f"{where}: no metric is named {name!r}; there are: {known}")
+        makers = [group for group, names in MEASURED.items() if any(name == n or name.startswith(f"{n}_") for n in names)]
+        if measured is not None and makers and not set(makers) & {*measured, ""}:
+            raise ConfigError(f"{where}: {name!r} is not measured; add {makers[0]!r} to evaluate.metrics")
 
 
 def value_of(metrics: Mapping[str, Any], name: str) -> tuple[str, float]:

@@ -168,7 +168,7 @@ def sample_model(
     pair, title = open_model(model, store, tracker, _device())
     if guidance is not None:
         pair = Pair(pair.generator, pair.tokenizer, pair.sampler.edited(guidance=guidance), pair.classes)
-    chosen = np.arange(len(pair.classes)) if classes is None else np.asarray(list(dict.fromkeys(classes)), np.int64)
+    chosen = np.arange(max(1, len(pair.classes))) if classes is None else np.asarray(list(dict.fromkeys(classes)), np.int64)
     check_labels(chosen, pair.classes)
     labels = chosen[spread(total, len(chosen))]
     parts = []

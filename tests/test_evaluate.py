@@ -221,3 +221,11 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, tmp_pa
         assert sorted(there) == [0, 1, 2]
         for i in there:
             np.testing.assert_array_equal(there[i], here[i])
+
+
+def test_an_impossible_protocol_is_refused_before_work():
+    from models.config import ConfigError
+
+    inputs = [world().store.record(world().var).inputs[r] for r in ("generator", "tokenizer", "dataset", "features")]
+    with pytest.raises(ConfigError, match=r"evaluate\.neighbours=60.*evaluate\.samples=60"):
+        plan_evaluate("x", *inputs, SampleConfig(), FEW.model_copy(update={"neighbours": 60}), world().store)

@@ -181,6 +181,16 @@ def test_a_gate_on_no_metric_is_refused_before_work(store, config):
         plan(store, world().var, **config)
 
 
+def test_a_gate_on_what_is_not_measured_is_refused_before_work():
+    with pytest.raises(
+        ConfigError, match=r"register\.floor\.recall: 'recall' is not measured; add 'precision_recall' to evaluate\.metrics"
+    ):
+        gate.check_names({"recall": 0.4}, "fd", ["fd"])
+    gate.check_names(
+        {"recall": 0.4, "parameters": 1.0, "codebook_use_scale_0": 0.1}, "fd_classifier", ["fd", "precision_recall", "reconstruction"]
+    )
+
+
 def test_gate_knows_which_way_is_better():
     assert gate.floors({"fd_classifier": 3.0}, {"fd": 4.0}).promoted
     assert not gate.floors({"fd_classifier": 5.0}, {"fd": 4.0}).promoted
@@ -217,6 +227,8 @@ def test_a_lost_database_is_filled_again(store, tracker):
     run = fresh.client.get_run(fresh.run_id(step.inputs["generator"].fingerprint))
     assert [m.value for m in fresh.client.get_metric_history(run.info.run_id, "loss")] == [2.0, 1.0]
     evaluated = fresh.client.get_run(fresh.run_id(world().var.fingerprint))
+    pictures = {Path(f.path).stem for f in fresh.client.list_artifacts(evaluated.info.run_id, "pictures")}
+    assert pictures == {"samples", "nearest", "reconstructions", "codebook", "curves"}
     assert evaluated.data.metrics["fd_classifier"] == store.record(world().var).metrics["fd_classifier"]
     assert register(step, store, fresh).status == "cached"
 

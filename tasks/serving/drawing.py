@@ -64,8 +64,11 @@ def default_sampler(generator: Generator) -> Sampler:
 
 
 def spread(n: int, classes: int) -> NDArray[np.int64]:
-    """``n`` labels in turn over all classes, so that every class has as many as any other, or one more."""
-    return np.arange(n, dtype=np.int64) % classes
+    """``n`` labels in turn over all classes, so that every class has as many as any other, or one more.
+
+    Data without classes (0) have the null class alone, which is 0 there.
+    """
+    return np.arange(n, dtype=np.int64) % max(1, classes)
 
 
 @torch.no_grad()
@@ -93,9 +96,9 @@ def sample_shards(pair: Pair, labels: NDArray[np.int64], seed: int, rows: int = 
 
 def check_labels(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     """Raise ``ConfigError`` for a class that the model does not have."""
-    wrong = [int(k) for k in labels if not 0 <= k < len(classes)]
+    wrong = [int(k) for k in labels if not 0 <= k < max(1, len(classes))]
     if wrong:
-        raise ConfigError(f"class_id {wrong[0]}: this model has the classes 0 to {len(classes) - 1}")
+        raise ConfigError(f"class_id {wrong[0]}: this model has the classes 0 to {max(0, len(classes) - 1)}")
 
 
 def to_uint8(image_NCHW: torch.Tensor) -> NDArray[np.uint8]:
