@@ -141,7 +141,10 @@ class _Run:
         rows = indices(settings.seed, self.step, total, len(self.loader))[start:stop]
         batch = self._place(self.loader.get(rows)) if stop > start else None
         # A draw that a model makes behind the back of ``draws`` is at least a function of the step: a resumed run repeats it.
-        torch.manual_seed(seed_of(settings.seed, self.step, self.group.rank))
+        seed = seed_of(settings.seed, self.step, self.group.rank)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         numbers: dict[str, float] = {}
         for index, phase in enumerate(self.state.phases):
             phase.clear()
