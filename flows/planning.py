@@ -202,6 +202,7 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
         ConfigError: naming the field and what to do.
     """
     from tasks.checks import check_models
+    from tasks.gate import check_names
     from tasks.sources import open_source
 
     dataset = planned[0].artifact
@@ -209,6 +210,7 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     tokenizer = given_tokenizer(config, store)
     check_models(config, classes, store.record(tokenizer).notes["spec"] if tokenizer else None)
     features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
+    check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
 
 
 def fingerprint(config: RunConfig) -> str:
