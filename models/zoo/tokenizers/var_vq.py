@@ -6,7 +6,8 @@ Differs: training code for this tokenizer was never published.  The codebook fol
 and codes out of use are revived with vectors of evenly drawn scales, both over all workers; convolutions that suit small images,
 without attention, with 2x2 or 4x4 pixels a step at the ends (the released model has 109 M parameters).
 Run: tokenloom run digits_var
-Expect: EXPECT
+Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3, about 50 CPU seconds): mean squared error 0.031 on [-1, 1], PSNR 21 dB,
+0.23 M parameters; codes in use 100 % at 4x4, 88 % at 2x2 and 3x3, 37 % at 1x1.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def var_vq(
     adversarial_start: int = 0,
     perceptual: str = "",
 ) -> ConvTokenizer.Config:
-    """``scales[-1]`` must be the image size over ``2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
+    """``scales[-1]`` must be the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
     ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
     return ConvTokenizer.Config(
         net=Geometry(
