@@ -51,8 +51,13 @@ def guard() -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends (Linux; elsewhere it lives on and finishes its work)."""
+    """Have this process killed when its parent ends, also when that has happened already."""
+    end_with_parent()
+    if os.getppid() != parent:  # it ended before we asked
+        os._exit(128 + signal.SIGKILL)
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """In a child process: have the kernel send this signal when the parent ends (Linux; elsewhere nothing happens)."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it ended before we asked
-            os._exit(128 + signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from flows.guard import end_with_parent
 from models.config import ConfigError
 from tasks.errors import StepError
 
@@ -75,7 +76,12 @@ def process(command: list[str], log_file: str, environment: dict[str, str] | Non
     """A server process for the length of a block; it leads a group of its own, which is ended with the block."""
     with open(log_file, "ab") as out:
         started = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | (environment or {})
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | (environment or {}),
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # nothing is left behind when this process is killed
         )
     try:
         yield started
