@@ -177,7 +177,7 @@ def _protocol(
             "images": len(held_out),
             "sha256": hashlib.sha256(held_out.tobytes() + held_label.astype("<i8").tobytes()).hexdigest()[:16],
         },
-        "image": {"size": held_out.shape[1], "channels": held_out.shape[3], "fit": dataset.config.get("fit", "as ingested")},
+        "image": {"size": held_out.shape[1], "channels": held_out.shape[3], "fit": dataset.config["data"]["fit"]},
         "rounding": "uint8 = round((x + 1) * 127.5), no resize",
         "features": {
             "network": features.NAME,

@@ -17,7 +17,7 @@ _SHOWN = (
 
 def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Record, evaluation: Record, fingerprint: str) -> str:
     """The card as Markdown, without anything that differs between two runs of the same recipe on the same numbers."""
-    data, protocol, classes = dataset.config, evaluation.notes["protocol"], list(evaluation.notes["classes"])
+    data, protocol, classes = dataset.config["data"], evaluation.notes["protocol"], list(evaluation.notes["classes"])
     numbers = [
         f"| {key} | {number(evaluation.metrics[key])} | {meaning(key)[0]} |"
         for prefix in _SHOWN
@@ -36,7 +36,7 @@ def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Reco
             "",
             f"- Generator: {_recipe(generator)}, {number(generator.notes.get('parameters', 0))} parameters",
             f"- Tokenizer: {_recipe(tokenizer)}",
-            f"- Data: `{data.get('source', dataset.artifact.name)}`, {_splits(dataset)}, fitted by `{data.get('fit', '-')}`",
+            f"- Data: `{data['source']}`, {_splits(dataset)}, fitted by `{data['fit']}`",
             "",
             "## Numbers",
             "",

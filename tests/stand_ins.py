@@ -39,7 +39,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def write_dataset(store: Store, image: np.ndarray, label: np.ndarray, held_out: int, name: str = "digits") -> Artifact:
     """A dataset artifact; the last ``held_out`` rows are its validation split."""
-    step = Step("ingest", 1, "dataset", name, {"rows": len(image), "held_out": held_out, "sum": int(image.sum())})
+    step = Step("ingest", 1, "dataset", name, {"data": {"source": "digits", "fit": "pad", "held_out": held_out}, "sum": int(image.sum())})
 
     def body(work: Work) -> dict[str, int]:
         shards = []

@@ -90,7 +90,15 @@ def test_a_version_is_made_once_with_card_tags_and_aliases(store, tracker):
     assert champion.tags["tokenloom.dataset"] == world().dataset.id
     card = (store.fetch(first.artifact) / "README.md").read_text()
     assert versions[0].description == card
-    for part in (step.inputs["generator"].id, world().dataset.id, "## Limits", "arXiv 2404.02905", "mlflow models serve", "| precision |"):
+    for part in (
+        step.inputs["generator"].id,
+        world().dataset.id,
+        "## Limits",
+        "arXiv 2404.02905",
+        "`digits`, 300 train + 100 validation images, fitted by `pad`",
+        "mlflow models serve",
+        "| precision |",
+    ):
         assert part in card
 
 
