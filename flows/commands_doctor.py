@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 #: What a run imports; versions are read, nothing is imported.
 LIBRARIES = ("torch", "numpy", "ray", "prefect", "fastapi", "mlflow", "pyarrow", "safetensors", "pydantic", "datasets")
+#: Libraries that must stay below a version, and what goes wrong otherwise.
+PINS = {
+    "fastapi": ((0, 151), "the server does not start or its lists do not answer"),
+    "sqlalchemy": ((2, 1), "schedules do not run"),
+}
 _LEAST_DISK = 2 * 1024**3  # bytes; a small run with its environment's databases
 
 
@@ -42,7 +47,7 @@ def doctor(ctx: click.Context, verify: bool, schema: bool, root: str | None, sto
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("python", _python),
         ("libraries", _libraries),
-        ("fastapi", _fastapi),
+        ("pins", _pins),
         ("cores", lambda: _cores(work)),
         ("disk", lambda: _disk(work)),
         ("store", lambda: _store(work)),
@@ -79,11 +84,15 @@ def _libraries() -> str:
     return ", ".join(found)
 
 
-def _fastapi() -> str:
-    version = metadata.version("fastapi")
-    if tuple(int(part) for part in version.split(".")[:2]) >= (0, 151):
-        raise RuntimeError(f"{version}: Prefect 3.8 needs fastapi below 0.151; install with -c constraints.txt")
-    return f"{version} (below 0.151, as Prefect needs)"
+def _pins() -> str:
+    found = []
+    for name, (limit, harm) in PINS.items():
+        version = metadata.version(name)
+        found.append(f"{name} {version}")
+        if tuple(int(part) for part in version.split(".")[:2]) >= limit:
+            below = ".".join(map(str, limit))
+            raise RuntimeError(f"{name} {version}: with Prefect 3.8 {harm}; install {name} below {below} (-c constraints.txt)")
+    return ", ".join(found)
 
 
 def _cores(work: Workspace) -> str:

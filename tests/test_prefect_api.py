@@ -1,4 +1,5 @@
-"""Guards the pin of fastapi: with 0.151 or newer Prefect's server does not start, or its list endpoints answer 422."""
+"""Guards two pins: with fastapi 0.151 or newer Prefect's server does not start or its lists answer 422, and with
+SQLAlchemy 2.1 or newer its scheduler fails, so that ``tokenloom serve`` would never run anything."""
 
 from __future__ import annotations
 
@@ -16,10 +17,22 @@ from tasks.errors import StepError
 LISTS = ("flows", "flow_runs", "deployments", "work_pools", "artifacts", "task_runs")
 
 
-def _post(url: str) -> tuple[int, Any]:
-    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
+def _post(url: str, body: Any = None) -> tuple[int, Any]:
+    data = json.dumps(body or {}).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.status, json.load(answer)
+
+
+def _check_schedule(api: str) -> None:
+    """A deployment with a cron schedule gets its flow runs planned."""
+    _, flow = _post(f"{api}/flows/", {"name": "toy"})
+    schedule = {"schedule": {"cron": "0 3 * * *", "timezone": "UTC"}, "active": True}
+    _, deployment = _post(f"{api}/deployments/", {"name": "toy", "flow_id": flow["id"], "schedules": [schedule]})
+    _post(f"{api}/deployments/{deployment['id']}/schedule", {"min_runs": 2})
+    _, runs = _post(f"{api}/flow_runs/filter")
+    assert len(runs) >= 2
+    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
 
 
 @pytest.mark.slow
@@ -30,6 +43,7 @@ def test_the_api_starts_and_its_lists_answer(tmp_path: Path) -> None:
         prefect_api.wait_for(f"http://127.0.0.1:{port}/api/health", server, "Prefect server", str(log))
         for name in LISTS:
             assert _post(f"http://127.0.0.1:{port}/api/{name}/filter") == (200, []), name
+        _check_schedule(f"http://127.0.0.1:{port}/api")
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)  # nothing is left behind
 
