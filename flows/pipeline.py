@@ -7,8 +7,8 @@ is in the store already, complete and verified, and then does nothing (``tasks/a
                      `-> features (the network that judges the samples) --^
 """
 
-from __future__ import annotations
-
+# No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
+# annotations travel with it.
 from typing import Any
 
 from prefect import flow, runtime

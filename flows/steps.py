@@ -8,8 +8,8 @@ Each step is also a flow of its own, e.g. ``flows.steps.train_tokenizer_flow``; 
 before it in the store.
 """
 
-from __future__ import annotations
-
+# No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
+# annotations travel with it.
 import functools
 import time
 from collections.abc import Callable
@@ -151,7 +151,7 @@ def run_alone(call: Callable[..., Artifact], config: RunConfig, work: Workspace)
     return [done.row() for done in work.done]
 
 
-def _flow(call: Callable[..., Artifact]) -> Flow[Any, Any]:
+def _flow(call: Callable[..., Artifact]) -> "Flow[Any, Any]":
     def alone(
         config: RunConfig, cluster: ClusterConfig | None = None, root: str | None = None, store: str | None = None
     ) -> list[dict[str, Any]]:

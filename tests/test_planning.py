@@ -268,6 +268,21 @@ def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> N
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["flows.pipeline.pipeline", *(f"flows.steps.{step}_flow" for step in planning.STEPS)])
+def test_every_flow_can_be_deployed(name: str) -> None:
+    """By its module entrypoint, and by value, as a served flow reaches the process that runs it."""
+    import cloudpickle
+    from prefect.flows import load_flow_from_entrypoint
+
+    flow = load_flow_from_entrypoint(name, use_placeholder_flow=False)
+    assert flow.parameters.properties["config"]["position"] == 0
+    plain = load_run("smoke_var").model_dump(mode="json", by_alias=True)
+    for each in (flow, cloudpickle.loads(cloudpickle.dumps(flow))):
+        assert each.validate_parameters({"config": plain})["config"] == load_run("smoke_var")
+        with pytest.raises(Exception, match="stepz"):
+            each.validate_parameters({"config": plain | {"stepz": 1}})
+
+
 def test_only_failures_that_may_pass_are_tried_again() -> None:
     from flows.steps import transient
 
