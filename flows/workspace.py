@@ -17,9 +17,8 @@ from flows.screen import Done
 from models.config import ConfigError
 
 if TYPE_CHECKING:
-    from tasks.tracking import Tracker
-
     from tasks.artifacts import Artifact, Store
+    from tasks.tracking import Tracker
 
 #: The root folder where nothing else is said: beside you, so that two projects do not mix.
 ROOT = ".tokenloom"
