@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint readme clean
+.PHONY: help demo test test-all test-fast lint readme clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,14 @@ $(READY_DEV): $(READY)
 demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
 	@$(BIN)/tokenloom run digits_var
 
-test: $(READY_DEV) ## set up, then run all tests
+test: $(READY_DEV) ## set up, then run the tests (about ten minutes)
 	@$(BIN)/python -m pytest
 
+test-all: $(READY_DEV) ## all tests, those of many minutes too
+	@$(BIN)/python -m pytest -m ''
+
 test-fast: $(READY_DEV) ## the tests that take seconds
-	@$(BIN)/python -m pytest -m 'not slow and not ray'
+	@$(BIN)/python -m pytest -m 'not slow and not ray and not long'
 
 lint: $(READY_DEV) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check .

@@ -36,6 +36,16 @@ from tasks.loader import Rows, Shard  # noqa: E402
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """No test leaves variables behind: MLflow and our own command line set some for the whole process."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A fresh local root folder (databases, caches, logs)."""

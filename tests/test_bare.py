@@ -29,13 +29,18 @@ while wanted:  # what torch itself requires is there wherever torch is
 normal = lambda name: name.lower().replace("-", "_")
 refused = {m for m, found in importlib.metadata.packages_distributions().items() if not allowed & set(map(normal, found))}
 
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        top = name.split(".")[0]
-        if top in refused:
-            raise ModuleNotFoundError(f"not in a bare environment: {top}", name=top)
+finders = list(sys.meta_path)
 
-sys.meta_path.insert(0, Refuse())
+class Bare(importlib.abc.MetaPathFinder):
+    # what is refused is not found, as if it were not installed
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in refused:
+            for finder in finders:
+                if spec := finder.find_spec(name, path, target):
+                    return spec
+        return None
+
+sys.meta_path[:] = [Bare()]
 
 import runpy
 import torch

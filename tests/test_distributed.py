@@ -140,7 +140,7 @@ print(json.dumps(outcome.metrics))
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_and_ctrl_c_save_at_once_and_the_same_command_goes_on(store, root, tmp_path) -> None:
     step = tokenizer_step(store, steps=1500, checkpoint_every=1000)
     script = tmp_path / "driver.py"
