@@ -82,9 +82,9 @@ BLOCKS = {"tree": tree, "methods": methods}
 def refreshed(text: str) -> str:
     """The README with both blocks made anew."""
     for name, make in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         block = make()
-        text, hits = pattern.subn(lambda m, block=block: m[1] + block + m[2], text)
+        text, hits = pattern.subn(lambda m, block=block: m[1] + block + "\n" + m[2], text)
         if hits != 1:
             raise SystemExit(f"README.md needs exactly one block <!-- {name} --> … <!-- /{name} -->")
     return text
