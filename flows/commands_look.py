@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flows.options import emit, epilog, json_option, place_options, workspace
+
+if TYPE_CHECKING:
+    from tasks.artifacts import Store
 
 
 @click.command(epilog=epilog("tokenloom methods", "tokenloom methods --json"))
@@ -112,7 +116,7 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
     from tasks import compare as comparing
 
     work = workspace("tokenloom", root, store)
-    rows = comparing.leaderboard(work.store, [run_name(each) for each in runs])
+    rows = comparing.leaderboard(work.store, [evaluation_of(each, work.store) for each in runs])
     folder = out or work.root / "compare"
     files = comparing.write(work.store, rows, folder)
     if as_json:
@@ -123,6 +127,18 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
     table("", ["", *names], [[key, *(_cell(row.get(key)) for row in rows)] for key in metrics])
     for path in files:
         click.echo(str(path))
+
+
+def evaluation_of(text: str, store: Store) -> str:
+    """The evaluation behind RUN: the one that its run file describes as it stands, if that is there, else the newest of its name."""
+    from configs.load import load_run, shipped
+    from flows.planning import plan
+
+    if text in shipped("runs") or text.endswith((".yaml", ".yml")):
+        made = {one.name: one.artifact for one in plan(load_run(text), store)}["evaluate"]
+        if made is not None:
+            return made.id
+    return run_name(text)
 
 
 def run_name(text: str) -> str:
