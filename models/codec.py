@@ -32,7 +32,7 @@ class ConvTokenizer(Tokenizer):
         quantizer: VQ.Config | MultiScale.Config
         latent: int
         quant_kernel: int = 1
-        pixels: Pixels = Pixels()  # noqa: RUF009 - frozen
+        pixels: Pixels = Pixels()
         perceptual: Perceptual.Config | None = None
         adversarial: Adversarial.Config | None = None
 

@@ -50,7 +50,7 @@ class Protocol:
 class Classifier(nn.Module):
     """Three strided convolutions, a 4 x 4 average, a layer of features, class logits."""
 
-    def __init__(self, channels: int, classes: int, protocol: Protocol = Protocol()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, channels: int, classes: int, protocol: Protocol = Protocol()) -> None:
         super().__init__()
         w = protocol.width
         self.side = protocol.side
@@ -144,7 +144,7 @@ def train_classifier(
     label: NDArray[np.int64],
     classes: int,
     protocol: Protocol = Protocol(),
-    report: Report = silent,  # noqa: B008 (frozen)
+    report: Report = silent,
 ) -> Classifier:
     """A classifier of these images, the same weights for the same input (one thread: sums keep their order)."""
     threads = torch.get_num_threads()

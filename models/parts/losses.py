@@ -105,7 +105,7 @@ class Adversarial(nn.Module):
         weight: float = 0.5
         start: int = 0
         balance: Literal["adaptive", "constant"] = "adaptive"
-        discriminator: PatchDiscriminator.Config = PatchDiscriminator.Config()  # noqa: RUF009 - frozen
+        discriminator: PatchDiscriminator.Config = PatchDiscriminator.Config()
 
         def __post_init__(self) -> None:
             if self.weight < 0 or self.start < 0:

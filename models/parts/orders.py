@@ -6,6 +6,7 @@ One rule gives every attention mask of the family: a slot sees the slots whose g
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -84,12 +85,12 @@ def grouped(keys: Sequence[tuple[int, ...]], window: int | None = None) -> Plan:
     return Plan(torch.tensor([index]), tuple(sizes), window)
 
 
-class _Fixed:
+class _Fixed(ABC):
     """An order that depends on the layout alone."""
 
+    @abstractmethod
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
         """The same plan at every step."""
-        raise NotImplementedError
 
     def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None) -> Plan:
         """Decoding follows the training order."""

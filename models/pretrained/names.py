@@ -63,7 +63,7 @@ def _cut(parts: int, dim: int, sizes: tuple[int, ...] | None) -> Callable[[list[
     return lambda t: list(t[0].split(list(sizes), dim) if sizes else t[0].chunk(parts, dim))
 
 
-def Rename(  # noqa: N802 - rules read as values
+def Rename(
     official: str, ours: str, load: Callable[[Tensor], Tensor] | None = None, dump: Callable[[Tensor], Tensor] | None = None
 ) -> Rule:
     """One tensor on each side; ``load``/``dump`` reshape it where the shapes differ (both or neither)."""
@@ -76,24 +76,24 @@ def _each(function: Callable[[Tensor], Tensor] | None) -> Callable[[list[Tensor]
     return _same if function is None else lambda tensors: [function(t) for t in tensors]
 
 
-def Fuse(official: Iterable[str], ours: str, dim: int = 0, sizes: tuple[int, ...] | None = None) -> Rule:  # noqa: N802
+def Fuse(official: Iterable[str], ours: str, dim: int = 0, sizes: tuple[int, ...] | None = None) -> Rule:
     """Several official tensors concatenated along ``dim`` are one of ours; ``sizes`` where the parts are unequal."""
     parts = tuple(official)
     return Rule(parts, (ours,), lambda t: [torch.cat(t, dim)], _cut(len(parts), dim, sizes))
 
 
-def Split(official: str, ours: Iterable[str], dim: int = 0, sizes: tuple[int, ...] | None = None) -> Rule:  # noqa: N802
+def Split(official: str, ours: Iterable[str], dim: int = 0, sizes: tuple[int, ...] | None = None) -> Rule:
     """One official tensor is several of ours concatenated along ``dim``."""
     parts = tuple(ours)
     return Rule((official,), parts, _cut(len(parts), dim, sizes), lambda t: [torch.cat(t, dim)])
 
 
-def Ignore(official: str) -> Rule:  # noqa: N802
+def Ignore(official: str) -> Rule:
     """An official tensor that we do not keep (statistics, constants); ``dump`` leaves it out."""
     return Rule((official,), (), lambda t: [], lambda t: [])
 
 
-def Own(ours: str) -> Rule:  # noqa: N802
+def Own(ours: str) -> Rule:
     """A tensor of ours without an official counterpart; ``load`` does not make it, ``dump`` leaves it out."""
     return Rule((), (ours,), lambda t: [], lambda t: [])
 
