@@ -61,10 +61,14 @@ def kill_tree(mark: str) -> int:
 
 
 def outcome(root: Path, stdout: str) -> dict[str, str]:
-    """Fingerprint of each step, and SHA-256 of each weights file and token shard of the store."""
+    """Fingerprint of each step, and SHA-256 of each weights file and token shard of the store.
+
+    MLflow's copies are left out: it keeps them in folders named by random ids.
+    """
     steps = {s["name"]: s["fingerprint"] for s in json.loads(stdout)["steps"]}
-    files = sorted([*root.rglob("weights.safetensors"), *root.rglob("tokens/**/*.parquet")])
-    hashes = {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if "cache" not in p.parts}
+    store = root / "store"
+    files = sorted([*store.rglob("weights.safetensors"), *store.rglob("*.parquet")])
+    hashes = {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     return {**{f"step {k}": v for k, v in steps.items()}, **hashes}
 
 

@@ -38,12 +38,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """No test leaves variables behind: MLflow and our own command line set some for the whole process."""
+    """No test leaves addresses behind: MLflow and our own command line set them for the whole process."""
     before = dict(os.environ)
     yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "PREFECT_", "TOKENLOOM_"))]:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
 
 
 @pytest.fixture
