@@ -28,7 +28,7 @@ $(READY_DEV): $(READY)
 demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
 	@$(BIN)/tokenloom run digits_var
 
-test: $(READY_DEV) ## set up, then run the tests (about ten minutes)
+test: $(READY_DEV) ## set up, then run the tests
 	@$(BIN)/python -m pytest
 
 test-all: $(READY_DEV) ## all tests, those of many minutes too
