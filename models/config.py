@@ -41,6 +41,11 @@ class Config:
     nested in the class that they build; ``build(**given)`` then constructs that class.
     """
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Of a whole model: the trained models that it stands on, of ``tokenizer`` (for a tokenizer: its base) and ``features``."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """Canonical plain form: ``{"type": "module.Class", field: value, …}`` recursively."""
         return typing.cast(dict[str, Any], canonical(self))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import config, protocols
 from models.draws import Draws
@@ -65,9 +65,9 @@ class GroupGenerator(protocols.Generator):
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width)
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
-        if isinstance(self.feed, NextScale):
+        if isinstance(self.feed, NextScale) and tokenizer is not None:
             self.feed.adopt(tokenizer)
 
     def forward(self, ids_BL: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:

@@ -8,7 +8,7 @@ Anything that meets these verbs trains, samples, is evaluated and is registered 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,16 @@ class Method(nn.Module, ABC):
         """Called on every rank after the optimizers' step: EMA codebooks, revival; returns extra metrics."""
         return {}
 
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        """Copy, frozen, what this model needs of those that it stands on (its config's ``needs``).
+
+        Called at every start of training.  ``tokenizer`` is that of a generator's tokens (VAR: codebook and Phi) or the base of
+        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data.
+        """
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Called once after the last step with some training batches, the same on every rank: statistics that are set post training."""
+
 
 class Tokenizer(Method):
     """Images to tokens and back."""
@@ -240,6 +250,3 @@ class Generator(Method):
     def has_log_prob(self) -> bool:
         """Whether ``log_prob`` exists."""
         return type(self).log_prob is not Generator.log_prob
-
-    def adopt(self, tokenizer: Tokenizer) -> None:
-        """Copy, frozen, what this generator needs of its tokenizer (VAR: codebook and Phi)."""

@@ -76,7 +76,7 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
     def body(work: Work) -> dict[str, Any]:
         model = spec.build()
         if used is not None:
-            cast(Generator, model).adopt(cast(Tokenizer, load_model(store.fetch(used))[0]))
+            cast(Generator, model).adopt(tokenizer=cast(Tokenizer, load_model(store.fetch(used))[0]))
         try:
             state = families[family].names(info).load(read_weights(weights))
             missing, unexpected = model.load_state_dict(state, strict=False)

@@ -116,7 +116,7 @@ class _Run:
         torch.manual_seed(seed_of(self.settings.seed, "init"))
         model = self.spec.build()
         if job.adopt and isinstance(model, Generator):
-            model.adopt(cast(Tokenizer, fetch_model(self.storage, job.adopt, self.root)))
+            model.adopt(tokenizer=cast(Tokenizer, fetch_model(self.storage, job.adopt, self.root)))
         self.dtype = torch.float64 if self.settings.precision == "float64" else torch.float32
         self.model: Method = model.to(self.device, self.dtype).train()
         self.state = TrainState(self.model, self.settings)

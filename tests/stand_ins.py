@@ -120,7 +120,7 @@ def write_generator(
 
     def body(work: Work) -> dict[str, int]:
         model = build(spec, seed)
-        model.adopt(build(ModelSpec.from_dict(notes["tokenizer_spec"]), 0))
+        model.adopt(tokenizer=build(ModelSpec.from_dict(notes["tokenizer_spec"]), 0))
         _save(work, spec, model)
         work.notes.update(spec=spec.to_dict(), parameters=parameters(model), world_size=1)
         write_curves(store, work.folder)

@@ -41,7 +41,7 @@ CONFIGS: dict[str, VQ.Config | MultiScale.Config] = {
 @pytest.fixture(params=CONFIGS)
 def quantizer(request: pytest.FixtureRequest) -> Quantizer:
     torch.manual_seed(1)
-    built = CONFIGS[request.param].build()
+    built = CONFIGS[request.param].build((GRID, GRID))
     built.codebook.weight.data.normal_()
     return built
 
@@ -128,7 +128,7 @@ def test_half_precision_does_not_change_the_ids(quantizer: Quantizer) -> None:
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("multiscale")])
 def test_teacher_inputs_equal_incremental_inputs(name: str) -> None:
     torch.manual_seed(0)
-    quantizer = CONFIGS[name].build()
+    quantizer = CONFIGS[name].build((GRID, GRID))
     assert isinstance(quantizer, MultiScale)
     quantizer.codebook.weight.data.normal_()
     length = sum(s * s for s in quantizer.scales)
@@ -145,13 +145,13 @@ def test_teacher_inputs_equal_incremental_inputs(name: str) -> None:
 
 
 def test_one_scale_is_all_a_generator_starts_with() -> None:
-    quantizer = MultiScale.Config(codebook=codebook(), scales=(4,)).build()
+    quantizer = MultiScale.Config(codebook=codebook(), scales=(4,)).build((4, 4))
     assert quantizer.next_inputs(torch.zeros(2, 16, dtype=torch.long)).shape == (2, 0, DIM)
 
 
 def test_each_scale_lowers_the_error() -> None:
     torch.manual_seed(0)
-    quantizer = MultiScale.Config(codebook=codebook(codes=64), scales=(1, 2, 3, 4)).build().double()
+    quantizer = MultiScale.Config(codebook=codebook(codes=64), scales=(1, 2, 3, 4)).build((4, 4)).double()
     run(quantizer, 60)
     error = quantizer.eval()(latents(1000).double()).stats["residual"]
     whole = latents(1000).square().mean()
@@ -184,7 +184,7 @@ def test_moving_average_is_the_mean_of_what_chose_the_code() -> None:
 @pytest.mark.parametrize("name", ["vq", "vq_learned", "multiscale"])
 def test_dead_codes_come_back_as_vectors_of_the_batch(name: str) -> None:
     torch.manual_seed(0)
-    quantizer = CONFIGS[name].build()
+    quantizer = CONFIGS[name].build((GRID, GRID))
     quantizer.codebook.weight.data.copy_(100 + torch.randn(24, DIM))  # far from every vector: one code takes all
     quantizer.codebook.weight.data[0] = 0
     assert len(quantizer.encode(latents(0)).unique()) == 1
@@ -212,7 +212,7 @@ def test_evaluation_leaves_no_trace(quantizer: Quantizer) -> None:
 
 def test_use_and_perplexity_per_scale() -> None:
     torch.manual_seed(0)
-    quantizer = MultiScale.Config(codebook=codebook(), scales=(1, 4)).build()
+    quantizer = MultiScale.Config(codebook=codebook(), scales=(1, 4)).build((4, 4))
     quantizer.train()
     quantizer(latents(0), Draws.whole(0, 0, ROWS))
     metrics = quantizer.after_step(Draws.whole(0, 0, ROWS))
@@ -234,7 +234,7 @@ def test_use_and_perplexity_per_scale() -> None:
         (lambda: MultiScale.Config(codebook=codebook(), scales=()), "scales"),
         (lambda: MultiScale.Config(codebook=codebook(), scales=(1, 3, 2)), "scales"),
         (lambda: MultiScale.Config(codebook=codebook(), scales=(1, 2), ratio=2.0), "ratio=2.0"),
-        (lambda: MultiScale.Config(codebook=codebook(), scales=(1, 2, 3)).grids(4), "4x4"),
+        (lambda: MultiScale.Config(codebook=codebook(), scales=(1, 2, 3)).layout((4, 4)), "4x4"),
         (lambda: VQ.Config(codebook=codebook(), beta=-1.0), "beta=-1.0"),
     ],
 )
@@ -254,7 +254,7 @@ def worker(rank: int, world: int, folder: str, names: list[str], steps: int) -> 
         assert world_size() == world
         for name in names:
             torch.manual_seed(5)
-            quantizer = CONFIGS[name].build().double()
+            quantizer = CONFIGS[name].build((GRID, GRID)).double()
             # one rank takes its share whole, the others in pieces: the collectives must still match
             run(quantizer, steps, rank, world, micro=ROWS if rank == 0 else 2)
             save_file(quantizer.state_dict(), f"{folder}/{name}-{rank}.safetensors")
@@ -278,7 +278,7 @@ def test_workers_keep_one_codebook_equal_to_a_single_process(world: int, tmp_pat
     assert [p.exitcode for p in processes] == [0] * world
     for name in names:
         torch.manual_seed(5)
-        alone = CONFIGS[name].build().double()
+        alone = CONFIGS[name].build((GRID, GRID)).double()
         run(alone, steps)
         states = [load_file(tmp_path / f"{name}-{r}.safetensors") for r in range(world)]
         for key, value in alone.state_dict().items():

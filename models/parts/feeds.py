@@ -146,7 +146,7 @@ class NextScale(nn.Module):
             if quantizer is None or not hasattr(quantizer, "scales"):
                 have = "no tokenizer is given" if tokenizer is None else f"its grids are {layout.grids}"
                 raise LayoutError(f"next-scale prediction needs a multi-scale tokenizer, such as the recipe var_vq; {have}")
-            return NextScale(self, layout, width, quantizer.build())
+            return NextScale(self, layout, width, quantizer.build(layout.grids[-1]))
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         super().__init__()

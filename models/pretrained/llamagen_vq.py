@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.codec import ConvTokenizer
+from models.autoencoder import Autoencoder
 from models.draws import Draws
 from models.parts.nets.conv import Geometry
 from models.parts.quantizers.codebook import Codebook
@@ -22,11 +22,11 @@ FAMILY = "llamagen_vq"
 WINDOW = 65536
 
 
-def config(info: Mapping[str, Any]) -> ConvTokenizer.Config:
+def config(info: Mapping[str, Any]) -> Autoencoder.Config:
     """Our config for ``info["config"]``; groups of 32 channels and self-attention at the lowest level, as released."""
     c = info["config"]
     multipliers = tuple(c["ch_mult"])
-    return ConvTokenizer.Config(
+    return Autoencoder.Config(
         net=Geometry(
             channels=c["ch"],
             multipliers=multipliers,
@@ -45,7 +45,7 @@ def config(info: Mapping[str, Any]) -> ConvTokenizer.Config:
     )
 
 
-def build(info: Mapping[str, Any]) -> ConvTokenizer:
+def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
     return config(info).build(size=info["config"]["image"], channels=3)
 
@@ -72,7 +72,7 @@ def names(info: Mapping[str, Any]) -> NameMap:
     return NameMap(*rules, Rename("quantize.embedding.weight", "quantizer.codebook.weight"), Ignore("quantize.codebook_used"))
 
 
-def outputs(model: ConvTokenizer, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number that the fixture records: latents, ids, images, losses, codebook use, gradient norms."""
     image_BCHW = inputs["image"]
     c = info["config"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.codec import ConvTokenizer
+from models.autoencoder import Autoencoder
 from models.parts.nets.conv import Geometry
 from models.parts.quantizers.codebook import Codebook
 from models.parts.quantizers.multiscale import MultiScale
@@ -35,11 +35,11 @@ def quantizer(settings: Mapping[str, Any], dim: int) -> MultiScale.Config:
     )
 
 
-def config(info: Mapping[str, Any]) -> ConvTokenizer.Config:
+def config(info: Mapping[str, Any]) -> Autoencoder.Config:
     """Our config for ``info["config"]``; groups of 32 channels and self-attention at the lowest level, as released."""
     c = info["config"]
     multipliers = tuple(c["ch_mult"])
-    return ConvTokenizer.Config(
+    return Autoencoder.Config(
         net=Geometry(
             channels=c["ch"],
             multipliers=multipliers,
@@ -53,7 +53,7 @@ def config(info: Mapping[str, Any]) -> ConvTokenizer.Config:
     )
 
 
-def build(info: Mapping[str, Any]) -> ConvTokenizer:
+def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
     return config(info).build(size=info["config"]["image"], channels=3)
 
@@ -112,7 +112,7 @@ def names(info: Mapping[str, Any]) -> NameMap:
     return NameMap(*rules, *_other_phis("quantize.", "quantizer.", len(c["v_patch_nums"]), c["share_quant_resi"]))
 
 
-def outputs(model: ConvTokenizer, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number that the fixture records: ids, f_hat and images per scale, both forms of the inputs, loss, gradient norms."""
     image_BCHW = inputs["image"]
     quantizer = model.quantizer

@@ -11,12 +11,12 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
 from models.config import ConfigError
+from models.parts.nets.base import Net, PixelDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry(configs.Config):
+class Geometry(Net):
     """What encoder and decoder have in common.
 
     ``channels`` times ``multipliers[i]`` is the width of level i; the first and the last convolution take and give ``patch`` by
@@ -58,18 +58,19 @@ class Geometry(configs.Config):
         """Image pixels a latent position, in each direction."""
         return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
-    def grid(self, size: int) -> int:
-        """Rows (= columns) of the latent grid of a square image.
-
-        Raises:
-            ConfigError: the size is not a multiple of the downsampling.
-        """
+    def grid(self, size: int) -> tuple[int, int]:
         if size % self.downsampling or size < self.downsampling:
             raise ConfigError(
                 f"size={size}: not divisible by the downsampling {self.downsampling} "
                 f"of net.patch={self.patch} and multipliers={list(self.multipliers)}"
             )
-        return size // self.downsampling
+        return (size // self.downsampling,) * 2
+
+    def encoder(self, size: int, channels: int, latent: int) -> Encoder:
+        return Encoder(self, channels, latent)
+
+    def decoder(self, size: int, channels: int, latent: int) -> Decoder:
+        return Decoder(self, channels, latent)
 
 
 def norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -179,7 +180,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.middle(x_BCHW))))
 
 
-class Decoder(nn.Module):
+class Decoder(PixelDecoder):
     """Features (B, latent, h, w) to images (B, channels, H, W); ``levels`` run from the lowest resolution to the highest."""
 
     def __init__(self, geometry: Geometry, channels: int, latent: int) -> None:
@@ -203,5 +204,4 @@ class Decoder(nn.Module):
 
     @property
     def last(self) -> Tensor:
-        """The weight before the pixels, where the adaptive adversarial weight compares gradients."""
         return self.conv_out.weight

@@ -9,7 +9,6 @@ vector of the *global* batch, chosen by a draw that all ranks share and contribu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,11 +218,3 @@ def perplexity(counts: Tensor) -> Tensor:
 def exact(z: Tensor) -> Tensor:
     """Half-precision activations as float32: distances and averages need the bits; float32 and float64 stay."""
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-
-
-def side(length: int) -> int:
-    """Rows (= columns) of a square grid of this many positions."""
-    side = math.isqrt(length)
-    if side * side != length:
-        raise ConfigError(f"{length} positions do not form a square grid")
-    return side

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
+from models.parts.quantizers.base import Quantizer
 from models.parts.quantizers.codebook import Codebook, Learned, exact
-from models.protocols import Quantized
+from models.protocols import Quantized, TokenLayout
 
 
 def phi_of_scale(scale: int, scales: int, phis: int) -> int:
@@ -41,11 +41,11 @@ class Phi(nn.Conv2d):
         return h_BCHW * (1 - self.ratio) + super().forward(h_BCHW) * self.ratio
 
 
-class MultiScale(nn.Module):
+class MultiScale(Quantizer):
     """Residual quantization over scales with one shared codebook; ``scales[-1]`` is the latent grid."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(Quantizer.Config):
         """``phis`` convolutions are shared by the scales; ``ratio`` blends them in (0: none).
 
         With the cosine metric only the search is normalised.
@@ -75,18 +75,18 @@ class MultiScale(nn.Module):
             """Size of the vocabulary."""
             return self.codebook.codes
 
-        def grids(self, grid: int) -> tuple[tuple[int, int], ...]:
-            """The token grids of a latent grid of ``grid`` rows and columns.
+        def channels(self) -> tuple[int, int]:
+            return self.dim, self.dim
 
-            Raises:
-                ConfigError: the last scale is not the latent grid.
-            """
-            if self.scales[-1] != grid:
-                raise ConfigError(f"quantizer.scales={list(self.scales)}: the last scale must be the latent grid, which is {grid}x{grid}")
-            return tuple((s, s) for s in self.scales)
+        def layout(self, grid: tuple[int, int]) -> TokenLayout:
+            if grid != (self.scales[-1],) * 2:
+                raise ConfigError(
+                    f"quantizer.scales={list(self.scales)}: the last scale must be the latent grid, which is {grid[0]}x{grid[1]}"
+                )
+            return TokenLayout(grids=tuple((s, s) for s in self.scales), vocabulary=self.codes)
 
-        def build(self) -> MultiScale:
-            """The quantizer with a fresh codebook."""
+        def build(self, grid: tuple[int, int]) -> MultiScale:
+            self.layout(grid)
             return MultiScale(self)
 
     def __init__(self, config: Config) -> None:

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.quantizers.codebook import Codebook, Learned, exact, side
-from models.protocols import Quantized
+from models.parts.quantizers.base import Quantizer
+from models.parts.quantizers.codebook import Codebook, Learned, exact
+from models.protocols import Quantized, TokenLayout
 
 
-class VQ(nn.Module):
+class VQ(Quantizer):
     """One codebook for all positions; with the cosine metric vectors and codes lie on the unit sphere."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(Quantizer.Config):
         """``beta`` weighs the commitment loss, ``entropy`` the entropy loss of LlamaGen (0 is off)."""
 
         codebook: Codebook.Config
@@ -33,27 +33,18 @@ class VQ(nn.Module):
             if self.beta < 0 or self.entropy < 0:
                 raise ConfigError(f"quantizer.beta={self.beta}, entropy={self.entropy}: must not be negative")
 
-        @property
-        def dim(self) -> int:
-            """Channels of the latents."""
-            return self.codebook.dim
+        def channels(self) -> tuple[int, int]:
+            return self.codebook.dim, self.codebook.dim
 
-        @property
-        def codes(self) -> int:
-            """Size of the vocabulary."""
-            return self.codebook.codes
+        def layout(self, grid: tuple[int, int]) -> TokenLayout:
+            return TokenLayout(grids=(grid,), vocabulary=self.codebook.codes)
 
-        def grids(self, grid: int) -> tuple[tuple[int, int], ...]:
-            """The token grids of a latent grid of ``grid`` rows and columns."""
-            return ((grid, grid),)
+        def build(self, grid: tuple[int, int]) -> VQ:
+            return VQ(self, grid)
 
-        def build(self) -> VQ:
-            """The quantizer with a fresh codebook."""
-            return VQ(self)
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.grid = config, grid
         self.codebook = config.codebook.build()
 
     def _sphere(self, z: Tensor) -> Tensor:
@@ -76,7 +67,7 @@ class VQ(nn.Module):
             if self.training and draws is not None:
                 self.codebook.observe([(z_BHWC.flatten(1, 2), ids_BL)], draws)
             straight = z_BHWC + (q_BHWC - z_BHWC).detach()
-        usage = torch.bincount(ids_BL.flatten(), minlength=self.config.codes)[None]
+        usage = torch.bincount(ids_BL.flatten(), minlength=self.config.codebook.codes)[None]
         return Quantized(straight.permute(0, 3, 1, 2), ids_BL, losses, {"usage": usage})
 
     def _entropy(self, z_NC: Tensor, temperature: float = 0.01) -> Tensor:
@@ -95,9 +86,9 @@ class VQ(nn.Module):
             return self.codebook.nearest(exact(z_BCHW).permute(0, 2, 3, 1).flatten(0, 2)).view(len(z_BCHW), -1)
 
     def lookup(self, ids_BL: Tensor) -> Tensor:
-        """Code vectors (B, C, H, W) of a square grid of ids."""
+        """Code vectors (B, C, H, W) of ids."""
         z_BLC = self._sphere(F.embedding(ids_BL, self.codebook.weight))
-        return z_BLC.transpose(1, 2).unflatten(2, (side(ids_BL.shape[1]), -1))
+        return z_BLC.transpose(1, 2).unflatten(2, self.grid)
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         """Codebook update once an optimizer step."""

@@ -11,24 +11,19 @@ on [-1, 1], PSNR 21 dB, all codes in use; ``multipliers: [1]`` gives an 8x8 grid
 
 from __future__ import annotations
 
-from models.codec import ConvTokenizer
-from models.parts.losses import Adversarial, Perceptual, Pixels
-from models.parts.nets.conv import Geometry
-from models.parts.nets.discriminator import PatchDiscriminator
+from models.autoencoder import Autoencoder
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.vq import VQ
 from models.registry import register
+from models.zoo.tokenizers._small import TINY, small_conv, small_losses
 
 
 @register(
     "vq",
     kind="tokenizer",
     paper="2406.06525",
-    tiny={"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2},
-    order="-",
-    feed="-",
+    tiny=TINY | {"codes": 16, "dim": 4},
     net="conv",
-    head="-",
     quantizer="vq",
 )
 def vq(
@@ -39,35 +34,19 @@ def vq(
     patch: int = 4,
     blocks: int = 1,
     attention: tuple[int, ...] = (),
-    norm_groups: int = 8,
     beta: float = 0.25,
     pixels: float = 4.0,
     adversarial: float = 0.0,
     adversarial_start: int = 0,
     perceptual: str = "",
-) -> ConvTokenizer.Config:
+) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
     ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
-    return ConvTokenizer.Config(
-        net=Geometry(
-            channels=channels,
-            multipliers=multipliers,
-            patch=patch,
-            encoder_blocks=blocks,
-            decoder_blocks=blocks,
-            attention=attention,
-            middle="none",
-            norm_groups=norm_groups,
-        ),
+    return Autoencoder.Config(
+        net=small_conv(channels, multipliers, patch, blocks, attention),
         quantizer=VQ.Config(
             codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
         ),
         latent=channels,
-        pixels=Pixels(norm="l2", weight=pixels),
-        perceptual=Perceptual.Config(weights=perceptual) if perceptual else None,
-        adversarial=Adversarial.Config(
-            weight=adversarial, start=adversarial_start, discriminator=PatchDiscriminator.Config(channels=max(8, channels))
-        )
-        if adversarial
-        else None,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
     )

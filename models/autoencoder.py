@@ -1,11 +1,12 @@
-"""The convolutional tokenizer: encoder, quantizer, decoder, and the losses that train them.
+"""The tokenizer that most are: encoder, quantizer, decoder, and the losses that train them.
 
 Shapes: B rows, C channels, H W image, L tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +15,21 @@ from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.losses import Adversarial, Perceptual, Pixels
-from models.parts.nets.conv import Decoder, Encoder, Geometry
+from models.parts.nets.base import Net
+from models.parts.quantizers.base import Quantizer
 from models.parts.quantizers.codebook import perplexity
-from models.parts.quantizers.multiscale import MultiScale
-from models.parts.quantizers.vq import VQ
 from models.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
 
 
-class ConvTokenizer(Tokenizer):
-    """VQGAN (arXiv:2012.09841) with any quantizer of ``models/parts/quantizers``."""
+class Autoencoder(Tokenizer):
+    """VQGAN (arXiv:2012.09841) with any net of ``models/parts/nets`` and any quantizer of ``models/parts/quantizers``."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config):
-        """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back."""
+        """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back (0: none)."""
 
-        net: Geometry
-        quantizer: VQ.Config | MultiScale.Config
+        net: Net
+        quantizer: Quantizer.Config
         latent: int
         quant_kernel: int = 1
         pixels: Pixels = Pixels()
@@ -37,28 +37,30 @@ class ConvTokenizer(Tokenizer):
         adversarial: Adversarial.Config | None = None
 
         def __post_init__(self) -> None:
-            if self.latent < 1 or self.quant_kernel % 2 == 0:
-                raise ConfigError(f"latent={self.latent}, quant_kernel={self.quant_kernel}: latent positive, kernel odd")
+            if self.latent < 1 or self.quant_kernel < 0 or (self.quant_kernel and self.quant_kernel % 2 == 0):
+                raise ConfigError(f"latent={self.latent}, quant_kernel={self.quant_kernel}: latent positive, kernel odd or 0")
+            if self.quant_kernel == 0 and self.quantizer.channels() != (self.latent, self.latent):
+                raise ConfigError(f"latent={self.latent}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
 
-        def build(self, *, size: int, channels: int) -> ConvTokenizer:
+        def build(self, *, size: int, channels: int, **given: Any) -> Autoencoder:
             """The tokenizer of square images of ``size`` pixels.
 
             Raises:
                 ConfigError: the size does not fit the downsampling or the quantizer's scales.
             """
-            return ConvTokenizer(self, size, channels)
+            return Autoencoder(self, size, channels)
 
     def __init__(self, config: Config, size: int, channels: int) -> None:
         super().__init__()
         self.config = config
-        grids = config.quantizer.grids(config.net.grid(size))
-        self._layout = TokenLayout(grids=grids, vocabulary=config.quantizer.codes)
-        dim, k = config.quantizer.dim, config.quant_kernel
-        self.encoder = Encoder(config.net, channels, config.latent)
-        self.decoder = Decoder(config.net, channels, config.latent)
-        self.quantizer = config.quantizer.build()
-        self.quant_conv = nn.Conv2d(config.latent, dim, k, padding=k // 2)
-        self.post_quant_conv = nn.Conv2d(dim, config.latent, k, padding=k // 2)
+        grid = config.net.grid(size)
+        self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
+        (taken, given), k = config.quantizer.channels(), config.quant_kernel
+        self.encoder = config.net.encoder(size, channels, config.latent)
+        self.decoder = config.net.decoder(size, channels, config.latent)
+        self.quantizer = config.quantizer.build(grid)
+        self.quant_conv = nn.Conv2d(config.latent, taken, k, padding=k // 2) if k else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(given, config.latent, k, padding=k // 2) if k else nn.Identity()
         self.adversarial = config.adversarial.build(channels, self.decoder.last.shape) if config.adversarial else None
         # The perceptual network is neither trained nor saved with the tokenizer, and using one needs no such file.
         self._perceptual: list[Perceptual] = []
@@ -84,16 +86,12 @@ class ConvTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tokens:
-        ids_BL = self.quantizer.encode(self.latents(image_BCHW))
-        return Tokens(ids_BL.to(self.layout.id_dtype), self.layout)
+        data = self.quantizer.encode(self.latents(image_BCHW))
+        return Tokens(data.to(self.layout.id_dtype) if self.layout.discrete else data, self.layout)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
-        self.layout.check(tokens.layout)
-        ids_BL = tokens.ids
-        if ids_BL.numel() and not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < self.layout.vocabulary:
-            raise LayoutError(f"ids from {int(ids_BL.min())} to {int(ids_BL.max())}, the codebook has {self.layout.vocabulary} codes")
-        return self.pixels(self.quantizer.lookup(ids_BL)).clamp(-1, 1)
+        return self.pixels(self.quantizer.lookup(checked(tokens, self.layout))).clamp(-1, 1)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         image_BCHW = batch.image_BCHW
@@ -127,9 +125,10 @@ class ConvTokenizer(Tokenizer):
     def _reports(self, image_hat: Tensor, image_BCHW: Tensor, quantized: Quantized) -> dict[str, Tensor]:
         """Parts to log: pixel error of the clamped image, and per scale the batch's use and perplexity of the codebook."""
         reports = {"mse": (image_hat.clamp(-1, 1) - image_BCHW).square().mean()}
+        if "usage" not in quantized.stats:  # continuous latents
+            return reports
         usage = quantized.stats["usage"].to(reports["mse"])
-        names = [f"_{h}x{w}" for h, w in self.layout.grids] if len(usage) > 1 else [""]
-        for name, counts in zip(names, usage):
+        for name, counts in zip(group_names(self.layout), usage):
             reports[f"batch_use{name}"] = (counts > 0).to(counts).mean()
             reports[f"batch_perplexity{name}"] = perplexity(counts)
         return reports
@@ -153,6 +152,28 @@ class ConvTokenizer(Tokenizer):
         image_BCHW = batch.image_BCHW[:32]
         pairs = torch.stack([image_BCHW, self.decode(self.encode(image_BCHW))], 1).flatten(0, 1)
         return grid(pairs.add(1).div(2).clamp(0, 1), columns=min(16, len(pairs)))
+
+
+def checked(tokens: Tokens, layout: TokenLayout) -> Tensor:
+    """The ids or latents of tokens, after a look at their layout and range.
+
+    Raises:
+        LayoutError: foreign tokens, or ids outside of the vocabulary.
+    """
+    layout.check(tokens.layout)
+    if not layout.discrete:
+        return tokens.data.float()
+    ids = tokens.ids
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < layout.vocabulary:
+        raise LayoutError(f"ids from {int(ids.min())} to {int(ids.max())}, the codebook has {layout.vocabulary} codes")
+    return ids
+
+
+def group_names(layout: TokenLayout) -> list[str]:
+    """Suffixes of metrics by scale or by codebook, as the rows of ``usage``; one empty name where there is one group."""
+    if len(layout.grids) > 1:
+        return [f"_{h}x{w}" for h, w in layout.grids]
+    return [f"_book{q}" for q in range(layout.codebooks)] if layout.codebooks > 1 else [""]
 
 
 def grid(image_BCHW: Tensor, columns: int) -> Tensor:

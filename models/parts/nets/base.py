@@ -1,0 +1,45 @@
+"""What every pair of encoder and decoder offers a tokenizer.
+
+Shapes: B rows, C channels, H W image, h w latent grid ((1, N) for 1-D tokens).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from models import config as configs
+
+
+class PixelDecoder(nn.Module, ABC):
+    """Latents (B, latent, h, w) to unclamped images (B, C, H, W)."""
+
+    @property
+    @abstractmethod
+    def last(self) -> Tensor:
+        """The weight before the pixels, where the adaptive adversarial weight compares gradients."""
+
+
+class Net(configs.Config, ABC):
+    """The geometry of an encoder and its decoder; concrete ones are frozen dataclasses."""
+
+    #: ``grid`` for tokens on the image plane, ``sequence`` for 1-D tokens.
+    axis: ClassVar[str] = "grid"
+
+    @abstractmethod
+    def grid(self, size: int) -> tuple[int, int]:
+        """Rows and columns of the latents of a square image of ``size`` pixels.
+
+        Raises:
+            ConfigError: the size does not fit.
+        """
+
+    @abstractmethod
+    def encoder(self, size: int, channels: int, latent: int) -> nn.Module:
+        """Images (B, channels, size, size) in [-1, 1] to latents (B, latent, h, w)."""
+
+    @abstractmethod
+    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
+        """Latents back to images."""

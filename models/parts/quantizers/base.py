@@ -1,0 +1,53 @@
+"""What every quantizer offers: latents to tokens and back, with its losses.
+
+Shapes: B rows, C channels, H W latent grid ((1, N) for 1-D tokens), L tokens (row-major), Q codebooks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from models import config as configs
+from models.draws import Draws
+from models.protocols import Quantized, TokenLayout
+
+
+class Quantizer(nn.Module, ABC):
+    """Between encoder and decoder; concrete ones nest a frozen ``Config``."""
+
+    class Config(configs.Config, ABC):
+        """What a quantizer is made from."""
+
+        @abstractmethod
+        def channels(self) -> tuple[int, int]:
+            """Channels of the latents that it takes, and of those that it gives."""
+
+        @abstractmethod
+        def layout(self, grid: tuple[int, int]) -> TokenLayout:
+            """The tokens of a latent grid of (rows, columns).
+
+            Raises:
+                ConfigError: the quantizer does not fit the grid.
+            """
+
+        @abstractmethod
+        def build(self, grid: tuple[int, int]) -> Quantizer:
+            """The quantizer of latents on this grid, with a fresh codebook."""
+
+    @abstractmethod
+    def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
+        """Quantize; in training with ``draws`` the codebook's statistics take the batch in."""
+
+    @abstractmethod
+    def encode(self, z_BCHW: Tensor) -> Tensor:
+        """Ids (B, L) or (B, L, Q), or latents (B, L, C) of a continuous one; deterministic."""
+
+    @abstractmethod
+    def lookup(self, data: Tensor) -> Tensor:
+        """The latents (B, C, H, W) that such ids or latents stand for."""
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        """Updates once an optimizer step on every rank, the only place for collectives; metrics to report."""
+        return {}

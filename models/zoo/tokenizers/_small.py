@@ -1,0 +1,43 @@
+"""Nets and losses of tokenizers of small images, shared by the recipes of this folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.parts.losses import Adversarial, Perceptual, Pixels
+from models.parts.nets.conv import Geometry
+from models.parts.nets.discriminator import PatchDiscriminator
+
+#: Arguments with which such a recipe is small enough for the contract tests.
+TINY: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "patch": 2}
+
+
+def small_conv(channels: int, multipliers: tuple[int, ...], patch: int, blocks: int = 1, attention: tuple[int, ...] = ()) -> Geometry:
+    """Convolutions without attention in the middle; the grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``."""
+    return Geometry(
+        channels=channels,
+        multipliers=multipliers,
+        patch=patch,
+        encoder_blocks=blocks,
+        decoder_blocks=blocks,
+        attention=attention,
+        middle="none",
+        norm_groups=8,
+    )
+
+
+def small_losses(pixels: float = 4.0, adversarial: float = 0.0, start: int = 0, perceptual: str = "", channels: int = 48) -> dict[str, Any]:
+    """The fields ``pixels``, ``perceptual`` and ``adversarial`` of an autoencoder.
+
+    Args:
+        pixels: weight of the squared error.
+        adversarial: weight of the discriminator's loss, from optimizer step ``start`` on; 0 is off.
+        perceptual: file of LPIPS-VGG weights; off when empty.
+        channels: of the discriminator's first layer.
+    """
+    discriminator = PatchDiscriminator.Config(channels=max(8, channels))
+    return {
+        "pixels": Pixels(norm="l2", weight=pixels),
+        "perceptual": Perceptual.Config(weights=perceptual) if perceptual else None,
+        "adversarial": Adversarial.Config(weight=adversarial, start=start, discriminator=discriminator) if adversarial else None,
+    }
