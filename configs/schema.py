@@ -91,6 +91,8 @@ class SampleConfig(Section):
 Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction"]
 #: What is measured unless the run says otherwise.
 METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction")
+#: Those that judge a tokenizer; the others judge samples.
+TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction",)
 
 
 class EvaluateConfig(Section):
@@ -116,17 +118,26 @@ class RegisterConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: raw images in, an evaluated, registered model out."""
+    """One run: raw images in, an evaluated, registered model out; without ``generator`` an evaluated tokenizer."""
 
     name: Identity[str] = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="run name and registered model's name")
     data: Identity[DataConfig]
     tokenizer: Identity[TokenizerConfig]
-    generator: Identity[MethodConfig]
+    generator: Identity[MethodConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
     register_: Identity[RegisterConfig] = Field(default_factory=RegisterConfig, alias="register")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _whole(self) -> RunConfig:
+        if self.generator is None:
+            # Compared with the defaults, not by what was written: a run also travels as a whole document with every field.
+            for name, given, default in (("sample", self.sample, SampleConfig()), ("register", self.register_, RegisterConfig())):
+                if given != default:
+                    raise ValueError(f"{name} is given, but there is no generator: leave {name} out, or add generator: {{recipe: …}}")
+        return self
 
 
 class ClusterConfig(Section):

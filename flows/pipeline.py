@@ -1,10 +1,13 @@
 """Read this first: raw images in, an evaluated, registered, servable model out.
 
-Seven steps, one direction.  Each takes artifact references and returns one; each looks first whether what it would make
-is in the store already, complete and verified, and then does nothing (``tasks/artifacts.py``).
+One direction.  Each step takes artifact references and returns one; each looks first whether what it would make is in the
+store already, complete and verified, and then does nothing (``tasks/artifacts.py``).
 
     raw images -> dataset -> tokenizer -> tokens -> generator -> evaluation -> registration
                      `-> features (the network that judges the samples) --^
+
+A run without a generator ends with the evaluation of its tokenizer.  Which steps a run has, and what each of them needs, is
+one table: ``flows/planning.py``.
 """
 
 # No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
@@ -16,17 +19,15 @@ from prefect import flow, runtime
 from configs.schema import ClusterConfig, RunConfig
 from flows import pages, planning, steps
 from flows.workspace import Workspace
+from tasks.artifacts import Artifact
 
 
 def chain(config: RunConfig, work: Workspace) -> None:
-    """The way of one image."""
-    dataset = steps.ingest(config, work)
-    tokenizer = steps.train_tokenizer(config, work, dataset=dataset)
-    tokens = steps.extract(config, work, dataset=dataset, tokenizer=tokenizer)
-    features = steps.features(config, work, dataset=dataset)
-    generator = steps.train_generator(config, work, tokens=tokens, tokenizer=tokenizer)
-    evaluation = steps.evaluate(config, work, generator=generator, tokenizer=tokenizer, dataset=dataset, features=features)
-    steps.register(config, work, evaluation=evaluation, generator=generator, tokenizer=tokenizer)
+    """The way of one image, e.g. ``tokens = extract(dataset, tokenizer)``, then ``generator = train_generator(tokens, tokenizer)``."""
+    made: dict[str, Artifact] = {}
+    for link in planning.links(config):
+        step = steps.STEPS[link.name]
+        made[link.role] = step(config, work, **{role: made[role] for role in link.needs})
 
 
 def run_name() -> str:

@@ -81,11 +81,14 @@ def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer:
     """The training of the generator."""
     from tasks.distributed import plan_generator
 
+    assert config.generator is not None, "a run without a generator has no such step"
     return plan_generator(config.name, config.generator, tokens, tokenizer, store)
 
 
-def evaluate_step(config: RunConfig, store: Store, generator: Artifact, tokenizer: Artifact, dataset: Artifact, features: Artifact) -> Step:
-    """Samples, numbers and pictures under the run's protocol."""
+def evaluate_step(
+    config: RunConfig, store: Store, tokenizer: Artifact, dataset: Artifact, features: Artifact, generator: Artifact | None = None
+) -> Step:
+    """Samples, numbers and pictures under the run's protocol; without a generator those of the tokenizer alone."""
     from tasks.evaluate import plan_evaluate
 
     return plan_evaluate(config.name, generator, tokenizer, dataset, features, config.sample, config.evaluate, store)
@@ -108,7 +111,7 @@ class Link:
     build: Callable[..., Step | Artifact] | None
 
 
-#: The chain, in order. ``needs`` are roles made by earlier steps and keyword arguments of ``build``.
+#: All steps that there are, in order. ``needs`` are roles made by earlier steps and keyword arguments of ``build``.
 CHAIN = (
     Link("ingest", "dataset", (), None),
     Link("train_tokenizer", "tokenizer", ("dataset",), tokenizer_step),
@@ -121,6 +124,14 @@ CHAIN = (
 STEPS = tuple(link.name for link in CHAIN)
 
 
+def links(config: RunConfig) -> tuple[Link, ...]:
+    """The chain of one run: a run without a generator ends with the evaluation of its tokenizer."""
+    if config.generator is not None:
+        return CHAIN
+    chain = (link for link in CHAIN if link.name not in ("train_generator", "register"))
+    return tuple(replace(link, needs=tuple(role for role in link.needs if role != "generator")) for link in chain)
+
+
 def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[Planned, ...]:
     """Every step of a run: cached (complete and verified), to be run and why, or unknown until an earlier step is done.
 
@@ -129,7 +140,7 @@ def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[
     planned: list[Planned] = []
     made: dict[str, Artifact] = {}  # role: artifact, complete or to be made
     waiting: dict[str, str] = {}  # role: name of the step that has to make it first
-    for link in CHAIN:
+    for link in links(config):
         one = _ingest(config, store) if link.build is None else _link(link, config, store, made, waiting)
         if link.name == "register" and tracking is not None and one.artifact is not None:
             one = _in_registry(one, store, tracking)
@@ -185,10 +196,13 @@ def inputs(name: str, config: RunConfig, store: Store) -> dict[str, Artifact]:
     """The artifacts that one step needs, by role, when it is run alone.
 
     Raises:
-        ConfigError: an earlier step has to run first.
+        ConfigError: an earlier step has to run first, or the run has no such step.
     """
-    link = next(each for each in CHAIN if each.name == name)
-    planned = {each.role: one for each, one in zip(CHAIN, plan(config, store))}
+    chain = links(config)
+    link = next((each for each in chain if each.name == name), None)
+    if link is None:
+        raise ConfigError(f"run {config.name} has no step {name}; it has: {', '.join(each.name for each in chain)}")
+    planned = {each.role: one for each, one in zip(chain, plan(config, store))}
     for role in link.needs:
         if planned[role].artifact is None:
             raise ConfigError(f"step {name} needs {role}, which is not in the store: run step {planned[role].name} first")
@@ -210,7 +224,8 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     tokenizer = given_tokenizer(config, store)
     check_models(config, classes, store.record(tokenizer).notes["spec"] if tokenizer else None)
     features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
-    check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
+    if config.generator is not None:
+        check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
 
 
 def fingerprint(config: RunConfig) -> str:

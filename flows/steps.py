@@ -1,4 +1,4 @@
-"""The seven steps: thin Prefect tasks around plain functions, artifact references in and one reference out.
+"""The steps: thin Prefect tasks around plain functions, artifact references in and one reference out.
 
 Inside a flow run a call is a Prefect task run; elsewhere (``--no-prefect``, a notebook) it is the plain function.
 Tasks are called, never submitted: they use Ray and signals, and both belong to the main thread.  Whether a step has to
@@ -123,12 +123,12 @@ def train_generator(config: RunConfig, work: Workspace, tokens: Artifact, tokeni
 
 @step
 def evaluate(
-    config: RunConfig, work: Workspace, generator: Artifact, tokenizer: Artifact, dataset: Artifact, features: Artifact
+    config: RunConfig, work: Workspace, tokenizer: Artifact, dataset: Artifact, features: Artifact, generator: Artifact | None = None
 ) -> Outcome:
     """Sample, measure and draw under the run's protocol."""
     from tasks.evaluate import evaluate
 
-    made = planning.evaluate_step(config, work.store, generator, tokenizer, dataset, features)
+    made = planning.evaluate_step(config, work.store, tokenizer, dataset, features, generator)
     return evaluate(made, work.store, work.cluster, work.tracker, work.report)
 
 

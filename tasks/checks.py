@@ -13,7 +13,7 @@ from models.protocols import Method
 
 
 def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | None = None) -> None:
-    """Build the tokenizer and the generator of a run on the meta device.
+    """Build the tokenizer and the generator (if it has one) of a run on the meta device.
 
     Args:
         config: the run.
@@ -36,8 +36,10 @@ def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | No
                     f"set data.{name}={spec.given[name]} or train a tokenizer"
                 )
     layout = getattr(_build(spec, "tokenizer"), "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
-    given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
     method = config.generator
+    if method is None:
+        return
+    given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
     _build(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given), "generator")
 
 

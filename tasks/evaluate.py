@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig, identity
+from configs.schema import TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
 from models.config import ConfigError
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.errors import StepError
@@ -48,12 +48,17 @@ def plan_evaluate(
     Raises:
         ConfigError: a protocol that cannot be kept.
     """
+    inputs = {"tokenizer": tokenizer, "dataset": dataset, "features": features}
+    if generator is None:
+        measured = [name for name in evaluate.metrics if name in TOKENIZER_METRICS]
+        if not measured:
+            raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a tokenizer alone; add {TOKENIZER_METRICS[0]}")
+        # What says how samples are drawn and judged does not shape these numbers.
+        return Step("evaluate", VERSION, "evaluation", name, {"evaluate": {"metrics": measured, "features": evaluate.features}}, inputs)
     if evaluate.neighbours >= evaluate.samples:
         raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
-    config = {"evaluate": identity(evaluate)} | ({"sample": identity(sample)} if generator is not None else {})
-    inputs = {"tokenizer": tokenizer, "dataset": dataset, "features": features}
-    if generator is not None:
-        inputs["generator"] = generator
+    config = {"evaluate": identity(evaluate), "sample": identity(sample)}
+    inputs["generator"] = generator
     return Step("evaluate", VERSION, "evaluation", name, config, inputs)
 
 

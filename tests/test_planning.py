@@ -63,7 +63,7 @@ def stand_in(step: Step, store: Store, notes: dict[str, Any] | None = None) -> A
 def complete(config: RunConfig, store: Store) -> dict[str, Artifact]:
     """Ingest for real, and stand-ins for every later step of a run."""
     made: dict[str, Artifact] = {}
-    for link in planning.CHAIN:
+    for link in planning.links(config):
         if link.build is None:
             made[link.role] = ingest(config.name, config.data, store).artifact
             continue
