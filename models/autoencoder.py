@@ -5,10 +5,13 @@ Shapes: B rows, C channels, H W image, L tokens.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import config as configs
@@ -111,6 +114,10 @@ class Autoencoder(Tokenizer):
             parts["adversarial"] = self.adversarial.generator_loss(
                 image_hat, fidelity, self.decoder.last, draws.step, draws.rows, draws.total
             )
+        for name, z_BChw in quantized.views.items():
+            view_BChw = self.pixels(z_BChw)
+            target_BChw = F.interpolate(image_BCHW, size=view_BChw.shape[2:], mode="area")
+            parts[f"reconstruction_{name}"] = self.config.pixels(view_BChw, target_BChw)
         parts |= quantized.losses
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | self._reports(image_hat, image_BCHW, quantized)
@@ -144,6 +151,28 @@ class Autoencoder(Tokenizer):
     def after_step(self, draws: Draws) -> dict[str, float]:
         metrics = self.quantizer.after_step(draws)
         return metrics | (self.adversarial.after_step() if self.adversarial is not None else {})
+
+    @torch.no_grad()
+    def finish(self, batches: Iterator[Batch]) -> None:
+        self.quantizer.finish(self.latents(batch.image_BCHW) for batch in batches if batch.image_BCHW is not None)
+
+    def on(self, grid: tuple[int, int], quantizer: Quantizer.Config | None = None) -> Autoencoder:
+        """This tokenizer for latents of another grid, e.g. of wider images than it was trained on; the nets are shared, not copied.
+
+        Args:
+            grid: rows and columns of those latents.
+            quantizer: the same quantizer with other sizes (``scales``), if they do not fit the grid.
+
+        Raises:
+            ConfigError: the quantizer does not fit the grid.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config = replace(self.config, quantizer=quantizer or self.config.quantizer)
+        other._layout = replace(other.config.quantizer.layout(grid), axis=self.config.net.axis)
+        other.quantizer = other.config.quantizer.build(grid).to(self.decoder.last)
+        other.quantizer.load_state_dict(self.quantizer.state_dict())
+        return other.train(self.training)
 
     @torch.no_grad()
     def preview(self, batch: Batch, draws: Draws) -> Tensor:

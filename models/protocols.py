@@ -171,13 +171,15 @@ class Batch:
 class Quantized:
     """Result of a quantizer: straight-through z (B, C, H, W), ids (B, L) or (B, L, Q), named losses, named stats.
 
-    ``losses`` are scalars already weighted; ``stats`` are detached tensors, e.g. ``usage`` (scales, codes) counts.
+    ``losses`` are scalars already weighted; ``stats`` are detached tensors, e.g. ``usage`` (scales, codes) counts.  ``views`` are
+    straight-through latents of the same images on other grids, which are decoded too and compared with the images at that size.
     """
 
     z: Tensor
     ids: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(nn.Module, ABC):

@@ -6,6 +6,7 @@ Shapes: B rows, C channels, H W latent grid ((1, N) for 1-D tokens), L tokens (r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -48,6 +49,14 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, data: Tensor) -> Tensor:
         """The latents (B, C, H, W) that such ids or latents stand for."""
 
+    @property
+    def ready(self) -> bool:
+        """False until a codebook that starts from data has done so; the same on all ranks."""
+        return True
+
     def after_step(self, draws: Draws) -> dict[str, float]:
         """Updates once an optimizer step on every rank, the only place for collectives; metrics to report."""
         return {}
+
+    def finish(self, latents: Iterator[Tensor]) -> None:
+        """Called once after the last step with latents of some training batches, the same on every rank: statistics set post training."""

@@ -118,6 +118,10 @@ class MultiScale(Quantizer):
             return f_BCHW
         return F.interpolate(f_BCHW, size=(self.scales[scale],) * 2, mode="area")
 
+    def _target(self, z_BCHW: Tensor, scale: int) -> Tensor:
+        """What the sum of the scales up to this one should be."""
+        return z_BCHW
+
     def _vectors(self, ids_BP: Tensor, scale: int, weight: Tensor | None = None) -> Tensor:
         z_BPC = F.embedding(ids_BP, self.codebook.weight if weight is None else weight)
         return z_BPC.transpose(1, 2).unflatten(2, (self.scales[scale], self.scales[scale]))
@@ -150,8 +154,9 @@ class MultiScale(Quantizer):
         with torch.autocast(z_BCHW.device.type, enabled=False):
             z_BCHW = exact(z_BCHW)
             groups, f_hats = self._residual(z_BCHW)
-            commitment = torch.stack([F.mse_loss(z_BCHW, f.detach()) for f in f_hats]).mean()
-            codebook = torch.stack([F.mse_loss(f, z_BCHW.detach()) for f in f_hats]).mean()
+            targets = [self._target(z_BCHW, scale) for scale in range(len(f_hats))]
+            commitment = torch.stack([F.mse_loss(t, f.detach()) for t, f in zip(targets, f_hats)]).mean()
+            codebook = torch.stack([F.mse_loss(f, t.detach()) for t, f in zip(targets, f_hats)]).mean()
             update = self.config.codebook.update
             # with a codebook that follows averages this term still trains Phi
             weight = update.weight if isinstance(update, Learned) else 1.0
