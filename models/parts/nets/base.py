@@ -43,3 +43,13 @@ class Net(configs.Config, ABC):
     @abstractmethod
     def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
         """Latents back to images."""
+
+
+def unit(image_BCHW: Tensor) -> Tensor:
+    """Pixels from [-1, 1] to [0, 1], for nets that were trained so."""
+    return (image_BCHW + 1) / 2
+
+
+def signed(image_BCHW: Tensor) -> Tensor:
+    """Pixels from [0, 1] to [-1, 1]."""
+    return 2 * image_BCHW - 1

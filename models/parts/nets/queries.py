@@ -1,0 +1,139 @@
+"""Nets of 1-D tokens: learned queries read the patches, and mask tokens read the latents (TiTok, arXiv:2406.07550).
+
+Shapes: B rows, C channels, H W image, h w patch grid, L = h w, N tokens, D width, K codes of a base tokenizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ConfigError
+from models.parts.nets.base import Net, PixelDecoder, signed, unit
+from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries(Net):
+    """``tokens`` queries beside the patches of ``patch`` pixels.
+
+    ``reading`` is how the queries' vectors become latents: each one's own (``tokens``), or as TiTok's first weights have it
+    (``scrambled``): the N x D block of numbers is taken as D x N.  ``smooth``: size of the last convolution over the pixels.
+    """
+
+    axis: ClassVar[str] = "sequence"
+
+    patch: int
+    tokens: int
+    encoder_blocks: Blocks.Config
+    decoder_blocks: Blocks.Config
+    reading: Literal["tokens", "scrambled"] = "tokens"
+    smooth: int = 3
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError(f"net.tokens={self.tokens}: must be at least 1")
+        if self.smooth < 1 or self.smooth % 2 == 0:
+            raise ConfigError(f"net.smooth={self.smooth}: must be odd")
+
+    def grid(self, size: int) -> tuple[int, int]:
+        patch_grid(size, self.patch)
+        return 1, self.tokens
+
+    def encoder(self, size: int, channels: int, latent: int) -> QueryEncoder:
+        return QueryEncoder(self, size, channels, latent)
+
+    def decoder(self, size: int, channels: int, latent: int) -> QueryPixels:
+        return QueryPixels(self, size, channels, latent)
+
+    def code_decoder(self, size: int, latent: int, codes: int) -> QueryCodes:
+        """Latents to logits over the codes of a base tokenizer with the same grid."""
+        return QueryCodes(self, size, latent, codes)
+
+
+class QueryEncoder(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] to latents (B, latent, 1, N)."""
+
+    def __init__(self, net: Queries, size: int, channels: int, latent: int) -> None:
+        super().__init__()
+        blocks, (h, w) = net.encoder_blocks, patch_grid(size, net.patch)
+        self.reading = net.reading
+        self.queries = nn.Parameter(blocks.width**-0.5 * torch.randn(net.tokens, blocks.width))
+        self.patches = Patches(channels, net.patch, blocks.width)
+        self.trunk = Trunk(blocks, h * w, net.tokens)
+        self.out = nn.Linear(blocks.width, latent)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        patch_BLD = self.patches(unit(image_BCHW))
+        _, x_BND = self.trunk(patch_BLD, self.queries.expand(len(patch_BLD), -1, -1))
+        if self.reading == "scrambled":
+            x_BND = x_BND.reshape(len(x_BND), x_BND.shape[2], x_BND.shape[1]).transpose(1, 2)
+        return self.out(x_BND).transpose(1, 2)[:, :, None]
+
+
+class LatentReader(nn.Module):
+    """Latents (B, latent, 1, N) to what mask tokens at the patches' places become, (B, L, D)."""
+
+    def __init__(self, net: Queries, size: int, latent: int) -> None:
+        super().__init__()
+        blocks, (h, w) = net.decoder_blocks, patch_grid(size, net.patch)
+        self.mask = nn.Parameter(blocks.width**-0.5 * torch.randn(1, 1, blocks.width))
+        self.embed = nn.Linear(latent, blocks.width)
+        self.trunk = Trunk(blocks, h * w, net.tokens)
+        self.length = h * w
+
+    def forward(self, z_BC1N: Tensor) -> Tensor:
+        x_BND = self.embed(z_BC1N[:, :, 0].transpose(1, 2))
+        return self.trunk(self.mask.expand(len(x_BND), self.length, -1), x_BND)[0]
+
+
+class QueryPixels(PixelDecoder):
+    """Latents (B, latent, 1, N) to pixels (B, C, H, W)."""
+
+    def __init__(self, net: Queries, size: int, channels: int, latent: int) -> None:
+        super().__init__()
+        self.reader = LatentReader(net, size, latent)
+        self.pixels = PatchPixels(net.decoder_blocks.width, net.patch, channels, patch_grid(size, net.patch), net.smooth)
+
+    def forward(self, z_BC1N: Tensor) -> Tensor:
+        return signed(self.pixels(self.reader(z_BC1N)))
+
+    @property
+    def last(self) -> Tensor:
+        return self.pixels.last
+
+
+class QueryCodes(nn.Module):
+    """Latents (B, latent, 1, N) to logits over K codes at each patch, (B, K, h, w)."""
+
+    def __init__(self, net: Queries, size: int, latent: int, codes: int) -> None:
+        super().__init__()
+        width, self.grid = net.decoder_blocks.width, patch_grid(size, net.patch)
+        self.reader = LatentReader(net, size, latent)
+        self.out = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, codes))
+
+    def forward(self, z_BC1N: Tensor) -> Tensor:
+        return self.out(self.reader(z_BC1N)).transpose(1, 2).unflatten(2, self.grid)
+
+
+class ProxyPixels(PixelDecoder):
+    """Latents to logits over a base tokenizer's codes, to the mean code vector under them, through the base's decoder to pixels.
+
+    ``codebook`` (K, C) and ``pixels`` start as the base's and are trained on.
+    """
+
+    def __init__(self, codes: QueryCodes, codebook_KC: Tensor, before: nn.Module, pixels: PixelDecoder) -> None:
+        super().__init__()
+        self.codes, self.before, self.pixels = codes, before, pixels
+        self.codebook = nn.Parameter(codebook_KC.detach().clone())
+
+    def forward(self, z_BC1N: Tensor) -> Tensor:
+        soft_BKhw = self.codes(z_BC1N).float().softmax(1).to(self.codebook.dtype)
+        return self.pixels(self.before(torch.einsum("bkhw,kc->bchw", soft_BKhw, self.codebook)))
+
+    @property
+    def last(self) -> Tensor:
+        return self.pixels.last
