@@ -134,11 +134,7 @@ class Autoencoder(Tokenizer):
         reports = {"mse": (image_hat.clamp(-1, 1) - image_BCHW).square().mean()}
         if "usage" not in quantized.stats:  # continuous latents
             return reports
-        usage = quantized.stats["usage"].to(reports["mse"])
-        for name, counts in zip(group_names(self.layout), usage):
-            reports[f"batch_use{name}"] = (counts > 0).to(counts).mean()
-            reports[f"batch_perplexity{name}"] = perplexity(counts)
-        return reports
+        return reports | code_reports(quantized.stats["usage"].to(reports["mse"]), self.layout)
 
     def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
         wanted = phase == "discriminator"
@@ -196,6 +192,15 @@ def checked(tokens: Tokens, layout: TokenLayout) -> Tensor:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < layout.vocabulary:
         raise LayoutError(f"ids from {int(ids.min())} to {int(ids.max())}, the codebook has {layout.vocabulary} codes")
     return ids
+
+
+def code_reports(usage_GK: Tensor, layout: TokenLayout) -> dict[str, Tensor]:
+    """A batch's use and perplexity of the codebook, per scale or codebook, from the counts of the codes."""
+    reports = {}
+    for name, counts in zip(group_names(layout), usage_GK):
+        reports[f"batch_use{name}"] = (counts > 0).to(counts).mean()
+        reports[f"batch_perplexity{name}"] = perplexity(counts)
+    return reports
 
 
 def group_names(layout: TokenLayout) -> list[str]:
