@@ -49,18 +49,19 @@ class PhaseOptimizer:
         ema: decay of the weights' EMA, 0 for none.
 
     Raises:
-        ConfigError: a phase without parameters, or with parameters of several types.
+        ConfigError: a phase without parameters (of a model that has some), or with parameters of several types.
     """
 
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
         named = [(n, p) for n, p in model.phase_parameters(phase) if p.requires_grad]
-        if not named:
+        # A model without any parameters (a fixed codec) is trained like the others: nothing moves.
+        if not named and any(p.requires_grad for p in model.parameters()):
             raise ConfigError(f"{type(model).__name__}: phase {phase!r} has no trainable parameters")
         kinds = {(p.dtype, p.device) for _, p in named}
         if len(kinds) > 1:
             raise ConfigError(f"{type(model).__name__}: phase {phase!r} mixes parameters of {sorted(map(str, kinds))}")
-        dtype, device = kinds.pop()
+        dtype, device = kinds.pop() if kinds else (torch.float32, torch.device("cpu"))
         decayed = [(n, p) for n, p in named if not model.no_decay(n, p)]
         plain = [(n, p) for n, p in named if model.no_decay(n, p)]
         self.spans: dict[str, tuple[int, int]] = {}
@@ -83,7 +84,7 @@ class PhaseOptimizer:
         pieces = [(slice(0, split), settings.weight_decay), (slice(split, end), 0.0)]
         weights = [(part, nn.Parameter(self.flat[part]), decay) for part, decay in pieces if self.flat[part].numel()]
         groups = [{"params": [weight], "weight_decay": decay} for _, weight, decay in weights]
-        self._adam = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+        self._adam = torch.optim.AdamW(groups or [{"params": []}], lr=settings.lr, betas=settings.betas, fused=True)
         self._counts = []
         for part, weight, _ in weights:
             weight.grad = self.grad[part]
