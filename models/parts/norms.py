@@ -1,11 +1,12 @@
 """Block norms: what stands before and after a residual branch, plain or steered by the condition.
 
-Shapes: B rows, S slots, D width.  Every norm has ``modulate(cond) -> three pairs of values`` for a block
-and ``enter``/``leave`` around each branch, so that a block does not know which kind it has.
+Shapes: B rows, S slots, D width; a steering vector is (B, 1 or S, D).  Every norm has ``modulate`` for the values of a
+block, and ``enter`` and ``join`` around each branch, so that a block does not know which kind it has.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -16,72 +17,133 @@ from torch import Tensor, nn
 from models import config
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
+Kind = Literal["rms", "layer", "plain"]
 
 
-class PreNorm(nn.Module):
+def norm(kind: Kind, width: int, eps: float) -> nn.Module:
+    """A root-mean-square norm with weights, a layer norm with weights and biases, or a ``plain`` layer norm without any."""
+    if kind == "rms":
+        return nn.RMSNorm(width, eps=eps)
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=kind == "layer")
+
+
+class BlockNorm(nn.Module, ABC):
+    """The norms of a stack of blocks; concrete ones nest a frozen ``Config``."""
+
+    class Config(config.Config, ABC):
+        """What norms are made from."""
+
+        @abstractmethod
+        def build(self, width: int, depth: int) -> BlockNorm:
+            """Norms of a stack of ``depth`` blocks."""
+
+    def initialise(self) -> None:
+        """Called after the net has drawn its weights."""
+
+    def shared(self, steer: Tensor) -> Tensor | None:
+        """What all blocks share of the steering."""
+        return None
+
+    def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
+        """The values of a block's two branches."""
+        return [None, None]
+
+    @abstractmethod
+    def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
+        """The branch's input."""
+
+    def gate(self, y: Tensor, how: Branch | None) -> Tensor:
+        """The branch's output before dropout."""
+        return y
+
+    def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
+        """The residual stream after the branch."""
+        return x + y
+
+    @abstractmethod
+    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+        """The norm before the head."""
+
+
+class PreNorm(BlockNorm):
     """A learned norm before each branch, nothing after it."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(BlockNorm.Config):
         """``kind``: rms (LlamaGen) or layer."""
 
-        kind: Literal["rms", "layer"] = "rms"
+        kind: Kind = "rms"
         eps: float = 1e-5
 
         def build(self, width: int, depth: int) -> PreNorm:
-            """Norms of a stack of ``depth`` blocks."""
             return PreNorm(self, width, depth)
 
     def __init__(self, config: Config, width: int, depth: int) -> None:
         super().__init__()
-        make = nn.RMSNorm if config.kind == "rms" else nn.LayerNorm
-        self.branches = nn.ModuleList([nn.ModuleList([make(width, eps=config.eps) for _ in range(2)]) for _ in range(depth)])
-        self.final = make(width, eps=config.eps)
-
-    def shared(self, cond_BD: Tensor | None) -> None:
-        """Nothing is shared between blocks."""
-
-    def modulate(self, block: int, cond_BD: Tensor | None, shared: Tensor | None) -> list[Branch | None]:
-        """Nothing depends on the condition."""
-        return [None, None]
+        self.branches = nn.ModuleList([nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(2)]) for _ in range(depth)])
+        self.final = norm(config.kind, width, config.eps)
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
-        """The branch's input."""
         return cast(nn.ModuleList, self.branches[block])[branch](x)
 
-    def leave(self, y: Tensor, how: Branch | None) -> Tensor:
-        """The branch's output, to be added to the residual stream."""
-        return y
-
-    def last(self, x: Tensor, cond_BD: Tensor | None) -> Tensor:
-        """The norm before the head."""
+    def last(self, x: Tensor, steer: Tensor) -> Tensor:
         return self.final(x)
 
 
-class AdaLN(nn.Module):
-    """Adaptive layer norm (DiT, arXiv:2212.09748) in VAR's form: gamma, scale, shift from the condition.
+class PostNorm(BlockNorm):
+    """A learned norm of the sum after each branch, none before the head (BERT, arXiv:1706.03762)."""
 
-    ``sharing="own"``: each block has a linear map from the condition; ``"shared"``: one map for all blocks
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BlockNorm.Config):
+        """``eps`` of the layer norms."""
+
+        eps: float = 1e-12
+
+        def build(self, width: int, depth: int) -> PostNorm:
+            return PostNorm(self, width, depth)
+
+    def __init__(self, config: Config, width: int, depth: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.ModuleList([norm("layer", width, config.eps) for _ in range(2)]) for _ in range(depth)])
+
+    def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
+        return x
+
+    def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
+        return cast(nn.ModuleList, self.branches[block])[branch](x + y)
+
+    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+        return x
+
+
+class AdaLN(BlockNorm):
+    """Adaptive layer norm (DiT, arXiv:2212.09748): gamma, scale and shift of each branch from the steering vector.
+
+    ``sharing="own"``: each block has a linear map from the vector; ``"shared"``: one map for all blocks
     plus a learned offset a block (VAR-d36, Infinity).
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
-        """``gamma``: size of the initial gammas, near zero so that blocks start as identities."""
+    class Config(BlockNorm.Config):
+        """``kind`` of the blocks' norms and ``final`` of the last one; ``gamma``: size of the initial gammas, near zero so
+        that blocks start as identities."""
 
         eps: float = 1e-6
+        kind: Kind = "plain"
+        final: Kind = "plain"
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
 
         def build(self, width: int, depth: int) -> AdaLN:
-            """Norms of a stack of ``depth`` blocks."""
             return AdaLN(self, width, depth)
 
     def __init__(self, config: Config, width: int, depth: int) -> None:
         super().__init__()
-        self.eps, self.width, self.gamma = config.eps, width, config.gamma
+        self.width, self.gamma = width, config.gamma
+        self.branches = nn.ModuleList([nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(2)]) for _ in range(depth)])
         self.maps = nn.ModuleList([nn.Linear(width, 6 * width) for _ in range(depth if config.sharing == "own" else 1)])
         self.offset: nn.Embedding | None = nn.Embedding(depth, 6 * width) if config.sharing == "shared" else None
+        self.before = norm(config.final, width, config.eps)
         self.final = nn.Linear(width, 2 * width)
 
     @torch.no_grad()
@@ -95,35 +157,29 @@ class AdaLN(nn.Module):
             self.offset.weight.normal_(std=self.width**-0.5)
             self.offset.weight[:, : 2 * self.width] *= self.gamma
 
-    def shared(self, cond_BD: Tensor | None) -> Tensor | None:
+    def shared(self, steer: Tensor) -> Tensor | None:
         """The map's output that all blocks share, or None when each block has its own."""
-        return self.maps[0](F.silu(_given(cond_BD))) if self.offset is not None else None
+        return self.maps[0](F.silu(steer)) if self.offset is not None else None
 
-    def modulate(self, block: int, cond_BD: Tensor | None, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of the two branches; order gamma1, gamma2, scale1, scale2, shift1, shift2."""
         if shared is not None and self.offset is not None:
             six = shared + self.offset.weight[block]
         else:
-            six = self.maps[block](F.silu(_given(cond_BD)))
-        parts = six.unflatten(-1, (6, self.width)).unsqueeze(-3).unbind(-2)  # each (B, 1, D)
+            six = self.maps[block](F.silu(steer))
+        parts = six.chunk(6, dim=-1)  # each (B, 1 or S, D)
         return [(parts[0], parts[2], parts[4]), (parts[1], parts[3], parts[5])]
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         """Normalised x, scaled and shifted by the condition."""
         _, scale, shift = cast(Branch, how)
-        return F.layer_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift
+        return cast(nn.ModuleList, self.branches[block])[branch](x) * (1 + scale) + shift
 
-    def leave(self, y: Tensor, how: Branch | None) -> Tensor:
+    def gate(self, y: Tensor, how: Branch | None) -> Tensor:
         """The branch's output times gamma."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, cond_BD: Tensor | None) -> Tensor:
+    def last(self, x: Tensor, steer: Tensor) -> Tensor:
         """Norm before the head; here the order is scale, shift."""
-        scale, shift = self.final(F.silu(_given(cond_BD))).unsqueeze(-2).chunk(2, dim=-1)
-        return F.layer_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift
-
-
-def _given(cond_BD: Tensor | None) -> Tensor:
-    if cond_BD is None:
-        raise ValueError("an adaptive norm needs a condition vector")
-    return cond_BD
+        scale, shift = self.final(F.silu(steer)).chunk(2, dim=-1)
+        return self.before(x) * (1 + scale) + shift
