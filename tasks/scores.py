@@ -143,7 +143,7 @@ def code(tokenizer: Tokenizer, image_NHWC: Images, batch: int = 100) -> Coded:
     """Encode and decode images."""
     from tasks.serving.drawing import to_uint8
 
-    device = next(tokenizer.parameters()).device
+    device = next((p.device for p in tokenizer.parameters()), torch.device("cpu"))
     tokens, images = [], []
     for start in range(0, len(image_NHWC), batch):
         tokens.append(tokenizer.encode(features.to_float(image_NHWC[start : start + batch]).to(device)))
