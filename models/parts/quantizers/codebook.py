@@ -20,6 +20,7 @@ from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.collectives import all_reduce_sum
+from models.parts.quantizers.kmeans import KMeans, lloyd, sample
 
 _CHUNK = 1 << 25  # entries of a distance matrix held at once
 
@@ -33,13 +34,18 @@ class Learned(configs.Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EMA(configs.Config):
-    """The codebook follows moving averages of the vectors assigned to it (arXiv:1711.00937, appendix A.1)."""
+    """The codebook follows moving averages of the vectors assigned to it (arXiv:1711.00937, appendix A.1).
+
+    ``smoothing`` is Laplace's: so much is added to each count, the total kept.  Codes are the averages, or these at ``unit`` length.
+    """
 
     decay: float = 0.97
+    smoothing: float = 0.0
+    length: Literal["free", "unit"] = "free"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"update.decay={self.decay}: must be in [0, 1)")
+        if not 0 <= self.decay < 1 or self.smoothing < 0:
+            raise ConfigError(f"update.decay={self.decay}, smoothing={self.smoothing}: decay in [0, 1), smoothing not negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,7 @@ class Codebook(nn.Module):
     sums: Tensor
     usage: Tensor
     born: Tensor
+    started: Tensor
     _weights: Tensor
     _counts: Tensor
     _sums: Tensor
@@ -77,12 +84,13 @@ class Codebook(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config):
-        """``metric`` is that of the search; ``decay`` that of the usage statistics, per optimizer step."""
+        """``metric`` is that of the search; ``decay`` that of the usage statistics, per step; without ``start`` codes are random."""
 
         codes: int
         dim: int
         metric: Literal["l2", "cosine"] = "l2"
         update: Learned | EMA = Learned()
+        start: KMeans | None = None
         revival: Revival | None = None
         decay: float = 0.95
 
@@ -118,9 +126,17 @@ class Codebook(nn.Module):
         if config.revival is not None:
             self.register_buffer("born", torch.full((k,), -config.revival.patience, dtype=torch.int64))
             self.register_buffer("_candidates", torch.zeros(k, c), persistent=False)
+        if config.start is not None:
+            self.register_buffer("started", torch.tensor(False))
+        self._sample: Tensor | None = None
         self.register_buffer("_weights", torch.tensor(weights)[:, None], persistent=False)
         self.register_buffer("_counts", torch.zeros(g, k), persistent=False)
         self.register_buffer("_sums", torch.zeros(k, c), persistent=False)
+
+    @property
+    def ready(self) -> bool:
+        """False until codes that start from data have done so; the same on all ranks."""
+        return self.config.start is None or bool(self.started)
 
     @torch.no_grad()
     def nearest(self, z_NC: Tensor) -> Tensor:
@@ -128,10 +144,7 @@ class Codebook(nn.Module):
         table = self.weight.to(z_NC.dtype)
         if self.config.metric == "cosine":
             z_NC, table = F.normalize(z_NC, dim=-1), F.normalize(table, dim=-1)
-        square_K = table.square().sum(1)
-        rows = max(1, _CHUNK // len(table))
-        # |z - e|^2 without |z|^2, which is the same for all codes
-        return torch.cat([torch.addmm(square_K, z, table.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
+        return nearest(z_NC, table)
 
     @torch.no_grad()
     def observe(self, groups: list[tuple[Tensor, Tensor]], draws: Draws) -> None:
@@ -141,6 +154,10 @@ class Codebook(nn.Module):
             self._counts[g] += torch.bincount(flat, minlength=self.config.codes).to(self._counts)
             if isinstance(self.config.update, EMA):
                 self._sums.index_add_(0, flat, z_BPC.flatten(0, 1).to(self._sums) * self._weights[g])
+        if not self.ready:
+            assert self.config.start is not None
+            taken = sample([z for z, _ in groups], self.config.start.samples * self.config.codes, draws)
+            self._sample = taken if self._sample is None else self._sample + taken
         if self.config.revival is not None:
             group_K, row_K, u_K = self._choices(draws)
             for g, (z_BPC, _) in enumerate(groups):
@@ -163,18 +180,44 @@ class Codebook(nn.Module):
         counts_GK = flat[: self._counts.numel()].view_as(self._counts)
         self.usage.lerp_(counts_GK, 1 - self.config.decay)
         if isinstance(self.config.update, EMA):
-            self._follow((counts_GK * self._weights).sum(0), flat[self._counts.numel() :].view_as(self._sums), self.config.update.decay)
+            self._follow((counts_GK * self._weights).sum(0), flat[self._counts.numel() :].view_as(self._sums), self.config.update)
+        if self._sample is not None:
+            self._start(all_reduce_sum(self._sample), counts_GK.sum(1), draws.step)
         revived = self._revive(draws) if self.config.revival is not None else 0
         self._counts.zero_()
         self._sums.zero_()
-        return self._metrics() | ({"revived": float(revived)} if self.config.revival is not None else {})
+        found = metrics(self.usage, self.groups, self.config.decay, self._weights)
+        return found | ({"revived": float(revived)} if self.config.revival is not None else {})
 
-    def _follow(self, count_K: Tensor, sum_KC: Tensor, decay: float) -> None:
-        self.count.lerp_(count_K, 1 - decay)
-        self.sums.lerp_(sum_KC, 1 - decay)
+    def _start(self, sample_NC: Tensor, vectors_G: Tensor, step: int) -> None:
+        """k-means (Lloyd) on a sample that is the same on all ranks; the statistics start from what chose each centre."""
+        assert self.config.start is not None
+        sample_NC = sample_NC.to(self.weight)
+        count_K, sum_KC = lloyd(sample_NC, self.weight, self.nearest, self._scaled, self.config.start.iterations)
+        scale = (vectors_G * self._weights[:, 0]).sum() / len(sample_NC)
+        self.usage.copy_(count_K * scale / self._weights.sum())
+        if isinstance(self.config.update, EMA):
+            self.count.copy_(count_K * scale)
+            self.sums.copy_(sum_KC * scale)
+        if self.config.revival is not None:
+            self.born.fill_(step)
+        self.started.fill_(True)
+        self._sample = None
+
+    def _scaled(self, code_KC: Tensor) -> Tensor:
+        unit = isinstance(self.config.update, EMA) and self.config.update.length == "unit"
+        return F.normalize(code_KC, dim=-1) if unit else code_KC
+
+    def _follow(self, count_K: Tensor, sum_KC: Tensor, update: EMA) -> None:
+        self.count.lerp_(count_K, 1 - update.decay)
+        self.sums.lerp_(sum_KC, 1 - update.decay)
         # A ratio of two averages of the same decay needs no bias correction; codes never used stay where they are.
         used = self.count > 1e-6
-        self.weight.copy_(torch.where(used[:, None], self.sums / self.count.clamp_min(1e-6)[:, None], self.weight))
+        count = self.count
+        if update.smoothing:
+            total = count.sum()
+            count = (count + update.smoothing) / (total + len(count) * update.smoothing) * total
+        self.weight.copy_(torch.where(used[:, None], self._scaled(self.sums / count.clamp_min(1e-6)[:, None]), self.weight))
 
     def _revive(self, draws: Draws) -> int:
         revival = self.config.revival
@@ -194,18 +237,33 @@ class Codebook(nn.Module):
         self._candidates.zero_()
         return revived
 
-    def _metrics(self) -> dict[str, float]:
-        """Share of codes hit within the statistics' memory, and perplexity, per group and (for several) over all."""
-        decay = self.config.decay
-        memory = (1 - decay) * decay ** (3 / (1 - decay))  # one hit, three memories ago
-        rows, hit = self.usage, self.usage >= memory
-        if len(self.groups) > 1:
-            rows = torch.cat([rows, (rows * self._weights).sum(0, keepdim=True)])
-            hit = torch.cat([hit, hit.any(0, keepdim=True)])
-        use = hit.to(rows).mean(1)
-        names = [f"_{g}" for g in self.groups] + [""] if len(self.groups) > 1 else [""]
-        values = torch.stack([use, perplexity(rows)]).tolist()
-        return {f"{metric}{n}": values[m][i] for i, n in enumerate(names) for m, metric in enumerate(("use", "perplexity"))}
+
+@torch.no_grad()
+def nearest(z_NC: Tensor, table_KC: Tensor) -> Tensor:
+    """Ids (N,) of the nearest rows of a table; the lowest id among equals."""
+    table_KC = table_KC.to(z_NC.dtype)
+    square_K = table_KC.square().sum(1)
+    rows = max(1, _CHUNK // len(table_KC))
+    # |z - e|^2 without |z|^2, which is the same for all codes
+    return torch.cat([torch.addmm(square_K, z, table_KC.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
+
+
+def metrics(usage_GK: Tensor, groups: tuple[str, ...], decay: float, weight_G1: Tensor | None = None) -> dict[str, float]:
+    """Share of codes hit within the statistics' memory, and perplexity, per group and (for several) over all.
+
+    Args:
+        usage_GK: moving averages of counts, with this ``decay``.
+        weight_G1: how much a count of each group counts over all (default: alike).
+    """
+    memory = (1 - decay) * decay ** (3 / (1 - decay))  # one hit, three memories ago
+    rows, hit = usage_GK, usage_GK >= memory
+    if len(groups) > 1:
+        rows = torch.cat([rows, (rows if weight_G1 is None else rows * weight_G1).sum(0, keepdim=True)])
+        hit = torch.cat([hit, hit.any(0, keepdim=True)])
+    use = hit.to(rows).mean(1)
+    names = [f"_{g}" for g in groups] + [""] if len(groups) > 1 else [""]
+    values = torch.stack([use, perplexity(rows)]).tolist()
+    return {f"{metric}{n}": values[m][i] for i, n in enumerate(names) for m, metric in enumerate(("use", "perplexity"))}
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.parts.quantizers.base import Quantizer
 from models.parts.quantizers.codebook import Codebook, Learned, exact
+from models.parts.quantizers.gradients import Gradient, Straight
 from models.protocols import Quantized, TokenLayout
 
 
@@ -28,6 +29,7 @@ class VQ(Quantizer):
         codebook: Codebook.Config
         beta: float = 0.25
         entropy: float = 0.0
+        gradient: Gradient = Straight()
 
         def __post_init__(self) -> None:
             if self.beta < 0 or self.entropy < 0:
@@ -46,6 +48,10 @@ class VQ(Quantizer):
         super().__init__()
         self.config, self.grid = config, grid
         self.codebook = config.codebook.build()
+
+    @property
+    def ready(self) -> bool:
+        return self.codebook.ready
 
     def _sphere(self, z: Tensor) -> Tensor:
         """Unit length along the last dimension for the cosine metric."""
@@ -66,7 +72,7 @@ class VQ(Quantizer):
                 losses["entropy"] = self.config.entropy * self._entropy(z_NC)
             if self.training and draws is not None:
                 self.codebook.observe([(z_BHWC.flatten(1, 2), ids_BL)], draws)
-            straight = z_BHWC + (q_BHWC - z_BHWC).detach()
+            straight = self.config.gradient(z_BHWC, q_BHWC)
         usage = torch.bincount(ids_BL.flatten(), minlength=self.config.codebook.codes)[None]
         return Quantized(straight.permute(0, 3, 1, 2), ids_BL, losses, {"usage": usage})
 

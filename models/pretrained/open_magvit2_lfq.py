@@ -1,0 +1,62 @@
+"""The lookup-free quantizer of Open-MAGVIT2 (TencentARC/SEED-Voken, Apache-2.0, arXiv:2409.04410): settings and recorded numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.parts.quantizers.entropy import Entropy
+from models.parts.quantizers.lfq import LFQ
+from models.pretrained.names import NameMap
+
+FAMILY = "open_magvit2_lfq"
+
+
+def config(info: Mapping[str, Any]) -> LFQ.Config:
+    """Our config for ``info["config"]``; one codebook, and the weight of the commitment with which it is recorded."""
+    c = info["config"]
+    weight = c["sample_minimization_weight"]
+    return LFQ.Config(bits=c["dim"], beta=0.25, entropy=Entropy(weight=weight, diversity=c["batch_maximization_weight"] / weight))
+
+
+def build(info: Mapping[str, Any]) -> LFQ:
+    """The quantizer; it has no weights."""
+    return config(info).build((info["config"]["hw"],) * 2)
+
+
+def names(info: Mapping[str, Any]) -> NameMap:
+    """There is no state."""
+    return NameMap()
+
+
+def outputs(model: LFQ, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number that the fixture records; ids of the factorised form come from a quantizer with two codebooks."""
+    z = inputs["z"].clone().requires_grad_()
+    quantized = model(z)
+    entropy = model.config.entropy
+    assert entropy is not None
+    each, mean = entropy.of_bits(z.permute(0, 2, 3, 1).flatten(0, 2), model.scale)
+    loss = quantized.losses["entropy"] + quantized.losses["commitment"]
+    sizes = tuple(info["config"]["factorized_bits"])
+    factorised = replace(model.config, factors=sizes).build(model.grid)
+    ids_BL2 = factorised.encode(inputs["z"])
+    pre, post = factorised.lookup(ids_BL2).split(list(sizes), 1)
+    found = {
+        "quant": quantized.z,
+        "ids": quantized.ids.flatten(),
+        "entropy_aux_loss": quantized.losses["entropy"],
+        "per_sample_entropy": each,
+        "codebook_entropy": mean,
+        "commit_loss": quantized.losses["commitment"] / model.config.beta,
+        "z_grad_of_entropy_plus_quarter_commit": torch.autograd.grad(loss, z)[0],
+        "codebook_entry": model.lookup(quantized.ids),
+        "ids_pre": ids_BL2[..., 0].flatten(),
+        "ids_post": ids_BL2[..., 1].flatten(),
+        "entry_pre": pre,
+        "entry_post": post,
+    }
+    return {k: v.detach() for k, v in found.items()}
