@@ -34,8 +34,12 @@ class BlockNorm(nn.Module, ABC):
         """What norms are made from."""
 
         @abstractmethod
-        def build(self, width: int, depth: int) -> BlockNorm:
-            """Norms of a stack of ``depth`` blocks."""
+        def build(self, width: int, depth: int, branches: int = 2) -> BlockNorm:
+            """Norms of a stack of ``depth`` blocks of so many branches."""
+
+    def __init__(self, branches: int = 2) -> None:
+        super().__init__()
+        self.a_block = branches
 
     def initialise(self) -> None:
         """Called after the net has drawn its weights."""
@@ -45,8 +49,8 @@ class BlockNorm(nn.Module, ABC):
         return None
 
     def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
-        """The values of a block's two branches."""
-        return [None, None]
+        """The values of a block's branches."""
+        return [None] * self.a_block
 
     @abstractmethod
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
@@ -75,12 +79,14 @@ class PreNorm(BlockNorm):
         kind: Kind = "rms"
         eps: float = 1e-5
 
-        def build(self, width: int, depth: int) -> PreNorm:
-            return PreNorm(self, width, depth)
+        def build(self, width: int, depth: int, branches: int = 2) -> PreNorm:
+            return PreNorm(self, width, depth, branches)
 
-    def __init__(self, config: Config, width: int, depth: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList([nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(2)]) for _ in range(depth)])
+    def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
+        super().__init__(branches)
+        self.branches = nn.ModuleList(
+            [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
+        )
         self.final = norm(config.kind, width, config.eps)
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
@@ -99,12 +105,12 @@ class PostNorm(BlockNorm):
 
         eps: float = 1e-12
 
-        def build(self, width: int, depth: int) -> PostNorm:
-            return PostNorm(self, width, depth)
+        def build(self, width: int, depth: int, branches: int = 2) -> PostNorm:
+            return PostNorm(self, width, depth, branches)
 
-    def __init__(self, config: Config, width: int, depth: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList([nn.ModuleList([norm("layer", width, config.eps) for _ in range(2)]) for _ in range(depth)])
+    def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
+        super().__init__(branches)
+        self.branches = nn.ModuleList([nn.ModuleList([norm("layer", width, config.eps) for _ in range(branches)]) for _ in range(depth)])
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         return x
@@ -134,15 +140,17 @@ class AdaLN(BlockNorm):
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
 
-        def build(self, width: int, depth: int) -> AdaLN:
-            return AdaLN(self, width, depth)
+        def build(self, width: int, depth: int, branches: int = 2) -> AdaLN:
+            return AdaLN(self, width, depth, branches)
 
-    def __init__(self, config: Config, width: int, depth: int) -> None:
-        super().__init__()
+    def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
+        super().__init__(branches)
         self.width, self.gamma = width, config.gamma
-        self.branches = nn.ModuleList([nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(2)]) for _ in range(depth)])
-        self.maps = nn.ModuleList([nn.Linear(width, 6 * width) for _ in range(depth if config.sharing == "own" else 1)])
-        self.offset: nn.Embedding | None = nn.Embedding(depth, 6 * width) if config.sharing == "shared" else None
+        self.branches = nn.ModuleList(
+            [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
+        )
+        self.maps = nn.ModuleList([nn.Linear(width, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
+        self.offset: nn.Embedding | None = nn.Embedding(depth, 3 * branches * width) if config.sharing == "shared" else None
         self.before = norm(config.final, width, config.eps)
         self.final = nn.Linear(width, 2 * width)
 
@@ -151,24 +159,24 @@ class AdaLN(BlockNorm):
         """Shrink fresh maps: gammas start near zero, so that blocks start near the identity."""
         for linear in self.maps:
             weight = cast(nn.Linear, linear).weight
-            weight[: 2 * self.width] *= self.gamma
-            weight[2 * self.width :] *= 0.5
+            weight[: self.a_block * self.width] *= self.gamma
+            weight[self.a_block * self.width :] *= 0.5
         if self.offset is not None:
             self.offset.weight.normal_(std=self.width**-0.5)
-            self.offset.weight[:, : 2 * self.width] *= self.gamma
+            self.offset.weight[:, : self.a_block * self.width] *= self.gamma
 
     def shared(self, steer: Tensor) -> Tensor | None:
         """The map's output that all blocks share, or None when each block has its own."""
         return self.maps[0](F.silu(steer)) if self.offset is not None else None
 
     def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
-        """(gamma, scale, shift) of the two branches; order gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        """(gamma, scale, shift) of each branch; of two: order gamma1, gamma2, scale1, scale2, shift1, shift2."""
         if shared is not None and self.offset is not None:
-            six = shared + self.offset.weight[block]
+            values = shared + self.offset.weight[block]
         else:
-            six = self.maps[block](F.silu(steer))
-        parts = six.chunk(6, dim=-1)  # each (B, 1 or S, D)
-        return [(parts[0], parts[2], parts[4]), (parts[1], parts[3], parts[5])]
+            values = self.maps[block](F.silu(steer))
+        n, parts = self.a_block, values.chunk(3 * self.a_block, dim=-1)  # each (B, 1 or S, D)
+        return [(parts[i], parts[n + i], parts[2 * n + i]) for i in range(n)]
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         """Normalised x, scaled and shifted by the condition."""
