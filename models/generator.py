@@ -1,36 +1,45 @@
 """The generator that most methods are: one loop over groups, whatever the order, feed, net and head.
 
-Shapes: B rows, L positions, S slots, T slots so far, D width.
+Shapes: B rows, L positions, N predicted positions, S slots, T slots in sight, K hidden states of a slot, D width, Q codebooks,
+C channels.  Tokens are ids (B, L) or (B, L, Q), or latents (B, L, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import config, protocols
 from models.draws import Draws
-from models.parts.conditions import ClassCondition, Conditioned, TextCondition
-from models.parts.feeds import NextScale, Shifted, Slots
-from models.parts.heads.categorical import Categorical
-from models.parts.nets.transformer import Transformer
-from models.parts.orders import Diagonals, Plan, Random, Raster, Scales
+from models.parts.attention import Sight
+from models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
+from models.parts.feeds.base import Feed, Slots, take
+from models.parts.heads.base import Head
+from models.parts.nets.slots import SlotNet
+from models.parts.orders.base import Order, Plan
 from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
-from models.sampling.sampler import Sampler
+from models.sampling.sampler import Moment, Sampler
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoding step: the group, its layout positions (B or 1, n), guided logits (B, n, V), drawn ids (B, n), the feed's state."""
+    """One decoding step: the group, its layout positions (B or 1, n) and drawn tokens (B, n, …), and what they were drawn from.
+
+    Hidden states of the conditional rows (B, n, D), guided logits (B, n, …) where the head has them, the slots fed, and the feed's
+    state afterwards.  Where the order chooses by confidence, logits and ``drawn`` are those of all positions.
+    """
 
     group: int
     place_Bn: Tensor
-    logits_BnV: Tensor
-    ids_Bn: Tensor
+    data: Tensor
+    h_BnD: Tensor
+    logits: Tensor | None
+    drawn: Tensor
+    slots: Slots
     state: Any
 
 
@@ -41,11 +50,11 @@ class GroupGenerator(protocols.Generator):
     class Config(config.Config):
         """One value for each axis of a method."""
 
-        order: Raster | Scales | Diagonals | Random
-        feed: Shifted.Config | NextScale.Config
-        net: Transformer.Config
-        head: Categorical.Config
-        condition: ClassCondition.Config | TextCondition.Config = ClassCondition.Config()
+        order: Order
+        feed: Feed.Config
+        net: SlotNet.Config
+        head: Head.Config
+        condition: Conditioner.Config = ClassCondition.Config()
         sampler: Sampler = Sampler()
 
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
@@ -63,116 +72,190 @@ class GroupGenerator(protocols.Generator):
         self.condition = config.condition.build(classes, config.net.width)
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
-        self.head = config.head.build(layout, config.net.width)
+        self.head = config.head.build(layout, config.net.width, self.feed)
 
     def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
-        if isinstance(self.feed, NextScale) and tokenizer is not None:
+        if tokenizer is not None:
             self.feed.adopt(tokenizer)
 
-    def forward(self, ids_BL: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
-        """Teacher forcing: hidden states (B, L, D) in the order of the plan's sequence."""
-        cond = self.condition(self.condition.drop(condition, draws))
-        slots = self.feed.parallel(ids_BL, plan, cond, draws)
-        mask = _mask(plan, slots.group_BS, slots.group_BS, _keys(cond, slots.group_BS.shape[1]))
-        h = self.net(slots.x_BSD, slots.place_BS, mask, cond.vector_BD, draws=draws)
-        return h[:, -slots.predicting :]
+    def forward(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
+        """Teacher forcing: hidden states (B, N, D) or (B, N, K, D) in the order of the plan's sequence, N being L over the feed's share."""
+        plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
+        if self.feed.passes == "whole" and plan.groups > 1:
+            # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
+            return torch.cat([self._parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
+        return self._parallel(data, plan, cond, draws)
+
+    def _parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Tensor:
+        slots = self.feed.parallel(data, plan, cond, draws)
+        sight = sight_of(slots, plan, cond, slots.group_BS, slots.private_BS)
+        return read(self.net(slots, sight, cond, draws=draws), slots.reads)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        """``loss``: mean negative log-likelihood a token in nats; by scale where there are several."""
+        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
         assert batch.tokens is not None
         assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
-        ids = batch.tokens.ids
         plan = self.order.plan(self.layout, draws)
-        nll = self._nll(ids, batch.condition, plan, draws if self.training else None)
-        parts = {"loss": nll.mean()}
+        nll = self._nll(tokens_of(batch.tokens), batch.condition, plan, draws if self.training else None)
+        if plan.weight_BL is None:
+            parts = {"loss": nll.mean()}
+        else:
+            weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))
+            parts = {"loss": (nll * weight).sum(1).mean()}
         sizes = self.layout.scale_sizes
         if len(sizes) > 1 and plan.sizes == sizes:
             parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
         return parts
 
-    def _nll(self, ids_BL: Tensor, condition: Condition, plan: Plan, draws: Draws | None) -> Tensor:
-        h = self(ids_BL, condition, plan, draws)
-        target = ids_BL.gather(1, plan.sequence_BL.to(ids_BL.device).expand_as(ids_BL))
-        return self.head.nll(h, target)
+    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None) -> Tensor:
+        """(B, L) in the order of the plan's sequence."""
+        h = self(data, condition, plan, draws)
+        target = take(data, plan.sequence_BL.to(data.device))
+        if h.shape[1] == target.shape[1]:
+            return self.head.nll(h, target)
+        return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Not where the order chooses the members of a group by confidence."""
+        return self.order.decode(self.layout, 1, torch.Generator().manual_seed(0)).choice is None
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
         assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
-        return -self._nll(batch.tokens.ids, batch.condition, plan, None).sum(1)
+        return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     @torch.no_grad()
     def decode_steps(
-        self, condition: Condition, sampler: Sampler, generator: torch.Generator, forced: Tensor | None = None
+        self,
+        condition: Condition,
+        sampler: Sampler,
+        generator: torch.Generator,
+        forced: Tensor | None = None,
+        keep_L: Tensor | None = None,
+        plan: Plan | None = None,
     ) -> Iterator[Decoded]:
-        """Decode group after group with caches, yielding each step.
+        """Decode group after group, with caches where the feed is causal, yielding each step.
 
-        With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L) ids are
-        taken instead of drawn ones (for tests, in-painting of a prefix and scoring).
+        With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L, …) tokens are taken instead
+        of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring and in-painting.  ``plan`` replaces the order's.
         """
-        rows = _rows(condition)
-        plan = self.order.decode(self.layout, rows, generator)
-        guided = any(sampler.guidance.at(_progress(g, plan)) != 0 for g in range(plan.groups))
+        rows, device = rows_of(condition), next(self.parameters()).device
+        if plan is None:
+            plan = self.order.decode(self.layout, rows, generator, sampler.sizes)
+            plan = plan if keep_L is None else self.order.around(plan, keep_L)
+        plan = plan.to(device)
+        moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), self.layout.length) for g in range(plan.groups)]
+        guided = any(sampler.guidance.on(moment) != 0 for moment in moments)
         cond = self.condition(condition)
         if guided:
-            cond = _stack(cond, self.condition(self.condition.null(condition)))
-        cache = self.net.cache(len(cond.vector_BD), self.feed.slots(self.layout, self.condition.prefix), cond.vector_BD)
-        twice = 2 if guided and len(plan.sequence_BL) > 1 else 1
-        both = Plan(plan.sequence_BL.repeat(twice, 1), plan.sizes, plan.window)
+            cond = stack(cond, self.condition(self.condition.null(condition)))
+        both = plan.repeat(2) if guided else plan
+        whole = self.feed.passes == "whole"
+        cache = None if whole else self.net.cache(len(cond.vector_BD), self.feed.slots(plan, self.condition.prefix), cond.vector_BD)
         state = self.feed.start(both, cond)
         seen: Tensor | None = None
-        for group in range(plan.groups):
-            slots: Slots = self.feed.step(state, both, cond, group)
-            seen = slots.group_BS if seen is None else torch.cat([seen, slots.group_BS], dim=1)
-            mask = _mask(plan, slots.group_BS, seen, _keys(cond, seen.shape[1]))
-            h = self.net(slots.x_BSD, slots.place_BS, mask, cond.vector_BD, cache)[:, -slots.predicting :]
-            progress = _progress(group, plan)
-            logits = self.head.guided(h[:rows], h[rows:] if guided else None, sampler.guidance.at(progress))
-            place = plan.members(group).to(logits.device)
-            ids = self.head.sample(logits, sampler, progress, generator)
-            if forced is not None:
-                ids = forced.gather(1, place.expand(rows, -1))
-            state = self.feed.push(state, both, group, ids.repeat(2, 1) if guided else ids)
-            yield Decoded(group, place, logits, ids, state)
+        known_BL = torch.zeros((rows, self.layout.length), dtype=torch.bool, device=device)
+        for group, moment in enumerate(moments):
+            slots = self.feed.step(state, both, cond, group)
+            ranks = slots.group_BS if seen is None else _beside(seen, slots.group_BS)
+            states = self.net(slots, sight_of(slots, plan, cond, ranks, None), cond, cache)
+            if cache is not None:
+                new = slots.x_BSD.shape[1]
+                seen = ranks[:, : ranks.shape[1] - new + (new if slots.kept is None else slots.kept)]
+                for layer in cache:
+                    layer.truncate(seen.shape[1])
+            h = read(states, slots.reads)
+            h = h.repeat_interleave(slots.share, dim=1) if slots.share > 1 else h
+            place = plan.sequence_BL if plan.choice else plan.members(group)
+            teacher = None if forced is None or keep_L is not None else take(forced, place)
+            drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, generator, teacher)
+            data = drawn.data
+            if forced is not None and keep_L is not None:
+                given = keep_L.to(device)[place].expand(rows, -1)
+                data = torch.where(given.view(*given.shape, *[1] * (data.ndim - 2)), take(forced, place), data)
+            if plan.choice is not None:
+                assert drawn.chosen_BN is not None, "this head does not say how sure it is"
+                sure = plan.choice.confidence(drawn.chosen_BN, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
+                if keep_L is not None:  # what is given is known first
+                    sure = sure.masked_fill(keep_L.to(device) & ~known_BL, torch.inf)
+                place = sure.topk(plan.sizes[group], dim=1).indices
+                data = take(data, place)
+                known_BL = known_BL.scatter(1, place, True)
+            both_places = place.repeat(2, 1) if guided and len(place) > 1 else place
+            state = self.feed.push(state, both, group, data.repeat(2, *[1] * (data.ndim - 1)) if guided else data, both_places)
+            yield Decoded(group, place, data, h[:rows], drawn.logits, drawn.data, slots, state)
 
     @torch.no_grad()
     def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """One sample per row of the condition."""
-        ids = torch.empty((_rows(condition), self.layout.length), dtype=torch.long, device=next(self.parameters()).device)
-        for step in self.decode_steps(condition, sampler, generator):
-            ids.scatter_(1, step.place_Bn.expand(len(ids), -1), step.ids_Bn)
-        return Tokens(ids, self.layout)
+        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, generator))
+
+    @torch.no_grad()
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+        """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
+
+        What is kept is seen by all that is drawn where the order may start anywhere, else only by what comes later.
+        """
+        self.layout.check(tokens.layout)
+        steps = self.decode_steps(condition, sampler, generator, tokens_of(tokens), keep_L)
+        return self._collect(rows_of(condition), steps)
+
+    def _collect(self, rows: int, steps: Iterator[Decoded]) -> Tokens:
+        result: Tensor | None = None
+        for step in steps:
+            if result is None:
+                result = step.data.new_zeros((rows, self.layout.length, *step.data.shape[2:]))
+            index = step.place_Bn.expand(rows, -1)
+            result.scatter_(1, index.view(*index.shape, *[1] * (result.ndim - 2)).expand(*index.shape, *result.shape[2:]), step.data)
+        assert result is not None
+        return Tokens(result, self.layout)
 
 
-def _progress(group: int, plan: Plan) -> float:
-    return group / max(1, plan.groups - 1)
+def tokens_of(tokens: Tokens) -> Tensor:
+    """Ids as int64, or latents."""
+    return tokens.ids if tokens.layout.discrete else tokens.data
 
 
-def _rows(condition: Condition) -> int:
+def rows_of(condition: Condition) -> int:
+    """Number of rows of a condition."""
     return len(condition.label_B if isinstance(condition, protocols.Labels) else condition.feature_BTD)
 
 
-def _stack(cond: Conditioned, null: Conditioned) -> Conditioned:
-    seen = None if cond.seen_BP is None else torch.cat([cond.seen_BP, cast(Tensor, null.seen_BP)])
-    return Conditioned(torch.cat([cond.prefix_BPD, null.prefix_BPD]), torch.cat([cond.vector_BD, null.vector_BD]), seen)
+def read(h: Tensor, reads: Tensor) -> Tensor:
+    """Hidden states at the slots that predict: (B, S, D) at (B or 1, N) gives (B, N, D).
+
+    With K states a slot, (B, K, S, D) at (B or 1, N, K) gives (B, N, K, D), each divided by the number of states that its
+    position has and zero where it has none, so that their sum over K is a mean.
+    """
+    if reads.ndim == 2:
+        return h.gather(1, reads.unsqueeze(-1).expand(len(h), -1, h.shape[-1]))
+    there = reads >= 0
+    index = reads.clamp_min(0).transpose(1, 2).unsqueeze(-1).expand(len(h), -1, -1, h.shape[-1])  # (B, K, N, D)
+    weight = there / there.sum(-1, keepdim=True)
+    return h.gather(2, index).transpose(1, 2) * weight.unsqueeze(-1).to(h.dtype)
 
 
-def _keys(cond: Conditioned, slots: int) -> Tensor | None:
-    """(B, T) true where a slot may be seen: hidden are only padded prefix slots."""
-    if cond.seen_BP is None:
-        return None
-    rest = cond.seen_BP.new_ones((len(cond.seen_BP), slots - cond.seen_BP.shape[1]))
-    return torch.cat([cond.seen_BP, rest], dim=1)
+def sight_of(slots: Slots, plan: Plan, cond: Conditioned, key_BT: Tensor, private_BT: Tensor | None) -> Sight:
+    """What slots see of the keys' groups; everything and plain causality are told without looking at the numbers."""
+    hidden = cond.seen_BP is not None and bool(cond.seen_BP.shape[1])
+    if plan.window is None and not hidden and slots.sees != "rule":
+        return None if slots.sees == "all" else "causal"
+    mask = plan.visible(slots.group_BS, key_BT)
+    if private_BT is not None and slots.private_BS is not None:
+        mask = mask & ((private_BT[:, None] == -1) | (private_BT[:, None] == slots.private_BS[:, :, None]))
+    if cond.seen_BP is not None:  # padded prefix slots are hidden, but a slot always sees itself
+        rest = cond.seen_BP.new_ones((len(cond.seen_BP), key_BT.shape[1] - cond.seen_BP.shape[1]))
+        slot = torch.arange(key_BT.shape[1], device=mask.device)
+        own = slot[key_BT.shape[1] - slots.group_BS.shape[1] :, None] == slot
+        mask = mask & (torch.cat([cond.seen_BP, rest], dim=1)[:, None] | own)
+    return mask.unsqueeze(1)
 
 
-def _mask(plan: Plan, query_BS: Tensor, key_BT: Tensor, seen_BT: Tensor | None) -> Tensor | None:
-    """(B or 1, 1, S, T) attention mask, None where everything is seen; a slot always sees itself."""
-    mask = plan.visible(query_BS, key_BT)
-    if seen_BT is not None:
-        itself = torch.arange(key_BT.shape[1] - query_BS.shape[1], key_BT.shape[1], device=mask.device)
-        own = itself[:, None] == torch.arange(key_BT.shape[1], device=mask.device)
-        mask = mask & (seen_BT[:, None] | own)
-    return None if bool(mask.all()) else mask.unsqueeze(1)
+def _beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:
+    rows = max(len(first_BT), len(second_BS))
+    return torch.cat([first_BT.expand(rows, -1), second_BS.expand(rows, -1)], dim=1)

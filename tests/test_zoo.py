@@ -13,6 +13,7 @@ from models import registry
 from models.build import ModelSpec, load_model, save_model
 from models.draws import Draws
 from models.generator import GroupGenerator
+from models.parts.feeds.base import take
 from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
@@ -161,11 +162,14 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
     ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
     steps = list(model.decode_steps(batch.condition, sampler, torch.Generator().manual_seed(0), forced=ids))
     plan = model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0))
+    if plan.choice is not None:
+        pytest.skip("the model chooses its own groups")
     with torch.no_grad():
-        taught = model.head.logits(model(ids, batch.condition, plan))
-    torch.testing.assert_close(torch.cat([s.logits_BnV for s in steps], dim=1), taught, atol=2e-5, rtol=1e-5)
-    nll = -torch.cat([s.logits_BnV for s in steps], 1).log_softmax(-1).gather(-1, ids.gather(1, plan.sequence_BL.expand_as(ids))[..., None])
-    torch.testing.assert_close(-nll.sum((1, 2)), model.log_prob(batch).detach(), atol=1e-3, rtol=1e-5)
+        taught = model(ids, batch.condition, plan)
+        h = torch.cat([s.h_BnD for s in steps], dim=1)
+        torch.testing.assert_close(h, taught.repeat_interleave(h.shape[1] // taught.shape[1], dim=1), atol=2e-5, rtol=1e-5)
+        nll = torch.cat([model.head.nll(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
+        torch.testing.assert_close(-nll.sum(1), model.log_prob(batch), atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", registry.names("generator"))
@@ -184,7 +188,10 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
     for key, condition, weight in (("c", batch.condition, 0.0), ("u", null, 0.0), ("g", batch.condition, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
         steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids)
-        logits[key] = torch.cat([s.logits_BnV for s in steps], 1)
+        found = [s.logits for s in steps]
+        if any(part is None for part in found):
+            pytest.skip("this head has no logits")
+        logits[key] = torch.cat(found, 1)  # type: ignore[arg-type]
     torch.testing.assert_close(logits["g"], 3 * logits["c"] - 2 * logits["u"], atol=1e-4, rtol=1e-4)
 
 

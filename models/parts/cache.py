@@ -26,3 +26,7 @@ class LayerCache:
         self.value_BHTE[:, :, self.used : stop] = value_BHSE
         self.used = stop
         return self.key_BHTE[:, :, :stop], self.value_BHTE[:, :, :stop]
+
+    def truncate(self, slots: int) -> None:
+        """Forget all but the first slots."""
+        self.used = min(self.used, slots)

@@ -5,6 +5,7 @@ Shapes: B rows, P prefix slots, T text length, D width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -18,29 +19,85 @@ from models.protocols import Condition, Labels, TextFeatures
 
 @dataclass(frozen=True)
 class Conditioned:
-    """An embedded condition: prefix slots (B, P, D), their visibility (B, P) or None, and one vector a row (B, D)."""
+    """An embedded condition.
+
+    Prefix slots (B, P, D) with their visibility (B, P) or None, one vector a row (B, D) or a slot (B, S, D), and for
+    cross-attention a memory (B, T, D) with its visibility (B, T).
+    """
 
     prefix_BPD: Tensor
     vector_BD: Tensor
     seen_BP: Tensor | None = None
+    memory_BTD: Tensor | None = None
+    memory_seen_BT: Tensor | None = None
 
 
-class ClassCondition(nn.Module):
-    """A learned vector for each class and one for the null class."""
+def stack(first: Conditioned, second: Conditioned) -> Conditioned:
+    """The rows of both, as one batch."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
-        """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training."""
+    def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
 
-        classes: int | None = None
-        dropout: float = 0.1
+    return Conditioned(
+        torch.cat([first.prefix_BPD, second.prefix_BPD]),
+        torch.cat([first.vector_BD, second.vector_BD]),
+        join(first.seen_BP, second.seen_BP),
+        join(first.memory_BTD, second.memory_BTD),
+        join(first.memory_seen_BT, second.memory_seen_BT),
+    )
 
-        def build(self, classes: int, width: int) -> ClassCondition:
+
+class Conditioner(nn.Module, ABC):
+    """From what is asked for to what the net is given; concrete ones nest a frozen ``Config``."""
+
+    class Config(config.Config, ABC):
+        """What a condition is made from."""
+
+        @abstractmethod
+        def build(self, classes: int, width: int) -> Conditioner:
             """The module for data of this many classes.
 
             Raises:
-                ConfigError: the data has more classes than the model.
+                ConfigError: it does not fit the data.
             """
+
+    @property
+    @abstractmethod
+    def prefix(self) -> int:
+        """Prefix slots P."""
+
+    @abstractmethod
+    def null(self, condition: Condition) -> Condition:
+        """The null condition of as many rows."""
+
+    @abstractmethod
+    def drop(self, condition: Condition, draws: Draws | None) -> Condition:
+        """A share of the rows replaced by null (arXiv:2207.12598); unchanged without draws."""
+
+    @abstractmethod
+    def forward(self, condition: Condition) -> Conditioned:
+        """Embed.
+
+        Raises:
+            ValueError: a condition of another kind.
+        """
+
+
+class ClassCondition(Conditioner):
+    """A learned vector for each class and one for the null class, as one prefix slot and as the vector."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Conditioner.Config):
+        """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training.
+
+        ``spare`` rows after the null class are kept for official tables that have them.
+        """
+
+        classes: int | None = None
+        dropout: float = 0.1
+        spare: int = 0
+
+        def build(self, classes: int, width: int) -> ClassCondition:
             own = self.classes or classes
             if classes > own:
                 raise config.ConfigError(
@@ -53,7 +110,7 @@ class ClassCondition(nn.Module):
         if not 0 <= config.dropout < 1:
             raise ValueError(f"condition.dropout={config.dropout}: must be in [0, 1)")
         self.classes, self.rate = classes, config.dropout
-        self.table = nn.Embedding(classes + 1, width)
+        self.table = nn.Embedding(classes + 1 + config.spare, width)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
 
     @property
@@ -85,11 +142,11 @@ class ClassCondition(nn.Module):
         return Conditioned(vector[:, None], vector)
 
 
-class TextCondition(nn.Module):
+class TextCondition(Conditioner):
     """Features of a frozen text encoder through a small MLP, as prefix slots (LlamaGen t2i)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(Conditioner.Config):
         """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
 
         features: int

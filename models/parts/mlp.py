@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,22 +12,38 @@ from torch import Tensor, nn
 from models import config
 
 
-class SwiGLU(nn.Module):
-    """Gated SiLU (arXiv:2002.05202), hidden width 8/3 D rounded up to ``multiple_of``, no biases."""
+class MLP(nn.Module, ABC):
+    """A branch whose last map is ``out``; concrete ones nest a frozen ``Config``."""
+
+    out: nn.Linear
+
+    class Config(config.Config, ABC):
+        """What a branch is made from."""
+
+        @abstractmethod
+        def build(self, width: int) -> MLP:
+            """The module for this width."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+class SwiGLU(MLP):
+    """Gated SiLU (arXiv:2002.05202), hidden width 2/3 ``ratio`` D rounded up to ``multiple_of``, no biases."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
-        """``multiple_of``: rounding of the hidden width."""
+    class Config(MLP.Config):
+        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights."""
 
         multiple_of: int = 256
+        ratio: float = 4.0
 
         def build(self, width: int) -> SwiGLU:
-            """The module for this width."""
             return SwiGLU(self, width)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
-        hidden = -(-int(8 * width / 3) // config.multiple_of) * config.multiple_of
+        hidden = -(-int(2 * config.ratio * width / 3) // config.multiple_of) * config.multiple_of
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.out = nn.Linear(hidden, width, bias=False)
@@ -35,18 +52,17 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(self.gate(x)) * self.up(x))
 
 
-class GELU(nn.Module):
+class GELU(MLP):
     """Two linear maps with biases around a GELU."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(MLP.Config):
         """``ratio`` of the hidden width to the width; ``form`` of the GELU."""
 
         ratio: float = 4.0
         form: Literal["tanh", "none"] = "tanh"
 
         def build(self, width: int) -> GELU:
-            """The module for this width."""
             return GELU(self, width)
 
     def __init__(self, config: Config, width: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
+from models.generator import GroupGenerator, sight_of
 from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition, TextCondition
 from models.parts.feeds import Shifted
@@ -73,7 +73,7 @@ def names(info: Info) -> NameMap:
     )
     return NameMap(
         *condition,
-        Rename("tok_embeddings.weight", "feed.table.weight"),
+        Rename("tok_embeddings.weight", "feed.table.books.0.weight"),
         Rename("layers.{i}.attention.wqkv.weight", "net.attention.{i}.qkv.weight"),
         Rename("layers.{i}.attention.wo.weight", "net.attention.{i}.proj.weight"),
         Rename("layers.{i}.feed_forward.w1.weight", "net.mlp.{i}.gate.weight"),
@@ -92,7 +92,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     result: dict[str, Tensor] = {}
 
     def passes(condition: Condition, suffix: str = "") -> Tensor:
-        logits = model.head.logits(model(inputs["idx"], condition, plan))
+        logits = cast(Categorical, model.head).logits(model(inputs["idx"], condition, plan))
         result[f"logits{suffix}"] = logits.detach()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["idx"].flatten())
         result[f"loss{suffix}"] = loss.detach()
@@ -110,15 +110,13 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         start = Labels(inputs["gen_cond_idx"])
     result["loss_grad_norms"] = gradient_norms(model, names(info), loss, info["grad_norm_keys"])
     steps = list(model.decode_steps(start, model.sampler, torch.Generator()))
-    result["gen_logits"] = torch.cat([s.logits_BnV for s in steps], dim=1)
-    result["gen_idx"] = torch.cat([s.ids_Bn for s in steps], dim=1)
+    result["gen_logits"] = torch.cat([cast(Tensor, s.logits) for s in steps], dim=1)
+    result["gen_idx"] = torch.cat([s.data for s in steps], dim=1)
     return result
 
 
 def _train_mask(model: GroupGenerator, inputs: Mapping[str, Tensor], plan: Any) -> Tensor:
     """The attention mask of the teacher-forced pass with padded text."""
-    from models.generator import _keys, _mask
-
     cond = model.condition(TextFeatures(inputs["caption_tf"], inputs["emb_mask"]))
     slots = model.feed.parallel(inputs["idx"], plan, cond, None)
-    return cast(Tensor, _mask(plan, slots.group_BS, slots.group_BS, _keys(cond, slots.group_BS.shape[1])))
+    return cast(Tensor, sight_of(slots, plan, cond, slots.group_BS, None))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.generator import GroupGenerator
-from models.parts.attention import Attention, Cosine, Scaled
+from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition
 from models.parts.feeds import NextScale
 from models.parts.heads.categorical import Categorical
@@ -19,6 +19,7 @@ from models.parts.norms import AdaLN
 from models.parts.orders import Scales
 from models.parts.quantizers.codebook import Codebook
 from models.parts.quantizers.multiscale import MultiScale
+from models.parts.similarity import Cosine, Scaled
 from models.pretrained.names import Ignore, NameMap, Rename, Rule
 from models.pretrained.parity import gradient_norms
 from models.protocols import Labels, TokenLayout
@@ -94,7 +95,7 @@ def names(info: Info) -> NameMap:
         Rename("blocks.{i}.attn.q_bias", "net.attention.{i}.q_bias"),
         Rename("blocks.{i}.attn.v_bias", "net.attention.{i}.v_bias"),
         Rename("blocks.{i}.attn.proj.{p}", "net.attention.{i}.proj.{p}"),
-        Rename("blocks.{i}.attn.scale_mul_1H11", "net.attention.{i}.temperature", lambda t: t[0], lambda t: t[None]),
+        Rename("blocks.{i}.attn.scale_mul_1H11", "net.attention.{i}.similarity.temperature", lambda t: t[0], lambda t: t[None]),
         Rename("blocks.{i}.ffn.fc1.{p}", "net.mlp.{i}.up.{p}"),
         Rename("blocks.{i}.ffn.fc2.{p}", "net.mlp.{i}.out.{p}"),
         Ignore("blocks.{i}.attn.zero_k_bias"),
@@ -127,7 +128,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     ids = inputs["gt_idx_BL"]
     feed = cast(NextScale, model.feed)
     plan = model.order.plan(model.layout, None)
-    logits = model.head.logits(model(ids, Labels(inputs["label_B"]), plan))
+    logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["label_B"]), plan))
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
     steps = list(model.decode_steps(Labels(inputs["gen_label_B"]), model.sampler, torch.Generator()))
     return {
@@ -136,8 +137,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         "loss": nll.mean().detach(),
         "loss_per_scale": torch.stack([p.mean() for p in nll.split(list(model.layout.scale_sizes), dim=1)]).detach(),
         "loss_grad_norms": gradient_norms(model, names(info), nll.mean(), info["grad_norm_keys"]),
-        "gen_logits": torch.cat([s.logits_BnV for s in steps], dim=1),
-        "gen_idx_BL": torch.cat([s.ids_Bn for s in steps], dim=1),
+        "gen_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1),
+        "gen_idx_BL": torch.cat([s.data for s in steps], dim=1),
         # Decoding runs conditional and null rows together; the first half are the samples.
         "gen_f_hat": steps[-1].state[0][: len(inputs["gen_label_B"])],
     }

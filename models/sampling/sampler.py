@@ -7,64 +7,100 @@ Guidance weights are those of classifier-free guidance as published (arXiv:2207.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from models import config
 from models.config import ConfigError
+from models.parts.orders.sizes import Sizes, Steps
+
+Clock = Literal["steps", "begun", "before", "after"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where decoding is: step of ``steps``, and positions known before and after it of ``length``."""
+
+    step: int
+    steps: int
+    before: int
+    after: int
+    length: int
+
+    def share(self, clock: Clock) -> float:
+        """Progress in [0, 1]: ``steps`` is 0 at the first and 1 at the last step, ``begun`` the share of steps done,
+        ``before`` and ``after`` the share of positions known before and after this step."""
+        match clock:
+            case "steps":
+                return self.step / max(1, self.steps - 1)
+            case "begun":
+                return self.step / self.steps
+            case "before":
+                return self.before / self.length
+            case "after":
+                return self.after / self.length
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(config.Config):
-    """The same value at every step."""
+class Schedule(config.Config, ABC):
+    """A number over the steps; ``clock`` says what progress is."""
 
     value: float
+    clock: Clock = "steps"
+
+    @abstractmethod
+    def at(self, progress: float) -> float:
+        """Value at this progress, 0 at the start and 1 at the end."""
+
+    def on(self, moment: Moment) -> float:
+        """Value at a moment of decoding."""
+        return self.at(moment.share(self.clock))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The same value at every step."""
 
     def at(self, progress: float) -> float:
-        """Value when this share of the steps is done, 0 at the first and 1 at the last."""
         return self.value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(config.Config):
+class Linear(Schedule):
     """From ``start`` at the first step to ``value`` at the last (VAR)."""
 
-    value: float
     start: float = 0.0
 
     def at(self, progress: float) -> float:
-        """Value when this share of the steps is done."""
         return self.start + (self.value - self.start) * progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerCosine(config.Config):
+class PowerCosine(Schedule):
     """``value (1 - cos(pi progress^power)) / 2`` (RAR, arXiv:2411.00776)."""
 
-    value: float
     power: float = 1.0
 
     def at(self, progress: float) -> float:
-        """Value when this share of the steps is done."""
         return self.value * (1 - math.cos(math.pi * progress**self.power)) / 2
 
 
-Schedule = Constant | Linear | PowerCosine
-SCHEDULES: dict[str, type[Constant] | type[Linear] | type[PowerCosine]] = {
-    "constant": Constant,
-    "linear": Linear,
-    "power_cosine": PowerCosine,
-}
+SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "power_cosine": PowerCosine}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(config.Config):
-    """Guidance and temperature over the steps, then top-k and top-p (0 and 1 keep all codes)."""
+    """Guidance and temperature over the steps, then top-k and top-p (0 and 1 keep all codes).
+
+    ``sizes`` cuts the positions into steps, for orders that leave it open (None: as the order has it).
+    """
 
     guidance: Schedule = Constant(value=0.0)
     temperature: Schedule = Constant(value=1.0)
     top_k: int = 0
     top_p: float = 1.0
+    sizes: Sizes | None = None
 
     def edited(
         self,
@@ -73,8 +109,11 @@ class Sampler(config.Config):
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        steps: int | None = None,
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
+
+        ``steps`` are along a cosine, as in MaskGIT.
 
         Raises:
             ConfigError: a value out of range, naming it.
@@ -88,7 +127,7 @@ class Sampler(config.Config):
         for name, (value, most) in limits.items():
             if value is not None and not 0 <= value <= most:
                 raise ConfigError(f"sample.{name}={value}: must be between 0 and {most}")
-        schedule: Schedule = self.guidance
+        schedule = self.guidance
         if guidance_schedule is not None:
             schedule = SCHEDULES[guidance_schedule](value=schedule.value)
         if guidance is not None:
@@ -99,4 +138,5 @@ class Sampler(config.Config):
             temperature=self.temperature if temperature is None else Constant(value=float(temperature)),
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
+            sizes=self.sizes if steps is None else Steps(count=steps),
         )

@@ -1,35 +1,49 @@
-"""Heads say what the distribution of one position is.  Shapes: B rows, S slots, D width, V vocabulary."""
+"""The categorical head: a softmax over the codebook.  Shapes: B rows, N positions, K hidden states, D width, V vocabulary."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config
+from models.parts.feeds.base import Feed, TokenTable
+from models.parts.heads.base import Drawn, Head
 from models.protocols import LayoutError, TokenLayout
 from models.sampling.filters import draw, keep_top_k, keep_top_p
-from models.sampling.sampler import Sampler
+from models.sampling.sampler import Moment, Sampler
 
 
-class Categorical(nn.Module):
-    """A softmax over the codebook; logits, likelihood and sampling in at least float32."""
+def full(logits: Tensor) -> Tensor:
+    """Logits in at least float32."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def guide(logits: Tensor, null: Tensor | None, weight: float) -> Tensor:
+    """Classifier-free guidance of logits: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6)."""
+    return logits if null is None else (1 + weight) * logits - weight * null
+
+
+def pick(logits: Tensor, sampler: Sampler, moment: Moment, generator: torch.Generator) -> Tensor:
+    """Ids drawn from (…, V) guided logits after temperature, top-k and top-p."""
+    logits = logits / max(sampler.temperature.on(moment), 1e-6)
+    return draw(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), generator)
+
+
+class Categorical(Head):
+    """One linear map to the logits; logits, likelihood and sampling in at least float32."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(Head.Config):
         """``bias`` of the output map and the size of its initial weights (0: zeros, as LlamaGen)."""
 
         bias: Literal["yes", "no"] = "no"
         init_std: float = 0.0
 
-        def build(self, layout: TokenLayout, width: int) -> Categorical:
-            """The head for these tokens."""
-            if not layout.discrete or layout.codebooks != 1:
-                raise LayoutError("a categorical head needs discrete tokens of one codebook")
-            return Categorical(self, layout.vocabulary, width)
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
+            return Categorical(self, single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -38,21 +52,88 @@ class Categorical(nn.Module):
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
 
-    def logits(self, h_BSD: Tensor) -> Tensor:
-        """(B, S, V) logits."""
-        logits = self.out(h_BSD)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    def logits(self, h_BND: Tensor) -> Tensor:
+        """(B, N, V) logits."""
+        return full(self.out(h_BND))
 
-    def nll(self, h_BSD: Tensor, target_BS: Tensor) -> Tensor:
-        """(B, S) negative log-likelihood of the targets in nats."""
-        return F.cross_entropy(self.logits(h_BSD).flatten(0, 1), target_BS.flatten(), reduction="none").view(target_BS.shape)
+    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+        """Of targets (B, N), or (B, N, m) where m positions share a hidden state."""
+        logits = self.logits(h_BND)
+        if target.ndim == 3:
+            return -logits.log_softmax(-1).gather(-1, target)
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
 
-    def guided(self, h_BSD: Tensor, null_BSD: Tensor | None, weight: float) -> Tensor:
-        """(B, S, V) logits under classifier-free guidance: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6)."""
-        logits = self.logits(h_BSD)
-        return logits if null_BSD is None else (1 + weight) * logits - weight * self.logits(null_BSD)
+    def draw(
+        self,
+        h_BND: Tensor,
+        null_BND: Tensor | None,
+        sampler: Sampler,
+        moment: Moment,
+        generator: torch.Generator,
+        forced: Tensor | None = None,
+    ) -> Drawn:
+        null = None if null_BND is None else self.logits(null_BND)
+        logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
+        ids = pick(logits, sampler, moment, generator) if forced is None else forced
+        return Drawn(ids, logits, logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
 
-    def sample(self, logits_BSV: Tensor, sampler: Sampler, progress: float, generator: torch.Generator) -> Tensor:
-        """(B, S) ids drawn from guided logits after temperature, top-k and top-p."""
-        logits = logits_BSV / max(sampler.temperature.at(progress), 1e-6)
-        return draw(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), generator)
+
+class Tied(Categorical):
+    """The output map is the feed's embedding table, with a bias (MaskGIT)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Head.Config):
+        """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
+
+        extra: int = 0
+
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Tied:
+            return Tied(self, single(layout), feed)
+
+    def __init__(self, config: Config, vocabulary: int, feed: Feed) -> None:
+        Head.__init__(self)
+        self.outputs = vocabulary + config.extra
+        # In a list, so that the table stays a parameter of the feed alone.
+        self._table = [cast(nn.Embedding, cast(TokenTable, feed.table).books[0])]
+        self.bias = nn.Parameter(torch.zeros(self.outputs))
+
+    def logits(self, h_BND: Tensor) -> Tensor:
+        return full(F.linear(h_BND, self._table[0].weight[: self.outputs], self.bias))
+
+
+class Directions(Categorical):
+    """One linear map for each of K hidden states; a position's logits are the mean over the states that it is read from.
+
+    NAR's heads (arXiv:2503.10696), one a dimension.  The mean is taken over hidden states (B, N, K, D), which is the same
+    because the maps have no bias.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Head.Config):
+        """``states`` K of the net."""
+
+        states: int = 2
+
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
+            return Directions(self, single(layout), width)
+
+    def __init__(self, config: Config, vocabulary: int, width: int) -> None:
+        Head.__init__(self)
+        self.out = nn.ModuleList([nn.Linear(width, vocabulary, bias=False) for _ in range(config.states)])  # type: ignore[assignment]
+        for linear in cast(nn.ModuleList, self.out):
+            nn.init.zeros_(cast(nn.Linear, linear).weight)
+
+    def logits(self, h_BND: Tensor) -> Tensor:
+        parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]
+        return full(torch.stack(parts).sum(0))
+
+
+def single(layout: TokenLayout) -> int:
+    """The vocabulary of tokens of one codebook.
+
+    Raises:
+        LayoutError: latents or several codebooks.
+    """
+    if not layout.discrete or layout.codebooks != 1:
+        raise LayoutError("this head needs discrete tokens of one codebook")
+    return layout.vocabulary

@@ -1,4 +1,4 @@
-"""The transformer that all discrete generators share: blocks of attention and MLP over slots.
+"""The transformer that most generators share: blocks of attention and MLP over slots.
 
 Shapes: B rows, S slots, T slots in sight, D width.
 """
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from models import config
 from models.draws import Draws
-from models.parts.attention import Attention
+from models.parts.attention import Attention, Sight
 from models.parts.cache import LayerCache
+from models.parts.conditions import Conditioned
 from models.parts.dropout import drop_path, dropout
-from models.parts.mlp import GELU, SwiGLU
-from models.parts.norms import AdaLN, PreNorm
+from models.parts.feeds.base import Slots
+from models.parts.mlp import MLP, SwiGLU
+from models.parts.nets.slots import SlotNet, steering
+from models.parts.norms import BlockNorm, PreNorm
 from models.parts.rope import Rope2D
 from models.protocols import TokenLayout
 
@@ -31,18 +34,18 @@ class Init(config.Config):
     scale_residual: bool = False
 
 
-class Transformer(nn.Module):
+class Transformer(SlotNet):
     """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(SlotNet.Config):
         """Width, depth and heads, and the parts that blocks are made of."""
 
         width: int
         depth: int
         heads: int
-        norm: PreNorm.Config | AdaLN.Config = PreNorm.Config()
-        mlp: SwiGLU.Config | GELU.Config = SwiGLU.Config()
+        norm: BlockNorm.Config = PreNorm.Config()
+        mlp: MLP.Config = SwiGLU.Config()
         attention: Attention.Config = Attention.Config()
         rope: Rope2D.Config | None = None
         dropout: float = 0.0
@@ -50,7 +53,6 @@ class Transformer(nn.Module):
         init: Init = Init()
 
         def build(self, layout: TokenLayout) -> Transformer:
-            """The net for tokens of this layout."""
             return Transformer(self, layout)
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
@@ -81,38 +83,47 @@ class Transformer(nn.Module):
             with torch.no_grad():
                 for attention, mlp in zip(self.attention, self.mlp):
                     cast(Attention, attention).proj.weight /= math.sqrt(2 * self.config.depth)
-                    cast(SwiGLU | GELU, mlp).out.weight /= math.sqrt(2 * self.config.depth)
-        if isinstance(self.norm, AdaLN):
-            self.norm.initialise()
+                    cast(MLP, mlp).out.weight /= math.sqrt(2 * self.config.depth)
+        self.norm.initialise()
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
-        """Empty caches for all layers: ``rows`` rows, at most ``slots`` slots, of the type and device of ``like``."""
         attention = cast(Attention, self.attention[0])
         return [LayerCache(rows, attention.kv_heads, slots, attention.head_width, like) for _ in self.attention]
 
     def forward(
         self,
-        x_BSD: Tensor,
-        place_BS: Tensor,
-        mask: Tensor | None,
-        cond_BD: Tensor | None = None,
+        slots: Slots,
+        sight: Sight,
+        cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
-        """Hidden states (B, S, D), after the last norm.
+        """Hidden states (B, S, D), after the last norm."""
+        steer = steering(slots, cond)
+        return self.norm.last(self.stack(slots.x_BSD, slots.place_BS, sight, steer, cache, draws), steer)
 
-        ``place_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``mask`` (B or 1, 1, S, T)
-        is true where a slot is seen (None: everything); ``draws`` is given in training only.
+    def stack(
+        self,
+        x_BSD: Tensor,
+        place_BS: Tensor,
+        sight: Sight,
+        steer: Tensor,
+        cache: list[LayerCache] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """All blocks, without the last norm.
+
+        ``place_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``steer`` (B, 1 or S, D) steers adaptive norms.
         """
         turn = self.rope(place_BS) if self.rope is not None else None
-        shared = self.norm.shared(cond_BD)
+        shared = self.norm.shared(steer)
         for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp)):
-            first, second = self.norm.modulate(i, cond_BD, shared)
-            y = attention(self.norm.enter(i, 0, x_BSD, first), mask, turn, cache[i] if cache else None)
-            x_BSD = x_BSD + self._branch(self.norm.leave(y, first), i, draws)
+            first, second = self.norm.modulate(i, steer, shared)
+            y = attention(self.norm.enter(i, 0, x_BSD, first), sight, turn, cache[i] if cache else None)
+            x_BSD = self.norm.join(i, 0, x_BSD, self._branch(self.norm.gate(y, first), i, draws))
             y = mlp(self.norm.enter(i, 1, x_BSD, second))
-            x_BSD = x_BSD + self._branch(self.norm.leave(y, second), i, draws)
-        return self.norm.last(x_BSD, cond_BD)
+            x_BSD = self.norm.join(i, 1, x_BSD, self._branch(self.norm.gate(y, second), i, draws))
+        return x_BSD
 
     def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
         return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)

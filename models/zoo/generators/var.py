@@ -9,7 +9,7 @@ Expect: ImageNet 256 FID 3.55 (d16), 2.95 (d20), 2.33 (d24) with official weight
 from __future__ import annotations
 
 from models.generator import GroupGenerator
-from models.parts.attention import Attention, Cosine
+from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition
 from models.parts.feeds import NextScale
 from models.parts.heads.categorical import Categorical
@@ -17,6 +17,7 @@ from models.parts.mlp import GELU
 from models.parts.nets.transformer import Init, Transformer
 from models.parts.norms import AdaLN
 from models.parts.orders import Scales
+from models.parts.similarity import Cosine
 from models.registry import register
 from models.sampling.sampler import Linear, Sampler
 

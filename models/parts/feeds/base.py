@@ -1,0 +1,129 @@
+"""What a feed offers: the inputs of the net, for all groups at once or for one group after another.
+
+Each feed has a parallel form (teacher forcing: the true tokens are known) and an incremental form (decoding:
+one group at a time); tests hold them equal.  Shapes: B rows, L positions, S slots, T slots in sight, P prefix slots,
+N predicted positions, K hidden states of a slot, D width, Q codebooks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models import config
+from models.draws import Draws
+from models.parts.conditions import Conditioned
+from models.parts.orders.base import Plan
+from models.protocols import Tokenizer, TokenLayout
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Inputs of the net, and how its outputs are read.
+
+    ``group_BS`` says from which group on a slot is seen, ``place_BS`` the layout position at which it stands (-1: none).
+    ``reads`` (B or 1, N) are the slots from which the predicted positions are read, in the order of the plan's
+    sequence; with K hidden states a slot (B or 1, N, K), a position being read as the mean of those that it has (-1: none).
+    A read state predicts ``share`` successive positions.  ``sees`` tells what is known beforehand of the mask:
+    ``all`` slots in sight, ``causal`` (each slot those before it and itself), or the ``rule`` on groups.
+    The last ``queries`` slots only ask: no slot sees them, unless it is one of them and the net lets it.  ``private_BS``
+    hides a slot from all slots of another number (-1: hidden from none).  The first ``kept`` slots stay in
+    sight of later steps (None: all).  ``condition_BSD`` steers each slot by itself.
+    """
+
+    x_BSD: Tensor
+    group_BS: Tensor
+    place_BS: Tensor
+    reads: Tensor
+    sees: Literal["rule", "causal", "all"] = "rule"
+    share: int = 1
+    queries: int = 0
+    private_BS: Tensor | None = None
+    kept: int | None = None
+    condition_BSD: Tensor | None = None
+
+
+class Feed(nn.Module, ABC):
+    """Between tokens and net; concrete ones nest a frozen ``Config``."""
+
+    class Config(config.Config, ABC):
+        """What a feed is made from."""
+
+        @abstractmethod
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Feed:
+            """The feed for these tokens; ``tokenizer`` is the tokenizer's config.
+
+            Raises:
+                LayoutError: the feed does not fit the tokens.
+            """
+
+    #: ``cached``: later steps see the slots of earlier ones.  ``whole``: each step is given all slots anew, with full attention.
+    passes: ClassVar[Literal["cached", "whole"]] = "cached"
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Copy, frozen, what the feed needs of the tokenizer."""
+
+    @abstractmethod
+    def slots(self, plan: Plan, prefix: int) -> int:
+        """Slots that a cache must hold for one sample."""
+
+    @abstractmethod
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        """Slots of all groups, for known tokens (B, L), (B, L, Q) or (B, L, C)."""
+
+    @abstractmethod
+    def start(self, plan: Plan, cond: Conditioned) -> Any:
+        """State of decoding before the first group."""
+
+    @abstractmethod
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        """New slots from which this group is predicted."""
+
+    @abstractmethod
+    def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
+        """State after the group's tokens are known, at these layout positions."""
+
+
+class TokenTable(nn.Module):
+    """Embeddings of ids: one table, or one a codebook whose vectors are added.
+
+    ``spare`` rows beyond the vocabulary are kept for official tables that have them.
+    """
+
+    def __init__(self, layout: TokenLayout, width: int, spare: int = 0, std: float = 0.02) -> None:
+        super().__init__()
+        self.books = nn.ModuleList([nn.Embedding(layout.vocabulary + spare, width) for _ in range(layout.codebooks)])
+        for book in self.books:
+            nn.init.trunc_normal_(book.weight, std=std)  # type: ignore[arg-type]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, n) or (B, n, Q) ids to (B, n, D)."""
+        if ids.ndim == 2:
+            return self.books[0](ids)
+        return torch.stack([book(part) for book, part in zip(self.books, ids.unbind(-1))]).sum(0)
+
+
+def take(data: Tensor, place_BN: Tensor) -> Tensor:
+    """Tokens (B, L, …) at layout positions (B or 1, N): (B, N, …)."""
+    index = place_BN.expand(len(data), -1)
+    return data.gather(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand(*index.shape, *data.shape[2:]))
+
+
+def prefix_groups(prefix_BPD: Tensor) -> Tensor:
+    """(1, P) groups of the prefix slots: causal among themselves, the last one predicts group 0."""
+    length = prefix_BPD.shape[1]
+    return torch.arange(1 - length, 1, device=prefix_BPD.device)[None]
+
+
+def nowhere(like_1S: Tensor) -> Tensor:
+    """Places of slots that stand nowhere."""
+    return torch.full_like(like_1S, -1)
+
+
+def span(start: int, stop: int, device: torch.device) -> Tensor:
+    """(1, n) slots from start to stop."""
+    return torch.arange(start, stop, device=device)[None]

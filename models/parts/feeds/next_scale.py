@@ -1,0 +1,101 @@
+"""Next-scale feeds: a scale is given what the smaller ones have drawn.
+
+Shapes: B rows, L positions of all scales, S slots, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.draws import Draws
+from models.parts.conditions import Conditioned
+from models.parts.feeds.base import Feed, Slots, span
+from models.parts.orders.base import Plan
+from models.protocols import LayoutError, Tokenizer, TokenLayout
+
+if TYPE_CHECKING:
+    from models.parts.quantizers.multiscale import MultiScale
+
+
+class NextScale(Feed):
+    """Each position of a scale is given the sum of all codes so far, resized to that scale (VAR, arXiv:2404.02905).
+
+    The tokenizer's codebook and Phi travel here, frozen.  The first scale is given the condition's vector.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Feed.Config):
+        """``init_std``: standard deviation of fresh embeddings (0: ``sqrt(1 / 3D)``)."""
+
+        init_std: float = 0.0
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> NextScale:
+            """The feed for these tokens.
+
+            Raises:
+                LayoutError: the tokenizer is not a multi-scale one.
+            """
+            quantizer = getattr(tokenizer, "quantizer", None)
+            if quantizer is None or not hasattr(quantizer, "scales"):
+                have = "no tokenizer is given" if tokenizer is None else f"its grids are {layout.grids}"
+                raise LayoutError(f"next-scale prediction needs a multi-scale tokenizer, such as the recipe var_vq; {have}")
+            return NextScale(self, layout, width, quantizer.build(layout.grids[-1]))
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
+        super().__init__()
+        self.layout = layout
+        self.quantizer = quantizer.requires_grad_(False)
+        first = layout.scale_sizes[0]
+        std = config.init_std or math.sqrt(1 / 3 / width)
+        self.embed = nn.Linear(quantizer.config.dim, width)
+        self.position_start = nn.Parameter(torch.empty(1, first, width))
+        self.position = nn.Parameter(torch.empty(1, layout.length, width))
+        self.position_scale = nn.Embedding(len(layout.grids), width)
+        for weight in (self.embed.weight, self.position_start, self.position, self.position_scale.weight):
+            nn.init.trunc_normal_(weight, std=std)
+        nn.init.zeros_(self.embed.bias)
+        self.register_buffer("scale", layout.positions[:, 1].clone(), persistent=False)
+
+    scale: Tensor
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Copy the tokenizer's quantizer, frozen."""
+        self.quantizer.load_state_dict(cast(nn.Module, tokenizer.quantizer).state_dict())
+
+    def train(self, mode: bool = True) -> NextScale:
+        """The frozen quantizer stays in eval mode: its statistics do not change."""
+        super().train(mode)
+        self.quantizer.eval()
+        return self
+
+    def slots(self, plan: Plan, prefix: int) -> int:
+        return self.layout.length
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        with torch.no_grad():
+            inputs = self.quantizer.next_inputs(data)
+        x = torch.cat([self._first(cond), self.embed(inputs.to(self.embed.weight.dtype))], dim=1)
+        place = torch.arange(self.layout.length, device=data.device)[None]
+        return Slots(self._placed(x, place), self.scale[None], place, place)
+
+    def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor | None]:
+        return self.quantizer.start(len(cond.vector_BD)), None
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        place = plan.members(group)
+        x = self._first(cond) if state[1] is None else self.embed(state[1])
+        return Slots(self._placed(x, place), torch.full_like(place, group), place, span(0, place.shape[1], place.device), sees="all")
+
+    def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.quantizer.accumulate(state[0], group, data)
+
+    def _first(self, cond: Conditioned) -> Tensor:
+        return cond.vector_BD[:, None] + self.position_start
+
+    def _placed(self, x_BSD: Tensor, place: Tensor) -> Tensor:
+        return x_BSD + (self.position_scale(self.scale[place[0]]) + self.position[0, place[0]])

@@ -1,0 +1,174 @@
+"""Shifted tokens: each group is given the tokens of the group before it.
+
+Shapes: B rows, L positions, S slots, P prefix slots, n m members of two successive groups, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.draws import Draws
+from models.parts.conditions import Conditioned
+from models.parts.dropout import dropout
+from models.parts.feeds.base import Feed, Slots, TokenTable, nowhere, prefix_groups, span, take
+from models.parts.orders.base import Plan
+from models.protocols import LayoutError, TokenLayout
+
+
+class Shifted(Feed):
+    """Each position is given the token before it in the sequence, the first one the condition's prefix.
+
+    LlamaGen's feed (arXiv:2406.06525): a slot stands at the place of the token that it holds.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Feed.Config):
+        """``dropout`` of the token embeddings."""
+
+        dropout: float = 0.0
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Shifted:
+            return Shifted(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__()
+        if not layout.discrete:
+            raise LayoutError("this feed needs discrete tokens")
+        self.rate = config.dropout
+        self.table = TokenTable(layout, width)
+
+    def slots(self, plan: Plan, prefix: int) -> int:
+        return prefix + plan.sequence_BL.shape[1]
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``LayoutError`` for a plan that this feed cannot serve."""
+        if set(plan.sizes) != {1}:
+            raise LayoutError(
+                f"shifted tokens need one position a group, this order has {plan.groups} groups for {sum(plan.sizes)} positions"
+            )
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        self.check(plan)
+        before = plan.sequence_BL[:, :-1]
+        token = self.table(take(data, before))
+        x = dropout(torch.cat([cond.prefix_BPD, token], dim=1), self.rate, draws)
+        first = prefix_groups(cond.prefix_BPD)
+        group = torch.cat([first, plan.group_L[None, 1:]], dim=1)
+        place = torch.cat([nowhere(first).expand(len(before), -1), before], dim=1)
+        prefix = first.shape[1]
+        return Slots(x, group, place, span(prefix - 1, prefix - 1 + sum(plan.sizes), x.device), sees="causal")
+
+    def start(self, plan: Plan, cond: Conditioned) -> Tensor | None:
+        self.check(plan)
+        return None
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        if group == 0:
+            first = prefix_groups(cond.prefix_BPD)
+            return Slots(cond.prefix_BPD, first, nowhere(first), span(first.shape[1] - 1, first.shape[1], first.device), sees="causal")
+        place = plan.members(group - 1)
+        return Slots(self.table(state), torch.full_like(place, group), place, span(0, 1, place.device), sees="all")
+
+    def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Tensor:
+        return data
+
+
+class Registers(Shifted):
+    """Groups that may grow: a group is given the tokens of the one before it and, for what it has more, learned registers.
+
+    PAR's feed (arXiv:2412.15119).  A slot is seen from the group on that it predicts; registers stand nowhere.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Shifted.Config):
+        """``registers``: how many there are, the largest step in group size."""
+
+        registers: int = 3
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
+            return Registers(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__(config, layout, width)
+        self.register = nn.Parameter(torch.empty(1, config.registers, width))
+        nn.init.trunc_normal_(self.register, std=0.02)
+
+    def check(self, plan: Plan) -> None:
+        if plan.sizes[0] != 1 or any(not 0 <= b - a <= self.register.shape[1] for a, b in zip(plan.sizes, plan.sizes[1:])):
+            raise LayoutError(f"groups must start at one position and grow by at most {self.register.shape[1]}, not {plan.sizes}")
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        self.check(plan)
+        first = prefix_groups(cond.prefix_BPD)
+        rows = len(plan.sequence_BL)
+        x, group, place = [cond.prefix_BPD], [first], [nowhere(first).expand(rows, -1)]
+        token = self.table(take(data, plan.sequence_BL))
+        for g in range(1, plan.groups):
+            slots = self._of(token[:, plan.start(g - 1) : plan.start(g)], plan, g)
+            x.append(slots.x_BSD)
+            group.append(slots.group_BS[:1])
+            place.append(slots.place_BS.expand(rows, -1))
+        prefix = first.shape[1]
+        return Slots(
+            dropout(torch.cat(x, 1), self.rate, draws),
+            torch.cat(group, 1),
+            torch.cat(place, 1),
+            span(prefix - 1, prefix - 1 + sum(plan.sizes), token.device),
+        )
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        return super().step(state, plan, cond, group) if group == 0 else self._of(self.table(state), plan, group)
+
+    def _of(self, token_BmD: Tensor, plan: Plan, group: int) -> Slots:
+        more = plan.sizes[group] - plan.sizes[group - 1]
+        x = torch.cat([token_BmD, self.register[:, :more].expand(len(token_BmD), -1, -1)], dim=1)
+        held = plan.members(group - 1)
+        place = torch.cat([held, held.new_full((len(held), more), -1)], dim=1)
+        return Slots(x, torch.full_like(place, group), place, span(0, plan.sizes[group], place.device), sees="all")
+
+
+class Averages(Shifted):
+    """Each group is given the mean of the tokens of the group before it, and predicts all its positions from that one slot.
+
+    Next Patch Prediction's feed (arXiv:2412.15321); with one position a group it is ``Shifted``.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Shifted.Config):
+        """As ``Shifted``."""
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
+            return Averages(self, layout, width)
+
+    def check(self, plan: Plan) -> None:
+        if len(set(plan.sizes)) != 1:
+            raise LayoutError(f"averages need groups of one size, not {plan.sizes}")
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        self.check(plan)
+        share = plan.sizes[0]
+        token = self.table(take(data, plan.sequence_BL)).unflatten(1, (plan.groups, share)).mean(2)[:, :-1]
+        x = dropout(torch.cat([cond.prefix_BPD, token], dim=1), self.rate, draws)
+        first = prefix_groups(cond.prefix_BPD)
+        group = torch.cat([first, span(1, plan.groups, x.device)], dim=1)
+        stand = self._stand(plan)[:, :-1]
+        place = torch.cat([nowhere(first).expand(len(stand), -1), stand], dim=1)
+        prefix = first.shape[1]
+        return Slots(x, group, place, span(prefix - 1, prefix - 1 + plan.groups, x.device), sees="causal", share=share)
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        share = plan.sizes[0]
+        if group == 0:
+            first = super().step(state, plan, cond, 0)
+            return Slots(first.x_BSD, first.group_BS, first.place_BS, first.reads, sees="causal", share=share)
+        place = self._stand(plan)[:, group - 1 : group]
+        x = self.table(state).mean(1, keepdim=True)
+        return Slots(x, torch.full_like(place, group), place, span(0, 1, place.device), sees="all", share=share)
+
+    @staticmethod
+    def _stand(plan: Plan) -> Tensor:
+        return plan.sequence_BL[:, :: plan.sizes[0]] if plan.place_BG is None else plan.place_BG

@@ -1,0 +1,60 @@
+"""What a head offers: the distribution of one position given its hidden state.
+
+Shapes: B rows, N predicted positions, K hidden states, D width, V vocabulary, Q codebooks, C channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import config
+from models.parts.feeds.base import Feed
+from models.protocols import TokenLayout
+from models.sampling.sampler import Moment, Sampler
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Tokens drawn at N positions, (B, N), (B, N, Q) or (B, N, C); where there are any, guided logits and those of what was drawn (B, N)."""
+
+    data: Tensor
+    logits: Tensor | None = None
+    chosen_BN: Tensor | None = None
+
+
+class Head(nn.Module, ABC):
+    """From hidden states to tokens; concrete ones nest a frozen ``Config``."""
+
+    class Config(config.Config, ABC):
+        """What a head is made from."""
+
+        @abstractmethod
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
+            """The head for these tokens; ``feed`` is there for heads that share its embeddings.
+
+            Raises:
+                LayoutError: the head does not fit the tokens.
+            """
+
+    @abstractmethod
+    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+        """Negative log-likelihood in nats (B, N) of targets (B, N), (B, N, Q) or (B, N, C); other losses where it has none."""
+
+    @abstractmethod
+    def draw(
+        self,
+        h_BND: Tensor,
+        null_BND: Tensor | None,
+        sampler: Sampler,
+        moment: Moment,
+        generator: torch.Generator,
+        forced: Tensor | None = None,
+    ) -> Drawn:
+        """Draw tokens under classifier-free guidance: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6).
+
+        ``null_BND`` is None without guidance; ``forced`` tokens are taken instead of drawn ones.
+        """

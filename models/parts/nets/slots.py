@@ -1,0 +1,56 @@
+"""What a net of a generator offers: slots in, hidden states out, with or without a cache.
+
+Shapes: B rows, S slots, T slots in sight, K hidden states of a slot, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from models import config
+from models.draws import Draws
+from models.parts.attention import Sight
+from models.parts.cache import LayerCache
+from models.parts.conditions import Conditioned
+from models.parts.feeds.base import Slots
+from models.protocols import TokenLayout
+
+
+class SlotNet(nn.Module, ABC):
+    """The body of a generator; concrete ones nest a frozen ``Config``."""
+
+    class Config(config.Config, ABC):
+        """What a net is made from; ``width`` is that of slots and hidden states."""
+
+        width: int
+
+        @abstractmethod
+        def build(self, layout: TokenLayout) -> SlotNet:
+            """The net for tokens of this layout."""
+
+    @abstractmethod
+    def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
+        """Empty caches for all layers: ``rows`` rows, at most ``slots`` slots, of the type and device of ``like``."""
+
+    @abstractmethod
+    def forward(
+        self,
+        slots: Slots,
+        sight: Sight,
+        cond: Conditioned,
+        cache: list[LayerCache] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """Hidden states (B, S, D), or (B, K, S, D) of a net with several, ready for the head.
+
+        ``sight`` is what slots see: a mask (B or 1, 1, S, T), ``"causal"``, or None for everything; ``draws`` is given in training only.
+        """
+
+
+def steering(slots: Slots, cond: Conditioned) -> Tensor:
+    """The vectors that steer adaptive norms, (B, 1 or S, D)."""
+    if slots.condition_BSD is not None:
+        return slots.condition_BSD
+    return cond.vector_BD.unsqueeze(1) if cond.vector_BD.ndim == 2 else cond.vector_BD

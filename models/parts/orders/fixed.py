@@ -1,0 +1,98 @@
+"""Orders that depend on the layout alone: raster, scales, diagonals, distant tokens in parallel, patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.orders.base import Fixed, Plan, grouped
+from models.protocols import LayoutError, TokenLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster(Fixed):
+    """One position a group, in storage order: scale by scale, row by row (LlamaGen, taming transformers)."""
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        return Plan(torch.arange(layout.length)[None], (1,) * layout.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales(Fixed):
+    """All positions of a scale at once, small to large (VAR, arXiv:2404.02905); ``window`` as in HMAR."""
+
+    window: int | None = None
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        return grouped([(t, s) for t, s, _, _ in layout.positions.tolist()], self.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagonals(Fixed):
+    """All positions of equal Manhattan distance from the corner at once (NAR, arXiv:2503.10696)."""
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        return grouped([(t, s, r + c) for t, s, r, c in layout.positions.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions(Fixed):
+    """Distant tokens in parallel (PAR, arXiv:2412.15119): the grid is cut into ``across`` x ``across`` regions.
+
+    The first token of each region comes alone, one after the other; from then on a group holds the tokens at one
+    offset in all regions, offsets in raster order.
+    """
+
+    across: int = 2
+
+    def __post_init__(self) -> None:
+        if self.across < 1:
+            raise ConfigError(f"order.across={self.across}: must be at least 1")
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        (rows, columns), n = layout.grids[-1], self.across
+        if len(layout.grids) > 1 or layout.frames > 1 or rows % n or columns % n:
+            raise LayoutError(f"order.across={n}: needs one grid that is divisible by it, not {layout.grids}")
+        high, wide = rows // n, columns // n
+
+        def key(row: int, column: int) -> tuple[int, int]:
+            offset, region = row % high * wide + column % wide, row // high * n + column // wide
+            return (offset, region if offset == 0 else 0)
+
+        plan = grouped([key(r, c) for _, _, r, c in layout.positions.tolist()])
+        # Inside a group the regions are in raster order, which is the storage order of tokens with equal offsets.
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches(Fixed):
+    """Square patches in raster order, large ones first in training (Next Patch Prediction, arXiv:2412.15321).
+
+    ``sides`` are the patches' sides and ``until`` the shares of training at which each but the last ends.  Decoding
+    uses the last one; a side of 1 is raster order.
+    """
+
+    sides: tuple[int, ...] = (2, 1)
+    until: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        if not self.sides or min(self.sides) < 1 or len(self.until) != len(self.sides) - 1 or list(self.until) != sorted(self.until):
+            raise ConfigError(
+                f"order.sides={list(self.sides)}, until={list(self.until)}: give positive sides and one growing share for each but the last"
+            )
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        progress = 1.0 if draws is None else draws.progress
+        return self.of_side(layout, self.sides[sum(progress >= end for end in self.until)])
+
+    def of_side(self, layout: TokenLayout, side: int) -> Plan:
+        """The plan of one patch size; a patch stands where its row and column of patches are."""
+        rows, columns = layout.grids[-1]
+        if len(layout.grids) > 1 or layout.frames > 1 or rows % side or columns % side:
+            raise LayoutError(f"order.sides={list(self.sides)}: {side} does not divide the grid {layout.grids}")
+        plan = grouped([(r // side, c // side) for _, _, r, c in layout.positions.tolist()])
+        place = torch.arange(rows // side)[:, None] * columns + torch.arange(columns // side)
+        return Plan(plan.sequence_BL, plan.sizes, place_BG=place.reshape(1, -1))

@@ -1,0 +1,125 @@
+"""Masked orders: in training a random share of the positions is known, in decoding groups of any size follow.
+
+Shapes: B rows, L positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models import config
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.orders.base import Choice, Order, Plan, known_first
+from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps
+from models.protocols import LayoutError, TokenLayout
+
+
+class Visit(config.Config, ABC):
+    """In which sequence positions are decoded."""
+
+    @abstractmethod
+    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+        """(rows or 1, L) layout positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled(Visit):
+    """A fresh permutation for each row."""
+
+    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None).argsort(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halton(Visit):
+    """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
+
+    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+        if len(layout.grids) > 1 or layout.frames > 1:
+            raise LayoutError(f"a Halton sequence needs one grid, not {layout.grids} of {layout.frames} frames")
+        high, wide = layout.grids[0]
+        found: dict[int, None] = {}
+        index = 0
+        while len(found) < high * wide:
+            index += 1
+            row, column = int(_halton(index, 2) * high), int(_halton(index, 3) * wide)
+            found.setdefault(row * wide + column)
+        return torch.tensor([list(found)])
+
+
+def _halton(index: int, base: int) -> float:
+    """The radical inverse of an index: its digits mirrored at the point."""
+    result, part = 0.0, 1.0
+    while index:
+        part /= base
+        index, digit = divmod(index, base)
+        result += digit * part
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence(Choice):
+    """The surest tokens are kept: the logit of the drawn token plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
+
+    noise: float = 4.5
+
+    def confidence(self, chosen_BN: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        if self.noise == 0:
+            return chosen_BN
+        uniform = torch.rand(chosen_BN.shape, generator=generator, device=generator.device).to(chosen_BN.device)
+        return chosen_BN + self.noise * (1 - share) * gumbel(uniform)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniform numbers."""
+    return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(Order):
+    """Predict what is masked from what is known (MaskGIT, arXiv:2202.04200).
+
+    Training masks the share ``curve.masked(u)`` of each row, u uniform; ``seen_weight`` weighs the loss at known
+    positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
+    ``choice`` finds surest.
+    """
+
+    curve: Curve = Cosine()
+    seen_weight: float = 0.0
+    decoding: Sizes = Steps(count=8)
+    visit: Visit = Shuffled()
+    choice: Choice | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seen_weight <= 1:
+            raise ConfigError(f"order.seen_weight={self.seen_weight}: must be in [0, 1]")
+
+    def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
+        if draws is None:
+            raise ValueError("a masked order needs draws")
+        # The ratios of all rows are drawn by everyone, so that everyone knows how many positions the whole batch masks.
+        ratio = draws.shared_uniform(draws.total).cpu()
+        masked = torch.tensor([max(1, round(self.curve.masked(u) * layout.length)) for u in ratio.tolist()])
+        mine = masked[draws.start : draws.stop].to(draws.device)
+        known_BL = draws.permutation(layout.length) >= mine[:, None]
+        return self.of_mask(known_BL, float((masked + self.seen_weight * (layout.length - masked)).float().mean()))
+
+    def of_mask(self, known_BL: Tensor, weight: float) -> Plan:
+        """The plan that predicts all positions at once from the known ones; ``weight`` is the loss weight of a mean row."""
+        length = known_BL.shape[1]
+        sequence = torch.arange(length, device=known_BL.device)[None]
+        weight_BL = torch.where(known_BL, self.seen_weight / weight, 1 / weight)
+        return Plan(sequence, (length,), known_BL=known_BL, weight_BL=weight_BL)
+
+    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+        sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, generator)
+        return Plan(sequence, (sizes or self.decoding).cut(layout.length), choice=self.choice)
+
+    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
+        cut = known_first(plan, keep_L)
+        return cut if plan.choice is None else replace(cut, sequence_BL=plan.sequence_BL)

@@ -1,0 +1,64 @@
+"""Random orders: a permutation for each row, any cut into groups when decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.orders.base import Order, Plan, known_first
+from models.parts.orders.fixed import Raster
+from models.parts.orders.sizes import Even, Sizes
+from models.protocols import TokenLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Order):
+    """A fresh permutation for each row (RandAR, ARPG, sigma-GPT): groups of ``size`` in training, ``decoding`` when sampling."""
+
+    size: int = 1
+    decoding: Sizes = Even()
+
+    def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
+        if draws is None:
+            raise ValueError("a random order needs draws")
+        return Plan(draws.permutation(layout.length), Even(size=self.size).cut(layout.length))
+
+    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+        noise = torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None)
+        return Plan(noise.argsort(1), (sizes or self.decoding).cut(layout.length))
+
+    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
+        return known_first(plan, keep_L)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealed(Raster):
+    """Raster order in which rows are permuted with a probability that falls from one to zero (RAR, arXiv:2411.00776).
+
+    It is one until the share ``start`` of training and zero from ``end`` on; decoding is raster.
+    """
+
+    start: float = 0.5
+    end: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ConfigError(f"order.start={self.start}, end={self.end}: must be growing shares of training")
+
+    def probability(self, progress: float) -> float:
+        """Share of permuted rows when this share of training is done."""
+        if progress < self.start:
+            return 1.0
+        return 0.0 if progress >= self.end else (self.end - progress) / (self.end - self.start)
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        raster = super().plan(layout)
+        if draws is None:
+            return raster
+        chance, permuted = draws.uniform(1), draws.permutation(layout.length)
+        sequence = torch.where(chance < self.probability(draws.progress), permuted, raster.sequence_BL.to(permuted.device))
+        return Plan(sequence, raster.sizes)

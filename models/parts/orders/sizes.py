@@ -1,0 +1,89 @@
+"""How many positions each decoding step takes, for orders that leave it open."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from models import config
+from models.config import ConfigError
+
+
+class Curve(config.Config, ABC):
+    """What share is still masked when a share t of the steps is done: from one at 0 to zero at 1."""
+
+    @abstractmethod
+    def masked(self, t: float) -> float:
+        """Share in [0, 1] at t in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Straight(Curve):
+    """``1 - t``."""
+
+    def masked(self, t: float) -> float:
+        return 1 - t
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Curve):
+    """``cos(pi t / 2)``: few positions at first, when little is known (MaskGIT, arXiv:2202.04200)."""
+
+    def masked(self, t: float) -> float:
+        return math.cos(math.pi / 2 * t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arccos(Curve):
+    """``arccos(t) / (pi / 2)``: most positions in the last steps."""
+
+    def masked(self, t: float) -> float:
+        return math.acos(t) / (math.pi / 2)
+
+
+class Sizes(config.Config, ABC):
+    """A rule that cuts a number of positions into successive groups."""
+
+    @abstractmethod
+    def cut(self, length: int) -> tuple[int, ...]:
+        """Group sizes, all positive, summing to ``length``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Even(Sizes):
+    """``size`` positions a step, the last step what is left."""
+
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"order.size={self.size}: must be at least 1")
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        whole, rest = divmod(length, self.size)
+        return (self.size,) * whole + ((rest,) if rest else ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps(Sizes):
+    """``count`` steps along a curve; what is known after each is rounded ``up`` or ``down``, at least one more a step."""
+
+    count: int
+    curve: Curve = Cosine()
+    rounding: Literal["up", "down"] = "up"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"sample.steps={self.count}: must be at least 1")
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        count = min(self.count, length)
+        sizes: list[int] = []
+        for step in range(1, count + 1):
+            masked, done = self.curve.masked(step / count), sum(sizes)
+            known = length - math.floor(masked * length) if self.rounding == "up" else math.floor((1 - masked) * length)
+            # At least one position now, and one for every step to come.
+            sizes.append(max(1, min(length if step == count else known, length - (count - step)) - done))
+        return tuple(sizes)
