@@ -1,0 +1,51 @@
+"""Columns: one token a vertical strip, equivariant to shifts along the width (arXiv:2503.18948).
+
+New: an image is a row of columns; nets run along the width without positions, so every token means the same wherever it stands, and
+images wider than those of training are coded as they are (``Autoencoder.on``).
+Differs: discrete tokens (one code a strip) instead of continuous ones; strips of a few pixels and
+convolutions along the width that suit small images.
+Run: tokenloom run smoke_columns
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.columns import Columns
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+from models.zoo.tokenizers._small import small_losses
+
+
+@register(
+    "columns",
+    kind="tokenizer",
+    paper="2503.18948",
+    tiny={"strip": 2, "codes": 16, "dim": 4, "width": 32, "blocks": 1},
+    net="columns",
+    quantizer="vq",
+)
+def columns(
+    strip: int = 2,
+    codes: int = 512,
+    dim: int = 8,
+    width: int = 128,
+    blocks: int = 2,
+    kernel: int = 3,
+    beta: float = 0.25,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """The image size over ``strip`` is the number of tokens; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of
+    LPIPS-VGG weights, off when empty."""
+    return Autoencoder.Config(
+        net=Columns(strip=strip, width=width, blocks=blocks, kernel=kernel),
+        quantizer=VQ.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
+        ),
+        latent=width,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+    )

@@ -1,0 +1,56 @@
+"""FlexVAR-VQ: one image coded at any grid sizes, without residuals (arXiv:2502.20313, section 3.2).
+
+New: each scale codes the latent itself at that size and the decoder makes a whole image of any of them, so a generator predicts ever
+larger images instead of corrections, on grids and in numbers of steps that need not be those of training.
+Differs: training code was never published.  A step decodes the full grid and one size drawn from 1 to that of the grid, compared
+with the image at that size; moving averages and revival for the codebook; convolutions that suit small images.
+Run: tokenloom run smoke_flexvar_vq
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.flexible import Flexible
+from models.registry import register
+from models.zoo.tokenizers._small import TINY, small_conv, small_losses
+
+
+@register(
+    "flexvar_vq",
+    kind="tokenizer",
+    paper="2502.20313",
+    tiny=TINY | {"scales": [1, 2, 4], "codes": 16, "dim": 4},
+    net="conv",
+    quantizer="multi-scale",
+)
+def flexvar_vq(
+    scales: tuple[int, ...] = (1, 2, 3, 4),
+    trained: tuple[int, ...] = (),
+    codes: int = 512,
+    dim: int = 8,
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 4,
+    blocks: int = 1,
+    attention: tuple[int, ...] = (),
+    beta: float = 0.25,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """``scales[-1]`` must be the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``trained`` sizes are drawn from in training
+    (empty: all); ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    return Autoencoder.Config(
+        net=small_conv(channels, multipliers, patch, blocks, attention),
+        quantizer=Flexible.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)),
+            scales=scales,
+            trained=trained,
+            beta=beta,
+        ),
+        latent=channels,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+    )

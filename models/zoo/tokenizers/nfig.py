@@ -1,0 +1,56 @@
+"""NFIG-VQ: tokens by frequency bands from low to high (arXiv:2503.07076).
+
+New: scale k codes what the smaller ones left over of the latent's frequencies up to a cut-off that grows with k, low bands on small
+grids; a next-scale generator then predicts frequencies from low to high.
+Differs: training code was never published.  The bands are cut from the latent by an ideal low-pass (FFT), cut-offs in proportion to
+the grids; moving averages and revival for the codebook; convolutions that suit small images.
+Run: tokenloom run smoke_nfig
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.frequency import Frequency
+from models.registry import register
+from models.zoo.tokenizers._small import TINY, small_conv, small_losses
+
+
+@register(
+    "nfig",
+    kind="tokenizer",
+    paper="2503.07076",
+    tiny=TINY | {"scales": [1, 2, 4], "codes": 16, "dim": 4},
+    net="conv",
+    quantizer="frequency bands",
+)
+def nfig(
+    scales: tuple[int, ...] = (1, 2, 3, 4),
+    codes: int = 256,
+    dim: int = 8,
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 4,
+    blocks: int = 1,
+    attention: tuple[int, ...] = (),
+    beta: float = 0.25,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """``scales[-1]`` must be the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
+    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    return Autoencoder.Config(
+        net=small_conv(channels, multipliers, patch, blocks, attention),
+        quantizer=Frequency.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)),
+            scales=scales,
+            beta=beta,
+            phis=min(4, len(scales)),
+        ),
+        latent=dim,
+        quant_kernel=3,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, 2 * channels),
+    )

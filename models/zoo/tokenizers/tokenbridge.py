@@ -1,0 +1,49 @@
+"""TokenBridge: a continuous tokenizer whose latents are cut into bins after training, channel by channel (arXiv:2503.16430).
+
+New: the tokenizer is trained as a VAE and never learns of tokens; then each channel is quantized on its own, at levels of equal
+probability under a normal distribution, so a position has one small id a channel instead of one of a large codebook.
+Differs: mean and spread of each channel are measured on training images (``finish``) where the released model takes [-5, 5] for all;
+levels and ids are those of the released model for the same spread.  Convolutions that suit small images.
+Run: tokenloom run smoke_tokenbridge
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.quantizers.dimensionwise import Dimensionwise
+from models.registry import register
+from models.zoo.tokenizers._small import TINY, small_conv, small_losses
+
+
+@register(
+    "tokenbridge",
+    kind="tokenizer",
+    paper="2503.16430",
+    tiny=TINY | {"levels": 8, "dim": 4},
+    net="conv",
+    quantizer="VAE, levels of each channel",
+)
+def tokenbridge(
+    levels: int = 16,
+    clip: float = 3.0,
+    dim: int = 8,
+    kl: float = 1e-4,
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 4,
+    blocks: int = 1,
+    attention: tuple[int, ...] = (),
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, a position has ``dim`` ids of ``levels``; ``kl`` weighs the
+    VAE's divergence; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    return Autoencoder.Config(
+        net=small_conv(channels, multipliers, patch, blocks, attention),
+        quantizer=Dimensionwise.Config(dim=dim, kl=kl, levels=levels, clip=clip),
+        latent=channels,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+    )
