@@ -5,7 +5,7 @@ Every field is marked ``Identity`` (it shapes an artifact and enters its fingerp
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,25 +52,40 @@ class MethodConfig(Section):
     train: Identity[TrainSettings]
 
 
-class TokenizerConfig(Section):
+class BaseConfig(Section):
+    """The tokenizer that another one stands on, trained before it or used: exactly one of ``recipe`` and ``use``."""
+
+    where: ClassVar[str] = "tokenizer.base"
+
+    recipe: Identity[str | None] = Field(None, description="a name from `tokenloom methods`")
+    args: Identity[dict[str, Any]] = Field(default_factory=dict, description="arguments of the recipe function")
+    set: Identity[dict[str, Any]] = Field(default_factory=dict, description="dotted paths in the config that it returns")
+    train: Identity[TrainSettings | None] = Field(None, description="left out only where a recipe has nothing to train")
+    use: Identity[str | None] = Field(None, description="artifact: NAME-FINGERPRINT, a unique prefix of it, or a run's name")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.recipe is None) == (self.use is None):
+            raise ValueError(f"give either {self.where}.recipe (train one) or {self.where}.use (an artifact)")
+        return self
+
+
+class TokenizerConfig(BaseConfig):
     """A tokenizer to train, or one to use: exactly one of ``recipe`` and ``use``.
 
-    ``pinned: true`` keeps the tokenizer that this run name trained first, whatever the data does later.
+    ``base`` is the tokenizer that a recipe stands on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
+    trained first, whatever the data does later.
     """
 
-    recipe: Identity[str | None] = None
-    args: Identity[dict[str, Any]] = Field(default_factory=dict)
-    set: Identity[dict[str, Any]] = Field(default_factory=dict)
-    train: Identity[TrainSettings | None] = None
-    use: Identity[str | None] = Field(None, description="artifact: NAME-FINGERPRINT, a unique prefix of it, or a run's name")
+    where: ClassVar[str] = "tokenizer"
+
+    base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one stands on: a recipe or {use: ARTIFACT}")
     pinned: Execution[bool] = False
 
     @model_validator(mode="after")
-    def _one_of(self) -> TokenizerConfig:
-        if (self.recipe is None) == (self.use is None):
-            raise ValueError("give either tokenizer.recipe (train one) or tokenizer.use (an artifact)")
-        if self.recipe is not None and self.train is None:
-            raise ValueError("tokenizer.train is missing: give at least {steps: N}")
+    def _base_of_a_recipe(self) -> Self:
+        if self.use is not None and self.base is not None:
+            raise ValueError("tokenizer.base goes with tokenizer.recipe: a tokenizer in use is trained already")
         return self
 
 

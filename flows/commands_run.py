@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flows.screen import Done, Screen
     from flows.workspace import Workspace
 
-_STEPS = ("ingest", "train_tokenizer", "extract", "features", "train_generator", "evaluate", "register")
+_STEPS = ("ingest", "train_base", "train_tokenizer", "extract", "features", "train_generator", "evaluate", "register")
 
 
 @click.command(

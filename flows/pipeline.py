@@ -6,8 +6,8 @@ store already, complete and verified, and then does nothing (``tasks/artifacts.p
     raw images -> dataset -> tokenizer -> tokens -> generator -> evaluation -> registration
                      `-> features (the network that judges the samples) --^
 
-A run without a generator ends with the evaluation of its tokenizer.  Which steps a run has, and what each of them needs, is
-one table: ``flows/planning.py``.
+A tokenizer that stands on another one (its base) or on the features has them made before it.  A run without a generator ends
+with the evaluation of its tokenizer.  Which steps a run has, and what each of them needs, is one table: ``flows/planning.py``.
 """
 
 # No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
@@ -25,7 +25,7 @@ from tasks.artifacts import Artifact
 def chain(config: RunConfig, work: Workspace) -> None:
     """The way of one image, e.g. ``tokens = extract(dataset, tokenizer)``, then ``generator = train_generator(tokens, tokenizer)``."""
     made: dict[str, Artifact] = {}
-    for link in planning.links(config):
+    for link in planning.links(config, work.store):
         step = steps.STEPS[link.name]
         made[link.role] = step(config, work, **{role: made[role] for role in link.needs})
 

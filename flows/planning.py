@@ -37,8 +37,10 @@ class Planned:
         return {"name": self.name, "status": self.status, "fingerprint": self.fingerprint, "reason": self.reason, "uri": uri}
 
 
-def tokenizer_step(config: RunConfig, store: Store, dataset: Artifact) -> Step | Artifact:
-    """The training of the run's tokenizer, or the tokenizer that it uses (``use``, ``pinned``).
+def tokenizer_step(
+    config: RunConfig, store: Store, dataset: Artifact, base: Artifact | None = None, features: Artifact | None = None
+) -> Step | Artifact:
+    """The training of the run's tokenizer on what it stands on, or the tokenizer that it uses (``use``, ``pinned``).
 
     Raises:
         ConfigError: the tokenizer in ``use`` is not in the store.
@@ -47,7 +49,29 @@ def tokenizer_step(config: RunConfig, store: Store, dataset: Artifact) -> Step |
 
     if found := given_tokenizer(config, store):
         return found
-    return plan_tokenizer(config.name, config.tokenizer, dataset, store)
+    return plan_tokenizer(config.name, config.tokenizer, dataset, store, base, features)
+
+
+def base_step(config: RunConfig, store: Store, dataset: Artifact) -> Step | Artifact:
+    """The training of the tokenizer that the run's tokenizer stands on, or the one that it uses.
+
+    Raises:
+        ConfigError: the tokenizer in ``use`` is not in the store.
+    """
+    from tasks.distributed import plan_tokenizer
+
+    assert config.tokenizer.base is not None, "a run without a base has no such step"
+    return given_base(config, store) or plan_tokenizer(f"{config.name}-base", config.tokenizer.base, dataset, store)
+
+
+def given_base(config: RunConfig, store: Store) -> Artifact | None:
+    """The tokenizer artifact that the run's tokenizer stands on, if one is used (``tokenizer.base.use``)."""
+    if config.tokenizer.base is None or config.tokenizer.base.use is None:
+        return None
+    try:
+        return store.resolve(config.tokenizer.base.use, "tokenizer")
+    except ConfigError as error:
+        raise ConfigError(f"tokenizer.base.use: {error}") from error
 
 
 def given_tokenizer(config: RunConfig, store: Store) -> Artifact | None:
@@ -114,7 +138,8 @@ class Link:
 #: All steps that there are, in order. ``needs`` are roles made by earlier steps and keyword arguments of ``build``.
 CHAIN = (
     Link("ingest", "dataset", (), None),
-    Link("train_tokenizer", "tokenizer", ("dataset",), tokenizer_step),
+    Link("train_base", "base", ("dataset",), base_step),
+    Link("train_tokenizer", "tokenizer", ("dataset", "base", "features"), tokenizer_step),
     Link("extract", "tokens", ("dataset", "tokenizer"), extract_step),
     Link("features", "features", ("dataset",), features_step),
     Link("train_generator", "generator", ("tokens", "tokenizer"), generator_step),
@@ -124,12 +149,25 @@ CHAIN = (
 STEPS = tuple(link.name for link in CHAIN)
 
 
-def links(config: RunConfig) -> tuple[Link, ...]:
-    """The chain of one run: a run without a generator ends with the evaluation of its tokenizer."""
-    if config.generator is not None:
-        return CHAIN
-    chain = (link for link in CHAIN if link.name not in ("train_generator", "register"))
-    return tuple(replace(link, needs=tuple(role for role in link.needs if role != "generator")) for link in chain)
+def links(config: RunConfig, store: Store) -> tuple[Link, ...]:
+    """The chain of one run: without a generator it ends with the evaluation; what its tokenizer stands on comes before it.
+
+    Raises:
+        ConfigError: a tokenizer whose base is missing or not needed.
+    """
+    from tasks.checks import stands_on
+
+    below = () if given_tokenizer(config, store) else stands_on(config.tokenizer)
+    absent = {"generator", "registration"} if config.generator is None else set()
+    absent |= set() if "base" in below else {"base"}
+    chain = []
+    for link in CHAIN:
+        wanted = ("dataset", *below) if link.role == "tokenizer" else link.needs
+        if link.role not in absent:
+            chain.append(replace(link, needs=tuple(role for role in wanted if role not in absent)))
+    if "features" in below:
+        chain.sort(key=lambda link: 0 if link.name in ("ingest", "features") else 1)
+    return tuple(chain)
 
 
 def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[Planned, ...]:
@@ -140,7 +178,7 @@ def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[
     planned: list[Planned] = []
     made: dict[str, Artifact] = {}  # role: artifact, complete or to be made
     waiting: dict[str, str] = {}  # role: name of the step that has to make it first
-    for link in links(config):
+    for link in links(config, store):
         one = _ingest(config, store) if link.build is None else _link(link, config, store, made, waiting)
         if link.name == "register" and tracking is not None and one.artifact is not None:
             one = _in_registry(one, store, tracking)
@@ -186,7 +224,8 @@ def _link(link: Link, config: RunConfig, store: Store, made: dict[str, Artifact]
     if isinstance(built, Artifact):
         if problems := store.verify(built):
             raise ArtifactError(f"{built.id}: {'; '.join(problems[:3])}")
-        return Planned(link.name, "cached", "tokenizer.use" if config.tokenizer.use else "tokenizer.pinned", built)
+        how = "tokenizer.base.use" if link.role == "base" else "tokenizer.use" if config.tokenizer.use else "tokenizer.pinned"
+        return Planned(link.name, "cached", how, built)
     if artifact := store.find(built):
         return Planned(link.name, "cached", "complete", artifact, built)
     return Planned(link.name, "run", store.explain(built) or "no such artifact", None, built)
@@ -198,7 +237,7 @@ def inputs(name: str, config: RunConfig, store: Store) -> dict[str, Artifact]:
     Raises:
         ConfigError: an earlier step has to run first, or the run has no such step.
     """
-    chain = links(config)
+    chain = links(config, store)
     link = next((each for each in chain if each.name == name), None)
     if link is None:
         raise ConfigError(f"run {config.name} has no step {name}; it has: {', '.join(each.name for each in chain)}")
@@ -221,8 +260,8 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
 
     dataset = planned[0].artifact
     classes = len(store.record(dataset).notes["classes"]) if dataset else len(open_source(config.data).classes)
-    tokenizer = given_tokenizer(config, store)
-    check_models(config, classes, store.record(tokenizer).notes["spec"] if tokenizer else None)
+    used = (given_tokenizer(config, store), given_base(config, store))
+    check_models(config, classes, *(store.record(artifact).notes["spec"] if artifact else None for artifact in used))
     features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
     if config.generator is not None:
         check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)

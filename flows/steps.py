@@ -86,14 +86,26 @@ def ingest(config: RunConfig, work: Workspace) -> Outcome:
 
 
 @step
-def train_tokenizer(config: RunConfig, work: Workspace, dataset: Artifact) -> Outcome:
+def train_base(config: RunConfig, work: Workspace, dataset: Artifact) -> Outcome:
+    """Train the tokenizer that the run's tokenizer stands on, or take the one that it uses."""
+    return _tokenizer(planning.base_step(config, work.store, dataset), work, "train_base")
+
+
+@step
+def train_tokenizer(
+    config: RunConfig, work: Workspace, dataset: Artifact, base: Artifact | None = None, features: Artifact | None = None
+) -> Outcome:
     """Train the tokenizer, or take the one that the run uses."""
+    return _tokenizer(planning.tokenizer_step(config, work.store, dataset, base, features), work, "train_tokenizer")
+
+
+def _tokenizer(made: Step | Artifact, work: Workspace, name: str) -> Outcome:
     from tasks.distributed import train_model
 
-    made = planning.tokenizer_step(config, work.store, dataset)
-    if isinstance(made, Step):
-        return train_model(made, work.store, work.cluster, work.tracker, work.report)
-    return Outcome(made, "cached", 0.0, work.store.record(made).metrics)
+    if isinstance(made, Artifact):
+        return Outcome(made, "cached", 0.0, work.store.record(made).metrics)
+    # A base is a tokenizer like any other; only the screen tells it apart.
+    return train_model(made, work.store, work.cluster, work.tracker, lambda _, *rest: work.report(name, *rest))
 
 
 @step
@@ -164,6 +176,7 @@ def _flow(call: Callable[..., Artifact]) -> "Flow[Any, Any]":
 
 
 ingest_flow = _flow(ingest)
+train_base_flow = _flow(train_base)
 train_tokenizer_flow = _flow(train_tokenizer)
 extract_flow = _flow(extract)
 features_flow = _flow(features)
@@ -173,5 +186,5 @@ register_flow = _flow(register)
 
 #: Step name to the step, in order.
 STEPS: dict[str, Callable[..., Artifact]] = {
-    call.__name__: call for call in (ingest, train_tokenizer, extract, features, train_generator, evaluate, register)
+    call.__name__: call for call in (ingest, train_base, train_tokenizer, extract, features, train_generator, evaluate, register)
 }

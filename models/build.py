@@ -25,7 +25,8 @@ class ModelSpec:
     """A recipe with its arguments and what the data gives: enough to build the model anywhere.
 
     ``given`` of a tokenizer: ``size``, ``channels``.  Of a generator: ``layout``, ``classes`` and ``tokenizer``
-    (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).
+    (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that stands on
+    other models (its config's ``needs``) also ``tokenizer`` (the spec of its base) and ``features`` (the classifier's shape).
     """
 
     kind: str
@@ -57,8 +58,9 @@ class ModelSpec:
             given["layout"] = TokenLayout.from_dict(given["layout"])
         if given.get("tokenizer"):
             tokenizer = ModelSpec.from_dict(given["tokenizer"])
+            # Of what the tokenizer was given itself, the image alone counts: its own base is inside of it.
+            given = {k: tokenizer.given[k] for k in ("size", "channels") if k in tokenizer.given} | given
             given["tokenizer"] = tokenizer.config()
-            given |= tokenizer.given
         try:
             return cast(Method, cast(Any, self.config()).build(**given))
         except (ValueError, TypeError) as error:

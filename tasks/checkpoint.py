@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.build import load_model
+from models.parts.nets.classifier import load_classifier
 from models.protocols import Method
 from tasks.errors import StepError
 from tasks.storage import Storage
@@ -138,22 +139,40 @@ class Checkpoints:
         return local, True
 
 
+def fetch_adopted(storage: Storage, folders: Mapping[str, str], root: Path) -> dict[str, nn.Module]:
+    """What a model adopts: role (``tokenizer``, ``features``) to the trained module of an artifact's folder, in eval mode.
+
+    Raises:
+        StepError: a file is missing.
+    """
+    fetch: dict[str, Callable[[Storage, str, Path], nn.Module]] = {"tokenizer": fetch_model, "features": _fetch_features}
+    return {role: fetch[role](storage, folder, root) for role, folder in folders.items()}
+
+
 def fetch_model(storage: Storage, folder: str, root: Path) -> Method:
     """The saved model of an artifact's folder, in eval mode; a remote one comes through the node cache.
 
     Raises:
         StepError: a file is missing.
     """
+    return load_model(_mirrored(storage, folder, root, ("model.json", "weights.safetensors")))[0]
+
+
+def _fetch_features(storage: Storage, folder: str, root: Path) -> nn.Module:
+    return load_classifier(_mirrored(storage, folder, root, ("classifier.json", "classifier.safetensors")))
+
+
+def _mirrored(storage: Storage, folder: str, root: Path, names: tuple[str, ...]) -> Path:
+    """A local folder with these files of an artifact's folder."""
     mirror = root / "cache" / "models" / hashlib.sha256(storage.uri(folder).encode()).hexdigest()[:16]
     local = storage.local_path(folder) if storage.is_local else mirror
-    try:
-        for name in () if storage.is_local else ("model.json", "weights.safetensors"):
-            # A folder's name holds its fingerprint, so a whole copy of the right size stays right.
-            if not (local / name).is_file() or (local / name).stat().st_size != storage.size(f"{folder}/{name}"):
-                storage.download(f"{folder}/{name}", local / name)
-        return load_model(local)[0]
-    except FileNotFoundError as error:
-        raise StepError(f"{storage.uri(folder)}: no saved model ({error})") from error
+    for name in names:
+        if (size := storage.size(f"{folder}/{name}")) is None:
+            raise StepError(f"{storage.uri(folder)}: no saved model, {name} is missing")
+        # A folder's name holds its fingerprint, so a whole copy of the right size stays right.
+        if not storage.is_local and (not (local / name).is_file() or (local / name).stat().st_size != size):
+            storage.download(f"{folder}/{name}", local / name)
+    return local
 
 
 def _sha256(path: Path) -> str:

@@ -6,41 +6,102 @@ from typing import Any
 
 import torch
 
-from configs.schema import RunConfig
-from models.build import ModelSpec
+from configs.schema import BaseConfig, RunConfig, TokenizerConfig
+from models.build import ModelSpec, parameters
 from models.config import ConfigError
+from models.parts.nets.classifier import shape_of
 from models.protocols import Method
 
 
-def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | None = None) -> None:
-    """Build the tokenizer and the generator (if it has one) of a run on the meta device.
+def stands_on(section: BaseConfig) -> tuple[str, ...]:
+    """The roles of the artifacts, besides the dataset, that training this tokenizer needs: ``base``, ``features``.
+
+    Raises:
+        ConfigError: unknown recipe or argument; a base that is missing, not needed, or that stands on others itself.
+    """
+    if section.recipe is None:
+        return ()
+    where, base = section.where, section.base if isinstance(section, TokenizerConfig) else None
+    try:
+        needs: tuple[str, ...] = ModelSpec("tokenizer", section.recipe, dict(section.args), dict(section.set)).config().needs
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(section, TokenizerConfig):
+        if needs:
+            raise ConfigError(f"{where}: recipe {section.recipe!r} stands on other models itself ({', '.join(needs)}); take a plain one")
+    elif "tokenizer" in needs and base is None:
+        raise ConfigError(
+            f"{where}: recipe {section.recipe!r} stands on another tokenizer, and {where}.base is missing: "
+            "give {recipe: …} or {use: ARTIFACT}"
+        )
+    elif base is not None and "tokenizer" not in needs:
+        raise ConfigError(f"{where}.base: recipe {section.recipe!r} stands on no other tokenizer; leave base out")
+    return tuple({"tokenizer": "base"}.get(need, need) for need in needs)
+
+
+def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> None:
+    """Build the tokenizer (with its base) and the generator of a run, as far as it has them, on the meta device.
 
     Args:
         config: the run.
         classes: number of classes in the data.
         tokenizer: spec of the tokenizer in use (``ModelSpec.to_dict()``); None when the run trains its own.
+        base: spec of the base in use (``tokenizer.base.use``), if there is one.
 
     Raises:
         ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
     """
     data = {"size": config.data.size, "channels": config.data.channels}
-    if tokenizer is None:
-        section = config.tokenizer
-        spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), data)
+    section = config.tokenizer
+    if tokenizer is not None:
+        spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
+        built = _build(spec, "tokenizer")
     else:
-        spec = ModelSpec.from_dict(tokenizer)
-        for name, value in data.items():
-            if spec.given[name] != value:
-                raise ConfigError(
-                    f"tokenizer.use={config.tokenizer.use!r}: made for {name} {spec.given[name]}, data.{name} is {value}; "
-                    f"set data.{name}={spec.given[name]} or train a tokenizer"
-                )
-    layout = getattr(_build(spec, "tokenizer"), "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
+        given: dict[str, Any] = dict(data)
+        roles = stands_on(section)
+        if section.base is not None:
+            stands_on(section.base)
+            if base is not None:
+                given["tokenizer"] = _used(base, f"tokenizer.base.use={section.base.use!r}", data).to_dict()
+            else:
+                below = ModelSpec("tokenizer", section.base.recipe or "", dict(section.base.args), dict(section.base.set), data)
+                check_training(_build(below, section.base.where), below.recipe, section.base.train, section.base.where)
+                given["tokenizer"] = below.to_dict()
+        if "features" in roles:
+            given["features"] = shape_of(data["channels"], classes)
+        spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), given)
+        built = _build(spec, "tokenizer")
+        check_training(built, spec.recipe, section.train, "tokenizer")
+    layout = getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
     method = config.generator
     if method is None:
         return
     given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
     _build(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given), "generator")
+
+
+def check_training(model: Method, recipe: str, train: Any, where: str) -> None:
+    """A model is trained if, and only if, it has something to train.
+
+    Raises:
+        ConfigError: it has, and ``train`` is missing, or it has not.
+    """
+    if train is None and parameters(model):
+        raise ConfigError(f"{where}.train is missing: give at least {{steps: N}}")
+    if train is not None and not parameters(model):
+        raise ConfigError(f"{where}.train: recipe {recipe!r} has nothing to train; leave {where}.train out")
+
+
+def _used(spec: dict[str, Any], where: str, data: dict[str, int]) -> ModelSpec:
+    """The spec of a model in use, which has to be made for images like these."""
+    found = ModelSpec.from_dict(spec)
+    for name, value in data.items():
+        if found.given[name] != value:
+            raise ConfigError(
+                f"{where}: made for {name} {found.given[name]}, data.{name} is {value}; "
+                f"set data.{name}={found.given[name]} or train a tokenizer"
+            )
+    return found
 
 
 def _build(spec: ModelSpec, section: str) -> Method:

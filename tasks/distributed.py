@@ -18,11 +18,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import ClusterConfig, MethodConfig, TokenizerConfig, identity
+from configs.schema import BaseConfig, ClusterConfig, MethodConfig, identity
 from models.build import ModelSpec
 from models.config import ConfigError
 from models.settings import OptimizerSettings, TrainSettings
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.checks import check_training
 from tasks.cluster import session
 from tasks.curves import Tail, numbers
 from tasks.errors import ArtifactError, Preempted, StepError
@@ -38,15 +39,19 @@ VERSION = 1
 _STOP, _FAILURE, _PLAN, _RESULT = "stop.json", "failure.json", "plan.json", "result.json"
 
 
-def plan_tokenizer(name: str, config: TokenizerConfig, dataset: Artifact, store: Store) -> Step:
-    """The step that trains a tokenizer on a dataset's images.
+def plan_tokenizer(
+    name: str, config: BaseConfig, dataset: Artifact, store: Store, base: Artifact | None = None, features: Artifact | None = None
+) -> Step:
+    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it stands on.
+
+    Without ``config.train`` it is built only: a recipe that has nothing to train.
 
     Raises:
         ConfigError: unknown recipe, argument or path, or a value that does not fit.
     """
     assert config.recipe is not None, "a tokenizer in use is not trained"
-    assert config.train is not None
-    return _plan("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset})
+    below = {role: artifact for role, artifact in (("base", base), ("features", features)) if artifact is not None}
+    return _plan("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset, **below})
 
 
 def plan_generator(name: str, config: MethodConfig, tokens: Artifact, tokenizer: Artifact, store: Store) -> Step:
@@ -65,12 +70,13 @@ def plan_generator(name: str, config: MethodConfig, tokens: Artifact, tokenizer:
 
 
 def _plan(
-    kind: str, name: str, recipe: str, args: dict[str, Any], edits: dict[str, Any], train: TrainSettings, inputs: dict[str, Artifact]
+    kind: str, name: str, recipe: str, args: dict[str, Any], edits: dict[str, Any], train: TrainSettings | None, inputs: dict[str, Artifact]
 ) -> Step:
     resolved = ModelSpec(kind, recipe, args, edits).config().to_dict()
     # How the config was arrived at and how often things are reported are noted, so that the body needs nothing but the step.
-    notes = {"recipe": recipe, "args": args, "set": edits, "train": json.loads(json.dumps(asdict(train)))}
-    return Step(f"train_{kind}", VERSION, kind, name, {"recipe": recipe, "config": resolved, "train": identity(train)}, inputs, notes)
+    notes = {"recipe": recipe, "args": args, "set": edits, "train": train and json.loads(json.dumps(asdict(train)))}
+    config = {"recipe": recipe, "config": resolved, "train": train and identity(train)}
+    return Step(f"train_{kind}", VERSION, kind, name, config, inputs, notes)
 
 
 def train_model(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
@@ -91,7 +97,12 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | N
         plan = {"spec": job.spec, "tokenizer": step.inputs["tokenizer"].to_dict(), "classes": notes["classes"]}
         work.storage.write(f"{work.folder}/{_PLAN}", json.dumps(plan).encode())
     with tracker.track(step, work.uri) if tracker else nullcontext(None) as run:
-        metrics = _fit(job, step, store, cluster, run, report)
+        if step.notes["train"] is None:
+            from tasks.finishing import build_only
+
+            metrics = build_only(replace(job, root=str(store.root)))
+        else:
+            metrics = _fit(job, step, store, cluster, run, report)
         for path, _ in work.storage.list(f"{work.folder}/previews"):
             if run is not None:
                 run.picture(Path(path).stem, work.storage.read(path))
@@ -108,7 +119,7 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
 
     Raises:
         ArtifactError: an input is not complete.
-        ConfigError: no training rows, or more workers than rows of a batch.
+        ConfigError: no training rows, more workers than rows of a batch, or a tokenizer without ``train`` that has to be trained.
     """
     from tasks.train_loop import TrainJob
 
@@ -116,20 +127,25 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])
     data = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"]).notes
     notes: dict[str, Any] = {"classes": data["classes"]}
-    adopt = None
+    # What the model stands on: a generator on its tokenizer, a tokenizer perhaps on its base, on the classifier of the data.
+    below = {"tokenizer": step.inputs.get("tokenizer", step.inputs.get("base")), "features": step.inputs.get("features")}
+    adopt = {role: artifact.folder for role, artifact in below.items() if artifact is not None}
+    given: dict[str, Any] = {"size": data["size"], "channels": data["channels"]}
     if step.kind == "generator":
-        tokenizer = step.inputs["tokenizer"]
-        given = {"layout": data["layout"], "classes": len(data["classes"]), "tokenizer": store.record(tokenizer).notes["spec"]}
-        adopt = tokenizer.folder
-    else:
-        given = {"size": data["size"], "channels": data["channels"]}
+        given = {"layout": data["layout"], "classes": len(data["classes"])}
+    if below["tokenizer"] is not None:
+        given["tokenizer"] = store.record(below["tokenizer"]).notes["spec"]
+    if below["features"] is not None:
+        given["features"] = json.loads(store.storage.read(f"{below['features'].folder}/classifier.json"))
     spec = replace(spec, given=given)
     if step.kind == "tokenizer":
-        layout = getattr(spec.build(), "layout")  # noqa: B009 - Method has none, a tokenizer does
+        model = spec.build()
+        check_training(model, spec.recipe, noted["train"], step.step)
+        layout = getattr(model, "layout")  # noqa: B009 - Method has none, a tokenizer does
         notes["layout"] = {**layout.to_dict(), "tokenizer": step.fingerprint}
-    settings = settings_of(noted["train"])
+    settings = settings_of(noted["train"]) if noted["train"] else TrainSettings(steps=1)
     workers = cluster.execution.workers
-    if settings.batch < workers:
+    if noted["train"] and settings.batch < workers:
         raise ConfigError(f"train.batch={settings.batch} is smaller than workers={workers}: use fewer workers or a larger batch")
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if not splits["train"].shards:

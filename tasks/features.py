@@ -9,69 +9,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.schema import EvaluateConfig
 from models.config import ConfigError
 from models.draws import seed_of
+from models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.errors import StepError
 from tasks.loader import Loader, Rows, indices
 from tasks.progress import Report, silent
 
 Images = NDArray[np.uint8]
-NAME = "classifier"  # the suffix of every metric made with this network
 VERSION = 1
+PROTOCOL = Protocol()
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """Everything that shapes the classifier; it enters the artifact's fingerprint."""
-
-    network: str = NAME
-    width: int = 16
-    features: int = 64
-    side: int = 64  # larger images are averaged down to this many pixels a side
-    steps: int = 500
-    batch: int = 64
-    lr: float = 4e-3
-    shift: int = 2  # random translation in pixels, at most
-    seed: int = 0
-
-
-class Classifier(nn.Module):
-    """Three strided convolutions, a 4 x 4 average, a layer of features, class logits."""
-
-    def __init__(self, channels: int, classes: int, protocol: Protocol = Protocol()) -> None:
-        super().__init__()
-        w = protocol.width
-        self.side = protocol.side
-        self.trunk = nn.Sequential(
-            nn.Conv2d(channels, w, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(2 * w, 4 * w, 3, padding=1),
-            nn.GELU(),
-        )
-        self.features = nn.Linear(4 * w * 16, protocol.features)
-        self.logits = nn.Linear(protocol.features, classes)
-
-    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in [-1, 1] to features (B, D) and logits (B, K)."""
-        if max(image_BCHW.shape[2:]) > self.side:
-            image_BCHW = F.interpolate(image_BCHW, size=(self.side, self.side), mode="area")
-        x = F.adaptive_avg_pool2d(self.trunk(image_BCHW), 4).flatten(1)
-        feature_BD = F.gelu(self.features(x))
-        return feature_BD, self.logits(feature_BD)
+__all__ = ["NAME", "VERSION", "Classifier", "Protocol", "classify", "features", "load_classifier", "plan_features", "read_images"]
 
 
 def read_images(
@@ -113,7 +73,7 @@ def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> St
             f"evaluate.features={config.features!r}: Inception weights are not supported yet; "
             "use auto, a classifier trained on the data (its numbers are named fd_classifier)"
         )
-    return Step("features", VERSION, "features", dataset.name, {"protocol": asdict(Protocol())}, {"dataset": dataset})
+    return Step("features", VERSION, "features", dataset.name, {"protocol": asdict(PROTOCOL)}, {"dataset": dataset})
 
 
 def features(step: Step, store: Store, report: Report = silent) -> Outcome:
@@ -133,7 +93,7 @@ def _train(step: Step, store: Store, work: Work, report: Report) -> dict[str, An
     from safetensors.torch import save
 
     work.put("classifier.safetensors", save({k: v.contiguous() for k, v in network.state_dict().items()}))
-    shape = {"channels": image.shape[3], "classes": classes, "protocol": asdict(protocol)}
+    shape = shape_of(image.shape[3], classes, protocol)
     work.put("classifier.json", json.dumps(shape, indent=1, sort_keys=True).encode())
     work.notes.update(network=NAME, features=protocol.features)
     return {"accuracy": accuracy} if np.isfinite(accuracy) else {}
@@ -143,7 +103,7 @@ def train_classifier(
     image: Images,
     label: NDArray[np.int64],
     classes: int,
-    protocol: Protocol = Protocol(),
+    protocol: Protocol = PROTOCOL,
     report: Report = silent,
 ) -> Classifier:
     """A classifier of these images, the same weights for the same input (one thread: sums keep their order)."""
@@ -171,16 +131,6 @@ def train_classifier(
                 report("features", i + 1, steps, {"loss": float(loss.detach())})
     finally:
         torch.set_num_threads(threads)
-    return network.eval()
-
-
-def load_classifier(folder: Path) -> Classifier:
-    """The feature network of a fetched ``features`` artifact."""
-    from safetensors.torch import load_file
-
-    shape = json.loads((folder / "classifier.json").read_text())
-    network = Classifier(shape["channels"], shape["classes"], Protocol(**shape["protocol"]))
-    network.load_state_dict(load_file(str(folder / "classifier.safetensors")))
     return network.eval()
 
 

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from models.build import ModelSpec, parameters, save_model
+from models.build import ModelSpec, parameters
 from models.config import ConfigError
 from models.draws import Draws, seed_of
-from models.protocols import Batch, Generator, Method, Tokenizer
+from models.protocols import Batch, Generator, Method
 from models.settings import ExecutionSettings, TrainSettings
 from tasks.batches import floats_to, image_png, pieces
-from tasks.checkpoint import Checkpoints, fetch_model
+from tasks.checkpoint import Checkpoints
 from tasks.curves import CurveWriter, read_curves
 from tasks.errors import Preempted, StepError
+from tasks.finishing import built, first_batches, save
 from tasks.loader import Loader, Rows, indices, share
 from tasks.optimizer import PhaseOptimizer
 from tasks.parallel import Group, device_of, repeatable
@@ -43,7 +43,7 @@ class TrainJob:
     """All that a worker needs, as plain data and addresses: no relative path, no open handle.
 
     ``folder`` is the artifact's folder in ``store``; ``root`` the worker's local folder for caches and scratch files;
-    ``adopt`` the folder of the tokenizer's artifact whose parts a generator carries.
+    ``adopt`` the folders of the artifacts that the model stands on, by role (``tokenizer``, ``features``).
     """
 
     spec: dict[str, Any]
@@ -54,7 +54,7 @@ class TrainJob:
     store: str
     folder: str
     root: str
-    adopt: str | None
+    adopt: dict[str, str] | None
     fingerprint: str
 
 
@@ -113,12 +113,8 @@ class _Run:
         self.loader = Loader(job.rows, self.root / "cache")
         self.held_out = Loader(job.validation, self.root / "cache") if job.validation else None
         self.spec = ModelSpec.from_dict(job.spec)
-        torch.manual_seed(seed_of(self.settings.seed, "init"))
-        model = self.spec.build()
-        if job.adopt and isinstance(model, Generator):
-            model.adopt(tokenizer=cast(Tokenizer, fetch_model(self.storage, job.adopt, self.root)))
         self.dtype = torch.float64 if self.settings.precision == "float64" else torch.float32
-        self.model: Method = model.to(self.device, self.dtype).train()
+        self.model: Method = built(job, self.storage, self.root).to(self.device, self.dtype).train()
         self.state = TrainState(self.model, self.settings)
         self.losses = torch.compile(self.model.losses) if job.execution.compile else self.model.losses
         self.kept = Checkpoints(self.storage, job.folder, job.fingerprint, self.scratch, keep_every=self.settings.keep_every)
@@ -177,7 +173,8 @@ class _Run:
             draws = self._draws(start + first, start + last, self.settings.batch, phase.phase)
             with self._autocast():
                 parts = self.losses(piece, phase.phase, draws)
-            (parts["loss"] * weight).backward()
+            if parts["loss"].requires_grad:  # not that of a codec without parameters
+                (parts["loss"] * weight).backward()
             names = sorted(parts)
             values = torch.stack([parts[name].detach().to(phase.tail.dtype).reshape(()) for name in names])
             phase.tail[: len(names)] += values * weight
@@ -292,18 +289,16 @@ class _Run:
         self.saved_at = step if step else -1
 
     def finish(self) -> dict[str, Any]:
-        """Save the end: full state, exported model, pictures; the final metrics (on the first worker)."""
+        """Save the end: full state, finished and exported model, pictures; the final metrics (on the first worker)."""
         self.checkpoint()
+        with self.state.exported():
+            self.model.finish(first_batches(self.loader, self.settings, self._place))
         self.preview()
         metrics: dict[str, Any] = {}
         if self.group.first:
             self.curves.flush()
-            self.scratch.mkdir(parents=True, exist_ok=True)
             with self.state.exported():
-                save_model(self.scratch, self.spec, {n: t.clone() for n, t in self.model.state_dict().items()})
-            for name in ("weights.safetensors", "model.json"):
-                self.storage.upload(self.scratch / name, f"{self.job.folder}/{name}")
-            shutil.rmtree(self.scratch)
+                save(self.model, self.spec, self.scratch, self.storage, self.job.folder)
             # From the store, not from memory: a run that was killed after its last step has nothing in memory.
             rows = read_curves(self.storage, self.job.folder)
             for row in (r for r in rows if r["step"] == self.step or "validation_loss" in r):

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from flows.planning import STEPS
+from flows import planning
 from tasks.artifacts import Store, sha256_of
 
+#: The steps of a run whose tokenizer stands on no other.
+STEPS = [name for name in planning.STEPS if name != "train_base"]
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 #: Runs a command line in this process and says on stderr which of the heavy libraries it has loaded.
@@ -41,7 +43,7 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def ran(made: dict[str, Any]) -> list[str]:
-    assert [row["name"] for row in made["steps"]] == list(STEPS)
+    assert [row["name"] for row in made["steps"]] == STEPS
     return [row["name"] for row in made["steps"] if row["status"] == "ran"]
 
 
@@ -54,7 +56,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_the_first_run_makes_everything(first: tuple[Path, dict[str, Any]]) -> None:
     root, made = first
-    assert ran(made) == list(STEPS)
+    assert ran(made) == STEPS
     store = Store(str(root / "store"), root)
     for row in made["steps"]:
         record = store.record(store.resolve(row["artifact"].split("/")[-1], Path(row["uri"]).parent.name))
