@@ -18,7 +18,7 @@ from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.losses import Adversarial, Perceptual, Pixels
-from models.parts.nets.base import Net
+from models.parts.nets.base import Net, PixelDecoder
 from models.parts.quantizers.base import Quantizer
 from models.parts.quantizers.codebook import perplexity
 from models.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
@@ -29,21 +29,26 @@ class Autoencoder(Tokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config):
-        """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back (0: none)."""
+        """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back (0: none).
+
+        ``decoder_latent`` channels enter the decoder; 0: as many as leave the encoder.
+        """
 
         net: Net
         quantizer: Quantizer.Config
         latent: int
+        decoder_latent: int = 0
         quant_kernel: int = 1
         pixels: Pixels = Pixels()
         perceptual: Perceptual.Config | None = None
         adversarial: Adversarial.Config | None = None
 
         def __post_init__(self) -> None:
-            if self.latent < 1 or self.quant_kernel < 0 or (self.quant_kernel and self.quant_kernel % 2 == 0):
+            if self.latent < 1 or self.decoder_latent < 0 or self.quant_kernel < 0 or (self.quant_kernel and self.quant_kernel % 2 == 0):
                 raise ConfigError(f"latent={self.latent}, quant_kernel={self.quant_kernel}: latent positive, kernel odd or 0")
-            if self.quant_kernel == 0 and self.quantizer.channels() != (self.latent, self.latent):
-                raise ConfigError(f"latent={self.latent}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
+            sides = (self.latent, self.decoder_latent or self.latent)
+            if self.quant_kernel == 0 and self.quantizer.channels() != sides:
+                raise ConfigError(f"latent={sides}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
 
         def build(self, *, size: int, channels: int, **given: Any) -> Autoencoder:
             """The tokenizer of square images of ``size`` pixels.
@@ -53,17 +58,18 @@ class Autoencoder(Tokenizer):
             """
             return Autoencoder(self, size, channels)
 
-    def __init__(self, config: Config, size: int, channels: int) -> None:
+    def __init__(self, config: Config, size: int, channels: int, decoder: PixelDecoder | None = None) -> None:
+        """``decoder`` stands in for the net's own."""
         super().__init__()
         self.config = config
         grid = config.net.grid(size)
         self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
-        (taken, given), k = config.quantizer.channels(), config.quant_kernel
+        (taken, given), k, inner = config.quantizer.channels(), config.quant_kernel, config.decoder_latent or config.latent
         self.encoder = config.net.encoder(size, channels, config.latent)
-        self.decoder = config.net.decoder(size, channels, config.latent)
+        self.decoder = decoder if decoder is not None else config.net.decoder(size, channels, inner)
         self.quantizer = config.quantizer.build(grid)
         self.quant_conv = nn.Conv2d(config.latent, taken, k, padding=k // 2) if k else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(given, config.latent, k, padding=k // 2) if k else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(given, inner, k, padding=k // 2) if k else nn.Identity()
         self.adversarial = config.adversarial.build(channels, self.decoder.last.shape) if config.adversarial else None
         # The perceptual network is neither trained nor saved with the tokenizer, and using one needs no such file.
         self._perceptual: list[Perceptual] = []
@@ -101,6 +107,8 @@ class Autoencoder(Tokenizer):
         assert image_BCHW is not None, "a tokenizer is trained on images"
         if phase == "discriminator":
             assert self.adversarial is not None
+            if not self.adversarial.on(draws.step):
+                return self.adversarial.idle()
             with torch.no_grad():
                 fake_BCHW, _ = self(image_BCHW)
             loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step)

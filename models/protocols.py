@@ -199,6 +199,13 @@ class Method(nn.Module, ABC):
         """Named trainable parameters that this phase optimizes (default: all that require gradients)."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
+    def resting(self, progress: float) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that stay as they are at this share of the run: no momentum or decay moves them.
+
+        Stages of a training are told so (default: none rests).
+        """
+        return ()
+
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a parameter is free of weight decay (default: vectors, scalars and embeddings of position)."""
         return parameter.ndim < 2 or "position" in name

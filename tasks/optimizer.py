@@ -54,6 +54,7 @@ class PhaseOptimizer:
 
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
+        self._resting = model.resting
         named = [(n, p) for n, p in model.phase_parameters(phase) if p.requires_grad]
         # A model without any parameters (a fixed codec) is trained like the others: nothing moves.
         if not named and any(p.requires_grad for p in model.parameters()):
@@ -103,14 +104,29 @@ class PhaseOptimizer:
         return norm
 
     def step(self, step: int, steps: int) -> float:
-        """One AdamW step with the learning rate of this step, then the EMA; the learning rate."""
+        """One AdamW step with the learning rate of this step (parameters that rest stay as they are), then the EMA; the learning rate."""
         lr = learning_rate(self._settings, step, steps)
         for group in self._adam.param_groups:
             group["lr"] = lr
+        kept = [(part, self.flat[part].clone()) for part in self._parts(self._resting(step / max(1, steps)))]
         self._adam.step()
+        for part, weight in kept:
+            self.flat[part].copy_(weight)
         if self.average is not None:
             self.average.lerp_(self.flat, 1 - ema_decay(self._ema, step))
         return lr
+
+    def _parts(self, beginnings: tuple[str, ...]) -> list[slice]:
+        """Where the parameters lie whose names begin so; neighbours are one slice."""
+        parts: list[slice] = []
+        for name, (start, stop) in self.spans.items() if beginnings else ():
+            if not name.startswith(beginnings):
+                continue
+            if parts and start - parts[-1].stop < _ALIGN:
+                parts[-1] = slice(parts[-1].start, stop)
+            else:
+                parts.append(slice(start, stop))
+        return parts
 
     def swap(self) -> None:
         """Exchange the weights and their EMA (twice gives back the same bits)."""

@@ -46,12 +46,22 @@ class Queries(Net):
     def encoder(self, size: int, channels: int, latent: int) -> QueryEncoder:
         return QueryEncoder(self, size, channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> QueryPixels:
+    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
         return QueryPixels(self, size, channels, latent)
 
     def code_decoder(self, size: int, latent: int, codes: int) -> QueryCodes:
         """Latents to logits over the codes of a base tokenizer with the same grid."""
         return QueryCodes(self, size, latent, codes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeQueries(Queries):
+    """The same, with a decoder that ends at logits over ``codes`` (B, codes, h, w) instead of pixels."""
+
+    codes: int
+
+    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
+        return self.code_decoder(size, latent, self.codes)
 
 
 class QueryEncoder(nn.Module):
@@ -106,17 +116,21 @@ class QueryPixels(PixelDecoder):
         return self.pixels.last
 
 
-class QueryCodes(nn.Module):
-    """Latents (B, latent, 1, N) to logits over K codes at each patch, (B, K, h, w)."""
+class QueryCodes(PixelDecoder):
+    """Latents (B, latent, 1, N) to logits over K codes at each patch, (B, K, h, w): the base's tokens in the pixels' place."""
 
     def __init__(self, net: Queries, size: int, latent: int, codes: int) -> None:
         super().__init__()
         width, self.grid = net.decoder_blocks.width, patch_grid(size, net.patch)
         self.reader = LatentReader(net, size, latent)
-        self.out = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, codes))
+        self.hidden, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, codes)
 
     def forward(self, z_BC1N: Tensor) -> Tensor:
-        return self.out(self.reader(z_BC1N)).transpose(1, 2).unflatten(2, self.grid)
+        return self.out(torch.tanh(self.hidden(self.reader(z_BC1N)))).transpose(1, 2).unflatten(2, self.grid)
+
+    @property
+    def last(self) -> Tensor:
+        return self.out.weight
 
 
 class ProxyPixels(PixelDecoder):

@@ -50,7 +50,7 @@ class Gaussian(Quantizer):
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid
-        self.register_buffer("scale", torch.tensor(config.scale or 1.0))
+        self.register_buffer("scale", torch.tensor(config.scale or 1.0), persistent=config.scale is None)
 
     def posterior(self, moments_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, C, H, W), the latter clamped to [-30, 20]."""
@@ -73,14 +73,15 @@ class Gaussian(Quantizer):
             mean, logvar = self.posterior(z_BCHW)
             given = self.sample(mean, logvar, draws.normal(*mean.shape[1:]).to(mean)) if self.training and draws is not None else mean
             losses = {"kl": self.config.kl * self.divergence(mean, logvar).mean()}
-        return Quantized(given, self._tokens(mean), losses)
+        return Quantized(given, self.tokens(mean), losses)
 
-    def _tokens(self, mean_BCHW: Tensor) -> Tensor:
-        return (mean_BCHW * self.scale.to(mean_BCHW)).flatten(2).transpose(1, 2)
+    def tokens(self, latent_BCHW: Tensor) -> Tensor:
+        """Latents as tokens (B, L, C): scaled, row-major."""
+        return (latent_BCHW * self.scale.to(latent_BCHW)).flatten(2).transpose(1, 2)
 
     def encode(self, z_BCHW: Tensor) -> Tensor:
         """Scaled means (B, L, C), row-major."""
-        return self._tokens(self.posterior(z_BCHW)[0])
+        return self.tokens(self.posterior(z_BCHW)[0])
 
     def lookup(self, data: Tensor) -> Tensor:
         """Latents (B, C, H, W) of such tokens, or of samples of a generator."""

@@ -1,0 +1,85 @@
+"""The KL autoencoder of MAR (LTH14/mar, MIT): settings, names and recorded numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.conv import Geometry
+from models.parts.quantizers.gaussian import Gaussian
+from models.pretrained.names import Fuse, NameMap, Rename, Rule
+from models.pretrained.var_vqvae import residual_block
+
+FAMILY = "mar_klvae"
+
+
+def config(info: Mapping[str, Any]) -> Autoencoder.Config:
+    """Our config for ``info["config"]``; attention in the middle alone, as the released resolution of 256 never falls to 16."""
+    c = info["config"]
+    return Autoencoder.Config(
+        net=Geometry(
+            channels=c["ch"],
+            multipliers=tuple(c["ch_mult"]),
+            encoder_blocks=c["num_res_blocks"],
+            decoder_blocks=c["num_res_blocks"] + 1,
+        ),
+        quantizer=Gaussian.Config(dim=c["embed_dim"], scale=c["scale_factor"]),
+        latent=2 * c["embed_dim"],
+        decoder_latent=c["embed_dim"],
+    )
+
+
+def build(info: Mapping[str, Any]) -> Autoencoder:
+    """The tokenizer with fresh weights."""
+    return config(info).build(size=info["config"]["image"], channels=3)
+
+
+def _attention(official: str, ours: str) -> tuple[Rule, ...]:
+    """Separate q, k and v there, one convolution here."""
+    return (
+        Rename(f"{official}.norm.{{p}}", f"{ours}.norm.{{p}}"),
+        Fuse([f"{official}.{part}.{{p}}" for part in "qkv"], f"{ours}.qkv.{{p}}"),
+        Rename(f"{official}.proj_out.{{p}}", f"{ours}.proj.{{p}}"),
+    )
+
+
+def names(info: Mapping[str, Any]) -> NameMap:
+    """Official names to ours; the decoder's levels count from the full resolution there, from the lowest here."""
+    levels = len(info["config"]["ch_mult"])
+    rules: list[Rule] = [Rename(f"{part}.{{p}}", f"{part}.{{p}}") for part in ("quant_conv", "post_quant_conv")]
+    for side in ("encoder", "decoder"):
+        rules += [Rename(f"{side}.{part}.{{p}}", f"{side}.{part}.{{p}}") for part in ("conv_in", "norm_out", "conv_out")]
+        rules += [*residual_block(f"{side}.mid.block_1", f"{side}.middle.0"), *residual_block(f"{side}.mid.block_2", f"{side}.middle.2")]
+        rules += _attention(f"{side}.mid.attn_1", f"{side}.middle.1")
+        for level in range(levels):
+            theirs = f"encoder.down.{level}" if side == "encoder" else f"decoder.up.{levels - 1 - level}"
+            change = "downsample" if side == "encoder" else "upsample"
+            rules += residual_block(f"{theirs}.block.{{i}}", f"{side}.levels.{level}.blocks.{{i}}")
+            rules.append(Rename(f"{theirs}.{change}.conv.{{p}}", f"{side}.levels.{level}.change.{{p}}"))
+    return NameMap(*rules)
+
+
+@torch.no_grad()
+def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number that the fixture records: the posterior, its divergence, a sample as a generator sees it, images."""
+    quantizer = model.quantizer
+    assert isinstance(quantizer, Gaussian)
+    moments = model.latents(inputs["image"])
+    mean, logvar = quantizer.posterior(moments)
+    sample = quantizer.sample(mean, logvar, inputs["posterior_noise"])
+    tokens_BLC = quantizer.tokens(sample)
+    return {
+        "moments": moments,
+        "mean": mean,
+        "logvar": logvar,
+        "std": torch.exp(0.5 * logvar),
+        "kl": quantizer.divergence(mean, logvar),
+        "mode_decoded": model.pixels(quantizer(moments).z),
+        "sample": sample,
+        "scaled_latent": tokens_BLC.transpose(1, 2).unflatten(2, quantizer.grid),
+        "sample_decoded": model.pixels(quantizer.lookup(tokens_BLC)),
+    }

@@ -1,0 +1,97 @@
+"""MaskGIT's VQGAN in its PyTorch form (bytedance/1d-tokenizer, Apache-2.0): settings, names and recorded numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.base import signed, unit
+from models.parts.nets.maskgit_conv import MaskGITConv
+from models.parts.quantizers.codebook import Codebook, Learned
+from models.parts.quantizers.vq import VQ
+from models.pretrained.names import NameMap, Rename, Rule
+from models.pretrained.parity import gradient_norms
+
+FAMILY = "maskgit_vqgan"
+
+
+def vqgan(channels: int, multipliers: tuple[int, ...], blocks: int, codes: int, dim: int, commitment: float = 0.25) -> Autoencoder.Config:
+    """Our config for official settings; there the commitment cost weighs the codebook's term and the encoder's has weight 1."""
+    return Autoencoder.Config(
+        net=MaskGITConv(channels=channels, multipliers=multipliers, blocks=blocks),
+        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, update=Learned(weight=commitment)), beta=1.0),
+        latent=dim,
+        quant_kernel=0,
+    )
+
+
+def config(info: Mapping[str, Any]) -> Autoencoder.Config:
+    """Our config for ``info["config"]``."""
+    c = info["config"]
+    return vqgan(
+        c["hidden_channels"], tuple(c["channel_mult"]), c["num_res_blocks"], c["num_embeddings"], c["z_channels"], c["commitment_cost"]
+    )
+
+
+def build(info: Mapping[str, Any]) -> Autoencoder:
+    """The tokenizer with fresh weights."""
+    return config(info).build(size=info["config"]["image"], channels=info["config"]["num_channels"])
+
+
+def _block(official: str, ours: str) -> tuple[Rule, ...]:
+    return (
+        *(Rename(f"{official}.{part}.{{p}}", f"{ours}.{part}.{{p}}") for part in ("norm1", "conv1", "norm2", "conv2")),
+        Rename(f"{official}.nin_shortcut.{{p}}", f"{ours}.shortcut.{{p}}"),
+    )
+
+
+def side_rules(official: str, ours: str, side: str, levels: int) -> tuple[Rule, ...]:
+    """Names of the encoder or the decoder; the decoder's levels count from the full resolution there, from the lowest here."""
+    rules = [Rename(f"{official}.{part}.{{p}}", f"{ours}.{part}.{{p}}") for part in ("conv_in", "norm_out", "conv_out")]
+    rules += _block(f"{official}.mid.{{i}}", f"{ours}.middle.{{i}}")
+    for level in range(levels):
+        theirs = f"{official}.down.{level}" if side == "encoder" else f"{official}.up.{levels - 1 - level}"
+        rules += _block(f"{theirs}.block.{{i}}", f"{ours}.levels.{level}.{{i}}")
+        if side == "decoder" and level + 1 < levels:
+            rules.append(Rename(f"{theirs}.upsample_conv.{{p}}", f"{ours}.changes.{level}.{{p}}"))
+    return tuple(rules)
+
+
+def names(info: Mapping[str, Any]) -> NameMap:
+    """Official names to ours."""
+    levels = len(info["config"]["channel_mult"])
+    sides = [rule for side in ("encoder", "decoder") for rule in side_rules(side, side, side, levels)]
+    return NameMap(*sides, Rename("quantize.embedding.weight", "quantizer.codebook.weight"))
+
+
+def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number that the fixture records, with images in [0, 1]: latents, ids, images, soft codes, loss, gradient norms."""
+    image_BCHW = signed(inputs["image"])
+    quantizer = model.quantizer
+    assert isinstance(quantizer, VQ)
+    with torch.no_grad():
+        z_BCHW = model.latents(image_BCHW)
+        ids_BL = quantizer.encode(z_BCHW)
+        quantized = quantizer(z_BCHW)
+        decoded = unit(model.pixels(quantized.z))
+        z_NC, table_KC = z_BCHW.permute(0, 2, 3, 1).flatten(0, 2), quantizer.codebook.weight
+        distance_NK = z_NC.square().sum(1, keepdim=True) + table_KC.square().sum(1) - 2 * z_NC @ table_KC.T
+        entry = quantizer.lookup(ids_BL)
+        clamped = unit(model.decode(model.encode(image_BCHW)))
+    loss = torch.stack(list(model(image_BCHW)[1].losses.values())).sum()
+    return {
+        "z": z_BCHW,
+        "quant": quantized.z,
+        "ids": quantized.ids,
+        "get_code": ids_BL,
+        "codebook_entry": entry,
+        "decoded": decoded,
+        "decoded_clamped": clamped,
+        "soft_code": (-distance_NK).softmax(1).unflatten(0, ids_BL.shape),
+        "loss_quantizer": loss.detach(),
+        "loss_quantizer_grad_norms": gradient_norms(model, names(info), loss, info["grad_norm_keys"]),
+    }

@@ -1,0 +1,149 @@
+"""TiTok's tokenizers (bytedance/1d-tokenizer, Apache-2.0): settings, names and recorded numbers.
+
+Three layouts: ``titok_legacy_stage1`` gives logits over the base's codes, ``titok_legacy`` has the base's pixel decoder behind them,
+``titok`` gives pixels itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.base import signed, unit
+from models.parts.nets.queries import CodeQueries, Queries
+from models.parts.nets.vit import Blocks
+from models.parts.quantizers.codebook import Codebook
+from models.parts.quantizers.vq import VQ
+from models.pretrained.maskgit_vqgan import side_rules, vqgan
+from models.pretrained.names import NameMap, Rename, Rule
+from models.pretrained.parity import gradient_norms
+from models.two_stage import TwoStage
+
+FAMILY = ("titok", "titok_legacy", "titok_legacy_stage1")
+#: Codes of the base tokenizer.
+CODES = 1024
+
+
+def config(info: Mapping[str, Any]) -> Autoencoder.Config:
+    """Our config for ``info["config"]``; ``is_legacy`` decides what the decoder gives and how the queries are read."""
+    c = info["config"]
+    blocks = Blocks.Config(width=c["width"], depth=c["layers"], heads=c["heads"])
+    values = {
+        "patch": c["vit_patch_size"],
+        "tokens": c["num_latent_tokens"],
+        "encoder_blocks": blocks,
+        "decoder_blocks": blocks,
+        "reading": "scrambled" if c["is_legacy"] else "tokens",
+    }
+    naming = c["is_legacy"] and not c["finetune_decoder"]
+    fields: dict[str, Any] = {
+        "net": CodeQueries(codes=CODES, **values) if naming else Queries(**values),
+        "quantizer": VQ.Config(
+            codebook=Codebook.Config(codes=c["codebook_size"], dim=c["token_size"], metric="cosine" if c["use_l2_norm"] else "l2"),
+            beta=c["commitment_cost"],
+        ),
+        "latent": c["token_size"],
+        "quant_kernel": 0,
+    }
+    if not c["finetune_decoder"]:
+        return Autoencoder.Config(**fields)
+    return TwoStage.Config(**fields, base=vqgan(*_pixel_decoder(c)))
+
+
+def _pixel_decoder(c: Mapping[str, Any]) -> tuple[int, tuple[int, ...], int, int, int]:
+    """Channels, multipliers, blocks, codes and code size of the base: the released ones unless the settings say so."""
+    if "pixel_channel_mult" in c:
+        return 32, tuple(c["pixel_channel_mult"]), 1, CODES, c["pixel_dim"]
+    return 128, (1, 1, 2, 2, 4), 2, CODES, 256
+
+
+def build(info: Mapping[str, Any]) -> Autoencoder:
+    """The tokenizer with fresh weights."""
+    c, ours = info["config"], config(info)
+    if not isinstance(ours, TwoStage.Config) or ours.base is None:
+        return ours.build(size=c["crop_size"], channels=3)
+    # The base's own image size follows from its grid: settings may have fewer levels than the patch has doublings.
+    size = c["crop_size"] // c["vit_patch_size"] * 2 ** (len(_pixel_decoder(c)[1]) - 1)
+    return TwoStage(ours, c["crop_size"], 3, ours.base.build(size=size, channels=3))
+
+
+def _trunk(side: str, ours: str) -> list[Rule]:
+    """Class token, positions, norms and blocks."""
+    block, mine = f"{side}.transformer.{{i}}", f"{ours}.stack.blocks.{{i}}"
+    return [
+        Rename(f"{side}.class_embedding", f"{ours}.class_token"),
+        Rename(f"{side}.positional_embedding", f"{ours}.position"),
+        Rename(f"{side}.latent_token_positional_embedding", f"{ours}.further_position"),
+        Rename(f"{side}.ln_pre.{{p}}", f"{ours}.norm_pre.{{p}}"),
+        Rename(f"{side}.ln_post.{{p}}", f"{ours}.norm_post.{{p}}"),
+        Rename(f"{block}.ln_1.{{p}}", f"{mine}.norm1.{{p}}"),
+        Rename(f"{block}.ln_2.{{p}}", f"{mine}.norm2.{{p}}"),
+        Rename(f"{block}.attn.in_proj_weight", f"{mine}.attention.qkv.weight"),
+        Rename(f"{block}.attn.in_proj_bias", f"{mine}.attention.qkv.bias"),
+        Rename(f"{block}.attn.out_proj.{{p}}", f"{mine}.attention.proj.{{p}}"),
+        Rename(f"{block}.mlp.c_fc.{{p}}", f"{mine}.mlp.up.{{p}}"),
+        Rename(f"{block}.mlp.c_proj.{{p}}", f"{mine}.mlp.out.{{p}}"),
+    ]
+
+
+def _linear(official: str, ours: str) -> list[Rule]:
+    """A 1x1 convolution there, a linear layer here."""
+    return [
+        Rename(f"{official}.weight", f"{ours}.weight", lambda t: t[:, :, 0, 0], lambda t: t[:, :, None, None]),
+        Rename(f"{official}.bias", f"{ours}.bias"),
+    ]
+
+
+def names(info: Mapping[str, Any]) -> NameMap:
+    """Official names to ours."""
+    c = info["config"]
+    codes = "decoder.codes" if c["finetune_decoder"] else "decoder"
+    rules: list[Rule] = [
+        Rename("latent_tokens", "encoder.queries"),
+        Rename("encoder.patch_embed.{p}", "encoder.patches.{p}"),
+        *_trunk("encoder", "encoder.trunk"),
+        *_linear("encoder.conv_out", "encoder.out"),
+        Rename("decoder.mask_token", f"{codes}.reader.mask"),
+        Rename("decoder.decoder_embed.{p}", f"{codes}.reader.embed.{{p}}"),
+        *_trunk("decoder", f"{codes}.reader.trunk"),
+        Rename("quantize.embedding.weight", "quantizer.codebook.weight"),
+    ]
+    if not c["is_legacy"]:
+        rules += [*_linear("decoder.ffn.0", "decoder.pixels.linear"), Rename("decoder.conv_out.{p}", "decoder.pixels.conv.{p}")]
+        return NameMap(*rules)
+    rules += [*_linear("decoder.ffn.0", f"{codes}.hidden"), *_linear("decoder.ffn.2", f"{codes}.out")]
+    if c["finetune_decoder"]:
+        rules += [Rename("pixel_quantize.embedding.weight", "decoder.codebook")]
+        rules += side_rules("pixel_decoder", "decoder.pixels", "decoder", len(_pixel_decoder(c)[1]))
+    return NameMap(*rules)
+
+
+def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number that the fixture records, with images in [0, 1]: latents, ids, losses, decoders' outputs, gradient norms."""
+    c = info["config"]
+    image_BCHW = signed(inputs["image"])
+    decode = model.pixels if c["is_legacy"] and not c["finetune_decoder"] else lambda z: unit(model.pixels(z))
+    quantized = model.quantizer(model.latents(image_BCHW))
+    loss = quantized.losses["commitment"] + quantized.losses["codebook"]
+    found = {
+        "commitment_loss": quantized.losses["commitment"],
+        "codebook_loss": quantized.losses["codebook"],
+        "quantizer_loss": loss,
+    }
+    if "grad_norm_keys" in info:
+        found |= {"loss_quantizer": loss, "loss_quantizer_grad_norms": gradient_norms(model, names(info), loss, info["grad_norm_keys"])}
+    with torch.no_grad():
+        decoded = decode(quantized.z)
+        ids_B1N = quantized.ids[:, None]
+        return {name: value.detach() for name, value in found.items()} | {
+            "z": model.latents(image_BCHW),
+            "z_quantized": quantized.z.detach(),
+            "ids": ids_B1N,
+            "decoder_out": model.proxy.codes(quantized.z) if isinstance(model, TwoStage) else decoded,
+            "decoded": decoded,
+            "decoded_from_ids": decode(model.quantizer.lookup(quantized.ids)),
+        }
