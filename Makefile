@@ -28,11 +28,12 @@ $(READY_DEV): $(READY)
 demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
 	@$(BIN)/tokenloom run digits_var
 
-test: $(READY_DEV) ## set up, then run the tests
-	@$(BIN)/python -m pytest
+test: $(READY_DEV) ## set up, then run the tests, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: $(READY_DEV) ## all tests, those of many minutes too
+test-all: $(READY_DEV) ## all tests, those of many minutes too, then every recipe end to end (goes on where it was)
 	@$(BIN)/python -m pytest -m ''
+	@$(BIN)/python benchmarks/recipes.py --table docs/recipes.md
 
 test-fast: $(READY_DEV) ## the tests that take seconds
 	@$(BIN)/python -m pytest -m 'not slow and not ray and not long'
