@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models import registry
 from models.build import ModelSpec, load_model, save_model
 from models.draws import Draws
 from models.generator import GroupGenerator
+from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.parts.feeds.base import take
 from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
 
@@ -21,7 +23,15 @@ NAMES = registry.names()
 
 
 def tokenizer_spec(name: str) -> ModelSpec:
-    return ModelSpec("tokenizer", name, dict(registry.get(name).tiny), {}, {"size": SIZE, "channels": CHANNELS})
+    """The tiny tokenizer of a recipe, given what it stands on: the base that its row of the table names, the data's classifier."""
+    recipe = registry.get(name)
+    given: dict[str, Any] = {"size": SIZE, "channels": CHANNELS}
+    needs = recipe.config(recipe.tiny).needs
+    if "tokenizer" in needs:
+        given["tokenizer"] = tokenizer_spec(recipe.axes["codec"]).to_dict()
+    if "features" in needs:
+        given["features"] = shape_of(CHANNELS, CLASSES, Protocol(width=4, features=8))
+    return ModelSpec("tokenizer", name, dict(recipe.tiny), {}, given)
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -38,7 +48,16 @@ def spec_of(name: str) -> ModelSpec:
 
 def build(name: str, seed: int = 0) -> Method:
     torch.manual_seed(seed)
-    return spec_of(name).build()
+    spec = spec_of(name)
+    model = spec.build()
+    stands: dict[str, Any] = {}
+    if isinstance(model, Tokenizer) and spec.given.get("tokenizer"):
+        stands["tokenizer"] = ModelSpec.from_dict(spec.given["tokenizer"]).build()
+    if isinstance(model, Tokenizer) and spec.given.get("features"):
+        stands["features"] = Classifier.of(spec.given["features"])
+    if stands:
+        model.adopt(**stands)
+    return model
 
 
 def batch_of(model: Method, rows: int = ROWS, seed: int = 0) -> Batch:
