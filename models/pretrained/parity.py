@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,3 +33,17 @@ def gradient_norms(model: nn.Module, names: NameMap, loss: Tensor, keys: Sequenc
     found = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True)))
     gradients = names.dump({n: torch.zeros_like(p) if (g := found.get(n)) is None else g for n, p in parameters.items()})
     return torch.stack([gradients[k.removeprefix("state/")].norm() for k in keys])
+
+
+def reorder(*parts: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The two ways of a map whose output is cut into equal parts: ours are the official ones in this order."""
+
+    def load(t: Tensor) -> Tensor:
+        chunks = t.chunk(len(parts))
+        return torch.cat([chunks[p] for p in parts])
+
+    def dump(t: Tensor) -> Tensor:
+        chunks = t.chunk(len(parts))
+        return torch.cat([chunks[parts.index(p)] for p in range(len(parts))])
+
+    return load, dump

@@ -34,12 +34,16 @@ class Shifted(Feed):
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Shifted:
             return Shifted(self, layout, width)
 
-    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int, spare: int = 0) -> None:
         super().__init__()
         if not layout.discrete:
             raise LayoutError("this feed needs discrete tokens")
         self.rate = config.dropout
-        self.table = TokenTable(layout, width)
+        self.table = TokenTable(layout, width, spare)
+
+    def drop(self, x_BSD: Tensor, draws: Draws | None) -> Tensor:
+        """Dropout of embeddings."""
+        return dropout(x_BSD, self.rate, draws)
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return prefix + plan.sequence_BL.shape[1]
@@ -55,7 +59,7 @@ class Shifted(Feed):
         self.check(plan)
         before = plan.sequence_BL[:, :-1]
         token = self.table(take(data, before))
-        x = dropout(torch.cat([cond.prefix_BPD, token], dim=1), self.rate, draws)
+        x = self.drop(torch.cat([cond.prefix_BPD, token], dim=1), draws)
         first = prefix_groups(cond.prefix_BPD)
         group = torch.cat([first, plan.group_L[None, 1:]], dim=1)
         place = torch.cat([nowhere(first).expand(len(before), -1), before], dim=1)
@@ -114,7 +118,7 @@ class Registers(Shifted):
             place.append(slots.place_BS.expand(rows, -1))
         prefix = first.shape[1]
         return Slots(
-            dropout(torch.cat(x, 1), self.rate, draws),
+            self.drop(torch.cat(x, 1), draws),
             torch.cat(group, 1),
             torch.cat(place, 1),
             span(prefix - 1, prefix - 1 + sum(plan.sizes), token.device),
@@ -152,7 +156,7 @@ class Averages(Shifted):
         self.check(plan)
         share = plan.sizes[0]
         token = self.table(take(data, plan.sequence_BL)).unflatten(1, (plan.groups, share)).mean(2)[:, :-1]
-        x = dropout(torch.cat([cond.prefix_BPD, token], dim=1), self.rate, draws)
+        x = self.drop(torch.cat([cond.prefix_BPD, token], dim=1), draws)
         first = prefix_groups(cond.prefix_BPD)
         group = torch.cat([first, span(1, plan.groups, x.device)], dim=1)
         stand = self._stand(plan)[:, :-1]

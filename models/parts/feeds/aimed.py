@@ -1,0 +1,165 @@
+"""Feeds that say which position comes next, so that any order can be learned.
+
+Shapes: B rows, L positions, S slots, P prefix slots, D width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.draws import Draws
+from models.parts.conditions import Conditioned
+from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.shifted import Shifted
+from models.parts.orders.base import Plan
+from models.parts.rope import Rope2D, rotate
+from models.protocols import LayoutError, TokenLayout
+
+
+class TargetAware(Shifted):
+    """Shifted tokens with learned positions, to each of which that of the token to be predicted is added (RAR, arXiv:2411.00776).
+
+    A learned slot leads the sequence.  Each slot is steered by the condition's vector plus an embedding of its index in the sequence.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Shifted.Config):
+        """Spare rows of the tables of tokens, positions and indices, for official tables that have them."""
+
+        spare_tokens: int = 0
+        spare_places: int = 0
+        spare_steps: int = 0
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> TargetAware:
+            return TargetAware(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__(config, layout, width, config.spare_tokens)
+        self.lead = nn.Parameter(torch.empty(1, 1, width))
+        # Rows of the lead, the condition and all layout positions; the condition's row is -1 + 2.
+        self.position = nn.Parameter(torch.empty(1, layout.length + 2 + config.spare_places, width))
+        self.position_target = nn.Parameter(torch.empty_like(self.position))
+        self.position_step = nn.Parameter(torch.empty(1, layout.length + 1 + config.spare_steps, width))
+        for weight in (self.lead, self.position, self.position_target, self.position_step):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def slots(self, plan: Plan, prefix: int) -> int:
+        return super().slots(plan, prefix) + 1
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        return self._aimed(super().parallel(data, plan, cond, draws), plan.sequence_BL, cond, 0)
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        slots = super().step(state, plan, cond, group)
+        return replace(self._aimed(slots, plan.members(group), cond, group), sees=slots.sees)
+
+    def _aimed(self, slots: Slots, target_BN: Tensor, cond: Conditioned, index: int) -> Slots:
+        """The slots at their places, aimed at the positions that they predict; the lead stands before the first."""
+        if cond.prefix_BPD.shape[1] != 1:
+            raise LayoutError("this feed needs a condition of one prefix slot")
+        x = slots.x_BSD + self.position[0, slots.place_BS + 2] + self.position_target[0, target_BN + 2]
+        step = self.position_step[:, index + 1 : index + 1 + x.shape[1]]
+        group, place, reads = slots.group_BS, slots.place_BS, slots.reads
+        if index == 0:
+            x = torch.cat([(self.lead + self.position[:, :1]).expand(len(x), -1, -1), x], dim=1)
+            step = torch.cat([self.position_step[:, :1], step], dim=1)
+            group = torch.cat([group[:, :1] - 1, group], dim=1)
+            place = torch.cat([nowhere(place[:, :1]), place], dim=1)
+            reads = reads + 1
+        return Slots(x, group, place, reads, sees=slots.sees, condition_BSD=cond.vector_BD[:, None] + step)
+
+
+class Instructed(Shifted):
+    """Before each token stands an instruction: a learned vector turned to the place that is to be predicted (RandAR, arXiv:2412.01827).
+
+    In a parallel step instructions see the earlier ones of the step; once the tokens are known, all but the first are given
+    again between them, so that the cache is that of one token a step.  In the parallel form of such plans the
+    instructions that predict are slots of their own, seen by no other group.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Shifted.Config):
+        """``rope`` and ``heads`` are those of the net."""
+
+        rope: Rope2D.Config = Rope2D.Config()
+        heads: int
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Instructed:
+            return Instructed(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__(config, layout, width)
+        self.heads = config.heads
+        self.instruction = nn.Parameter(torch.empty(1, 1, width))
+        nn.init.trunc_normal_(self.instruction, std=0.02)
+        self.rope = config.rope.build(layout, width // config.heads)
+
+    def check(self, plan: Plan) -> None:
+        """Any plan will do."""
+
+    def slots(self, plan: Plan, prefix: int) -> int:
+        # Prefix, all instructions and tokens, and a step's instructions that are given again later.
+        return prefix + 2 * plan.sequence_BL.shape[1] + max(plan.sizes)
+
+    def queries(self, place_Bn: Tensor) -> Tensor:
+        """Instructions for these places, (B or 1, n, D)."""
+        vector = self.instruction.expand(*place_Bn.shape, -1).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return rotate(vector, self.rope(place_Bn)).transpose(1, 2).flatten(2)
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        place, length = plan.sequence_BL, plan.sequence_BL.shape[1]
+        token = self.table(take(data, place[:, :-1]))
+        x, both = self._woven(self.queries(place), token, place)
+        first = prefix_groups(cond.prefix_BPD)
+        prefix, scale = first.shape[1], length + 1
+        rank = torch.cat([first - 1, span(0, 2 * length - 1, x.device)], dim=1) * scale
+        x = torch.cat([cond.prefix_BPD, x], dim=1)
+        both = torch.cat([nowhere(first).expand(len(both), -1), both], dim=1)
+        reads = prefix + 2 * span(0, length, x.device)
+        x_drop = self.drop(x, draws)
+        if max(plan.sizes) == 1:
+            return Slots(x_drop, rank, both, reads, sees="causal")
+        start = torch.tensor([plan.start(g) for g in range(plan.groups)], device=x.device)[plan.group_L][None]
+        entry = span(0, length, x.device)
+        apart = self.queries(place).expand(len(x), -1, -1)
+        return Slots(
+            torch.cat([x_drop, apart], dim=1),
+            torch.cat([rank, 2 * start * scale + entry - start], dim=1),
+            torch.cat([both, place], dim=1),
+            prefix + 2 * length - 1 + entry,
+            private_BS=torch.cat([torch.full_like(rank, -1), plan.group_L[None]], dim=1),
+        )
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        place, length = plan.members(group), plan.sequence_BL.shape[1]
+        start, count, scale = plan.start(group), place.shape[1], length + 1
+        if group == 0:
+            first = prefix_groups(cond.prefix_BPD)
+            x, rank, stand = cond.prefix_BPD, (first - 1) * scale, nowhere(first).expand(len(place), -1)
+        else:
+            before = plan.members(group - 1)
+            x, stand = self._woven(self.queries(before), self.table(state), before, skip=1)
+            rank = span(2 * plan.start(group - 1) + 1, 2 * start, x.device) * scale
+        held = x.shape[1]
+        query = self.queries(place).expand(len(x), -1, -1)
+        ask = 2 * start * scale + span(0, count, x.device)
+        return Slots(
+            torch.cat([x, query], dim=1),
+            torch.cat([rank, ask], dim=1),
+            torch.cat([stand, place], dim=1),
+            span(held, held + count, x.device),
+            kept=held + 1,
+        )
+
+    def _woven(self, query: Tensor, token: Tensor, place: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """``q0 t0 q1 t1 …`` and their places, without the first ``skip``; the last token may be missing."""
+        query = query.expand(len(token), -1, -1)
+        missing = query.shape[1] - token.shape[1]
+        x = torch.stack([query, torch.cat([token, query[:, query.shape[1] - missing :]], dim=1)], dim=2).flatten(1, 2)
+        stand = torch.stack([place, place], dim=2).flatten(1)
+        stop = x.shape[1] - missing
+        return x[:, skip:stop], stand[:, skip:stop]
