@@ -14,8 +14,8 @@ from models import registry
 from models.build import ModelSpec, load_model, save_model
 from models.draws import Draws
 from models.generator import GroupGenerator
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.parts.feeds.base import take
+from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
