@@ -1,0 +1,87 @@
+"""DiGIT: tokens are k-means clusters of features that a discriminative network learned (arXiv:2410.12490).
+
+New: the latent space is that of a frozen self-supervised network instead of one learned for reconstruction, which makes it stable
+under small changes of the image; k-means over its patch features gives the codes.
+Differs: pixels come from a convolutional decoder trained on the centres, not from a second autoregressive model.  Without ``dino``
+weights the features are those of the data's own classifier; centres follow moving averages instead of a separate k-means.
+Run: tokenloom run smoke_digit
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import nn
+
+from models.autoencoder import Autoencoder
+from models.config import ConfigError
+from models.parts.nets.classifier import Classifier
+from models.parts.nets.dino import Dino
+from models.parts.nets.frozen import Classified, Frozen
+from models.parts.quantizers.clusters import Clusters
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.kmeans import KMeans
+from models.protocols import Tokenizer
+from models.registry import register
+from models.zoo.tokenizers._small import small_conv, small_losses
+
+
+class OnFeatures(Autoencoder):
+    """An autoencoder whose encoder is a frozen network; the decoder alone is trained."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Autoencoder.Config):
+        """``net`` is ``Frozen``."""
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return ("features",) if isinstance(cast(Frozen, self.net).source, Classified) else ()
+
+        def build(self, *, size: int, channels: int, **given: Any) -> OnFeatures:
+            """The tokenizer of square images, on the classifier that ``features`` describes if it needs one."""
+            net = cast(Frozen, self.net)
+            if "features" in self.needs:
+                net = replace(net, source=Classified(shape=given.get("features")))
+            return OnFeatures(replace(self, net=net), size, channels)
+
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        if "features" in cast(OnFeatures.Config, self.config).needs:
+            if not isinstance(features, Classifier):
+                raise ConfigError("features: this tokenizer stands on the data's classifier and was given none")
+            self.encoder.adopt(features)  # type: ignore[operator]
+
+
+@register(
+    "digit",
+    kind="tokenizer",
+    paper="2410.12490",
+    tiny={"codes": 16, "dim": 16, "channels": 8, "multipliers": [1, 1], "patch": 2},
+    net="frozen features + conv",
+    quantizer="k-means",
+)
+def digit(
+    codes: int = 512,
+    dim: int = 64,
+    dino: str = "",
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 2,
+    blocks: int = 1,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> OnFeatures.Config:
+    """``dim`` channels of the features; ``patch * 2 ** (len(multipliers) - 1)`` pixels a position of theirs (the classifier has 4).
+    ``dino`` is a file of DINOv2 weights; ``set`` edits the network's shape (``net.source.patch`` and others)."""
+    source = Dino(weights=dino, width=dim) if dino else Classified()
+    book = Codebook.Config(codes=codes, dim=dim, update=EMA(), start=KMeans(), revival=Revival(threshold=0.1))
+    return OnFeatures.Config(
+        net=Frozen(source=source, geometry=small_conv(channels, multipliers, patch, blocks)),
+        quantizer=Clusters.Config(codebook=book),
+        latent=dim,
+        quant_kernel=0,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+    )
