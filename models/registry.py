@@ -47,11 +47,21 @@ class Recipe:
         """
         parameters = inspect.signature(self.function).parameters
         hints = get_type_hints(self.function)
-        checked = {}
+        # A parameter that is a dataclass stands for its fields: recipes share their common arguments so.
+        groups = {name: hints[name] for name in parameters if dataclasses.is_dataclass(hints[name])}
+        inside = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}
+        checked: dict[str, Any] = {}
+        grouped: dict[str, dict[str, Any]] = {name: {} for name in groups}
         for key, value in (args or {}).items():
-            if key not in parameters:
-                raise ConfigError(f"args.{key}: recipe {self.name!r} has no such argument; it has: {', '.join(parameters)}")
-            checked[key] = coerce(value, hints[key], f"args.{key}")
+            if key in inside:
+                grouped[inside[key]][key] = coerce(value, get_type_hints(groups[inside[key]])[key], f"args.{key}")
+            elif key in parameters and key not in groups:
+                checked[key] = coerce(value, hints[key], f"args.{key}")
+            else:
+                known = [name for name in parameters if name not in groups] + list(inside)
+                raise ConfigError(f"args.{key}: recipe {self.name!r} has no such argument; it has: {', '.join(known)}")
+        for name, fields in grouped.items():
+            checked[name] = dataclasses.replace(parameters[name].default, **fields)
         try:
             return override(self.function(**checked), changes or {})
         except ConfigError:
