@@ -1,0 +1,131 @@
+"""A net for next-scale prediction in linear time: attention inside each scale, a recurrent mixer from scale to scale.
+
+Shapes: B rows, S slots, T slots so far, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.attention import Attention, Sight
+from models.parts.conditions import Conditioned
+from models.parts.dropout import drop_path, dropout
+from models.parts.feeds.base import Slots
+from models.parts.mlp import GELU, MLP
+from models.parts.nets.mamba import Selective
+from models.parts.nets.sequence import Mixer, initialise
+from models.parts.nets.slots import SlotNet, steering
+from models.parts.norms import AdaLN, BlockNorm
+from models.protocols import TokenLayout
+
+
+class ScaleNet(SlotNet):
+    """Blocks of three branches: attention within the own scale, a mixer over all slots in storage order, an MLP (arXiv:2411.10433).
+
+    The mixer is causal from slot to slot, so also inside a scale.  What a scale is given is known as a whole before any of it is
+    predicted, and slots may see all of it: a causal scan uses less than the plan allows, never more.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SlotNet.Config):
+        """Width, depth and heads, and the parts that blocks are made of; ``std`` of initial weights (0: ``sqrt(1 / 3D)``)."""
+
+        width: int
+        depth: int
+        heads: int
+        attention: Attention.Config = Attention.Config()
+        mixer: Mixer.Config = Selective.Config()
+        norm: BlockNorm.Config = AdaLN.Config()
+        mlp: MLP.Config = GELU.Config()
+        dropout: float = 0.0
+        drop_path: float = 0.0
+        std: float = 0.0
+
+        def build(self, layout: TokenLayout) -> ScaleNet:
+            return ScaleNet(self, layout)
+
+    scale: Tensor
+
+    def __init__(self, config: Config, layout: TokenLayout) -> None:
+        super().__init__()
+        if config.depth < 1 or config.heads < 1 or config.width % config.heads:
+            raise ConfigError(
+                f"net.width={config.width} must be divisible by net.heads={config.heads}, net.depth={config.depth} at least 1"
+            )
+        if not 0 <= config.dropout < 1 or not 0 <= config.drop_path < 1:
+            raise ConfigError(f"net.dropout={config.dropout}, net.drop_path={config.drop_path}: must be in [0, 1)")
+        self.config, self.width = config, config.width
+        self.sizes = layout.scale_sizes * layout.frames
+        self.starts = dict(zip(accumulate((0, *self.sizes)), self.sizes))
+        self.norm = config.norm.build(config.width, config.depth, 3)
+        self.attention = nn.ModuleList([config.attention.build(config.width, config.heads) for _ in range(config.depth)])
+        self.mixer = nn.ModuleList([config.mixer.build(config.width) for _ in range(config.depth)])
+        self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)])
+        self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        scale = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        self.register_buffer("scale", scale, persistent=False)
+        residual = math.sqrt(3 * config.depth)
+        initialise(self, config.std or math.sqrt(1 / 3 / config.width), residual)
+        for attention in self.attention:
+            attention.proj.weight.data /= residual  # type: ignore[union-attr, operator]
+
+    def cache(self, rows: int, slots: int, like: Tensor) -> list[Any]:
+        """The mixers' states: attention needs nothing of earlier scales."""
+        return [mixer.state(rows, like) for mixer in self.mixer]  # type: ignore[operator]
+
+    def forward(
+        self,
+        slots: Slots,
+        sight: Sight,
+        cond: Conditioned,
+        cache: list[Any] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """Hidden states (B, S, D), after the last norm.
+
+        Raises:
+            ConfigError: slots are not whole scales in storage order, or may not see all of their own and earlier scales.
+        """
+        sizes = self._sizes(slots, sight, cache[0].used if cache else 0)
+        x_BSD, steer = slots.x_BSD, steering(slots, cond)
+        shared = self.norm.shared(steer)
+        for i, (attention, mixer, mlp) in enumerate(zip(self.attention, self.mixer, self.mlp)):
+            own, across, last = self.norm.modulate(i, steer, shared)
+            parts = self.norm.enter(i, 0, x_BSD, own).split(sizes, dim=1)
+            y = torch.cat([attention(part, None, None, None) for part in parts], dim=1)
+            x_BSD = self.norm.join(i, 0, x_BSD, self._branch(self.norm.gate(y, own), i, draws))
+            y = mixer(self.norm.enter(i, 1, x_BSD, across), cache[i] if cache else None)
+            x_BSD = self.norm.join(i, 1, x_BSD, self._branch(self.norm.gate(y, across), i, draws))
+            y = mlp(self.norm.enter(i, 2, x_BSD, last))
+            x_BSD = self.norm.join(i, 2, x_BSD, self._branch(self.norm.gate(y, last), i, draws))
+        return self.norm.last(x_BSD, steer)
+
+    def _sizes(self, slots: Slots, sight: Sight, before: int) -> list[int]:
+        """Lengths of the scales at hand."""
+        new = slots.x_BSD.shape[1]
+        if sight is None:
+            whole = self.starts.get(before) == new
+            sizes = [new]
+        elif isinstance(sight, str):
+            whole, sizes = False, []
+        else:
+            seen = self.scale[:, None] >= self.scale
+            whole = before == 0 and sight.shape[-2:] == seen.shape and bool((sight == seen).all())
+            sizes = list(self.sizes)
+        if not whole or slots.queries:
+            raise ConfigError(
+                f"this net takes whole scales of {self.sizes} positions, each of which sees itself and all earlier ones; this order or "
+                "feed asks for something else: use order=Scales() without a window and a feed of next scales, as in var"
+            )
+        return sizes
+
+    def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
+        return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)

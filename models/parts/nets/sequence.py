@@ -1,0 +1,192 @@
+"""A stack of sequence mixers with states of fixed size: training in parallel, decoding in constant memory.
+
+Shapes: B rows, S slots, T slots so far, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.attention import Sight
+from models.parts.conditions import Conditioned
+from models.parts.dropout import drop_path, dropout
+from models.parts.feeds.base import Slots
+from models.parts.mlp import MLP
+from models.parts.nets.slots import SlotNet, steering
+from models.parts.norms import BlockNorm, PreNorm
+from models.protocols import TokenLayout
+
+
+@dataclass
+class State:
+    """What a layer keeps of all slots so far; updated in place, its size does not depend on their number."""
+
+    tensors: dict[str, Tensor]
+    used: int = 0
+
+    def update(self, slots: int, **tensors: Tensor) -> None:
+        """Overwrite the tensors after so many more slots."""
+        for name, tensor in tensors.items():
+            self.tensors[name].copy_(tensor)
+        self.used += slots
+
+    def truncate(self, slots: int) -> None:
+        """Does nothing where all slots stay; a state cannot forget the last ones.
+
+        Raises:
+            ConfigError: some slots should not stay in sight.
+        """
+        if slots < self.used:
+            raise ConfigError(f"a recurrent net keeps no single slots, so it cannot forget the last {self.used - slots}: use a transformer")
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes slots causally: what a slot gets depends on itself and on earlier slots.
+
+    Without a state it works on a whole sequence in parallel; with one it goes on from there and updates it.
+    """
+
+    #: The map back to the residual stream.
+    out: nn.Linear
+
+    class Config(configs.Config, ABC):
+        """Settings of a mixer; concrete ones are frozen dataclasses."""
+
+        @abstractmethod
+        def build(self, width: int) -> Mixer:
+            """The module for this width."""
+
+    @abstractmethod
+    def state(self, rows: int, like: Tensor) -> State:
+        """The state before the first slot, on the device of ``like``."""
+
+    @abstractmethod
+    def forward(self, x_BSD: Tensor, state: State | None = None) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+
+    def initialise(self) -> None:
+        """Set the weights that need other initial values than the net's usual ones; called after those are drawn."""
+
+
+class Places(nn.Module):
+    """A learned vector for each position of the layout; slots without a place get none."""
+
+    def __init__(self, layout: TokenLayout, width: int, std: float) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(layout.length, width))
+        nn.init.trunc_normal_(self.position, std=std)
+
+    def forward(self, place_BS: Tensor) -> Tensor:
+        """(B or 1, S, D)."""
+        return self.position[place_BS.clamp(min=0)] * (place_BS >= 0).unsqueeze(-1)
+
+
+class SequenceNet(SlotNet):
+    """Blocks of a mixer and, where there is one, an MLP, over slots in sequence order."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SlotNet.Config):
+        """``mlp`` None: mixers alone (Mamba); ``position_std``: initial size of learned positions (0: none)."""
+
+        width: int
+        depth: int
+        mixer: Mixer.Config
+        norm: BlockNorm.Config = PreNorm.Config()
+        mlp: MLP.Config | None = None
+        position_std: float = 0.02
+        dropout: float = 0.0
+        drop_path: float = 0.0
+        std: float = 0.02
+
+        def build(self, layout: TokenLayout) -> SequenceNet:
+            return SequenceNet(self, layout)
+
+    def __init__(self, config: Config, layout: TokenLayout) -> None:
+        super().__init__()
+        if config.depth < 1:
+            raise ConfigError(f"net.depth={config.depth}: must be at least 1")
+        if not 0 <= config.dropout < 1 or not 0 <= config.drop_path < 1:
+            raise ConfigError(f"net.dropout={config.dropout}, net.drop_path={config.drop_path}: must be in [0, 1)")
+        self.config, self.width = config, config.width
+        branches = 1 if config.mlp is None else 2
+        self.norm = config.norm.build(config.width, config.depth, branches)
+        self.mixer = nn.ModuleList([config.mixer.build(config.width) for _ in range(config.depth)])
+        self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)] if config.mlp else [])
+        self.places = Places(layout, config.width, config.position_std) if config.position_std else None
+        self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        initialise(self, config.std, math.sqrt(branches * config.depth))
+
+    def cache(self, rows: int, slots: int, like: Tensor) -> list[Any]:
+        """States before the first slot: as large for any number of slots."""
+        return [mixer.state(rows, like) for mixer in self.mixer]  # type: ignore[operator]
+
+    def forward(
+        self,
+        slots: Slots,
+        sight: Sight,
+        cond: Conditioned,
+        cache: list[Any] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """Hidden states (B, S, D), after the last norm.
+
+        Raises:
+            ConfigError: a plan or feed by which a slot sees later ones, or does not see all earlier ones.
+        """
+        require_causal(slots, sight, cache[0].used if cache else 0)
+        x_BSD, steer = slots.x_BSD, steering(slots, cond)
+        if self.places is not None:
+            x_BSD = x_BSD + self.places(slots.place_BS)
+        shared = self.norm.shared(steer)
+        for i, mixer in enumerate(self.mixer):
+            how = self.norm.modulate(i, steer, shared)
+            y = mixer(self.norm.enter(i, 0, x_BSD, how[0]), cache[i] if cache else None)
+            x_BSD = self.norm.join(i, 0, x_BSD, self._branch(self.norm.gate(y, how[0]), i, draws))
+            if len(self.mlp):
+                y = self.mlp[i](self.norm.enter(i, 1, x_BSD, how[1]))
+                x_BSD = self.norm.join(i, 1, x_BSD, self._branch(self.norm.gate(y, how[1]), i, draws))
+        return self.norm.last(x_BSD, steer)
+
+    def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
+        return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)
+
+
+def initialise(net: nn.Module, std: float, residual: float) -> None:
+    """Normal weights with ``std``, maps to the residual stream divided by ``residual``, then what parts set themselves."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in net.modules():
+        if isinstance(module, (Mixer, MLP)):
+            module.out.weight.data /= residual
+        if isinstance(module, (Mixer, BlockNorm)):
+            module.initialise()
+
+
+def require_causal(slots: Slots, sight: Sight, before: int) -> None:
+    """Raise ``ConfigError`` unless each of the new slots sees itself and all slots before it, and nothing else."""
+    new = slots.x_BSD.shape[1]
+    if sight is None:
+        causal = new == 1
+    elif isinstance(sight, str):
+        causal = True
+    else:
+        seen = torch.ones((new, before + new), dtype=torch.bool, device=sight.device).tril(before)
+        causal = sight.shape[-2:] == seen.shape and bool((sight == seen).all())
+    if not causal or slots.queries:
+        raise ConfigError(
+            "this net runs over slots in sequence order: each sees itself and all earlier ones. The order or feed asks for something "
+            "else (groups of several positions, a window, queries, masked or padded slots): use one position a group, such as the "
+            "order of raster, or a transformer"
+        )
