@@ -1,0 +1,52 @@
+"""KL: a convolutional tokenizer with continuous latents (arXiv:2112.10752; the KL-16 that MAR stands on, arXiv:2406.11838).
+
+New: no codebook.  The encoder says mean and variance of a Gaussian at each position, training decodes a sample of it, and a light
+divergence from a standard normal keeps the latents bounded; tokens are the means, scaled to unit variance.
+Differs: the scale is measured on training images after the last step where the released one is a constant (0.2325); convolutions that suit
+small images, with 2x2 or 4x4 pixels a step at the ends; the released model has 66.5 M parameters and 16 channels at a sixteenth of the
+resolution, and also a perceptual and an adversarial loss (off here unless asked for).
+Run: tokenloom run smoke_kl
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.conv import Geometry
+from models.parts.quantizers.gaussian import Gaussian
+from models.registry import register
+from models.zoo.tokenizers._small import TINY, small_losses
+
+
+@register(
+    "kl",
+    kind="tokenizer",
+    paper="2406.11838",
+    tiny=TINY | {"dim": 4},
+    net="conv",
+    quantizer="none: Gaussian latents",
+)
+def kl(
+    dim: int = 16,
+    divergence: float = 1e-6,
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 4,
+    blocks: int = 1,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, with self-attention at that resolution; a position has
+    ``dim`` channels; ``divergence`` weighs the divergence summed over an image; ``adversarial`` is a weight, 0 is off; ``perceptual`` a
+    file of LPIPS-VGG weights, off when empty."""
+    return Autoencoder.Config(
+        net=Geometry(
+            channels=channels, multipliers=multipliers, patch=patch, encoder_blocks=blocks, decoder_blocks=blocks + 1, norm_groups=8
+        ),
+        quantizer=Gaussian.Config(dim=dim, kl=divergence),
+        latent=2 * dim,
+        decoder_latent=dim,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+    )

@@ -1,0 +1,51 @@
+"""MaskGIT-VQGAN: the convolutional tokenizer of MaskGIT (arXiv:2202.04200), RAR and TiTok.
+
+New: nothing but its geometry, which the released weights need: residual blocks without biases and without attention, average pooling
+on the way down, and, where the width changes, a shortcut that takes the block's own output.  Images are in [0, 1] inside.  The
+commitment has weight 1 and the codebook's term 0.25.
+Differs: the codebook follows moving averages (so the codebook's term is gone) and codes out of use are revived, both over all workers;
+2x2 pixels a step at the ends and few channels (released: 128 channels, five levels, 1024 codes of 256 channels, 54 M parameters).
+Run: tokenloom run smoke_maskgit_vqgan
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.maskgit_conv import MaskGITConv
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+from models.zoo.tokenizers._small import TINY, small_losses
+
+
+@register(
+    "maskgit_vqgan",
+    kind="tokenizer",
+    paper="2202.04200",
+    tiny=TINY | {"codes": 16, "dim": 4},
+    net="MaskGIT conv",
+    quantizer="vq",
+)
+def maskgit_vqgan(
+    codes: int = 512,
+    dim: int = 16,
+    channels: int = 48,
+    multipliers: tuple[int, ...] = (1, 1),
+    patch: int = 4,
+    blocks: int = 1,
+    beta: float = 1.0,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
+    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    return Autoencoder.Config(
+        net=MaskGITConv(channels=channels, multipliers=multipliers, blocks=blocks, patch=patch, norm_groups=8),
+        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)), beta=beta),
+        latent=dim,
+        quant_kernel=0,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+    )

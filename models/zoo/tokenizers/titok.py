@@ -1,0 +1,60 @@
+"""TiTok: an image as a few 1-D tokens, learned through the codes of another tokenizer (arXiv:2406.07550).
+
+New: learned queries read the patches and become the tokens; mask tokens read the tokens back.  In the first stage the decoder names the
+code that a base tokenizer gives each patch (cross-entropy); in the second encoder and codebook rest, and the decoder, its soft codes as
+a mean of the base's code vectors, and the base's pixel decoder behind them are trained on pixels.
+Differs: both stages are one training run, ``stage2`` is the second's share of the steps; the codebook follows moving averages and codes
+out of use are revived, both over all workers; the perceptual and the adversarial loss only if asked for; few and narrow blocks (released:
+32 to 128 tokens of 4096 codes of 12 channels).
+Run: tokenloom run smoke_titok
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.parts.nets.queries import Queries
+from models.parts.nets.vit import Blocks
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+from models.two_stage import TwoStage
+from models.zoo.tokenizers._small import small_losses
+
+
+@register(
+    "titok",
+    kind="tokenizer",
+    paper="2406.07550",
+    tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
+    codec="maskgit_vqgan",
+    net="ViT, queries",
+    quantizer="vq",
+)
+def titok(
+    tokens: int = 16,
+    codes: int = 512,
+    dim: int = 12,
+    stage2: float = 0.4,
+    patch: int = 8,
+    width: int = 96,
+    depth: int = 3,
+    heads: int = 4,
+    beta: float = 0.25,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> TwoStage.Config:
+    """``patch`` must be the image size over the side of the base's grid; ``adversarial`` is a weight, 0 is off, and acts in the second
+    stage; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    blocks = Blocks.Config(width=width, depth=depth, heads=heads)
+    return TwoStage.Config(
+        net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
+        quantizer=VQ.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
+        ),
+        latent=dim,
+        quant_kernel=0,
+        stage2=stage2,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+    )

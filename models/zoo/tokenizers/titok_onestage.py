@@ -1,0 +1,54 @@
+"""TiTok in one stage: 1-D tokens that decode straight to pixels (the newer layout of TiTok, arXiv:2406.07550, and of arXiv:2501.07730).
+
+New: against `titok` no base tokenizer: the mask tokens of the decoder become patches of pixels, smoothed by one convolution.
+Differs: the codebook follows moving averages and codes out of use are revived, both over all workers; the perceptual and the adversarial
+loss only if asked for; few and narrow blocks (released: 32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side).
+Run: tokenloom run smoke_titok_onestage
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.queries import Queries
+from models.parts.nets.vit import Blocks
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+from models.zoo.tokenizers._small import small_losses
+
+
+@register(
+    "titok_onestage",
+    kind="tokenizer",
+    paper="2406.07550",
+    tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
+    net="ViT, queries",
+    quantizer="vq",
+)
+def titok_onestage(
+    tokens: int = 16,
+    codes: int = 512,
+    dim: int = 12,
+    patch: int = 8,
+    width: int = 96,
+    depth: int = 3,
+    heads: int = 4,
+    beta: float = 0.25,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """``tokens`` an image, whatever its size; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when
+    empty."""
+    blocks = Blocks.Config(width=width, depth=depth, heads=heads)
+    return Autoencoder.Config(
+        net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
+        quantizer=VQ.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
+        ),
+        latent=dim,
+        quant_kernel=0,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+    )

@@ -1,0 +1,53 @@
+"""ViT-VQ: a tokenizer of transformers on both sides (ViT-VQGAN, arXiv:2110.04627).
+
+New: patches instead of convolutions; each side ends in two layers with a tanh between.  Codes are factorised: a vector of the encoder is
+looked up in a few channels (32 or 8 instead of 768), by its direction alone, and mapped back before the decoder.
+Differs: squared error, with the perceptual and the adversarial loss only if asked for (published: also a logit-Laplace loss, and
+StyleGAN's discriminator); the codebook follows moving averages and codes out of use are revived, both over all workers; few and
+narrow blocks.
+Run: tokenloom run smoke_vit_vq
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.autoencoder import Autoencoder
+from models.parts.nets.vit import Blocks, ViT
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+from models.zoo.tokenizers._small import small_losses
+
+
+@register(
+    "vit_vq",
+    kind="tokenizer",
+    paper="2110.04627",
+    tiny={"codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
+    net="ViT",
+    quantizer="vq, factorised",
+)
+def vit_vq(
+    codes: int = 512,
+    dim: int = 8,
+    patch: int = 8,
+    width: int = 96,
+    depth: int = 3,
+    heads: int = 4,
+    beta: float = 0.25,
+    pixels: float = 4.0,
+    adversarial: float = 0.0,
+    adversarial_start: int = 0,
+    perceptual: str = "",
+) -> Autoencoder.Config:
+    """The grid is the image size over ``patch``; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off
+    when empty."""
+    blocks = Blocks.Config(width=width, depth=depth, heads=heads)
+    return Autoencoder.Config(
+        net=ViT(patch=patch, encoder_blocks=blocks, decoder_blocks=blocks),
+        quantizer=VQ.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
+        ),
+        latent=width,
+        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+    )
