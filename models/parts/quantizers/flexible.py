@@ -33,8 +33,8 @@ class Flexible(Quantizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Quantizer.Config):
-        """``scales`` are those of the tokens; a training step also codes the latent at one size drawn from ``trained`` (empty: all up
-        to the grid), which is decoded and compared with the image at that size."""
+        """``scales`` are those of the tokens; a training step also codes the latent at one size drawn from ``trained`` (empty: all
+        below the grid), which is decoded and compared with the image at that size."""
 
         codebook: Codebook.Config
         scales: tuple[int, ...]
@@ -69,7 +69,7 @@ class Flexible(Quantizer):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.scales = config, config.scales
-        self.sizes = config.trained or tuple(range(1, config.scales[-1] + 1))
+        self.sizes = config.trained or tuple(range(1, config.scales[-1])) or (1,)
         self.codebook = config.codebook.build(("full", "drawn"), (1.0, 1.0))
 
     def _sphere(self, z: Tensor) -> Tensor:

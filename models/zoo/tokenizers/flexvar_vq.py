@@ -2,8 +2,8 @@
 
 New: each scale codes the latent itself at that size and the decoder makes a whole image of any of them, so a generator predicts ever
 larger images instead of corrections, on grids and in numbers of steps that need not be those of training.
-Differs: training code was never published.  A step decodes the full grid and one size drawn from 1 to that of the grid, compared
-with the image at that size; moving averages and revival for the codebook; convolutions that suit small images.
+Differs: training code was never published.  A step decodes the full grid and one size drawn from all below it, compared with
+the image at that size; moving averages and revival for the codebook; convolutions that suit small images.
 Run: tokenloom run smoke_flexvar_vq
 Expect: EXPECT
 """
@@ -42,7 +42,7 @@ def flexvar_vq(
     perceptual: str = "",
 ) -> Autoencoder.Config:
     """``scales[-1]`` must be the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``trained`` sizes are drawn from in training
-    (empty: all); ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    (empty: all below the grid); ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
     return Autoencoder.Config(
         net=small_conv(channels, multipliers, patch, blocks, attention),
         quantizer=Flexible.Config(
