@@ -103,11 +103,11 @@ class SampleConfig(Section):
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
 
 
-Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction"]
+Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text"]
 #: What is measured unless the run says otherwise.
-METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction")
+METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction", "text")
 #: Those that judge a tokenizer; the others judge samples.
-TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction",)
+TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction", "text")
 
 
 class EvaluateConfig(Section):

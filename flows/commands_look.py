@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -111,6 +111,7 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
     """A leaderboard of runs under one protocol: table, plot, sample grids side by side.
 
     RUN is a run's name (digits_var or digits-var) or an evaluation artifact. NLL is compared only within one tokenizer.
+    Tokenizers (runs without a generator) are ranked within equal budgets of bits an image, with their reconstructions.
     """
     from flows.screen import table
     from tasks import compare as comparing
@@ -122,11 +123,22 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
     if as_json:
         emit({"rows": rows, "files": [str(path) for path in files]})
         return
+    for budget, group in comparing.budgets(rows).items():  # tokenizers: a line each
+        columns = [key for key in rows[0] if key not in ("budget", "tokenizer", "evaluation")]
+        table(f"{budget} an image", columns, [[_cell(row[key]) for key in columns] for row in group])
+    if not comparing.budgets(rows):
+        _beside(rows)
+    for path in files:
+        click.echo(str(path))
+
+
+def _beside(rows: list[dict[str, Any]]) -> None:
+    """Generators: a line a measure."""
+    from flows.screen import table
+
     names = [str(row["run"]) for row in rows]
     metrics = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "run"]
     table("", ["", *names], [[key, *(_cell(row.get(key)) for row in rows)] for key in metrics])
-    for path in files:
-        click.echo(str(path))
 
 
 def evaluation_of(text: str, store: Store) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from models.config import ConfigError
 from tasks import pictures
 from tasks.artifacts import Artifact, Record, Store
+from tasks.evaluate import RECONSTRUCTIONS
 from tasks.lineage import differences
 from tasks.storage import atomic
 
@@ -20,14 +22,16 @@ Row = dict[str, Any]
 #: Columns in the order in which they are shown, where there are values: metric names or their beginnings.
 COLUMNS = (
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
-    "nll_bits_per_image", "nll_bits_per_dim", "rfd_", "psnr", "ssim", "codebook_use", "codebook_perplexity",
-    "images_per_second", "parameters",
+    "nll_bits_per_image", "nll_bits_per_dim", "rfd_", "psnr", "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
+    "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second", "parameters",
 )  # fmt: skip
 _HIDDEN = ("_deviation", "_ceiling")
 _NLL = ("nll_bits_per_image", "nll_bits_per_dim")
 #: Parts of a protocol that say how one method was sampled, or only of which kind the judged model is; they may differ.
 _GENERATOR_ONLY = ("samples", "class_balance", "seed", "shard", "manifold", "recognition", "memorisation")
 _SHOWN = 8  # samples of one class in the picture
+_COLUMNS = 16  # images of one tokenizer in the picture
+_SAME = 1.05  # tokenizers whose bits an image are within this factor of each other compare directly
 
 
 def leaderboard(store: Store, references: Sequence[str]) -> list[Row]:
@@ -48,7 +52,36 @@ def leaderboard(store: Store, references: Sequence[str]) -> list[Row]:
     rows = [_row(store, record, nll=len(tokenizers) == 1) for record in records]
     quality = _quality(rows)
     rows.sort(key=lambda row: (row.get(quality) is None, row.get(quality) or 0.0) if quality else 0)
+    if not any("generator" in record.inputs for record in records):
+        rows = _by_budget(rows)
     return _aligned(rows)
+
+
+def _by_budget(rows: list[Row]) -> list[Row]:
+    """Tokenizers in groups of (nearly) equal bits an image, small ones first; the order within a group stays."""
+    budgets: list[list[float]] = []
+    for bits in sorted({row["bits_per_image"] for row in rows if row.get("bits_per_image")}):
+        if budgets and bits <= budgets[-1][0] * _SAME:
+            budgets[-1].append(bits)
+        else:
+            budgets.append([bits])
+    named = {
+        bits: f"{group[0]:.0f} bits" if group[-1] - group[0] < 1 else f"{group[0]:.0f}-{group[-1]:.0f} bits"
+        for group in budgets
+        for bits in group
+    }
+    place = {name: i for i, name in enumerate(dict.fromkeys(named.values()))}
+    found = [{"run": row["run"], "budget": named.get(row.get("bits_per_image", 0), ""), **row} for row in rows]
+    return sorted(found, key=lambda row: place.get(row["budget"], len(place)))
+
+
+def budgets(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of a leaderboard of tokenizers by budget, in order; empty when generators were judged."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if "budget" in row:
+            groups.setdefault(str(row["budget"]), []).append(row)
+    return groups
 
 
 def _evaluation(store: Store, reference: str) -> Record:
@@ -134,7 +167,11 @@ def _quality(rows: Sequence[Row]) -> str | None:
 
 
 def write(store: Store, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write ``leaderboard.csv``, ``leaderboard.png`` (quality against speed) and ``samples.png`` (side by side) into a folder."""
+    """Write a leaderboard into a folder.
+
+    Of generators ``leaderboard.csv``, ``leaderboard.png`` (quality against speed) and ``samples.png`` (side by side); of tokenizers
+    also ``leaderboard.md`` and ``.json``, with quality against bits an image, and ``reconstructions.png`` below the originals.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -142,17 +179,53 @@ def write(store: Store, rows: Sequence[Row], folder: Path) -> list[Path]:
     writer.writerows(rows)
     files = {"leaderboard.csv": text.getvalue().encode()}
     quality = _quality(rows)
-    speed = "images_per_second" if all(row.get("images_per_second") for row in rows) else "parameters"
+    if groups := budgets(rows):
+        files["leaderboard.md"] = markdown(groups).encode()
+        files["leaderboard.json"] = json.dumps({"rows": list(rows)}, indent=1).encode()
+    by_size = bool(groups) and all(row.get("bits_per_image") for row in rows)
+    speed = "bits_per_image" if by_size else "images_per_second" if all(row.get("images_per_second") for row in rows) else "parameters"
     if quality is not None and all(row.get(speed) is not None for row in rows):
         points = [(str(row["run"]), float(row[speed]), float(row[quality])) for row in rows]
-        labels = {"images_per_second": "samples a second of one worker", "parameters": "trainable parameters"}
+        labels = {
+            "images_per_second": "samples a second of one worker", "parameters": "trainable parameters", "bits_per_image": "bits an image"
+        }  # fmt: skip
         files["leaderboard.png"] = pictures.scatter(points, labels[speed], f"{quality} (lower is better)")
-    if shown := _side_by_side(store, rows):
+    if groups and (shown := _reconstructions(store, rows)):
+        files["reconstructions.png"] = shown
+    if not groups and (shown := _side_by_side(store, rows)):
         files["samples.png"] = shown
     for name, data in files.items():
         with atomic(folder / name) as file:
             file.write(data)
     return [folder / name for name in files]
+
+
+def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
+    """The leaderboard of tokenizers as Markdown: one table, a line a tokenizer, a bold line a budget."""
+    from tasks.report import meaning, number
+
+    first = next(iter(groups.values()))[0]
+    names = [name for name in first if name not in ("budget", "tokenizer", "evaluation")]
+    arrow = {"higher": " ↑", "lower": " ↓"}
+    lines = ["| " + " | ".join(name.replace("_", " ") + arrow.get(meaning(name)[0], "") for name in names) + " |"]
+    lines.append("|" + "---|" * len(names))
+    for budget, rows in groups.items():
+        lines.append(f"| **{budget} an image** |" + " |" * (len(names) - 1))
+        lines += ["| " + " | ".join("" if row[name] is None else number(row[name]) for name in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _reconstructions(store: Store, rows: Sequence[Row]) -> bytes | None:
+    """Held-out images, and below them what each tokenizer makes of them: PNG."""
+    lines: list[tuple[str, Any]] = []
+    for row in rows:
+        artifact = store.resolve(row["evaluation"], "evaluation")
+        if any(f["path"].endswith(f"/{RECONSTRUCTIONS}") for f in store.record(artifact).files):
+            with np.load(store.fetch(artifact, RECONSTRUCTIONS) / RECONSTRUCTIONS, allow_pickle=False) as arrays:
+                if not lines:  # one protocol, so the same images
+                    lines.append(("original", arrays["original"][:_COLUMNS]))
+                lines.append((str(row["run"]), arrays["decoded"][:_COLUMNS]))
+    return pictures.labelled_rows(lines) if lines else None
 
 
 def _side_by_side(store: Store, rows: Sequence[Row]) -> bytes | None:

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from tasks.scores import Judged
     from tasks.tracking import Tracker
 
-VERSION = 1
+VERSION = 2
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
 HELD_OUT_LIMIT = 10_000
 NEAREST = 20  # samples shown beside their nearest training images
+SHOWN = 20  # held-out images shown beside their reconstructions
+RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and ``decoded``, for a comparison of tokenizers
 Numbers = dict[str, float]
 
 
@@ -92,7 +94,7 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
 
 def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
     from models.build import load_model, parameters
-    from tasks import pictures, scores
+    from tasks import pictures, reading, reconstruction, scores
     from tasks.draw import draw_samples
     from tasks.features import load_classifier, read_images
     from tasks.parallel import device_of
@@ -112,7 +114,7 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
     numbers: Numbers = {}
     images: dict[str, bytes] = {}
     notes: dict[str, Any] = {}
-    coded = scores.code(tokenizer, held_out)
+    coded = reconstruction.code(tokenizer, held_out)
     report("evaluate", 1, 5, {})
     judged = None
     if generator_at is not None:
@@ -127,21 +129,27 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
             numbers |= scores.likelihood(generator, coded.tokens, held_label, int(np.prod(held_out.shape[1:])))
         images |= _sample_pictures(judged, names)
         notes["sampler"] = _sampler(generator, step.config["sample"])
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=drawn, labels=labels)
-        work.put("samples.npz", buffer.getvalue())
+        work.put("samples.npz", _arrays(images=drawn, labels=labels))
     else:
         numbers["parameters"] = parameters(tokenizer)
     report("evaluate", 4, 5, {})
     if "reconstruction" in config.metrics:
-        numbers |= scores.reconstruction_scores(load_classifier(network_folder), held_out, coded)
-        count_SK, rows = scores.code_counts(coded.tokens)
+        numbers |= reconstruction.reconstruction_scores(load_classifier(network_folder), held_out, coded)
+        numbers |= reconstruction.cost_scores(coded)
+        count_SK, rows = reconstruction.code_counts(coded.tokens)
         if rows:
-            numbers |= scores.codebook_scores(count_SK)
+            numbers |= reconstruction.codebook_scores(count_SK, coded.layout.codebooks)
             use = [(scores.metrics.usage(c), scores.metrics.perplexity(c)) for c in count_SK]
             images["codebook"] = pictures.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
-    shown = np.linspace(0, len(held_out) - 1, min(20, len(held_out))).astype(int)
+    if "text" in config.metrics:
+        size, channels = held_out.shape[1], held_out.shape[3]
+        read, both, why = reading.preservation(reconstruction.through(tokenizer), size, channels, dark=bool(held_out.mean() < 128))
+        numbers |= read
+        images["text"] = pictures.pairs(both[0, :20], both[1, :20], ("text", "decoded"))
+        notes |= {"skipped": [why]} if why else {}
+    shown = np.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).astype(int)
     images["reconstructions"] = pictures.pairs(held_out[shown], coded.image[shown], ("original", "decoded"))
+    work.put(RECONSTRUCTIONS, _arrays(original=held_out[shown], decoded=coded.image[shown]))
     if series := _curves(store, {"tokenizer": tokenizer_at, **({"generator": generator_at} if generator_at else {})}):
         images["curves"] = pictures.curves(series)
     broken = [name for name, value in numbers.items() if not np.isfinite(value)]
@@ -160,6 +168,13 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
     return numbers
 
 
+def _arrays(**arrays: NDArray[Any]) -> bytes:
+    """A ``.npz`` file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
 def _sampler(generator: Generator, sample: dict[str, Any]) -> dict[str, Any]:
     from tasks.serving.drawing import default_sampler
 
@@ -170,7 +185,7 @@ def _protocol(
     step: Step, store: Store, config: EvaluateConfig, held_out: NDArray, held_label: NDArray, judged: Judged | None, network: Path
 ) -> dict[str, Any]:
     """All that a number depends on besides the model; two evaluations compare only when these agree."""
-    from tasks import features, recognition, scores
+    from tasks import features, reading, recognition, scores
 
     dataset = store.record(step.inputs["dataset"])
     weights = network / "classifier.safetensors"
@@ -189,6 +204,7 @@ def _protocol(
             "artifact": step.inputs["features"].fingerprint,
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
         },
+        "text": reading.protocol(held_out.shape[1]),
     }
     if judged is not None:
         counts = np.bincount(judged.sample_label, minlength=max(1, len(dataset.notes["classes"])))

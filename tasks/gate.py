@@ -29,7 +29,19 @@ MEASURED = {
     "nll": ("nll_bits_per_image", "nll_bits_per_dim"),
     "recognition": ("recognition",),
     "memorisation": ("memorisation_ratio", "copies"),
-    "reconstruction": ("rfd", "psnr", "ssim", "codebook_use", "codebook_perplexity"),
+    "reconstruction": (
+        "rfd",
+        "psnr",
+        "ssim",
+        "detail",
+        "codebook_use",
+        "codebook_perplexity",
+        "bits_per_image",
+        "tokens_per_image",
+        "encoded_per_second",
+        "decoded_per_second",
+    ),
+    "text": ("text", "text_accuracy"),
     "": ("images_per_second", "parameters"),
 }
 

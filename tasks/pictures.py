@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 _GAP = 2  # pixels between images, after enlarging
+_PANELS = 24  # of one picture of codebooks
 _LEAST = 48  # small images are enlarged (nearest) to about this many pixels a side
 
 
@@ -83,11 +84,13 @@ def pairs(left_NHWC: Image, right_NHWC: Image, names: tuple[str, str], columns: 
 
 
 def codebook(count_SK: NDArray, names: Sequence[str], used: Sequence[float], perplexity: Sequence[float]) -> bytes:
-    """Use of the codes, one panel a scale or codebook, codes sorted by how often they occur: PNG."""
+    """Use of the codes, one panel a scale or codebook (the first ones), codes sorted by how often they occur: PNG."""
+    count_SK, names = count_SK[:_PANELS], list(names)[:_PANELS]
     figure, axes = _figure(len(names), 1, (7, 1.2 + 1.1 * len(names)))
     for axis, count, name, share, even in zip(axes[:, 0], count_SK, names, used, perplexity):
         p = np.sort(count)[::-1] / max(1, count.sum())
-        axis.fill_between(np.arange(len(p)), p, step="mid", color="#4c72b0")
+        shown = np.unique(np.linspace(0, len(p) - 1, min(len(p), 2000)).round().astype(int))  # more than the paper has dots
+        axis.fill_between(shown, p[shown], step="mid", color="#4c72b0")
         axis.axhline(1 / len(p), color="#c44e52", linewidth=0.8, linestyle="--")
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.set_yticks([])

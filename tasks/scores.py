@@ -1,4 +1,4 @@
-"""Numbers about samples and reconstructions: arrays and models in, named metrics out.
+"""Numbers about samples: arrays and models in, named metrics out.
 
 Shapes: N samples, M reference (real, held-out) images, T training images, H W C image rows, columns, channels.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from configs.schema import EvaluateConfig
-from models.protocols import Batch, Generator, Labels, Tokenizer, Tokens
+from models.protocols import Batch, Generator, Labels, Tokens
 from tasks import features, metrics, recognition
 
 Images = NDArray[np.uint8]
@@ -128,65 +128,6 @@ def _memorisation(judged: Judged) -> Numbers:
 
 def _flat(image: Images) -> NDArray[np.float64]:
     return image.reshape(len(image), -1) / 255.0
-
-
-@dataclass(frozen=True)
-class Coded:
-    """Held-out images through the tokenizer: reconstructions (M, H, W, C) uint8 and the tokens, batch by batch."""
-
-    image: Images
-    tokens: list[Tokens]
-
-
-@torch.no_grad()
-def code(tokenizer: Tokenizer, image_NHWC: Images, batch: int = 100) -> Coded:
-    """Encode and decode images."""
-    from tasks.serving.drawing import to_uint8
-
-    device = next((p.device for p in tokenizer.parameters()), torch.device("cpu"))
-    tokens, images = [], []
-    for start in range(0, len(image_NHWC), batch):
-        tokens.append(tokenizer.encode(features.to_float(image_NHWC[start : start + batch]).to(device)))
-        images.append(to_uint8(tokenizer.decode(tokens[-1])))
-    return Coded(np.concatenate(images), tokens)
-
-
-def reconstruction_scores(network: features.Classifier, image: Images, coded: Coded) -> Numbers:
-    """``rfd_*``, PSNR and SSIM of reconstructions."""
-    real, fake = features.classify(network, image)[0], features.classify(network, coded.image)[0]
-    result = {f"rfd_{features.NAME}": metrics.frechet_distance(*metrics.moments(real), *metrics.moments(fake))}
-    result["psnr"] = metrics.psnr(image, coded.image)
-    if min(image.shape[1:3]) >= 11:
-        result["ssim"] = metrics.ssim(image, coded.image)
-    return result
-
-
-def code_counts(tokens: list[Tokens]) -> tuple[NDArray[np.int64], list[str]]:
-    """How often every code occurs, one row a scale and codebook: (S, K), and the rows' names; (0, 0) for latents."""
-    layout = tokens[0].layout
-    if not layout.discrete or layout.vocabulary > 1 << 20:
-        return np.zeros((0, 0), np.int64), []
-    ids = torch.cat([t.ids.cpu() for t in tokens])
-    ids_BLQ = ids if ids.ndim == 3 else ids[..., None]
-    scale_L = layout.positions[:, 1]
-    counts, names = [], []
-    for s, (h, w) in enumerate(layout.grids):
-        for q in range(ids_BLQ.shape[2]):
-            counts.append(torch.bincount(ids_BLQ[:, scale_L == s, q].flatten(), minlength=layout.vocabulary).numpy())
-            names.append(f"{h}x{w}" + (f" book {q}" if ids_BLQ.shape[2] > 1 else ""))
-    return np.stack(counts), names
-
-
-def codebook_scores(count_SK: NDArray[np.int64]) -> Numbers:
-    """Use and perplexity over all scales, and of each."""
-    if not len(count_SK):
-        return {}
-    whole = count_SK.sum(axis=0)
-    result = {"codebook_use": metrics.usage(whole), "codebook_perplexity": metrics.perplexity(whole)}
-    if len(count_SK) > 1:
-        for s, count in enumerate(count_SK):
-            result |= {f"codebook_use_scale_{s}": metrics.usage(count), f"codebook_perplexity_scale_{s}": metrics.perplexity(count)}
-    return result
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
 from models.build import load_model
 from models.protocols import Batch, Labels
 from models.settings import ExecutionSettings
-from tasks import draw, features, metrics, scores
+from tasks import draw, features, metrics, reconstruction, scores
 from tasks.errors import StepError
 from tasks.evaluate import evaluate, plan_evaluate
 
@@ -134,7 +134,7 @@ def test_codebook_use_is_counted_by_scale(judged):
     store = world().store
     tokenizer = load_model(store.fetch(judged.inputs["tokenizer"]))[0]
     tokens = [tokenizer.encode(features.to_float(digits()[0][300:350])), tokenizer.encode(features.to_float(digits()[0][350:400]))]
-    count, names = scores.code_counts(tokens)
+    count, names = reconstruction.code_counts(tokens)
     assert names == ["1x1", "2x2", "4x4"]
     assert count.sum(axis=1).tolist() == [100, 400, 1600]
     ids = torch.cat([t.ids for t in tokens])
