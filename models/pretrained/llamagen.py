@@ -18,6 +18,7 @@ from models.parts.nets.transformer import Transformer
 from models.parts.norms import PreNorm
 from models.parts.orders import Raster
 from models.parts.rope import Rope2D
+from models.pretrained.llama_blocks import llama_blocks
 from models.pretrained.names import NameMap, Rename
 from models.pretrained.parity import gradient_norms
 from models.protocols import Condition, Labels, TextFeatures, TokenLayout
@@ -28,6 +29,19 @@ FAMILY = ("llamagen_c2i", "llamagen_t2i")
 Info = Mapping[str, Any]
 
 
+def llama_net(c: Mapping[str, Any]) -> Transformer.Config:
+    """LlamaGen's transformer for the official settings."""
+    return Transformer.Config(
+        width=c["dim"],
+        depth=c["n_layer"],
+        heads=c["n_head"],
+        norm=PreNorm.Config(kind="rms", eps=c["norm_eps"]),
+        mlp=SwiGLU.Config(multiple_of=c["multiple_of"]),
+        attention=Attention.Config(),
+        rope=Rope2D.Config(base=float(c["rope_base"])),
+    )
+
+
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
     c = info["config"]
@@ -35,15 +49,7 @@ def config(info: Info) -> GroupGenerator.Config:
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(),
-        net=Transformer.Config(
-            width=c["dim"],
-            depth=c["n_layer"],
-            heads=c["n_head"],
-            norm=PreNorm.Config(kind="rms", eps=c["norm_eps"]),
-            mlp=SwiGLU.Config(multiple_of=c["multiple_of"]),
-            attention=Attention.Config(),
-            rope=Rope2D.Config(base=float(c["rope_base"])),
-        ),
+        net=llama_net(c),
         head=Categorical.Config(),
         condition=TextCondition.Config(features=c["caption_dim"], length=c["text_len"], dropout=0.0)
         if text
@@ -74,15 +80,7 @@ def names(info: Info) -> NameMap:
     return NameMap(
         *condition,
         Rename("tok_embeddings.weight", "feed.table.books.0.weight"),
-        Rename("layers.{i}.attention.wqkv.weight", "net.attention.{i}.qkv.weight"),
-        Rename("layers.{i}.attention.wo.weight", "net.attention.{i}.proj.weight"),
-        Rename("layers.{i}.feed_forward.w1.weight", "net.mlp.{i}.gate.weight"),
-        Rename("layers.{i}.feed_forward.w3.weight", "net.mlp.{i}.up.weight"),
-        Rename("layers.{i}.feed_forward.w2.weight", "net.mlp.{i}.out.weight"),
-        Rename("layers.{i}.attention_norm.weight", "net.norm.branches.{i}.0.weight"),
-        Rename("layers.{i}.ffn_norm.weight", "net.norm.branches.{i}.1.weight"),
-        Rename("norm.weight", "net.norm.final.weight"),
-        Rename("output.weight", "head.out.weight"),
+        *llama_blocks(),
     )
 
 

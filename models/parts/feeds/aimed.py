@@ -123,15 +123,17 @@ class Instructed(Shifted):
         x_drop = self.drop(x, draws)
         if max(plan.sizes) == 1:
             return Slots(x_drop, rank, both, reads, sees="causal")
-        start = torch.tensor([plan.start(g) for g in range(plan.groups)], device=x.device)[plan.group_L][None]
-        entry = span(0, length, x.device)
-        apart = self.queries(place).expand(len(x), -1, -1)
+        # The first instruction of a group is that of the context; those after it are slots apart, seen by their own group alone.
+        starts = [plan.start(g) for g, size in enumerate(plan.sizes) for _ in range(size)]
+        later = torch.tensor([i for i, start in enumerate(starts) if i != start], device=x.device)
+        start = torch.tensor(starts, device=x.device)[later][None]
+        reads = reads.index_copy(1, later, prefix + 2 * length - 1 + span(0, len(later), x.device))
         return Slots(
-            torch.cat([x_drop, apart], dim=1),
-            torch.cat([rank, 2 * start * scale + entry - start], dim=1),
-            torch.cat([both, place], dim=1),
-            prefix + 2 * length - 1 + entry,
-            private_BS=torch.cat([torch.full_like(rank, -1), plan.group_L[None]], dim=1),
+            torch.cat([x_drop, self.queries(place[:, later]).expand(len(x), -1, -1)], dim=1),
+            torch.cat([rank, 2 * start * scale + later - start], dim=1),
+            torch.cat([both, place[:, later]], dim=1),
+            reads,
+            private_BS=torch.cat([torch.full_like(rank, -1), start], dim=1),
         )
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:

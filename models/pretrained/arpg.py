@@ -1,0 +1,111 @@
+"""ARPG's transformer (hp-l33/ARPG, MIT): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.generator import GroupGenerator
+from models.parts.conditions import ClassCondition
+from models.parts.feeds.queried import Queried
+from models.parts.heads.categorical import Categorical
+from models.parts.nets.two_pass import TwoPass
+from models.parts.orders import Arccos, Plan, Random, Steps
+from models.pretrained.llamagen import llama_net
+from models.pretrained.names import Fuse, NameMap, Rename, Split
+from models.pretrained.parity import gradient_norms
+from models.protocols import Labels, TokenLayout
+from models.sampling.sampler import Linear, Sampler
+
+FAMILY = "arpg"
+
+Info = Mapping[str, Any]
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings."""
+    c = info["config"]
+    content = llama_net(c)
+    return GroupGenerator.Config(
+        order=Random(decoding=Steps(count=c["num_iter"], curve=Arccos())),
+        feed=Queried.Config(),
+        net=TwoPass.Config(content=replace(content, depth=c["n_layer"] // 2), depth=c["n_layer"] // 2),
+        head=Categorical.Config(),
+        condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0, spare=1),
+        # Official scale s is u + s (c - u), growing with the tokens known after the step; ours is the weight w = s - 1.
+        sampler=Sampler(guidance=Linear(value=c["guidance_scale"] - 1, clock="after"), top_k=1),
+    )
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    side = round(info["config"]["block_size"] ** 0.5)
+    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
+    return config(info).build(layout, info["config"]["num_classes"])
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours; one official table holds tokens, the query vector and classes."""
+    c = info["config"]
+
+    def query(t: Tensor) -> Tensor:
+        return t.view(1, 1, -1)
+
+    parts = ("feed.table.books.0.weight", "feed.query", "condition.table.weight")
+    table = Split("embeddings.weight", parts, sizes=(c["vocab_size"], 1, c["num_classes"] + 2))
+    return NameMap(
+        replace(
+            table,
+            load=lambda t: [query(p) if i == 1 else p for i, p in enumerate(table.load(t))],
+            dump=lambda t: table.dump([p.view(1, -1) if i == 1 else p for i, p in enumerate(t)]),
+        ),
+        Fuse((f"layers.self_dec.{{i}}.attn.to_{n}.weight" for n in "qkv"), "net.content.attention.{i}.qkv.weight"),
+        Rename("layers.self_dec.{i}.attn.proj.weight", "net.content.attention.{i}.proj.weight"),
+        Rename("layers.cross_dec.{i}.attn.to_q.weight", "net.query.{i}.weight"),
+        Rename("layers.cross_dec.{i}.attn.proj.weight", "net.proj.{i}.weight"),
+        Rename("layers.norm.weight", "net.content.norm.final.weight"),
+        Rename("layers.to_k.weight", "net.key.weight"),
+        Rename("layers.to_v.weight", "net.value.weight"),
+        Rename("norm.weight", "net.norm.final.weight"),
+        Rename("head.weight", "head.out.weight"),
+        *(
+            rule
+            for official, ours in (("self_dec", "net.content."), ("cross_dec", "net."))
+            for rule in (
+                Rename(f"layers.{official}.{{i}}.ffn.w1.weight", f"{ours}mlp.{{i}}.gate.weight"),
+                Rename(f"layers.{official}.{{i}}.ffn.w3.weight", f"{ours}mlp.{{i}}.up.weight"),
+                Rename(f"layers.{official}.{{i}}.ffn.w2.weight", f"{ours}mlp.{{i}}.out.weight"),
+                Rename(f"layers.{official}.{{i}}.attn_norm.weight", f"{ours}norm.branches.{{i}}.0.weight"),
+                Rename(f"layers.{official}.{{i}}.ffn_norm.weight", f"{ours}norm.branches.{{i}}.1.weight"),
+            )
+        ),
+    )
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture: logits for given orders, loss, guided greedy parallel decoding, gradient norms."""
+    ids, order, head = inputs["ids"], cast(Random, model.order), cast(Categorical, model.head)
+    rows, length = ids.shape
+    plan = Plan(inputs["tf_order_uniform"].argsort(1), (1,) * length)
+    logits = head.logits(model(ids, Labels(inputs["labels"]), plan))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
+    raster = Plan(torch.arange(length)[None], (1,) * length)
+    null = head.logits(model(ids, Labels(torch.full((rows,), info["config"]["num_classes"])), raster))
+    parallel = Plan(inputs["gen_order_uniform"].argsort()[None], order.decoding.cut(length))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=parallel))
+    drawn = torch.cat([s.data for s in steps], dim=1)
+    return {
+        "logits": logits.detach(),
+        "loss": loss.detach(),
+        "tf_orders": plan.sequence_BL,
+        "logits_null_raster": null.detach(),
+        "gen_order": parallel.sequence_BL[0],
+        "gen_ids": torch.zeros_like(drawn).scatter(1, parallel.sequence_BL.expand_as(drawn), drawn),
+        "gen_tokens_per_iter": torch.tensor([s.data.shape[1] for s in steps]),
+        "gen_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1),
+        "loss_grad_norms": gradient_norms(model, names(info), loss, info["grad_norm_keys"]),
+    }

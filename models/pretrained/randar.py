@@ -1,0 +1,77 @@
+"""RandAR's transformer (ziqipang/RandAR, MIT): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.generator import GroupGenerator
+from models.parts.conditions import ClassCondition
+from models.parts.feeds.aimed import Instructed
+from models.parts.heads.categorical import Categorical
+from models.parts.orders import Plan, Random, Steps
+from models.parts.rope import Rope2D
+from models.pretrained.llama_blocks import llama_blocks
+from models.pretrained.llamagen import llama_net
+from models.pretrained.names import NameMap, Rename
+from models.pretrained.parity import gradient_norms
+from models.protocols import Labels, TokenLayout
+from models.sampling.sampler import Linear, Sampler
+
+FAMILY = "randar"
+
+Info = Mapping[str, Any]
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings."""
+    c = info["config"]
+    return GroupGenerator.Config(
+        order=Random(decoding=Steps(count=c["num_inference_steps"])),
+        feed=Instructed.Config(heads=c["n_head"], rope=Rope2D.Config(base=float(c["rope_base"]))),
+        net=llama_net(c),
+        head=Categorical.Config(),
+        condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0),
+        # Official scale s is u + s (c - u), growing with the tokens known; ours is the weight w = s - 1.
+        sampler=Sampler(guidance=Linear(start=c["cfg_scales"][0] - 1, value=c["cfg_scales"][1] - 1, clock="before"), top_k=1),
+    )
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    side = round(info["config"]["block_size"] ** 0.5)
+    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
+    return config(info).build(layout, info["config"]["num_classes"])
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours."""
+    return NameMap(
+        Rename("pos_instruct_embeddings", "feed.instruction", lambda t: t.view(1, 1, -1), lambda t: t.view(1, -1)),
+        Rename("cls_embedding.embedding_table.weight", "condition.table.weight"),
+        Rename("tok_embeddings.weight", "feed.table.books.0.weight"),
+        *llama_blocks(),
+    )
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture: logits for given orders, loss, guided greedy parallel decoding, gradient norms."""
+    ids, order = inputs["ids"], cast(Random, model.order)
+    length = ids.shape[1]
+    plan = Plan(inputs["token_order"], (1,) * length)
+    logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["labels"]), plan))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
+    parallel = Plan(inputs["gen_token_order"], order.decoding.cut(length))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=parallel))
+    drawn = torch.cat([s.data for s in steps], dim=1)
+    return {
+        "logits": logits.detach(),
+        "loss": loss.detach(),
+        "gen_ids": torch.zeros_like(drawn).scatter(1, inputs["gen_token_order"], drawn),
+        "gen_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1),
+        "gen_input_lengths": torch.tensor([s.slots.x_BSD.shape[1] for s in steps]),
+        "loss_grad_norms": gradient_norms(model, names(info), loss, info["grad_norm_keys"]),
+    }

@@ -1,0 +1,63 @@
+"""RandAR: decoder-only generation in random orders (Pang et al. 2024, arXiv:2412.01827).
+
+New: before each token stands an instruction, a learned vector turned to the place that is to be predicted, so that one causal
+decoder learns every order; instructions for many places at once decode in parallel with an ordinary cache.
+Differs: dropout masks come from the step's draws; with no schedule given it decodes one token a step.
+Run: tokenloom run smoke_randar
+Expect: ImageNet 256 FID 2.55 (L), 2.25 (XL) in the paper with 88 parallel steps; near-equal quality from 88 to 256 steps.
+"""
+
+from __future__ import annotations
+
+from models.generator import GroupGenerator
+from models.parts.attention import Attention
+from models.parts.conditions import ClassCondition
+from models.parts.feeds.aimed import Instructed
+from models.parts.heads.categorical import Categorical
+from models.parts.mlp import SwiGLU
+from models.parts.nets.transformer import Transformer
+from models.parts.norms import PreNorm
+from models.parts.orders import Even, Random, Steps
+from models.parts.rope import Rope2D
+from models.registry import register
+from models.sampling.sampler import Linear, Sampler
+
+
+@register(
+    "randar",
+    kind="generator",
+    paper="2412.01827",
+    tiny={"depth": 2, "width": 32, "heads": 2, "steps": 5},
+    codec="vq",
+    order="random",
+    feed="position instructions",
+    net="transformer",
+    head="categorical",
+)
+def randar(
+    depth: int = 24,
+    width: int = 1024,
+    heads: int = 16,
+    steps: int | None = 88,
+    classes: int | None = None,
+    dropout: float = 0.1,
+    label_dropout: float = 0.1,
+) -> GroupGenerator.Config:
+    """RandAR-L by default; ``steps`` of parallel decoding follow a cosine, None decodes one token a step."""
+    return GroupGenerator.Config(
+        order=Random(decoding=Steps(count=steps) if steps else Even()),
+        feed=Instructed.Config(heads=heads, dropout=dropout),
+        net=Transformer.Config(
+            width=width,
+            depth=depth,
+            heads=heads,
+            norm=PreNorm.Config(kind="rms", eps=1e-5),
+            mlp=SwiGLU.Config(multiple_of=32),
+            attention=Attention.Config(bias="none"),
+            rope=Rope2D.Config(),
+            dropout=dropout,
+        ),
+        head=Categorical.Config(),
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        sampler=Sampler(guidance=Linear(value=3.0, clock="before")),
+    )
