@@ -163,7 +163,10 @@ class GroupGenerator(protocols.Generator):
         for group, moment in enumerate(moments):
             slots = self.feed.step(state, both, cond, group)
             ranks = slots.group_BS if seen is None else _beside(seen, slots.group_BS)
-            states = self.net(slots, sight_of(slots, plan, cond, ranks, None), cond, cache)
+            private = slots.private_BS
+            if private is not None and seen is not None:  # what stays in sight is hidden from none
+                private = _beside(torch.full_like(seen, -1), private)
+            states = self.net(slots, sight_of(slots, plan, cond, ranks, private), cond, cache)
             if cache is not None:
                 new = slots.x_BSD.shape[1]
                 seen = ranks[:, : ranks.shape[1] - new + (new if slots.kept is None else slots.kept)]
