@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from models.parts.losses import Adversarial, Perceptual, Pixels
 from models.parts.nets.base import Net, PixelDecoder
 from models.parts.quantizers.base import Quantizer
 from models.parts.quantizers.codebook import perplexity
+from models.parts.semantic import Semantic
 from models.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
 
 
@@ -42,6 +44,11 @@ class Autoencoder(Tokenizer):
         pixels: Pixels = Pixels()
         perceptual: Perceptual.Config | None = None
         adversarial: Adversarial.Config | None = None
+        semantic: Semantic.Config | None = None
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return self.semantic.needs if self.semantic is not None else ()
 
         def __post_init__(self) -> None:
             if self.latent < 1 or self.decoder_latent < 0 or self.quant_kernel < 0 or (self.quant_kernel and self.quant_kernel % 2 == 0):
@@ -56,10 +63,10 @@ class Autoencoder(Tokenizer):
             Raises:
                 ConfigError: the size does not fit the downsampling or the quantizer's scales.
             """
-            return Autoencoder(self, size, channels)
+            return Autoencoder(self, size, channels, features=given.get("features"))
 
-    def __init__(self, config: Config, size: int, channels: int, decoder: PixelDecoder | None = None) -> None:
-        """``decoder`` stands in for the net's own."""
+    def __init__(self, config: Config, size: int, channels: int, decoder: PixelDecoder | None = None, features: Any = None) -> None:
+        """``decoder`` stands in for the net's own; ``features`` describes the classifier of the data."""
         super().__init__()
         self.config = config
         grid = config.net.grid(size)
@@ -71,6 +78,7 @@ class Autoencoder(Tokenizer):
         self.quant_conv = nn.Conv2d(config.latent, taken, k, padding=k // 2) if k else nn.Identity()
         self.post_quant_conv = nn.Conv2d(given, inner, k, padding=k // 2) if k else nn.Identity()
         self.adversarial = config.adversarial.build(channels, self.decoder.last.shape) if config.adversarial else None
+        self.semantic = config.semantic.build(self.decoder, channels, features) if config.semantic else None
         # The perceptual network is neither trained nor saved with the tokenizer, and using one needs no such file.
         self._perceptual: list[Perceptual] = []
         if self.adversarial is not None:
@@ -113,7 +121,9 @@ class Autoencoder(Tokenizer):
                 fake_BCHW, _ = self(image_BCHW)
             loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step)
             return {"loss": loss, "discriminator": loss.detach()}
-        image_hat, quantized = self(image_BCHW, draws)
+        listening: AbstractContextManager[list[Tensor]] = self.semantic.listening(self.decoder) if self.semantic else nullcontext([])
+        with listening as inner:
+            image_hat, quantized = self(image_BCHW, draws)
         parts = {"reconstruction": self.config.pixels(image_hat, image_BCHW)}
         if self.config.perceptual is not None:
             parts["perceptual"] = self.config.perceptual.weight * self._perceive(image_hat, image_BCHW)
@@ -122,6 +132,8 @@ class Autoencoder(Tokenizer):
             parts["adversarial"] = self.adversarial.generator_loss(
                 image_hat, fidelity, self.decoder.last, draws.step, draws.rows, draws.total
             )
+        if self.semantic is not None:
+            parts["semantic"] = self.semantic(inner[0], image_BCHW)
         for name, z_BChw in quantized.views.items():
             view_BChw = self.pixels(z_BChw)
             target_BChw = F.interpolate(image_BCHW, size=view_BChw.shape[2:], mode="area")
@@ -151,6 +163,10 @@ class Autoencoder(Tokenizer):
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Vectors and the codebook are free of weight decay."""
         return super().no_decay(name, parameter) or "codebook" in name
+
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        if self.semantic is not None:
+            self.semantic.adopt(features)
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         metrics = self.quantizer.after_step(draws)

@@ -6,11 +6,21 @@ Shapes: B rows, C channels, H W image, h w latent grid ((1, N) for 1-D tokens).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from models import config as configs
+from models.config import ConfigError
+
+
+class Inner(NamedTuple):
+    """Where a decoder's inner features are: the output of ``module``, ``width`` channels, which ``lay`` puts on the image, (B, D, h, w)."""
+
+    module: nn.Module
+    width: int
+    lay: Callable[[Tensor], Tensor]
 
 
 class PixelDecoder(nn.Module, ABC):
@@ -20,6 +30,14 @@ class PixelDecoder(nn.Module, ABC):
     @abstractmethod
     def last(self) -> Tensor:
         """The weight before the pixels, where the adaptive adversarial weight compares gradients."""
+
+    def inner(self, depth: int) -> Inner:
+        """The features after ``depth`` blocks.
+
+        Raises:
+            ConfigError: this decoder has no such features on the image plane.
+        """
+        raise ConfigError(f"net: {type(self).__name__} has no features on the image plane after {depth} blocks")
 
 
 class Net(configs.Config, ABC):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ConfigError
-from models.parts.nets.base import Net, PixelDecoder, signed, unit
+from models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
 from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_grid
 
 
@@ -114,6 +114,14 @@ class QueryPixels(PixelDecoder):
     @property
     def last(self) -> Tensor:
         return self.pixels.last
+
+    def inner(self, depth: int) -> Inner:
+        blocks, (h, w) = self.reader.trunk.stack.blocks, self.pixels.grid
+        if not 1 <= depth <= len(blocks):
+            raise ConfigError(f"depth={depth}: the decoder has {len(blocks)} blocks")
+        width = self.pixels.linear.in_features
+        # slots: class token, patches, latents
+        return Inner(blocks[depth - 1], width, lambda x_BSD: x_BSD[:, 1 : 1 + h * w].transpose(1, 2).unflatten(2, (h, w)))
 
 
 class QueryCodes(PixelDecoder):
