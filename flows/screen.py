@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
@@ -149,10 +150,24 @@ def screen(quiet: bool = False) -> Iterator[Screen]:
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     with Screen(console) as made:
         _current = made
+        warnings = _Warnings(made)
+        logging.getLogger("tasks").addHandler(warnings)
         try:
             yield made
         finally:
+            logging.getLogger("tasks").removeHandler(warnings)
             _current = before
+
+
+class _Warnings(logging.Handler):
+    """Warnings that steps log, for the person who waits as well."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.warn(record.getMessage())
 
 
 def shown(numbers: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ Ray restarts workers that die, our checkpoints say where to go on.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -25,7 +26,8 @@ from models.settings import OptimizerSettings, TrainSettings
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.checks import check_training
 from tasks.cluster import session
-from tasks.curves import Tail, numbers
+from tasks.collapse import WARNINGS, found
+from tasks.curves import Tail, numbers, read_curves
 from tasks.errors import ArtifactError, Preempted, StepError
 from tasks.loader import Rows
 from tasks.progress import Report, silent
@@ -34,6 +36,8 @@ from tasks.storage import Storage
 if TYPE_CHECKING:
     from tasks.tracking import Run, Tracker
     from tasks.train_loop import TrainJob
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 _STOP, _FAILURE, _PLAN, _RESULT = "stop.json", "failure.json", "plan.json", "result.json"
@@ -110,6 +114,8 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | N
         inside = path.removeprefix(f"{work.folder}/")
         if inside in ("weights.safetensors", "model.json") or inside.startswith(("metrics/", "previews/")):
             work.add_file(path)
+    if warnings := found(read_curves(work.storage, work.folder)):
+        notes["warnings"] = sorted(warnings.values())
     work.notes |= notes | {"spec": job.spec, "parameters": metrics["parameters"], "world_size": metrics["workers"]}
     return metrics
 
@@ -174,6 +180,8 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
 
     def pass_on() -> None:
         for row in tail.new():
+            for text in row.get(WARNINGS, {}).values():
+                log.warning("%s: %s", step.name, text)
             report(step.step, row["step"], total, numbers(row))
             if run is not None:
                 run.log(numbers(row), row["step"])

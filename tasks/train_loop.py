@@ -8,6 +8,7 @@ With a fixed number of workers the weights are the same bits, however often the 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -21,10 +22,11 @@ import torch
 from models.build import ModelSpec, parameters
 from models.config import ConfigError
 from models.draws import Draws, seed_of
-from models.protocols import Batch, Generator, Method
+from models.protocols import Batch, Generator, Method, Tokenizer
 from models.settings import ExecutionSettings, TrainSettings
 from tasks.batches import floats_to, image_png, pieces
 from tasks.checkpoint import Checkpoints
+from tasks.collapse import WARNINGS, Watch
 from tasks.curves import CurveWriter, read_curves
 from tasks.errors import Preempted, StepError
 from tasks.finishing import built, first_batches, save
@@ -33,6 +35,8 @@ from tasks.optimizer import PhaseOptimizer
 from tasks.parallel import Group, device_of, repeatable
 from tasks.storage import Storage
 from tasks.train_state import TrainState
+
+log = logging.getLogger(__name__)
 
 #: Dense bfloat16 peak of accelerators, FLOP/s (vendors' data sheets): the denominator of MFU.
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
@@ -119,6 +123,7 @@ class _Run:
         self.losses = torch.compile(self.model.losses) if job.execution.compile else self.model.losses
         self.kept = Checkpoints(self.storage, job.folder, job.fingerprint, self.scratch, keep_every=self.settings.keep_every)
         self.curves = CurveWriter(self.storage, job.folder, every=1.0 if self.storage.is_local else 10.0)
+        self.watch: Watch | None = None
         self.resumed_from, self.saved_at = 0, -1
         self.validated: tuple[int, float] | None = None
         self.window_rows, self.window_seconds, self.seconds = 0, 0.0, 0.0
@@ -243,7 +248,11 @@ class _Run:
             peak = next((f for n, f in PEAK.items() if self.device.type == "cuda" and n in torch.cuda.get_device_name(self.device)), None)
             if peak:  # 6 N FLOP a token: Kaplan et al., arXiv 2001.08361, section 2.1
                 row["mfu"] = 6 * parameters(self.model) * speed * layout.length / (peak * self.group.world)
+        if self.watch is not None and (collapsed := self.watch.look(self.step, numbers)):
+            row[WARNINGS] = collapsed
         if self.group.first:
+            for text in row.get(WARNINGS, {}).values():
+                log.warning("%s", text)
             self.curves.add(row)
             if report is not None:
                 report(row)
@@ -285,6 +294,9 @@ class _Run:
             except (KeyError, RuntimeError) as error:
                 path = self.storage.uri(self.kept.path(step))
                 raise StepError(f"checkpoint {path} does not fit this model: {error}; delete it to train from the start") from error
+        if isinstance(self.model, Tokenizer):
+            earlier = read_curves(self.storage, self.job.folder) if step else []
+            self.watch = Watch(self.model.layout, self.settings.batch, self.settings.steps, earlier)
         self.resumed_from = step
         self.saved_at = step if step else -1
 
@@ -302,7 +314,7 @@ class _Run:
             # From the store, not from memory: a run that was killed after its last step has nothing in memory.
             rows = read_curves(self.storage, self.job.folder)
             for row in (r for r in rows if r["step"] == self.step or "validation_loss" in r):
-                metrics |= {k: v for k, v in row.items() if k != "step"}
+                metrics |= {k: v for k, v in row.items() if k not in ("step", WARNINGS)}
             metrics |= {"steps": self.step, "parameters": parameters(self.model), "workers": self.group.world}
             metrics |= {"train_seconds": self.seconds, "resumed_from": self.resumed_from}
             best = self.kept.best()
