@@ -17,13 +17,26 @@ from torch import Tensor, nn
 from models import config
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
-Kind = Literal["rms", "layer", "plain"]
+Kind = Literal["rms", "rms_bias", "layer", "plain"]
+
+
+class BiasedRMSNorm(nn.RMSNorm):
+    """A root-mean-square norm with weights and biases."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.bias
 
 
 def norm(kind: Kind, width: int, eps: float) -> nn.Module:
-    """A root-mean-square norm with weights, a layer norm with weights and biases, or a ``plain`` layer norm without any."""
+    """A root-mean-square norm with weights (and biases), a layer norm with both, or a ``plain`` layer norm without any."""
     if kind == "rms":
         return nn.RMSNorm(width, eps=eps)
+    if kind == "rms_bias":
+        return BiasedRMSNorm(width, eps)
     return nn.LayerNorm(width, eps=eps, elementwise_affine=kind == "layer")
 
 

@@ -28,7 +28,7 @@ from models.sampling.sampler import Linear, Sampler
     "arpg",
     kind="generator",
     paper="2503.10568",
-    tiny={"depth": 2, "width": 32, "heads": 2, "steps": 5},
+    tiny={"depth": 2, "width": 48, "heads": 12, "steps": 5, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
     order="random",
     feed="position queries",

@@ -1,0 +1,42 @@
+"""BERT's embeddings of masked tokens: positions, a segment vector, and a layer norm.
+
+Shapes: B rows, S slots, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.parts.feeds.masked import MaskToken
+from models.protocols import TokenLayout
+
+
+class BertTokens(MaskToken):
+    """``MaskToken`` whose slots are normed before the net (arXiv:1810.04805), as in MaskGIT and TiTok's generator."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskToken.Config):
+        """``eps`` of the layer norm; ``segments`` rows of a table of which only the first is used (0: none)."""
+
+        prefix: int = 1
+        eps: float = 1e-12
+        segments: int = 0
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> BertTokens:
+            return BertTokens(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__(config, layout, width)
+        self.norm = nn.LayerNorm(width, eps=config.eps)
+        self.segment: nn.Parameter | None = None
+        if config.segments:
+            self.segment = nn.Parameter(torch.empty(config.segments, width))
+            nn.init.trunc_normal_(self.segment, std=config.init_std)
+
+    def embed(self, x_BSD: Tensor) -> Tensor:
+        x = super().embed(x_BSD)
+        return self.norm(x if self.segment is None else x + self.segment[0])

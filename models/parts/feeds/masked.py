@@ -1,0 +1,93 @@
+"""Masked feeds: every position is a slot, which holds its token or [MASK]; every slot sees all others.
+
+Shapes: B rows, L positions, S slots, P prefix slots, D width, Q codebooks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.draws import Draws
+from models.parts.conditions import Conditioned
+from models.parts.dropout import dropout
+from models.parts.feeds.base import Feed, Slots, TokenTable
+from models.parts.orders.base import Plan
+from models.protocols import LayoutError, TokenLayout
+
+
+class MaskToken(Feed):
+    """Tokens and [MASK] with learned positions (MaskGIT, arXiv:2202.04200); there is no cache, each step is given all slots anew."""
+
+    passes: ClassVar[Literal["cached", "whole"]] = "whole"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Feed.Config):
+        """``prefix``: whether the condition's slots lead the sequence, at positions of their own; ``registers``: learned slots
+        at its end."""
+
+        prefix: int = 0
+        registers: int = 0
+        dropout: float = 0.0
+        init_std: float = 0.02
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> MaskToken:
+            return MaskToken(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__()
+        if not layout.discrete:
+            raise LayoutError("this feed needs discrete tokens")
+        self.layout, self.prefix, self.rate, self.mask = layout, config.prefix, config.dropout, layout.vocabulary
+        # The row after the vocabulary is [MASK].
+        self.table = TokenTable(layout, width, spare=1, std=config.init_std)
+        self.position = nn.Parameter(torch.empty(1, config.prefix + layout.length, width))
+        nn.init.trunc_normal_(self.position, std=config.init_std)
+        self.register: nn.Parameter | None = None
+        if config.registers:
+            self.register = nn.Parameter(torch.empty(1, config.registers, width))
+            nn.init.trunc_normal_(self.register, std=config.init_std)
+
+    def slots(self, plan: Plan, prefix: int) -> int:
+        return 0
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        known = torch.zeros(data.shape[:2], dtype=torch.bool, device=data.device) if plan.known_BL is None else plan.known_BL
+        return self._of(data, known.expand(data.shape[:2]), plan.sequence_BL, cond, draws)
+
+    def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor]:
+        shape = (len(cond.vector_BD), self.layout.length) + ((self.layout.codebooks,) if self.layout.codebooks > 1 else ())
+        data = torch.zeros(shape, dtype=torch.long, device=cond.vector_BD.device)
+        return data, torch.zeros(shape[:2], dtype=torch.bool, device=data.device)
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        asked = plan.sequence_BL if plan.choice is not None else plan.members(group)
+        return self._of(state[0], state[1], asked, cond, None)
+
+    def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor]:
+        index = place_Bn.expand(len(data), -1)
+        deep = index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data)
+        return state[0].scatter(1, deep, data), state[1].scatter(1, index, True)
+
+    def inputs(self, data: Tensor, known_BL: Tensor) -> Tensor:
+        """Ids with [MASK] where they are not known."""
+        known = known_BL.view(*known_BL.shape, *[1] * (data.ndim - 2))
+        return torch.where(known, data, self.mask)
+
+    def embed(self, x_BSD: Tensor) -> Tensor:
+        """The slots at their positions."""
+        return x_BSD + self.position
+
+    def _of(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+        x = self.table(self.inputs(data, known_BL))
+        if self.prefix:
+            x = torch.cat([cond.prefix_BPD, x], dim=1)
+        x = dropout(self.embed(x), self.rate, draws)
+        if self.register is not None:
+            x = torch.cat([x, self.register.expand(len(x), -1, -1)], dim=1)
+        place = torch.full((1, x.shape[1]), -1, device=x.device)
+        place[:, self.prefix : self.prefix + self.layout.length] = torch.arange(self.layout.length, device=x.device)
+        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, sees="all", kept=0)

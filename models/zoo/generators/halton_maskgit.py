@@ -1,0 +1,63 @@
+"""Halton-MaskGIT: masked generation along a Halton sequence (Besnier et al. 2025, arXiv:2503.17076).
+
+New: MaskGIT's next positions are not those that the model is surest of, which lie close together and depend on each other, but the
+next ones of a Halton sequence, which cover the grid evenly.  Any number of steps works without training again.
+Differs: mask ratios follow a cosine in training as in MaskGIT; [MASK] itself is never drawn.
+Run: tokenloom run smoke_halton_maskgit
+Expect: ImageNet 256 FID 5.3 with 32 steps (MaskGIT's confidence sampler: 7.5 under the same weights), 3.74 for the large model.
+"""
+
+from __future__ import annotations
+
+from models.generator import GroupGenerator
+from models.parts.attention import Attention
+from models.parts.conditions import ClassCondition
+from models.parts.feeds.masked import MaskToken
+from models.parts.heads.categorical import Tied
+from models.parts.mlp import SwiGLU
+from models.parts.nets.transformer import Transformer
+from models.parts.norms import AdaLN
+from models.parts.orders import Arccos, Halton, Masked, Steps
+from models.parts.similarity import RootMean
+from models.registry import register
+from models.sampling.sampler import Constant, Sampler
+
+
+@register(
+    "halton_maskgit",
+    kind="generator",
+    paper="2503.17076",
+    tiny={"depth": 2, "width": 32, "heads": 2, "steps": 4},
+    codec="vq",
+    order="masked, Halton sequence",
+    feed="tokens and [MASK]",
+    net="bidirectional transformer + adaLN",
+    head="categorical, tied",
+)
+def halton_maskgit(
+    depth: int = 24,
+    width: int = 768,
+    heads: int = 12,
+    steps: int = 32,
+    registers: int = 1,
+    classes: int | None = None,
+    dropout: float = 0.1,
+    label_dropout: float = 0.1,
+) -> GroupGenerator.Config:
+    """The base model by default."""
+    return GroupGenerator.Config(
+        order=Masked(decoding=Steps(count=steps, curve=Arccos(), rounding="down"), visit=Halton()),
+        feed=MaskToken.Config(registers=registers, dropout=dropout),
+        net=Transformer.Config(
+            width=width,
+            depth=depth,
+            heads=heads,
+            norm=AdaLN.Config(eps=1e-5, kind="rms", final="rms_bias"),
+            mlp=SwiGLU.Config(multiple_of=32),
+            attention=Attention.Config(similarity=RootMean(eps=1e-5)),
+            dropout=dropout,
+        ),
+        head=Tied.Config(),
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        sampler=Sampler(guidance=Constant(value=2.0)),
+    )
