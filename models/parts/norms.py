@@ -87,10 +87,11 @@ class PreNorm(BlockNorm):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BlockNorm.Config):
-        """``kind``: rms (LlamaGen) or layer."""
+        """``kind``: rms (LlamaGen) or layer; ``last``: whether the stack ends with a norm or with the raw stream."""
 
         kind: Kind = "rms"
         eps: float = 1e-5
+        last: Literal["norm", "raw"] = "norm"
 
         def build(self, width: int, depth: int, branches: int = 2) -> PreNorm:
             return PreNorm(self, width, depth, branches)
@@ -100,7 +101,7 @@ class PreNorm(BlockNorm):
         self.branches = nn.ModuleList(
             [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
         )
-        self.final = norm(config.kind, width, config.eps)
+        self.final = norm(config.kind, width, config.eps) if config.last == "norm" else nn.Identity()
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         return cast(nn.ModuleList, self.branches[block])[branch](x)

@@ -1,0 +1,83 @@
+"""Open-MAGVIT2's generator (TencentARC/SEED-Voken, Apache-2.0): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.generator import GroupGenerator
+from models.parts.conditions import ClassCondition
+from models.parts.feeds import Shifted
+from models.parts.heads.factorised import Factorised
+from models.parts.norms import PreNorm
+from models.parts.orders import Raster
+from models.pretrained.llama_blocks import llama_blocks
+from models.pretrained.llamagen import llama_net
+from models.pretrained.names import NameMap, Rename
+from models.pretrained.parity import gradient_norms
+from models.protocols import Labels, TokenLayout
+from models.sampling.sampler import Constant, Sampler
+
+FAMILY = "open_magvit2_gpt"
+
+Info = Mapping[str, Any]
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings; one guidance scale serves all sub-tokens."""
+    c = info["config"]
+    net = llama_net({**c, "n_layer": c["spatial_n_layer"]})
+    return GroupGenerator.Config(
+        order=Raster(),
+        feed=Shifted.Config(),
+        net=replace(net, norm=PreNorm.Config(kind="rms", eps=c["norm_eps"], last="raw")),
+        head=Factorised.Config(net=replace(net, depth=c["factorized_n_layer"])),
+        condition=ClassCondition.Config(classes=c["class_num"], dropout=0.0),
+        sampler=Sampler(guidance=Constant(value=c["cfg_scale"][0] - 1.0), top_k=1),
+    )
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    c = info["config"]
+    side = round(c["block_size"] ** 0.5)
+    layout = TokenLayout(grids=((side, side),), vocabulary=2 ** max(c["factorized_bits"]), codebooks=c["factorized_k"])
+    return config(info).build(layout, c["class_num"])
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours."""
+    return NameMap(
+        Rename("pre_emb.weight", "feed.table.books.0.weight"),
+        Rename("post_emb.weight", "feed.table.books.1.weight"),
+        Rename("class_emb.embedding_table.weight", "condition.table.weight"),
+        *llama_blocks("spatial_blocks.")[:-2],
+        *llama_blocks("factorized_blocks.", "head.net.")[:-1],
+        Rename("head.{i}.weight", "head.out.{i}.weight"),
+    )
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture: logits and losses of both sub-tokens, guided greedy decoding, gradient norms."""
+    ids, head = torch.stack([inputs["ids_pre"], inputs["ids_post"]], -1), cast(Factorised, model.head)
+    h = model(ids, Labels(inputs["labels"].flatten()), model.order.plan(model.layout, None))
+    logits = head.logits(h, ids)
+    losses = [torch.nn.functional.cross_entropy(logits[:, :, q].flatten(0, 1), ids[..., q].flatten()) for q in range(2)]
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"].flatten()), model.sampler, torch.Generator()))
+    drawn, found = torch.cat([s.data for s in steps], dim=1), torch.cat([cast(Tensor, s.logits) for s in steps], dim=1)
+    return {
+        "logits_pre": logits[:, :, 0].detach(),
+        "logits_post": logits[:, :, 1].detach(),
+        "loss_pre": losses[0].detach(),
+        "loss_post": losses[1].detach(),
+        "loss": sum(losses, start=torch.zeros(())).detach(),
+        "gen_ids_pre": drawn[..., 0],
+        "gen_ids_post": drawn[..., 1],
+        "gen_logits_pre": found[:, :, 0],
+        "gen_logits_post": found[:, :, 1],
+        "loss_grad_norms": gradient_norms(model, names(info), losses[0] + losses[1], info["grad_norm_keys"]),
+    }
