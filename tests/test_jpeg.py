@@ -108,6 +108,18 @@ def test_missing_bytes_leave_flat_blocks_of_the_last_mean() -> None:
     assert (codec.read(b"") == 0).all()
 
 
+def test_means_that_run_away_stay_within_eight_bits() -> None:
+    """Every block asks for the largest step upwards that a code can say; what was read can be written."""
+    book, codec = huffman("dc", 0), Jpeg(50, 1, 16, 16)
+    end = huffman("ac", 0)
+    block = f"{book.code[11]:0{book.length[11]}b}" + 11 * "1" + f"{end.code[0]:0{end.length[0]}b}"
+    bits = 4 * block
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    found = codec.read(data)
+    assert found[:, 0].tolist() == [1023] * 4
+    assert (codec.read(codec.write(found)) == found).all()
+
+
 @pytest.mark.parametrize(("channels", "height", "width"), SIZES)
 @pytest.mark.parametrize("quality", [20, 50, 90])
 def test_the_file_is_the_same_picture_elsewhere(channels: int, height: int, width: int, quality: int) -> None:
