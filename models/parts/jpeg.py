@@ -144,7 +144,9 @@ class Jpeg:
 
         def add(kind: str, block: Ints, key: Ints, symbol: Ints, size: Ints, value: Ints) -> None:
             extra = np.where(value < 0, value + (1 << size) - 1, value)
-            parts.append((block * 256 + key, (code[kind][chroma[block], symbol] << size) | extra, length[kind][chroma[block], symbol] + size))
+            parts.append(
+                (block * 256 + key, (code[kind][chroma[block], symbol] << size) | extra, length[kind][chroma[block], symbol] + size)
+            )
 
         dc = coefficient_N64[:, 0].reshape(-1, self.channels)
         difference = np.diff(dc, axis=0, prepend=0).reshape(-1)

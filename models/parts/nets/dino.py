@@ -46,7 +46,7 @@ class Dino(Source):
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads, self.patch, self.grid_trained) < 1 or self.registers < 0 or self.width % self.heads:
-            raise ConfigError(f"width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: positive, heads divide width")
+            raise ConfigError(f"width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: heads divide the width")
         if not self.weights:
             raise ConfigError("weights: give the path of a safetensors file")
 

@@ -148,10 +148,8 @@ class Flexible(Quantizer):
         """The latents before the first scale: zeros (B, C, H, W)."""
         return self.codebook.weight.new_zeros(rows, self.config.dim, *pair(self.scales[-1]))
 
-    def accumulate(
-        self, f_hat_BCHW: Tensor, scale: int, ids_BP: Tensor, scales: Sequence[Grid] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Decoding one scale at a time: its latents at the last grid's size (nothing is added up), and the next scale's input (B, P', C)."""
+    def accumulate(self, f_hat_BCHW: Tensor, scale: int, ids_BP: Tensor, scales: Sequence[Grid] | None = None) -> tuple[Tensor, Tensor]:
+        """Decoding one scale at a time: its latents at the last grid's size, nothing added, and the next scale's input (B, P', C)."""
         scales = scales or self.scales
         z_BChw, last = self._vectors(ids_BP, scales[scale]), scale == len(scales) - 1
         if last:

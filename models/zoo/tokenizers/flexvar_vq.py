@@ -5,7 +5,8 @@ larger images instead of corrections, on grids and in numbers of steps that need
 Differs: training code was never published.  A step decodes the full grid and one size drawn from all below it, compared with
 the image at that size; moving averages and revival for the codebook; convolutions that suit small images.
 Run: tokenloom run smoke_flexvar_vq
-Expect: EXPECT
+Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3): squared error 0.045 on [-1, 1] from the last scale (4x4 codes of
+512), PSNR 19.5 dB, all codes in use, 0.26 M parameters.
 """
 
 from __future__ import annotations
