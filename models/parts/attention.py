@@ -41,10 +41,10 @@ class Attention(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
-        """``bias``: on none of the projections, on query, value and output ("qv", VAR), or on all ("qkv")."""
+        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv")."""
 
         similarity: Similarity = Scaled()
-        bias: Literal["none", "qv", "qkv"] = "none"
+        bias: Literal["none", "qv", "out", "qkv"] = "none"
 
         def build(self, width: int, heads: int, kv_heads: int | None = None) -> Attention:
             """The module for this width."""

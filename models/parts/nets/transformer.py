@@ -21,7 +21,7 @@ from models.parts.dropout import drop_path, dropout
 from models.parts.feeds.base import Slots
 from models.parts.mlp import MLP, SwiGLU
 from models.parts.nets.slots import SlotNet, steering
-from models.parts.norms import BlockNorm, PreNorm
+from models.parts.norms import BlockNorm, Branch, PreNorm
 from models.parts.rope import Rope2D
 from models.protocols import TokenLayout
 
@@ -117,13 +117,26 @@ class Transformer(SlotNet):
         """
         turn = self.rope(place_BS) if self.rope is not None else None
         shared = self.norm.shared(steer)
-        for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp)):
-            first, second = self.norm.modulate(i, steer, shared)
-            y = attention(self.norm.enter(i, 0, x_BSD, first), sight, turn, cache[i] if cache else None)
-            x_BSD = self.norm.join(i, 0, x_BSD, self._branch(self.norm.gate(y, first), i, draws))
-            y = mlp(self.norm.enter(i, 1, x_BSD, second))
-            x_BSD = self.norm.join(i, 1, x_BSD, self._branch(self.norm.gate(y, second), i, draws))
+        for i in range(len(self.attention)):
+            x_BSD = self.block(i, x_BSD, sight, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
         return x_BSD
+
+    def block(
+        self,
+        index: int,
+        x_BSD: Tensor,
+        sight: Sight,
+        turn: Tensor | None,
+        how: list[Branch | None],
+        cache: LayerCache | None,
+        draws: Draws | None,
+    ) -> Tensor:
+        """One block: attention, then MLP."""
+        first, second = how
+        y = self.attention[index](self.norm.enter(index, 0, x_BSD, first), sight, turn, cache)
+        x_BSD = self.norm.join(index, 0, x_BSD, self._branch(self.norm.gate(y, first), index, draws))
+        y = self.mlp[index](self.norm.enter(index, 1, x_BSD, second))
+        return self.norm.join(index, 1, x_BSD, self._branch(self.norm.gate(y, second), index, draws))
 
     def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
         return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)
