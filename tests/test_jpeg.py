@@ -93,6 +93,9 @@ def test_bytes_after_the_end_and_after_a_marker_change_nothing() -> None:
     codec, scan = model.codec, bytes(ids[0, :used].tolist())
     assert (codec.read(scan + b"\xff\xd9\x12\x34") == codec.read(scan)).all()
     assert (codec.read(scan + b"\x12\x34") == codec.read(scan)).all()
+    half = next(i for i in range(used // 2, used) if scan[i - 1] != 0xFF)
+    assert (codec.read(scan[:half] + b"\xff\xd9" + scan[half:]) == codec.read(scan[:half])).all()
+    assert (codec.read(scan[:half]) != codec.read(scan)).any()
 
 
 def test_missing_bytes_leave_flat_blocks_of_the_last_mean() -> None:
