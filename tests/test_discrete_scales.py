@@ -1,0 +1,152 @@
+"""Defining properties: scales that see themselves alone, masked steps inside a scale, tokens drawn again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_discrete_more import PLAIN, small, some
+
+from models.draws import Draws
+from models.generator import GroupGenerator
+from models.parts.attention import Attention
+from models.parts.feeds.markov import MaskedScales
+from models.parts.heads.resampled import Resampled
+from models.parts.orders.sizes import Steps
+from models.protocols import LayoutError, TokenLayout, Tokens
+from models.sampling.sampler import Constant, Moment, Sampler
+
+SCALES = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=16)
+
+
+def scaled(name: str, **arguments: Any) -> GroupGenerator:
+    """A tiny model over three scales whose codes differ."""
+    model = small(name, SCALES, codec="var_vq", scale=0.3, **arguments)
+    assert isinstance(model, GroupGenerator)
+    torch.nn.init.normal_(model.feed.quantizer.codebook.weight, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, arg-type]
+    return model
+
+
+@pytest.mark.parametrize(("name", "reach"), [("hmar", {2}), ("srdd", {2}), ("var", {0, 1, 2})])
+def test_a_scale_sees_the_slots_of_its_own_alone(name: str, reach: set[int]) -> None:
+    model = scaled(name)
+    ids, labels = some(SCALES, 2)
+    grads: list[torch.Tensor] = []
+
+    def watch(_: Any, inputs: tuple[Any, ...]) -> Any:
+        x = inputs[0].x_BSD.detach().requires_grad_()
+        grads.append(x)
+        return (type(inputs[0])(**{**vars(inputs[0]), "x_BSD": x}), *inputs[1:])
+
+    hook = model.net.register_forward_pre_hook(watch)
+    plan = model.order.plan(SCALES, Draws.whole(0, 0, 2))
+    model(ids, labels, plan)[:, 5:].square().sum().backward()  # what the last scale predicts
+    hook.remove()
+    moved = grads[0].grad.abs().sum((0, 2)) > 0  # type: ignore[union-attr]
+    level = SCALES.positions[:, 1]
+    assert set(level[moved].tolist()) == reach
+
+
+@pytest.mark.parametrize("name", ["hmar", "srdd"])
+def test_the_cache_holds_one_scale(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    most: list[int] = []
+    before = Attention.forward
+
+    def forward(self: Attention, x: Any, sight: Any, turn: Any, cache: Any) -> Any:
+        most.append(cache.key_BHTE.shape[2])
+        return before(self, x, sight, turn, cache)
+
+    monkeypatch.setattr(Attention, "forward", forward)
+    _, labels = some(SCALES, 2)
+    for model, slots in ((scaled(name), 16), (scaled("var"), 21)):
+        most.clear()
+        list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0)))
+        assert max(most) == slots
+
+
+def test_markov_feeds_refuse_plans_that_see_more() -> None:
+    model = scaled("srdd")
+    ids, labels = some(SCALES, 2)
+    with pytest.raises(LayoutError, match="window"):
+        model(ids, labels, scaled("var").order.plan(SCALES, None))
+
+
+# HMAR
+
+
+def test_the_steps_of_a_scale_change_without_training() -> None:
+    model = scaled("hmar")
+    ids, labels = some(SCALES, 4)
+    for sizes, groups in ((None, 1 + 2 + 3), (Steps(count=1), 3), (Steps(count=4), 1 + 4 + 4), (Steps(count=16), 21)):
+        sampler = Sampler(guidance=Constant(value=0.0), sizes=sizes)
+        plan = model.order.decode(SCALES, 4, torch.Generator().manual_seed(3), sizes)
+        steps = list(model.decode_steps(labels, sampler, torch.Generator().manual_seed(3), forced=ids))
+        assert len(steps) == plan.groups == groups
+        taught = model(ids, labels, plan)
+        torch.testing.assert_close(torch.cat([s.h_BnD for s in steps], dim=1), taught, atol=2e-5, rtol=1e-5)
+
+
+def test_a_step_knows_what_earlier_steps_of_the_scale_drew_and_no_later_ones() -> None:
+    model = scaled("hmar")
+    ids, labels = some(SCALES, 1)
+    plan = model.order.decode(SCALES, 1, torch.Generator().manual_seed(0))
+    h = model(ids, labels, plan)
+    first, third = plan.members(3)[0], plan.members(5)[0]  # steps 1 and 3 of the last scale
+    early, late = ids.clone(), ids.clone()
+    early[0, first[0]] = (early[0, first[0]] + 1) % 16
+    late[0, third[0]] = (late[0, third[0]] + 1) % 16
+    middle = slice(plan.start(4), plan.start(5))
+    assert not torch.allclose(model(early, labels, plan)[:, middle], h[:, middle], atol=1e-3)
+    torch.testing.assert_close(model(late, labels, plan)[:, middle], h[:, middle], atol=1e-6, rtol=0)
+
+
+def test_training_masks_every_scale_by_itself_and_weighs_what_is_masked() -> None:
+    order = scaled("hmar").order
+    plan = order.plan(SCALES, Draws.whole(0, 1, 64))
+    assert plan.known_BL is not None
+    assert plan.weight_BL is not None
+    assert plan.window == 0
+    masked = torch.stack([(~part).sum(1) for part in plan.known_BL.split([1, 4, 16], dim=1)])
+    assert int(masked.min()) >= 1
+    whole = (masked[2] == 16).float().mean()
+    assert 0.4 < float(whole) < 0.8  # a half by decision, some more by the curve
+    assert len(masked[2].unique()) > 4
+    assert float(plan.weight_BL.sum(1).mean()) == pytest.approx(1)
+    assert bool((plan.weight_BL[plan.known_BL] == 0).all())
+    parts = [order.plan(SCALES, Draws(0, 1, 1, start, start + 16, 64)) for start in range(0, 64, 16)]
+    assert torch.equal(torch.cat([p.weight_BL for p in parts]), plan.weight_BL)  # type: ignore[misc]
+
+
+def test_tokens_that_are_kept_are_seen_by_all_of_their_scale() -> None:
+    model = scaled("hmar")
+    assert isinstance(model.feed, MaskedScales)
+    ids, labels = some(SCALES, 3)
+    keep = torch.zeros(21, dtype=torch.bool)
+    keep[[2, 4, 20]] = True
+    steps = list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0), ids, keep))
+    assert [s.place_Bn.shape[1] for s in steps][:2] == [1, 2]  # the first scale, then what is kept of the second
+    done = model.inpaint(Tokens(ids, SCALES), keep, labels, PLAIN, torch.Generator().manual_seed(0)).ids
+    assert torch.equal(done[:, keep], ids[:, keep])
+    other = ids.clone()
+    other[:, 20] = (ids[:, 20] + 5) % 16
+    again = model.inpaint(Tokens(other, SCALES), keep, labels, PLAIN, torch.Generator().manual_seed(0)).ids
+    assert torch.equal(again[:, :5], done[:, :5])
+    assert not torch.equal(again[:, 5:20], done[:, 5:20])  # positions before it in storage order
+
+
+# SRDD
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_tokens_below_the_threshold_are_drawn_again(rounds: int) -> None:
+    head = Resampled(Resampled.Config(threshold=0.15, rounds=rounds), 4, 4)
+    p = torch.tensor([0.5, 0.3, 0.12, 0.08])
+    with torch.no_grad():
+        head.out.weight.copy_(torch.diag(p.log()))
+    drawn = head.draw(torch.ones(1, 40_000, 4), None, PLAIN, Moment(0, 1, 0, 1, 1), torch.Generator().manual_seed(0))
+    m = 0.2
+    factor = torch.tensor([sum(m**i for i in range(rounds + 1))] * 2 + [m**rounds] * 2)
+    torch.testing.assert_close(drawn.data[0].bincount(minlength=4) / 40_000, p * factor, atol=8e-3, rtol=0)
+    assert drawn.chosen_BN is not None
+    torch.testing.assert_close(drawn.chosen_BN[0], p.log()[drawn.data[0]])
