@@ -18,6 +18,7 @@ from models.autoencoder import Autoencoder
 from models.build import ModelSpec
 from models.config import ConfigError
 from models.draws import Draws
+from models.generator import GroupGenerator
 from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.parts.nets.columns import Columns
 from models.parts.nets.dino import Dino
@@ -29,7 +30,7 @@ from models.parts.quantizers.flexible import Flexible
 from models.parts.quantizers.frequency import Frequency, low_pass
 from models.parts.quantizers.kmeans import KMeans
 from models.parts.quantizers.multiscale import MultiScale
-from models.protocols import Batch, LayoutError
+from models.protocols import Batch, Labels, LayoutError
 from models.zoo.tokenizers._small import small_conv
 from tasks.parallel import launch
 
@@ -222,6 +223,32 @@ def test_band_inputs_equal_incremental_inputs() -> None:
     torch.testing.assert_close(torch.cat(inputs[:-1], 1), quantizer.next_inputs(ids))
     torch.testing.assert_close(f_hat, quantizer.lookup(ids))
     assert isinstance(quantizer, MultiScale), "so next-scale generators take it"
+
+
+@pytest.mark.parametrize("codec", ["flexvar_vq", "nfig"])
+def test_next_scale_generators_stand_on_them(codec: str) -> None:
+    """One scale at a time gives what all scales at once give."""
+    tokenizer = ModelSpec("tokenizer", codec, dict(registry.get(codec).tiny), {}, {"size": SIZE, "channels": 1})
+    base = cast(Autoencoder, tokenizer.build())
+    cast(Any, base.quantizer).codebook.weight.data.normal_()
+    given = {"layout": base.layout.to_dict(), "classes": 3, "tokenizer": tokenizer.to_dict()}
+    torch.manual_seed(0)
+    model = cast(GroupGenerator, ModelSpec("generator", "var", {"depth": 1, "width": 16, "heads": 2}, {}, given).build().eval())
+    model.adopt(tokenizer=base)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    ids, label = base.encode(images(3)).ids, Labels(torch.arange(3))
+    steps = list(model.decode_steps(label, model.sampler.edited(guidance=0.0), torch.Generator(), forced=ids))
+    with torch.no_grad():
+        taught = model(ids, label, model.order.decode(model.layout, 3, None))
+    torch.testing.assert_close(torch.cat([s.h_BnD for s in steps], 1), taught, atol=2e-5, rtol=1e-5)
+    changed = ids.clone()
+    changed[:, :1] = (changed[:, :1] + 1) % 16
+    with torch.no_grad():
+        other = model(changed, label, model.order.decode(model.layout, 3, None))
+    assert torch.equal(other[:, :1], taught[:, :1])
+    assert not torch.allclose(other[:, 1:5], taught[:, 1:5])
 
 
 # --- columns ------------------------------------------------------------------------------------------------------
