@@ -7,7 +7,7 @@ C channels.  Tokens are ids (B, L) or (B, L, Q), or latents (B, L, C).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class GroupGenerator(protocols.Generator):
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
         super().__init__()
-        self.config, self.layout = config, layout
+        self.config, self.layout, self.given = config, layout, (classes, tokenizer)
         self.order, self.sampler = config.order, config.sampler
         self.condition = config.condition.build(classes, config.net.width)
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
@@ -78,6 +78,19 @@ class GroupGenerator(protocols.Generator):
         """Copy, frozen, what the feed needs of the tokenizer."""
         if tokenizer is not None:
             self.feed.adopt(tokenizer)
+
+    def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
+        """The same weights for tokens of other grids, where no weight belongs to a grid.
+
+        Raises:
+            LayoutError: weights of this generator belong to its grids.
+        """
+        other = GroupGenerator(self.config, replace(self.layout, grids=grids), *self.given).to(next(self.parameters()).device)
+        try:
+            other.load_state_dict(self.state_dict())
+        except RuntimeError as error:
+            raise protocols.LayoutError(f"this generator is bound to its grids {self.layout.grids}: {error}") from error
+        return other.train(self.training)
 
     def forward(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
         """Teacher forcing: hidden states (B, N, D) or (B, N, K, D) in the order of the plan's sequence, N being L over the feed's share."""

@@ -74,35 +74,40 @@ def build(info: Info) -> GroupGenerator:
 
 def names(info: Info) -> NameMap:
     """Official names to ours; ``state_vae/`` is the tokenizer's part that the generator carries."""
-    depth, width = info["config"]["depth"], info["config"]["embed_dim"]
-    if info["config"]["shared_aln"]:
-        norm = [
-            Rename("shared_ada_lin.1.{p}", "net.norm.maps.0.{p}"),
-            _stacked(depth, width),
-        ]
-    else:
-        norm = [Rename("blocks.{i}.ada_lin.1.{p}", "net.norm.maps.{i}.{p}")]
     return NameMap(
-        *norm,
-        Rename("head_nm.ada_lin.1.{p}", "net.norm.final.{p}"),
-        Rename("head.{p}", "head.out.{p}"),
-        Rename("class_emb.weight", "condition.table.weight"),
+        *transformer_names(info),
         Rename("word_embed.{p}", "feed.embed.{p}"),
         Rename("pos_start", "feed.position_start"),
         Rename("pos_1LC", "feed.position"),
         Rename("lvl_embed.weight", "feed.position_scale.weight"),
-        Rename("blocks.{i}.attn.mat_qkv.weight", "net.attention.{i}.qkv.weight"),
-        Rename("blocks.{i}.attn.q_bias", "net.attention.{i}.q_bias"),
-        Rename("blocks.{i}.attn.v_bias", "net.attention.{i}.v_bias"),
-        Rename("blocks.{i}.attn.proj.{p}", "net.attention.{i}.proj.{p}"),
-        Rename("blocks.{i}.attn.scale_mul_1H11", "net.attention.{i}.similarity.temperature", lambda t: t[0], lambda t: t[None]),
-        Rename("blocks.{i}.ffn.fc1.{p}", "net.mlp.{i}.up.{p}"),
-        Rename("blocks.{i}.ffn.fc2.{p}", "net.mlp.{i}.out.{p}"),
-        Ignore("blocks.{i}.attn.zero_k_bias"),
         Ignore("lvl_1L"),
         Ignore("attn_bias_for_masking"),
         *quantizer_names("state_vae/quantize.", "feed.quantizer."),
     )
+
+
+def transformer_names(info: Info) -> list[Rule]:
+    """Blocks, norms, head and classes, which VAR's relatives share."""
+    depth, width = info["config"]["depth"], info["config"]["embed_dim"]
+    if info["config"]["shared_aln"]:
+        norm = [Rename("shared_ada_lin.1.{p}", "net.norm.maps.0.{p}"), _stacked(depth, width)]
+    else:
+        norm = [Rename("blocks.{i}.ada_lin.1.{p}", "net.norm.maps.{i}.{p}")]
+    temperature = "net.attention.{i}.similarity.temperature"
+    return [
+        *norm,
+        Rename("head_nm.ada_lin.1.{p}", "net.norm.final.{p}"),
+        Rename("head.{p}", "head.out.{p}"),
+        Rename("class_emb.weight", "condition.table.weight"),
+        Rename("blocks.{i}.attn.mat_qkv.weight", "net.attention.{i}.qkv.weight"),
+        Rename("blocks.{i}.attn.q_bias", "net.attention.{i}.q_bias"),
+        Rename("blocks.{i}.attn.v_bias", "net.attention.{i}.v_bias"),
+        Rename("blocks.{i}.attn.proj.{p}", "net.attention.{i}.proj.{p}"),
+        Rename("blocks.{i}.attn.scale_mul_1H11", temperature, lambda t: t[0], lambda t: t[None]),
+        Rename("blocks.{i}.ffn.fc1.{p}", "net.mlp.{i}.up.{p}"),
+        Rename("blocks.{i}.ffn.fc2.{p}", "net.mlp.{i}.out.{p}"),
+        Ignore("blocks.{i}.attn.zero_k_bias"),
+    ]
 
 
 def _stacked(depth: int, width: int) -> Rule:

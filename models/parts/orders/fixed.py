@@ -31,6 +31,28 @@ class Scales(Fixed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SomeScales(Scales):
+    """Scales, of which training leaves out some: each but the first and the last with probability ``drop``, the same for the whole
+    batch (FlexVAR, arXiv:2502.20313); for tokens whose scales stand alone."""
+
+    drop: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ConfigError(f"order.drop={self.drop}: must be in [0, 1)")
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        whole = super().plan(layout)
+        if draws is None:
+            return whole
+        keep = (draws.shared_uniform(whole.groups) >= self.drop).tolist()
+        keep[0] = keep[-1] = True
+        groups = [g for g in range(whole.groups) if keep[g]]
+        sequence = torch.cat([whole.members(g) for g in groups], dim=1)
+        return Plan(sequence, tuple(whole.sizes[g] for g in groups), whole.window)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diagonals(Fixed):
     """All positions of equal Manhattan distance from the corner at once (NAR, arXiv:2503.10696)."""
 

@@ -1,0 +1,84 @@
+"""FlexVAR's transformers (jiaosiyu1999/FlexVAR, MIT): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.generator import GroupGenerator
+from models.parts.feeds.flexible_scale import FlexibleScale
+from models.parts.heads.categorical import Categorical
+from models.parts.quantizers.codebook import Codebook
+from models.parts.quantizers.flexible import Flexible
+from models.pretrained import var
+from models.pretrained.names import Ignore, NameMap, Rename
+from models.pretrained.parity import gradient_norms
+from models.protocols import Labels, TokenLayout
+
+FAMILY = "flexvar"
+
+Info = Mapping[str, Any]
+
+
+class _Codec:
+    """What the feed asks of a tokenizer's config."""
+
+    def __init__(self, info: Info) -> None:
+        c = info["config"]
+        codebook = Codebook.Config(codes=c["vocab_size"], dim=c["Cvae"], metric="cosine")
+        self.quantizer = Flexible.Config(codebook=codebook, scales=tuple(c["patch_nums"]))
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings; guidance grows over at most ten scales, as ours does over all of them."""
+    return replace(var.config(info), feed=FlexibleScale.Config())
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    c = info["config"]
+    layout = TokenLayout(grids=_grids(c["patch_nums"]), vocabulary=c["vocab_size"])
+    return config(info).build(layout, c["num_classes"], _Codec(info))
+
+
+def _grids(sizes: list[int]) -> tuple[tuple[int, int], ...]:
+    return tuple((n, n) for n in sizes)
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours; ``state_vae/`` is the tokenizer's part that the generator carries."""
+    rules = var.transformer_names(info)
+    return NameMap(
+        *rules,
+        Rename("word_embed.{p}", "feed.embed.{p}"),
+        Rename("pos_start", "feed.position_start"),
+        Rename("pos_1LC", "feed.position"),
+        Rename("state_vae/quantize.embedding.weight", "feed.quantizer.codebook.weight"),
+        Ignore("attn_bias_for_masking"),
+    )
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture: ids and inputs of some scales, teacher-forced logits, generation on others, gradient norms."""
+    c = info["config"]
+    taught = model.on(_grids(c["tf_patch_nums"]))
+    quantizer, head = cast(FlexibleScale, taught.feed).quantizer, cast(Categorical, taught.head)
+    ids = quantizer.encode(inputs["latent"], c["tf_patch_nums"])
+    logits = head.logits(taught(ids, Labels(inputs["label_B"]), taught.order.plan(taught.layout, None)))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    drawn = model.on(_grids(c["infer_patch_nums"]))
+    steps = list(drawn.decode_steps(Labels(inputs["gen_label_B"]), drawn.sampler, torch.Generator()))
+    return {
+        "gt_idx_BL": ids,
+        "x_BLCv_wo_first_l": quantizer.next_inputs(ids, c["tf_patch_nums"]),
+        "logits_BLV": logits.detach(),
+        "loss": loss.detach(),
+        "gen_final_quant": steps[-1].state[0][: len(inputs["gen_label_B"])],
+        "gen_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1),
+        "gen_idx_BL": torch.cat([s.data for s in steps], dim=1),
+        "loss_grad_norms": gradient_norms(taught, names(info), loss, info["grad_norm_keys"]),
+    }
