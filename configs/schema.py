@@ -89,6 +89,16 @@ class TokenizerConfig(BaseConfig):
         return self
 
 
+class ExtractConfig(Section):
+    """Which forms of each training image are tokenized."""
+
+    views: Identity[list[Literal["plain", "flip", "ten_crop"]]] = Field(
+        default_factory=lambda: ["plain"],  # type: ignore[arg-type]
+        min_length=1,
+        description="plain, flip (mirrored), ten_crop (corners and centre of the image enlarged by a tenth, each also mirrored)",
+    )
+
+
 class SampleConfig(Section):
     """How the generator is sampled; what is not given comes from the recipe's own sampler."""
 
@@ -138,6 +148,7 @@ class RunConfig(Section):
     name: Identity[str] = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="run name and registered model's name")
     data: Identity[DataConfig]
     tokenizer: Identity[TokenizerConfig]
+    extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
     generator: Identity[MethodConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)

@@ -91,7 +91,7 @@ def extract_step(config: RunConfig, store: Store, dataset: Artifact, tokenizer: 
     """Every image of the dataset as tokens."""
     from tasks.extract import plan_extract
 
-    return plan_extract(config.name, dataset, tokenizer, store)
+    return plan_extract(config.name, dataset, tokenizer, store, tuple(config.extract.views))
 
 
 def features_step(config: RunConfig, store: Store, dataset: Artifact) -> Step:

@@ -6,6 +6,9 @@ is lost is made again alone, and each finished one leaves a marker.
 
 from __future__ import annotations
 
+import threading
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +19,19 @@ from models.config import ConfigError
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work, canonical_json, sha256_of
 from tasks.errors import ArtifactError, StepError
 from tasks.progress import Report, silent
+from tasks.views import parse_views, view_of
 
 VERSION = 1
 _ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on the machine's memory
+DEPTH = 2  # shards that a worker holds at once, one in the encoder
 
 
 def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store, views: tuple[str, ...] = ("plain",)) -> Step:
     """The step that tokenizes a dataset.
 
     Args:
-        views: of each training image: ``plain`` and ``flip`` (mirrored); other splits have the plain view alone.
+        views: of each training image (``tasks/views.py``): ``plain``, ``flip`` (mirrored), ``ten_crop``; other splits have the
+            plain view alone.
 
     Raises:
         ConfigError: unknown views, or images that are not of the tokenizer's size (checked when both are there).
@@ -41,18 +47,6 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
                 f"data.{what}={images[what]}, but tokenizer {tokenizer.id} was trained for {what}={given[what]}: use another tokenizer"
             )
     return step
-
-
-def parse_views(views: Sequence[str]) -> tuple[str, ...]:
-    """Names of the views of an image that are tokenized; the row's ``view`` is an index into them.
-
-    Raises:
-        ConfigError: none, twice the same, or an unknown one.
-    """
-    known = ("plain", "flip")
-    if not views or len(set(views)) != len(views) or set(views) - set(known):
-        raise ConfigError(f"views {list(views)}: give each of {', '.join(known)} at most once, and at least one")
-    return tuple(views)
 
 
 def shard_key(tokenizer: str, image_shard: str, views: list[str]) -> str:
@@ -85,13 +79,14 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
             found[key] = have
         else:
             todo.append((key, shard, views))
-    reused, total = len(found), len(images.notes["shards"])
+    reused, total, timings = len(found), len(images.notes["shards"]), list[dict[str, Any]]()
     report("extract", reused, total, {})
     if todo:
         for key, made in _encode(todo, step, store, cluster, work.folder):
+            timings.append(made.pop("timing") | {"rows": made["rows"]})
             work.mark(key, {"files": [made]})
             found[key] = made
-            report("extract", len(found), total, {"rows": float(made["rows"])})
+            report("extract", len(found), total, {"rows": float(made["rows"]), **throughput(timings)})
     listed = []
     for shard in images.notes["shards"]:
         views = step.config["views"] if shard["split"] == "train" else ["plain"]
@@ -106,7 +101,22 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
         "tokenizer_spec": made_by.notes["spec"],
     }
     rows = {split: sum(s["rows"] for s in listed if s["split"] == split) for split in ("train", "validation", "test")}
-    return {**rows, "shards": total, "encoded": len(todo), "reused": reused}
+    return {**rows, "shards": total, "encoded": len(todo), "reused": reused, **throughput(timings)}
+
+
+def throughput(timings: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Images a second over all workers, and the share of their time that was spent in the encoder; from its first image on."""
+    if not timings:
+        return {}
+    workers = {t["worker"] for t in timings}
+    spans = [_span([t for t in timings if t["worker"] == worker]) for worker in workers]
+    share = sum(t["encoding"] for t in timings) / max(sum(spans), 1e-9)
+    rows = sum(t["rows"] for t in timings)
+    return {"images_per_second": rows / max(*spans, 1e-9), "encoder_share": min(1.0, share)}
+
+
+def _span(timings: Sequence[dict[str, Any]]) -> float:
+    return float(max(t["ended"] for t in timings) - min(t["began"] for t in timings))
 
 
 def _earlier(store: Store) -> dict[str, dict[str, Any]]:
@@ -122,16 +132,18 @@ def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store
 
     with session(cluster, store.root) as current:
         ray = current.ray
-        actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Encoder)
+        options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker, "max_restarts": 2, "max_task_retries": 2}
+        actor = ray.remote(max_concurrency=DEPTH, **options)(Encoder)
         given = (store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), cluster.execution.threads, cluster.execution.device)
         idle = [actor.remote(*given) for _ in range(min(cluster.extract_actors, len(todo)))]
         actors, waiting = list(idle), list(reversed(todo))
+        idle = [each for _ in range(DEPTH) for each in actors]  # each has a place for every shard that it may hold
         running: dict[Any, tuple[str, Any]] = {}
         try:
             while waiting or running:
                 while waiting and idle:
                     key, shard, views = waiting.pop()
-                    worker = idle.pop()
+                    worker = idle.pop(0)
                     running[worker.encode.remote(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")] = key, worker
                 ready, _ = ray.wait(list(running), num_returns=1)
                 key, worker = running.pop(ready[0])
@@ -149,21 +161,27 @@ def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store
 
 
 class Encoder:
-    """The tokenizer of one worker; everything it is given is an address or plain data."""
+    """The tokenizer of one worker; everything it is given is an address or plain data.
+
+    Two shards may be under way at once (``DEPTH``): one is read, decoded or written while the other is encoded.
+    """
 
     def __init__(self, store: str, root: str, tokenizer: dict[str, str], threads: int, device: str) -> None:
         import torch
 
         from models.build import load_model
 
-        torch.set_num_threads(threads)
+        self._threads = threads
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._store = Store(store, Path(root))
         self._artifact = Artifact.from_dict(tokenizer)
+        torch.set_num_threads(threads)
         self._model: Any = load_model(self._store.fetch(self._artifact, "model.json", "weights.safetensors"), self._device)[0]
+        self._encoding = threading.Lock()
+        self._warm, self._name = False, uuid.uuid4().hex
 
     def encode(self, image_shard: dict[str, Any], views: list[str], target: str) -> dict[str, Any]:
-        """Write the token shard of one image shard; returns its entry for the record."""
+        """Write the token shard of one image shard; returns its entry for the record, and ``timing``."""
         import io
 
         import numpy as np
@@ -173,22 +191,22 @@ class Encoder:
         from tasks.loader import Shard, decode_images, read_shard
         from tasks.tokens import number_type, write_tokens
 
+        torch.set_num_threads(self._threads)  # a setting of the thread
         storage = self._store.storage
+        began = time.monotonic()
         shard = Shard(**{k: image_shard[k] for k in Shard.__dataclass_fields__})
         raw = read_shard(storage, shard)
         pixels, label_N = decode_images(raw, storage.uri(shard.path))
         names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
         layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
-        parts = []
-        with torch.inference_mode():
-            for view in views:
-                for start in range(0, len(pixels), _ROWS):
-                    image_BCHW = (
-                        torch.from_numpy(pixels[start : start + _ROWS]).to(self._device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-                    )
-                    image_BCHW = image_BCHW.flip(-1) if view == "flip" else image_BCHW
-                    data = self._model.encode(image_BCHW.contiguous()).data.cpu()
-                    parts.append((data.long() if layout.discrete else data.float()).numpy())
+        with self._encoding, torch.inference_mode():
+            if not self._warm:  # the first call of a network is slow, and says nothing about the rest
+                self._tokens(torch.from_numpy(pixels[:2]), views[0])
+                self._warm, began = True, time.monotonic()
+            start = time.monotonic()
+            image = torch.from_numpy(pixels)
+            parts = [self._tokens(part, view) for view in views for part in image.split(_ROWS)]
+            seconds = time.monotonic() - start
         data = write_tokens(
             None,
             keys=names["key"].to_pylist() * len(views),
@@ -200,4 +218,11 @@ class Encoder:
             lineage={"tokenizer": self._artifact.id, "images": shard.sha256, "views": views, "type": str(number_type(layout))},
         )
         storage.write(target, data)
-        return {"path": target, "size": len(data), "sha256": sha256_of(data), "rows": len(pixels) * len(views)}
+        made = {"path": target, "size": len(data), "sha256": sha256_of(data), "rows": len(pixels) * len(views)}
+        return made | {"timing": {"worker": self._name, "encoding": seconds, "began": began, "ended": time.monotonic()}}
+
+    def _tokens(self, pixels_BHWC: Any, view: str) -> Any:
+        """Token data of some images as an array."""
+        image_BCHW = view_of(pixels_BHWC.to(self._device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0), view)
+        tokens = self._model.encode(image_BCHW.contiguous())
+        return (tokens.data.cpu().long() if tokens.layout.discrete else tokens.data.cpu().float()).numpy()

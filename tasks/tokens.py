@@ -100,7 +100,9 @@ def write_tokens(
     description = {"format": FORMAT, "layout": layout.to_dict(), "lineage": lineage}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(description, sort_keys=True).encode()})
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    # Parquet keeps small integers as 32 bits: byte by byte the empty ones vanish, mixed with the others they cost a third more.
+    encoding = {"ids.list.element": "BYTE_STREAM_SPLIT"} if layout.discrete else None
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False, column_encoding=encoding)
     if path is not None:
         path.write_bytes(sink.getvalue())
     return sink.getvalue()
