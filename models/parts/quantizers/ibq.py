@@ -51,7 +51,8 @@ class IBQ(Quantizer):
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid
-        self.codebook = nn.Parameter(torch.randn(config.codes, config.dim) * config.dim**-0.5)
+        # of one length: the dot product then starts as a cosine, and no code outshines the others
+        self.codebook = nn.Parameter(F.normalize(torch.randn(config.codes, config.dim), dim=-1) * config.dim**0.5 / 2)
         self.usage = Usage(config.codes)
 
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:

@@ -45,7 +45,7 @@ class LFQ(Quantizer):
         bits: int = 10
         factors: tuple[int, ...] = ()
         beta: float = 0.25
-        entropy: Entropy | None = Entropy()
+        entropy: Entropy | None = Entropy(weight=0.02)
 
         def __post_init__(self) -> None:
             if self.factors and (min(self.factors) < 1 or sum(self.factors) != self.bits):
@@ -124,7 +124,7 @@ class BSQ(LFQ):
     class Config(LFQ.Config):
         """As of ``LFQ``; distances on the sphere are small, so is the temperature's effect."""
 
-        entropy: Entropy | None = Entropy(temperature=0.1)
+        entropy: Entropy | None = Entropy(weight=0.02, temperature=0.1)
 
         def build(self, grid: tuple[int, int]) -> BSQ:
             return BSQ(self, grid)

@@ -40,7 +40,7 @@ class MultiScaleBSQ(Quantizer):
         bits: int = 10
         scales: tuple[int, ...] = (1, 2, 3, 4)
         beta: float = 0.25
-        entropy: Entropy | None = Entropy(temperature=0.1)
+        entropy: Entropy | None = Entropy(weight=0.02, temperature=0.1)
 
         def __post_init__(self) -> None:
             if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
