@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.protocols import Batch, Labels, TextFeatures
 from tasks import png
@@ -58,3 +59,17 @@ def image_png(image: Tensor) -> bytes:
         image = torch.cat([image, blank]).view(rows, columns, C, H, W).permute(2, 0, 3, 1, 4).reshape(C, rows * H, columns * W)
     pixels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return png.encode(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def exact_norms(model: nn.Module) -> None:
+    """Let every normalisation take and give float32 under autocast.
+
+    Autocast on accelerators does so by itself; on processors it hands half precision through.
+    """
+
+    def widen(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return tuple(t.float() if isinstance(t, Tensor) and t.dtype in (torch.bfloat16, torch.float16) else t for t in given)
+
+    for module in model.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+            module.register_forward_pre_hook(widen)

@@ -13,8 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from tasks.curves import Tail, numbers, read_curves
 from tasks.errors import ArtifactError, Preempted, StepError
 from tasks.loader import Rows
 from tasks.progress import Report, silent
+from tasks.stopping import STOP_FILE, asked_to_stop, noted_signals
 from tasks.storage import Storage
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 1
-_STOP, _FAILURE, _PLAN, _RESULT = "stop.json", "failure.json", "plan.json", "result.json"
+_FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
 
 
 def plan_tokenizer(
@@ -95,7 +95,7 @@ def train_model(step: Step, store: Store, cluster: ClusterConfig, tracker: Track
 
 def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
     job, notes = make_job(step, store, cluster)
-    for marker in (_STOP, _FAILURE, _RESULT):
+    for marker in (STOP_FILE, _FAILURE, _RESULT):
         work.storage.delete(f"{work.folder}/{marker}")
     if step.kind == "generator":  # a run that still trains can be sampled
         plan = {"spec": job.spec, "tokenizer": step.inputs["tokenizer"].to_dict(), "classes": notes["classes"]}
@@ -202,14 +202,14 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
 
         # Training waits in a thread, so that this one keeps the signals and the progress.
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-        with _signals() as asked:
+        with noted_signals() as asked:
             thread.start()
             told = False
             while thread.is_alive():
                 thread.join(pause)
                 pass_on()
                 if asked and not told:
-                    storage.write(f"{job.folder}/{_STOP}", json.dumps({"signal": asked[0]}).encode())
+                    storage.write(f"{job.folder}/{STOP_FILE}", json.dumps({"signal": asked[0]}).encode())
                     told = True
         pass_on()
     failure = _read(storage, f"{job.folder}/{_FAILURE}")
@@ -217,7 +217,7 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
         kinds = {"ArtifactError": ArtifactError, "ConfigError": ConfigError}
         raise kinds.get(failure["kind"], StepError)(failure["message"])
     if asked:
-        storage.delete(f"{job.folder}/{_STOP}")
+        storage.delete(f"{job.folder}/{STOP_FILE}")
         if asked[0] == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(f"{step.step}: stopped by SIGTERM, the state is saved; the same command goes on")
@@ -271,7 +271,7 @@ def worker(config: dict[str, Any]) -> None:
     if storage.exists(failure):
         return
     try:
-        metrics = train(job, rank, world, stop=_asked_to_stop(storage, job.folder) if rank == 0 else None)
+        metrics = train(job, rank, world, stop=asked_to_stop(storage, job.folder) if rank == 0 else None)
         if rank == 0:
             storage.write(f"{job.folder}/{_RESULT}", json.dumps(metrics).encode())
     except Preempted:
@@ -293,44 +293,6 @@ def _leave() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _asked_to_stop(storage: Storage, folder: str) -> Callable[[], bool]:
-    every, last, asked = (0.25 if storage.is_local else 3.0), 0.0, False
-
-    def stop() -> bool:
-        nonlocal last, asked
-        if not asked and time.monotonic() - last >= every:
-            last = time.monotonic()
-            asked = storage.exists(f"{folder}/{_STOP}")
-        return asked
-
-    return stop
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT instead of dying of them; a second one acts as it would have."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: Any) -> None:
-        if asked:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-            signal.raise_signal(number)
-        asked.append(number)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _read(storage: Storage, path: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from models.config import ConfigError
 from models.draws import Draws, seed_of
 from models.protocols import Batch, Generator, Method, Tokenizer
 from models.settings import ExecutionSettings, TrainSettings
-from tasks.batches import floats_to, image_png, pieces
+from tasks.batches import exact_norms, floats_to, image_png, pieces
 from tasks.checkpoint import Checkpoints
 from tasks.collapse import WARNINGS, Watch
 from tasks.curves import CurveWriter, read_curves
@@ -119,6 +119,8 @@ class _Run:
         self.spec = ModelSpec.from_dict(job.spec)
         self.dtype = torch.float64 if self.settings.precision == "float64" else torch.float32
         self.model: Method = built(job, self.storage, self.root).to(self.device, self.dtype).train()
+        if self.settings.precision == "bfloat16":
+            exact_norms(self.model)
         self.state = TrainState(self.model, self.settings)
         self.losses = torch.compile(self.model.losses) if job.execution.compile else self.model.losses
         self.kept = Checkpoints(self.storage, job.folder, job.fingerprint, self.scratch, keep_every=self.settings.keep_every)
