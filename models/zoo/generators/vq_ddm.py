@@ -1,0 +1,63 @@
+"""VQ-DDM: discrete diffusion over the codes of a VQ tokenizer (Hu et al. 2021, arXiv:2112.01799).
+
+New: all tokens are refined together from uniformly random codes to data, each step seeing the whole image; in-painting
+needs no training, since known tokens are shown with the noise of the step.
+Differs: a transformer with adaptive norms; the reverse step sums over all data (as D3PM, arXiv:2107.03006), so that a perfect
+prediction of the data is a perfect reverse step; the number of steps may be changed when sampling; class labels.  The
+likelihood is bounded by the loss, not known.
+Run: tokenloom run smoke_vq_ddm
+Expect: on CelebA-HQ, LSUN and ImageNet the quality of VQ-GAN's transformer at less cost in the paper.
+"""
+
+from __future__ import annotations
+
+from models.discrete_state import DiscreteState
+from models.parts.attention import Attention
+from models.parts.conditions import ClassCondition
+from models.parts.mlp import GELU
+from models.parts.nets.transformer import Transformer
+from models.parts.noising import Uniform
+from models.parts.norms import AdaLN
+from models.parts.orders import Cosine
+from models.registry import register
+from models.sampling.sampler import Constant, Sampler
+
+
+@register(
+    "vq_ddm",
+    kind="generator",
+    paper="2112.01799",
+    tiny={"depth": 2, "width": 32, "heads": 2, "steps": 8, "dropout": 0.0, "label_dropout": 0.0},
+    codec="vq",
+    order="all at once, in steps",
+    feed="noisy tokens",
+    net="transformer + adaLN",
+    head="categorical",
+)
+def vq_ddm(
+    depth: int = 12,
+    width: int | None = None,
+    heads: int | None = None,
+    steps: int = 100,
+    classes: int | None = None,
+    dropout: float = 0.1,
+    label_dropout: float = 0.1,
+) -> DiscreteState.Config:
+    """A chain of ``steps``; width is 64 times the depth and heads the depth if not given."""
+    return DiscreteState.Config(
+        noise=Uniform(cross_entropy=0.001),
+        curve=Cosine(),
+        steps=steps,
+        net=Transformer.Config(
+            width=width or 64 * depth,
+            depth=depth,
+            heads=heads or depth,
+            norm=AdaLN.Config(),
+            mlp=GELU.Config(),
+            attention=Attention.Config(bias="qkv"),
+            dropout=dropout,
+        ),
+        dropout=dropout,
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        sampler=Sampler(guidance=Constant(value=0.0)),
+    )
