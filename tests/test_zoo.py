@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,9 +235,11 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
     assert isinstance(batch.condition, Labels)
     logits = {}
     null = model.condition.null(batch.condition)
+    # The same groups in all three, also where the model would choose them by its logits.
+    plan = replace(model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0)), choice=None)
     for key, condition, weight in (("c", batch.condition, 0.0), ("u", null, 0.0), ("g", batch.condition, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
-        steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids)
+        steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids, plan=plan)
         found = [s.logits for s in steps]
         if any(part is None for part in found):
             pytest.skip("this head has no logits")
