@@ -4,8 +4,8 @@ New: latents are scaled to unit length before their signs are taken, so the erro
 Differs: the entropy of the mean distribution is exact up to 18 bits, not a sum over bits, and of a worker's rows; convolutions that suit
 small images, without attention, with 4x4 pixels a step at the ends (published: a vision transformer).
 Run: tokenloom run smoke_bsq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.4 dB, squared error 0.058 on [-1, 1],
-99 % of the codes in use, perplexity 730.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.4 dB,
+squared error 0.058 on [-1, 1], 99 % of the codes in use, perplexity 730.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 New: no codebook and no loss: each of a few channels is bounded and rounded to a few levels; the codes are all their combinations.
 Differs: convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_fsq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1000): PSNR 18.9 dB, squared error 0.051 on [-1, 1],
-90 % of the codes in use, perplexity 520.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1000): PSNR 18.9 dB,
+squared error 0.051 on [-1, 1], 90 % of the codes in use, perplexity 520.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ codebooks of two codes, for generators that predict bits and, by self-correction
 Differs: the released code has no loss of the quantizer; here the sums so far are held to the latents and an entropy loss spreads the bits;
 convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_infinity_bsq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 30 tokens of 10 bits): PSNR 18.7 dB, squared error 0.054 on [-1, 1],
-bits are 1 half of the time.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 30 tokens of 10 bits): PSNR 18.7 dB,
+squared error 0.054 on [-1, 1], bits are 1 half of the time.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ equally used.  ``factors`` splits the bits into the sub-tokens that a generator 
 Differs: the entropy is exact for any number of bits up to 18 (two halves and one matrix product, no table of codes); that of the mean
 distribution is of a worker's rows; convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_lfq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.2 dB, squared error 0.060 on [-1, 1],
-92 % of the codes in use, perplexity 480; without the entropy loss most codes fall out of use.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.2 dB,
+squared error 0.060 on [-1, 1], 92 % of the codes in use, perplexity 480; without the entropy loss most codes fall out of use.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ codebooks covers what one large codebook would.  The default spends the ten bits
 Differs: codebooks are separate (RQ-VAE shares one) and follow moving averages from a k-means start, stage after stage, over all workers;
 convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_rvq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32): PSNR 19.1 dB, squared error 0.050 on [-1, 1],
-all codes in use.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32): PSNR 19.1 dB,
+squared error 0.050 on [-1, 1], all codes in use.
 """
 
 from __future__ import annotations

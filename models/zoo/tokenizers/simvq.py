@@ -3,8 +3,8 @@
 New: the codes are W e_k; only W is learned, so every step moves all codes, the unused ones too.
 Differs: convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_simvq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.9 dB, squared error 0.052 on [-1, 1],
-all codes in use, perplexity 570.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.9 dB,
+squared error 0.052 on [-1, 1], all codes in use, perplexity 570.
 """
 
 from __future__ import annotations
