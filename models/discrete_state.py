@@ -35,7 +35,7 @@ class DiscreteState(protocols.Generator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
-        """``curve`` is the share of lost tokens over time, ``steps`` those of the chain, for the loss and for sampling if not asked otherwise.
+        """``curve`` is the share of lost tokens over time, ``steps`` those of the chain, in loss and sampling if not asked otherwise.
 
         ``clock``: whether the net is told the time.  ``choice``: None draws every token's next state by itself (diffusion, discrete
         flow); else each step shows the tokens that it finds surest, as many as the curve says ([MASK] only).

@@ -1,18 +1,27 @@
-"""Defining properties of generators that hold a module of their own: coarse labels, discrete states, distilled orders, whole grids."""
+"""Defining properties of generators that hold a module of their own: coarse labels, distilled orders, whole grids."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import cast
 
 import pytest
 import torch
 from test_discrete_more import PLAIN, grid, small, some
+from torch import Tensor
 
 from models import registry
 from models.coarse_fine import CoarseToFine, clusters
+from models.distilled_order import Distilled
+from models.draws import Draws
+from models.generator import GroupGenerator
+from models.parts.heads.categorical import Categorical
+from models.parts.nets.pointed import Pointed
+from models.parts.orders import Plan
 from models.protocols import Batch, Labels, TokenLayout, Tokens
 from models.sampling.sampler import Constant
+from models.whole_grid import WholeGrid
 
 # Coarse to fine
 
@@ -83,3 +92,125 @@ def test_codes_are_guided_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(first, second)
     assert torch.equal(model.label_V[first], given.ids)
     assert torch.equal(model.label_V[second], given.ids)
+
+
+# OAR
+
+
+def distilled(layout: TokenLayout, start: float = 0.5) -> Distilled:
+    model = small("oar", layout, scale=0.3, start=start)
+    assert isinstance(model, Distilled)
+    return model
+
+
+def one_by_one(model: GroupGenerator, ids: Tensor, labels: Labels, order_BL: Tensor) -> Tensor:
+    """(B, L) log-likelihoods of the tokens in this order, by teacher forcing."""
+    return -model._nll(ids, labels, Plan(order_BL, (1,) * order_BL.shape[1]), None)
+
+
+def test_an_image_is_ordered_by_the_likelihood_of_its_tokens() -> None:
+    layout = grid(2)
+    model = distilled(layout)
+    ids, labels = some(layout, 5)
+    found = model.found(ids, labels)
+    assert torch.equal(found.sort(1).values, torch.arange(4).expand(5, -1))
+    assert len(found.unique(dim=0)) > 1  # an order of its own for each image
+    with torch.no_grad():
+        for row in range(5):
+            done: list[int] = []
+            for step in range(4):  # greedily, trying every open position
+                left = [i for i in range(4) if i not in done]
+                orders = torch.tensor([[*done, i, *(j for j in left if j != i)] for i in left])
+                chance = one_by_one(model, ids[[row] * len(left)], Labels(labels.label_B[[row] * len(left)]), orders)[:, step]
+                done.append(left[int(chance.argmax())])
+            assert found[row].tolist() == done
+
+
+def test_training_ends_on_the_orders_that_were_found() -> None:
+    layout = grid(3)
+    model = distilled(layout)
+    ids, labels = some(layout, 6)
+    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    own = one_by_one(model, ids, labels, model.found(ids, labels)).mean()
+    for step, same in ((4, False), (5, True)):  # of ten steps
+        loss = model.losses(batch, "main", Draws.whole(0, step, 6, steps=10))["loss"]
+        assert torch.allclose(loss, -own, atol=1e-5) == same
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_decoding_finds_where_to_go_and_its_cache_is_that_of_one_by_one() -> None:
+    layout = grid(3)
+    model = distilled(layout)
+    _, labels = some(layout, 4)
+    steps = list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0)))
+    place = torch.cat([s.place_Bn for s in steps], dim=1)
+    assert torch.equal(place.sort(1).values, torch.arange(9).expand(4, -1))
+    assert len(place.unique(dim=0)) > 1
+    data = torch.cat([s.data for s in steps], dim=1)
+    ids = torch.zeros_like(data).scatter(1, place, data)
+    with torch.no_grad():
+        told = model(ids, labels, Plan(place, (1,) * 9))
+    for i, step in enumerate(steps):
+        # In each step all positions are asked; the one that was chosen is read from its own slot.
+        chosen = step.h_BnD[torch.arange(4), place[:, i]]
+        torch.testing.assert_close(chosen, told[:, i], atol=2e-5, rtol=1e-5)
+        known = torch.zeros(4, 9, dtype=torch.bool).scatter(1, place[:, :i], True)
+        assert step.logits is not None
+        sure = step.logits.log_softmax(-1).gather(-1, step.drawn[..., None])[..., 0].masked_fill(known, -torch.inf)
+        assert torch.equal(sure.argmax(1), place[:, i])
+    assert not model.has_log_prob
+
+
+# Heptapod
+
+
+def test_every_state_predicts_all_positions_to_come() -> None:
+    layout = grid(3)
+    model = small("heptapod", layout, scale=0.3)
+    assert isinstance(model, WholeGrid)
+    step, place = model.pairs(Draws.whole(0, 0, 1))
+    assert len(step) == 9 * 10 // 2
+    assert bool((place >= step).all())
+    ids, labels = some(layout, 4)
+    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    parts = model.losses(batch, "main", Draws.whole(0, 0, 4))
+    torch.testing.assert_close(parts["next"], -model.log_prob(batch).mean() / 9, atol=1e-5, rtol=1e-5)
+    # A later token that changes is seen by the states before it, in the loss alone.
+    other = ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % 16
+    plan = model.order.plan(layout, None)
+    torch.testing.assert_close(model(ids, labels, plan), model(other, labels, plan))
+    moved = model.losses(replace(batch, tokens=Tokens(other, layout)), "main", Draws.whole(0, 0, 4))
+    assert not torch.allclose(moved["later"], parts["later"])
+
+
+def test_later_positions_may_be_drawn_for_each_step() -> None:
+    model = small("heptapod", grid(4), targets=3)
+    assert isinstance(model, WholeGrid)
+    pairs = [torch.stack(model.pairs(Draws(0, s, 9, a, b, 8))) for s, a, b in ((0, 0, 8), (0, 4, 8), (1, 0, 8))]
+    assert pairs[0].shape == (2, 16 + 15 * 3)
+    assert torch.equal(pairs[0], pairs[1])  # the same on every rank
+    assert not torch.equal(pairs[0], pairs[2])
+    step, place = pairs[0]
+    assert bool((place[16:] > step[16:]).all())
+    assert int(place.max()) == 15
+
+
+def test_the_first_state_learns_the_whole_image() -> None:
+    layout = grid(3)
+    model = small("heptapod", layout)
+    assert isinstance(model, WholeGrid)
+    ids, labels = some(layout, 3)
+    batch = Batch(tokens=Tokens(ids, layout), condition=labels)  # an image a class
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(80):
+        optimizer.zero_grad()
+        model.losses(batch, "main", Draws.whole(0, step, 3))["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        cond = model.condition(labels)
+        slots = model.feed.step(None, model.order.plan(layout, None), cond, 0)
+        h = cast(Pointed, model.net).trunk(slots, None, cond).expand(-1, 9, -1)
+        everything = cast(Categorical, model.head).logits(cast(Pointed, model.net).point(h, torch.arange(9))).argmax(-1)
+    assert torch.equal(everything, ids)

@@ -1,0 +1,74 @@
+"""A causal generator that predicts all positions to come at every step.
+
+Shapes: B rows, L positions, N pairs of a step and a later position, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.config import ConfigError
+from models.draws import Draws
+from models.generator import GroupGenerator, read, sight_of, tokens_of
+from models.parts.heads.categorical import Categorical
+from models.parts.nets.pointed import Pointed
+from models.parts.orders import Raster
+from models.protocols import Batch, TokenLayout
+
+
+class WholeGrid(GroupGenerator):
+    """Next-token prediction in raster order, trained to predict every later token too (Heptapod, arXiv:2510.06673).
+
+    Samples and likelihoods are those of next-token prediction.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GroupGenerator.Config):
+        """``later`` weighs the mean loss of positions after the next; ``targets`` of them are drawn for each step (0: all are taken)."""
+
+        later: float = 1.0
+        targets: int = 0
+
+        def __post_init__(self) -> None:
+            if self.later <= 0 or self.targets < 0:
+                raise ConfigError(f"later={self.later}, targets={self.targets}: later must be positive, targets at least 0")
+            if not isinstance(self.order, Raster) or not isinstance(self.net, Pointed.Config):
+                raise ConfigError("order, net: predicting the whole grid needs Raster and Pointed")
+
+        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> WholeGrid:
+            return WholeGrid(self, layout, classes, tokenizer)
+
+    config: Config
+
+    def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        """``loss``: nats a token of the next one (``next``) plus, weighted, of all later ones (``later``)."""
+        assert batch.tokens is not None
+        assert batch.condition is not None
+        self.layout.check(batch.tokens.layout)
+        ids, given = tokens_of(batch.tokens), draws if self.training else None
+        step_N, place_N = (t.to(ids.device) for t in self.pairs(draws))
+        plan = self.order.plan(self.layout, None).to(ids.device)
+        cond = self.condition(self.condition.drop(batch.condition, given))
+        slots, net = self.feed.parallel(ids, plan, cond, given), cast(Pointed, self.net)
+        h_BLD = read(net.trunk(slots, sight_of(slots, plan, cond, slots.group_BS, slots.private_BS), cond, draws=given), slots.reads)
+        logits = cast(Categorical, self.head).logits(net.point(h_BLD[:, step_N], place_N))
+        nll_BN = F.cross_entropy(logits.transpose(1, 2), ids[:, place_N], reduction="none")
+        following = step_N == place_N
+        first, later = nll_BN[:, following].mean(), nll_BN[:, ~following].mean()
+        return {"loss": first + self.config.later * later, "next": first.detach(), "later": later.detach()}
+
+    def pairs(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Steps and positions (N,): each step with its next position and with later ones, the same for all rows."""
+        length, targets = self.layout.length, self.config.targets
+        step = torch.arange(length)
+        if not targets:
+            each = torch.triu_indices(length, length)
+            return each[0], each[1]
+        first = step[:-1].repeat_interleave(targets)
+        ahead = (draws.shared_uniform(len(first)).cpu() * (length - 1 - first)).long()
+        return torch.cat([step, first]), torch.cat([step, (first + 1 + ahead).clamp_max(length - 1)])
