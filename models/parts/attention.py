@@ -68,9 +68,8 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor, sight: Sight, turn: Tensor | None, cache: LayerCache | None) -> Tensor:
         """Attend (B, S, D) -> (B, S, D); ``turn`` are rotary tables."""
         kv_width = self.kv_heads * self.head_width
-        q, k, v = self.qkv(x_BSD).split([self.heads * self.head_width, kv_width, kv_width], dim=-1)
-        if self.q_bias is not None:
-            q, v = q + self.q_bias, v + self.v_bias
+        bias = self.qkv.bias if self.q_bias is None else torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        q, k, v = F.linear(x_BSD, self.qkv.weight, bias).split([self.heads * self.head_width, kv_width, kv_width], dim=-1)
         q, k, v = (t.unflatten(2, (-1, self.head_width)).transpose(1, 2) for t in (q, k, v))
         q, k, factor = self.similarity(q, k)
         if turn is not None:

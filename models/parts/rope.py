@@ -23,9 +23,11 @@ class Rope2D(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
-        """``base`` of the geometric frequencies."""
+        """``base`` of the geometric frequencies; with a ``reach`` every grid is spread, in whole steps, over one whose longer side has
+        that many positions (Infinity)."""
 
         base: float = 10000.0
+        reach: int = 0
 
         def build(self, layout: TokenLayout, head_width: int) -> Rope2D:
             """Tables for all positions of the layout."""
@@ -40,6 +42,10 @@ class Rope2D(nn.Module):
         half = head_width // 2
         frequency = 1.0 / config.base ** (torch.arange(0, half, 2)[: half // 2].float() / half)
         row, column = layout.positions[:, 2].float(), layout.positions[:, 3].float()
+        if config.reach:
+            size = torch.tensor(layout.grids, dtype=torch.float32)  # (scales, 2)
+            step = size[-1] * (config.reach / size[-1].max()) / size
+            row, column = (torch.round(x * step[layout.positions[:, 1], i]) for i, x in enumerate((row, column)))
         angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)  # (L, E/2)
         table = torch.stack([angle.cos(), angle.sin()], dim=-1)
         # The last row, which index -1 picks, stands for slots without a place.

@@ -35,7 +35,11 @@ class NextScale(Feed):
         init_std: float = 0.0
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> NextScale:
-            """The feed for these tokens.
+            return NextScale(self, layout, width, self.quantizer_of(layout, tokenizer))
+
+        @staticmethod
+        def quantizer_of(layout: TokenLayout, tokenizer: Any) -> MultiScale:
+            """A fresh quantizer as the tokenizer's.
 
             Raises:
                 LayoutError: the tokenizer is not a multi-scale one.
@@ -44,24 +48,27 @@ class NextScale(Feed):
             if quantizer is None or not hasattr(quantizer, "scales"):
                 have = "no tokenizer is given" if tokenizer is None else f"its grids are {layout.grids}"
                 raise LayoutError(f"next-scale prediction needs a multi-scale tokenizer, such as the recipe var_vq; {have}")
-            return NextScale(self, layout, width, quantizer.build(layout.grids[-1]))
+            return cast("MultiScale", quantizer.build(layout.grids[-1]))
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         super().__init__()
         self.layout = layout
         self.quantizer = quantizer.requires_grad_(False)
-        first = layout.scale_sizes[0]
         std = config.init_std or math.sqrt(1 / 3 / width)
-        self.embed = nn.Linear(quantizer.config.dim, width)
-        self.position_start = nn.Parameter(torch.empty(1, first, width))
-        self.position = nn.Parameter(torch.empty(1, layout.length, width))
-        self.position_scale = nn.Embedding(len(layout.grids), width)
-        for weight in (self.embed.weight, self.position_start, self.position, self.position_scale.weight):
-            nn.init.trunc_normal_(weight, std=std)
+        self.embed = nn.Linear(quantizer.config.channels()[1], width)
+        self.position_start = nn.Parameter(torch.empty(1, layout.scale_sizes[0], width))
+        self._positions(layout, width)
+        for name, weight in self.named_parameters():
+            if name.startswith("position") or name == "embed.weight":
+                nn.init.trunc_normal_(weight, std=std)
         nn.init.zeros_(self.embed.bias)
         self.register_buffer("scale", layout.positions[:, 1].clone(), persistent=False)
 
     scale: Tensor
+
+    def _positions(self, layout: TokenLayout, width: int) -> None:
+        self.position = nn.Parameter(torch.empty(1, layout.length, width))
+        self.position_scale = nn.Embedding(len(layout.grids), width)
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy the tokenizer's quantizer, frozen."""
@@ -79,8 +86,12 @@ class NextScale(Feed):
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         with torch.no_grad():
             inputs = self.quantizer.next_inputs(data)
+        return self.of_inputs(inputs, cond)
+
+    def of_inputs(self, inputs: Tensor, cond: Conditioned) -> Slots:
+        """Slots of all scales, given what each but the first is given, (B, L - first scale, C)."""
         x = torch.cat([self._first(cond), self.embed(inputs.to(self.embed.weight.dtype))], dim=1)
-        place = torch.arange(self.layout.length, device=data.device)[None]
+        place = torch.arange(self.layout.length, device=x.device)[None]
         return Slots(self._placed(x, place), self.scale[None], place, place)
 
     def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor | None]:
@@ -99,3 +110,26 @@ class NextScale(Feed):
 
     def _placed(self, x_BSD: Tensor, place: Tensor) -> Tensor:
         return x_BSD + (self.position_scale(self.scale[place[0]]) + self.position[0, place[0]])
+
+
+class RotaryScale(NextScale):
+    """``NextScale`` whose places are left to the net's rotary tables: only a vector of the scale is added (Infinity, arXiv:2412.04431)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(NextScale.Config):
+        """``scales``: rows of the table of scales, at least as many as there are (0: as many)."""
+
+        scales: int = 0
+
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> RotaryScale:
+            return RotaryScale(self, layout, width, self.quantizer_of(layout, tokenizer))
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
+        self.rows = max(config.scales, len(layout.grids))
+        super().__init__(config, layout, width, quantizer)
+
+    def _positions(self, layout: TokenLayout, width: int) -> None:
+        self.position_scale = nn.Embedding(self.rows, width)
+
+    def _placed(self, x_BSD: Tensor, place: Tensor) -> Tensor:
+        return x_BSD + self.position_scale(self.scale[place[0]])

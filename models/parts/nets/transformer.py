@@ -132,11 +132,26 @@ class Transformer(SlotNet):
         draws: Draws | None,
     ) -> Tensor:
         """One block: attention, then MLP."""
-        first, second = how
-        y = self.attention[index](self.norm.enter(index, 0, x_BSD, first), sight, turn, cache)
-        x_BSD = self.norm.join(index, 0, x_BSD, self._branch(self.norm.gate(y, first), index, draws))
-        y = self.mlp[index](self.norm.enter(index, 1, x_BSD, second))
-        return self.norm.join(index, 1, x_BSD, self._branch(self.norm.gate(y, second), index, draws))
+        return self.transform(index, self.attend_to(index, x_BSD, sight, turn, how[0], cache, draws), how[1], draws)
+
+    def attend_to(
+        self,
+        index: int,
+        x_BSD: Tensor,
+        sight: Sight,
+        turn: Tensor | None,
+        how: Branch | None,
+        cache: LayerCache | None,
+        draws: Draws | None,
+    ) -> Tensor:
+        """The attention branch of a block, joined."""
+        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), sight, turn, cache)
+        return self.norm.join(index, 0, x_BSD, self._branch(self.norm.gate(y, how), index, draws))
+
+    def transform(self, index: int, x_BSD: Tensor, how: Branch | None, draws: Draws | None) -> Tensor:
+        """The MLP branch of a block, joined."""
+        y = self.mlp[index](self.norm.enter(index, 1, x_BSD, how))
+        return self.norm.join(index, 1, x_BSD, self._branch(self.norm.gate(y, how), index, draws))
 
     def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
         return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)

@@ -1,7 +1,7 @@
 """Orders: a partition of the positions into successive groups that are predicted one after another."""
 
 from models.parts.orders.base import Choice, Order, Plan, grouped
-from models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales
+from models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales, WeighedScales
 from models.parts.orders.masked import Confidence, Halton, Masked, Shuffled
 from models.parts.orders.random import Annealed, Random
 from models.parts.orders.sizes import Arccos, Cosine, Curve, Even, Sizes, Steps, Straight
@@ -29,5 +29,6 @@ __all__ = [
     "SomeScales",
     "Steps",
     "Straight",
+    "WeighedScales",
     "grouped",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,16 @@ class Scales(Fixed):
 
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
         return grouped([(t, s) for t, s, _, _ in layout.positions.tolist()], self.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighedScales(Scales):
+    """Scales whose loss weighs a position by the inverse root of its scale's area, so that large scales do not outweigh the small ones
+    that they depend on (Infinity, arXiv:2412.04431)."""
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        weight = torch.tensor([n**-0.5 for n in layout.scale_sizes])[layout.positions[:, 1]][None]
+        return replace(super().plan(layout), weight_BL=weight / weight.sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,54 @@
+"""Cross-attention to a memory, from slots or from one learned query that pools it.
+
+Shapes: B rows, S slots, T memory entries, H heads, E head width, D width, M memory width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.parts.attention import attend
+
+
+class CrossAttention(nn.Module):
+    """Queries of slots (B, S, D) over a memory (B, T, M); keys have no bias."""
+
+    def __init__(self, width: int, heads: int, memory: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query: nn.Module = nn.Linear(width, width)
+        self.kv = nn.Linear(memory, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        self.kernel = attend
+
+    def forward(self, x_BSD: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None) -> Tensor:
+        """(B, S, D); ``seen_BT`` is true where the memory may be looked at."""
+        return self._over(self._split(self.query(x_BSD)), memory_BTM, seen_BT)
+
+    def _over(self, q_BHSE: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None) -> Tensor:
+        bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+        k, v = F.linear(memory_BTM, self.kv.weight, bias).chunk(2, dim=-1)
+        mask = None if seen_BT is None else seen_BT[:, None, None]
+        return self.proj(self.kernel(q_BHSE, self._split(k), self._split(v), mask, 1 / math.sqrt(q_BHSE.shape[-1])))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class AttentivePool(CrossAttention):
+    """One learned query a head over the memory: (B, T, M) to (B, D)."""
+
+    def __init__(self, width: int, heads: int, memory: int) -> None:
+        super().__init__(width, heads, memory)
+        self.query = nn.Identity()
+        self.start = nn.Parameter(torch.empty(1, heads, width // heads))
+        nn.init.trunc_normal_(self.start, std=math.sqrt(1 / 3 / width))
+
+    def forward(self, memory_BTM: Tensor, seen_BT: Tensor | None) -> Tensor:  # type: ignore[override]
+        """(B, D)."""
+        return self._over(self.start.unsqueeze(2).expand(len(memory_BTM), -1, -1, -1), memory_BTM, seen_BT)[:, 0]

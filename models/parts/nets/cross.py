@@ -1,0 +1,65 @@
+"""A transformer whose blocks also look at the condition's memory.
+
+Shapes: B rows, S slots, T memory entries, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from models.draws import Draws
+from models.parts.attention import Sight
+from models.parts.cache import LayerCache
+from models.parts.conditions import Conditioned
+from models.parts.cross_attention import CrossAttention
+from models.parts.feeds.base import Slots
+from models.parts.nets.slots import steering
+from models.parts.nets.transformer import Transformer
+from models.protocols import LayoutError, TokenLayout
+
+
+class CrossTransformer(Transformer):
+    """Between attention and MLP a normed look at the memory, which is not steered (Infinity, arXiv:2412.04431)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Transformer.Config):
+        """``look_eps`` of the norm before the look."""
+
+        look_eps: float = 1e-6
+
+        def build(self, layout: TokenLayout) -> CrossTransformer:
+            return CrossTransformer(self, layout)
+
+    def __init__(self, config: Config, layout: TokenLayout) -> None:
+        super().__init__(config, layout)
+        width, std = config.width, config.init.std or math.sqrt(1 / 3 / config.width)
+        self.look = nn.ModuleList([CrossAttention(width, config.heads, width) for _ in range(config.depth)])
+        self.look_norm = nn.ModuleList([nn.LayerNorm(width, eps=config.look_eps) for _ in range(config.depth)])
+        for module in self.look.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        slots: Slots,
+        sight: Sight,
+        cond: Conditioned,
+        cache: list[LayerCache] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """Hidden states (B, S, D), after the last norm."""
+        if cond.memory_BTD is None:
+            raise LayoutError("this net needs a condition with a memory")
+        steer, x = steering(slots, cond), slots.x_BSD
+        turn, shared = self.rope(slots.place_BS) if self.rope is not None else None, self.norm.shared(steer)
+        for i, (look, look_norm) in enumerate(zip(self.look, self.look_norm)):
+            how = self.norm.modulate(i, steer, shared)
+            x = self.attend_to(i, x, sight, turn, how[0], cache[i] if cache else None, draws)
+            x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT)
+            x = self.transform(i, x, how[1], draws)
+        return self.norm.last(x, steer)

@@ -1,0 +1,201 @@
+"""Infinity's text-to-image transformers (FoundationVision/Infinity, MIT): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.generator import Decoded, GroupGenerator
+from models.parts.attention import Attention, Sight, attend
+from models.parts.cross_attention import CrossAttention
+from models.parts.feeds.base import Slots
+from models.parts.feeds.next_scale import RotaryScale
+from models.parts.heads.bitwise import Bitwise
+from models.parts.mlp import GELU
+from models.parts.nets.cross import CrossTransformer
+from models.parts.nets.transformer import Init
+from models.parts.norms import AdaLN
+from models.parts.orders import Scales, WeighedScales
+from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from models.parts.quantizers.patched import Patched
+from models.parts.rope import Rope2D
+from models.parts.similarity import Cosine
+from models.parts.text import PooledText
+from models.pretrained.infinity_bsq import SCALES
+from models.pretrained.names import Ignore, NameMap, Rename, Rule
+from models.pretrained.parity import gradient_norms
+from models.protocols import TextFeatures, TokenLayout
+from models.sampling.sampler import Constant, Sampler
+
+FAMILY = ("infinity", "infinity_patchify")
+
+Info = Mapping[str, Any]
+
+
+class _Codec:
+    """What the feed asks of a tokenizer's config."""
+
+    def __init__(self, info: Info) -> None:
+        c = info["config"]
+        scales = SCALES[c["pn"]]
+        given: dict[str, Any] = {"bits": c["vae_dim"], "beta": 0.0, "entropy": None}
+        self.quantizer: MultiScaleBSQ.Config = (
+            Patched.Config(**given, scales=tuple(2 * s for s in scales))
+            if c["apply_spatial_patchify"]
+            else MultiScaleBSQ.Config(**given, scales=scales)
+        )
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings."""
+    c = info["config"]
+    return GroupGenerator.Config(
+        order=Scales(),
+        feed=RotaryScale.Config(scales=15),
+        net=CrossTransformer.Config(
+            width=c["embed_dim"],
+            depth=c["depth"],
+            heads=c["num_heads"],
+            norm=AdaLN.Config(eps=1e-6, sharing="shared"),
+            mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
+            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            # The largest map of the 1M schedule has 64 positions a side.
+            rope=Rope2D.Config(reach=64),
+            init=Init(std=0.0),
+        ),
+        head=Bitwise.Config(),
+        condition=PooledText.Config(features=c["text_channels"], heads=c["text_channels"] // 128, length=c["text_maxlen"], dropout=0.0),
+        # Official guidance is cfg cond + (1 - cfg) null; ours is the weight w = cfg - 1.
+        sampler=Sampler(guidance=Constant(value=c["cfg"] - 1), temperature=Constant(value=c["tau"]), top_k=1),
+    )
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    c = info["config"]
+    layout = TokenLayout(
+        grids=tuple((s, s) for s in SCALES[c["pn"]]), vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1)
+    )
+    return config(info).build(layout, 1, _Codec(info))
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours; blocks are numbered by chunk and inside the chunk."""
+    c = info["config"]
+    a_chunk = c["depth"] // c["block_chunks"]
+    blocks = [f"block_chunks.{i // a_chunk}.module.{i % a_chunk}." for i in range(c["depth"])]
+    return NameMap(
+        Rename("cfg_uncond", "condition.null_text"),
+        Rename("pos_start", "feed.position_start"),
+        Rename("text_norm.weight", "condition.norm.weight"),
+        Rename("text_proj_for_sos.ca.mat_q", "condition.pool.start"),
+        Rename("text_proj_for_sos.ca.mat_kv.weight", "condition.pool.kv.weight"),
+        Rename("text_proj_for_sos.ca.v_bias", "condition.pool.v_bias"),
+        Rename("text_proj_for_sos.ca.proj.{p}", "condition.pool.proj.{p}"),
+        Ignore("text_proj_for_sos.ca.zero_k_bias"),
+        Rename("text_proj_for_ca.{p}", "condition.memory.{p}"),
+        Rename("lvl_embed.weight", "feed.position_scale.weight"),
+        Rename("word_embed.{p}", "feed.embed.{p}"),
+        Rename("shared_ada_lin.1.{p}", "net.norm.maps.0.{p}"),
+        Rename("head_nm.ada_lin.1.{p}", "net.norm.final.{p}"),
+        Rename("head.{p}", "head.out.{p}"),
+        Rule(
+            tuple(f"{block}ada_gss" for block in blocks),
+            ("net.norm.offset.weight",),
+            lambda parts: [torch.cat([p.flatten()[None] for p in parts])],
+            lambda whole: [row.view(1, 1, 6, -1) for row in whole[0]],
+        ),
+        *(rule for index, block in enumerate(blocks) for rule in _block(block, index)),
+    )
+
+
+def _block(official: str, index: int) -> list[Rule]:
+    self_, look = f"net.attention.{index}", f"net.look.{index}"
+    return [
+        Rename(f"{official}sa.scale_mul_1H11", f"{self_}.similarity.temperature", lambda t: t[0], lambda t: t[None]),
+        Rename(f"{official}sa.q_bias", f"{self_}.q_bias"),
+        Rename(f"{official}sa.v_bias", f"{self_}.v_bias"),
+        Rename(f"{official}sa.mat_qkv.weight", f"{self_}.qkv.weight"),
+        Rename(f"{official}sa.proj.{{p}}", f"{self_}.proj.{{p}}"),
+        Ignore(f"{official}sa.zero_k_bias"),
+        Rename(f"{official}ca.v_bias", f"{look}.v_bias"),
+        Rename(f"{official}ca.mat_q.{{p}}", f"{look}.query.{{p}}"),
+        Rename(f"{official}ca.mat_kv.weight", f"{look}.kv.weight"),
+        Rename(f"{official}ca.proj.{{p}}", f"{look}.proj.{{p}}"),
+        Ignore(f"{official}ca.zero_k_bias"),
+        Rename(f"{official}ca_norm.{{p}}", f"net.look_norm.{index}.{{p}}"),
+        Rename(f"{official}ffn.fc1.{{p}}", f"net.mlp.{index}.up.{{p}}"),
+        Rename(f"{official}ffn.fc2.{{p}}", f"net.mlp.{index}.out.{{p}}"),
+    ]
+
+
+def padded(compact: Tensor, lengths: list[int]) -> TextFeatures:
+    """Texts laid end to end as rows of one length with a mask."""
+    rows = compact.split(lengths)
+    feature = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return TextFeatures(feature, torch.arange(feature.shape[1])[None] < torch.tensor(lengths)[:, None])
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture: teacher-forced logits and losses, with rounded cross-attention too, and guided greedy decoding.
+
+    Decoding is repeated with the places of the unfused code path, whose rotary rows start anew at each scale.
+    """
+    c, bits = info["config"], inputs["gt_bits"]
+    head, feed = cast(Bitwise, model.head), cast(RotaryScale, model.feed)
+    text = padded(inputs["kv_compact"], c["lens"])
+
+    def logits_of() -> Tensor:
+        cond = model.condition(text)
+        slots = feed.of_inputs(inputs["x_BLC_wo_prefix"], cond)
+        plan = model.order.plan(model.layout, None)
+        return head.logits(model.net(slots, plan.visible(slots.group_BS, slots.group_BS).unsqueeze(1), cond))
+
+    logits = logits_of()
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 2), bits.flatten(), reduction="none").view(bits.shape).mean(-1)
+    weight = cast(Tensor, WeighedScales().plan(model.layout).weight_BL)
+    looks = [m for m in model.modules() if isinstance(m, CrossAttention)]
+    for look in looks:
+        look.kernel = _rounded
+    with torch.no_grad():
+        rounded = logits_of()
+    for look in looks:
+        look.kernel = attend
+    result = {
+        "logits_BLV": logits.flatten(2).detach(),
+        "loss": each.mean().detach(),
+        "loss_reweighted": (each * weight).sum(1).mean().detach(),
+        "logits_bf16_cross_attention": rounded.flatten(2),
+        "loss_grad_norms": gradient_norms(model, names(info), each.mean(), info["grad_norm_keys"]),
+    }
+    for name in ("gen", "gen_unfused"):
+        if name == "gen_unfused":
+            fused = feed.step
+            feed.step = lambda *given: _from_zero(fused(*given))  # type: ignore[method-assign]
+        start = padded(inputs["gen_kv_compact"], c["gen_lens"])
+        steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, torch.Generator()), c["trunk_scale"]))
+        result |= {
+            f"{name}_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1) / c["tau"],
+            f"{name}_bits": torch.cat([s.data for s in steps], dim=1),
+            f"{name}_summed_codes": steps[-1].state[0][: len(c["gen_lens"])],
+        }
+    return result
+
+
+def _from_zero(slots: Slots) -> Slots:
+    return replace(slots, place_BS=torch.arange(slots.x_BSD.shape[1])[None])
+
+
+def _rounded(q: Tensor, k: Tensor, v: Tensor, sight: Sight, factor: float) -> Tensor:
+    """Attention of values rounded to bfloat16, the result rounded too; text by text, so that sums are taken as upstream takes them."""
+    half, parts = torch.bfloat16, []
+    for row in range(len(q)):
+        seen = int(sight[row].sum()) if isinstance(sight, Tensor) else k.shape[2]
+        a, b, c = (t.to(half).float() for t in (q[row], k[row, :, :seen], v[row, :, :seen]))
+        parts.append((a @ b.transpose(1, 2) * factor).softmax(-1) @ c)
+    return torch.stack(parts).to(half).float().transpose(1, 2).flatten(2)

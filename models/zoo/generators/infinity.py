@@ -1,0 +1,73 @@
+"""Infinity: bitwise next-scale prediction (Han et al. 2024, arXiv:2412.04431).
+
+New: tokens are bits, each with a classifier of its own, so the vocabulary of 2^d costs d outputs; rotary places are spread alike over
+all scales; blocks look at the text, whose pooled vector steers the norms.
+Differs: conditioned on classes as texts of four learned features (``text`` features of an encoder replace them); no self-correction, whose targets need the tokenizer's
+latents; the loss is the sum over bits, a likelihood, weighed by scale.
+Run: tokenloom run smoke_infinity
+Expect: GenEval 0.69 (2B, text to image at 1024 pixels) with official weights.
+"""
+
+from __future__ import annotations
+
+from models.generator import GroupGenerator
+from models.parts.attention import Attention
+from models.parts.conditions import Conditioner
+from models.parts.feeds.next_scale import RotaryScale
+from models.parts.heads.bitwise import Bitwise
+from models.parts.mlp import GELU
+from models.parts.nets.cross import CrossTransformer
+from models.parts.nets.transformer import Init
+from models.parts.norms import AdaLN
+from models.parts.orders import WeighedScales
+from models.parts.rope import Rope2D
+from models.parts.similarity import Cosine
+from models.parts.text import ClassText, PooledText
+from models.registry import register
+from models.sampling.sampler import Constant, Sampler
+
+
+@register(
+    "infinity",
+    kind="generator",
+    paper="2412.04431",
+    tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4},
+    codec="infinity_bsq",
+    order="scales",
+    feed="sum of codes so far",
+    net="transformer + adaLN + cross-attention",
+    head="bitwise",
+)
+def infinity(
+    depth: int = 12,
+    width: int = 768,
+    heads: int = 8,
+    reach: int = 64,
+    text: int = 0,
+    length: int = 512,
+    classes: int | None = None,
+    drop_path: float | None = None,
+    condition_dropout: float = 0.1,
+) -> GroupGenerator.Config:
+    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length."""
+    condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
+    if text:
+        condition = PooledText.Config(features=text, heads=heads, length=length, dropout=condition_dropout)
+    return GroupGenerator.Config(
+        order=WeighedScales(),
+        feed=RotaryScale.Config(),
+        net=CrossTransformer.Config(
+            width=width,
+            depth=depth,
+            heads=heads,
+            norm=AdaLN.Config(sharing="shared"),
+            mlp=GELU.Config(),
+            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            rope=Rope2D.Config(reach=reach),
+            drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
+            init=Init(std=0.0, scale_residual=True),
+        ),
+        head=Bitwise.Config(),
+        condition=condition,
+        sampler=Sampler(guidance=Constant(value=2.0), temperature=Constant(value=0.5)),
+    )
