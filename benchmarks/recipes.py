@@ -86,7 +86,7 @@ def markdown(rows: list[Row]) -> str:
         "",
         "Made by `python benchmarks/recipes.py` (part of `make test-all`): each recipe's smoke run, the whole chain on real images with",
         "Ray workers, a few optimizer steps; then the stored tokens are compared with what the tokenizer in the store makes. It shows that",
-        "everything fits together, not quality (`docs/tokenizers.md`, `docs/results.md` are about that): `fd` is that of a barely trained model.",
+        "everything fits together, not quality (see `docs/tokenizers.md` and `docs/results.md`): `fd` is that of a barely trained model.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

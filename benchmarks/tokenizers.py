@@ -1,0 +1,163 @@
+"""The tokenizers' leaderboard: one dataset, equal steps, groups of equal token budget, one protocol.
+
+    python benchmarks/tokenizers.py [--root FOLDER] [--only NAME …] [--minutes N] [--steps 1500] [--page docs/tokenizers.md]
+
+Trains and measures each entry of ``SUITE`` on Fashion-MNIST at 32 pixels, one after another in one Ray session, and writes the
+leaderboard.  What the store has is not done again: an interrupted run goes on, and ``--minutes`` stops with status 75.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from configs.load import load_cluster
+from configs.schema import RunConfig
+from flows import pipeline, planning
+from flows.workspace import Workspace
+from tasks import compare
+from tasks.artifacts import Store
+from tasks.cluster import session
+
+#: 24,000 images, a sixth of them held out.
+DATA = {"source": "fashion_mnist", "size": 32, "fit": "pad", "limit": 24_000, "validation": 0.1667, "shard_rows": 4096}
+#: Learning rates that suit convolutions and transformers; all else of the training is equal.
+CONV, VIT = 3e-3, 1e-3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tokenizer: its recipe, arguments and learning rate; ``base`` is the entry that it stands on."""
+
+    name: str
+    recipe: str
+    args: dict[str, Any] = field(default_factory=dict)
+    lr: float = CONV
+    base: str | None = None
+    trained: bool = True
+
+
+#: By token budget: about 160, 300 and 640 bits an image, then what has no such budget.
+SUITE = (
+    # 16 tokens of 10 bits
+    Entry("vq-plain", "vq_ste", {"codes": 1024}),
+    Entry("vq-ema", "vq_ema", {"codes": 1024}),
+    Entry("vq-cosine", "vq", {"codes": 1024}),
+    Entry("simvq", "simvq", {"codes": 1024}),
+    Entry("ibq", "ibq", {"codes": 1024}),
+    Entry("fsq", "fsq", {"levels": [8, 5, 5, 5]}),
+    Entry("lfq", "lfq", {"bits": 10}),
+    Entry("bsq", "bsq", {"bits": 10}),
+    Entry("rvq", "rvq", {"stages": 2, "codes": 32}),
+    Entry("pq", "pq", {"groups": 2, "codes": 32}),
+    Entry("digit", "digit", {"codes": 1024}),
+    Entry("columns", "columns", {"strip": 2, "codes": 1024}),
+    Entry("maskgit-vqgan", "maskgit_vqgan", {"codes": 1024}),
+    Entry("vit-vq", "vit_vq", {"codes": 1024}, VIT),
+    Entry("titok", "titok", {"tokens": 16, "codes": 1024}, VIT, base="maskgit-vqgan-64"),
+    Entry("titok-onestage", "titok_onestage", {"tokens": 16, "codes": 1024}, VIT),
+    Entry("gigatok", "gigatok", {"tokens": 16, "codes": 1024}, VIT),
+    Entry("flextok", "flextok", {"tokens": 16}, VIT),
+    Entry("d-ar", "d_ar", {"tokens": 16, "codes": 1024}, VIT),
+    Entry("layton", "layton", {"tokens": 16, "codes": 1024}, VIT, base="kl"),
+    # 30 tokens of 10 bits: four scales
+    Entry("var-vq", "var_vq", {"codes": 1024}),
+    Entry("flexvar-vq", "flexvar_vq", {"codes": 1024}),
+    Entry("nfig", "nfig", {"codes": 1024}),
+    Entry("infinity-bsq", "infinity_bsq", {"bits": 10}),
+    Entry("rvq-2x10", "rvq", {"stages": 2, "codes": 1024}),
+    # 64 tokens of 10 bits: an 8x8 grid
+    Entry("vq-ema-64", "vq_ema", {"codes": 1024, "multipliers": [1]}),
+    Entry("fsq-64", "fsq", {"levels": [8, 5, 5, 5], "multipliers": [1]}),
+    Entry("lfq-64", "lfq", {"bits": 10, "multipliers": [1]}),
+    Entry("maskgit-vqgan-64", "maskgit_vqgan", {"codes": 1024}),
+    # no such budget
+    Entry("kl", "kl", {}),
+    Entry("tokenbridge", "tokenbridge", {}),
+    Entry("jpeg", "jpeg", {}, trained=False),
+)
+
+
+def training(lr: float, steps: int) -> dict[str, Any]:
+    """The training that all entries share."""
+    every = max(1, steps // 5)
+    return {
+        "steps": steps,
+        "batch": 64,
+        "optimizer": {"lr": lr},
+        "log_every": 50,
+        "validate_every": every,
+        "checkpoint_every": every,
+    }
+
+
+def run_of(entry: Entry, steps: int) -> RunConfig:
+    """The entry as a run file."""
+    tokenizer: dict[str, Any] = {"recipe": entry.recipe, "args": entry.args}
+    if entry.trained:
+        tokenizer["train"] = training(entry.lr, steps)
+    if entry.base:
+        base = next(each for each in SUITE if each.name == entry.base)
+        tokenizer["base"] = {"recipe": base.recipe, "args": base.args, "train": training(base.lr, steps)}
+    return RunConfig.model_validate({"name": f"tokens-{entry.name}", "data": DATA, "tokenizer": tokenizer})
+
+
+#: Columns of the page; the rest is in the CSV beside the pictures.
+SHOWN = (
+    "run", "budget", "tokenizer", "evaluation", "tokens_per_image", "rfd_classifier", "psnr", "ssim", "detail", "text", "codebook_use",
+    "codebook_perplexity", "encoded_per_second", "decoded_per_second", "parameters", "train_seconds",
+)  # fmt: skip
+BEGIN, END = "<!-- leaderboard: made by benchmarks/tokenizers.py -->", "<!-- end of leaderboard -->"
+
+
+def refresh(page: Path, store: Store, names: list[str]) -> None:
+    """Write the leaderboard between the page's marks, and its pictures and CSV into ``pictures/tokenizers`` beside it."""
+    rows = compare.leaderboard(store, names)
+    compare.write(store, rows, page.parent / "pictures" / "tokenizers")
+    short = [{k: v if k != "run" else str(v).removeprefix("tokens-") for k, v in row.items() if k in SHOWN} for row in rows]
+    table = compare.markdown(compare.budgets(short))
+    before, rest = page.read_text().split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(".tokenloom/tokenizers"), help="where the runs live, kept between calls")
+    parser.add_argument("--only", nargs="*", default=(), help="entries to run; all if not given")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after this many minutes (0: never); the same command goes on")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each entry")
+    parser.add_argument("--page", type=Path, help="Markdown page to write, with pictures beside it")
+    options = parser.parse_args()
+    if unknown := set(options.only) - {entry.name for entry in SUITE}:
+        parser.error(f"unknown entries: {', '.join(sorted(unknown))}; there are: {', '.join(e.name for e in SUITE)}")
+    chosen = [entry for entry in SUITE if not options.only or entry.name in options.only]
+    console, failed, done, started = Console(stderr=True), [], [], time.monotonic()
+    options.root.mkdir(parents=True, exist_ok=True)
+    with session(load_cluster(), options.root):
+        for i, entry in enumerate(chosen, 1):
+            if options.minutes and time.monotonic() - started > 60 * options.minutes:
+                console.print(f"stopped before {entry.name}: the same command goes on")
+                return 75
+            config = run_of(entry, options.steps)
+            work = Workspace.open(config.name, str(options.root))
+            console.print(f"[{i}/{len(chosen)}] {entry.name}", markup=False)
+            try:
+                if any(one.status != "cached" for one in planning.plan(config, work.store, work.tracker.uri)):
+                    pipeline.run(config, work)
+                done.append(config.name)
+            except Exception as error:
+                failed.append(entry.name)
+                console.print(f"    {type(error).__name__}: {error}", markup=False)
+    if options.page and done:
+        refresh(options.page, work.store, done)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
