@@ -12,11 +12,12 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from models.config import Config, ConfigError, coerce, override
 
 _RECIPES: dict[str, Recipe] = {}
+RecipeFunction = TypeVar("RecipeFunction", bound=Callable[..., Config])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,7 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: {error}") from error
 
 
-def register(
-    name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], **axes: str
-) -> Callable[[Callable[..., Config]], Callable[..., Config]]:
+def register(name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], **axes: str) -> Callable[[RecipeFunction], RecipeFunction]:
     """Decorator that puts a recipe function into the zoo; a duplicate name raises.
 
     ``kind`` is ``tokenizer`` or ``generator`` (later ``decoder``, ``posttrain``, ``control``);
@@ -81,7 +80,7 @@ def register(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"recipe name {name!r}: use lower case letters, digits and _")
 
-    def decorate(function: Callable[..., Config]) -> Callable[..., Config]:
+    def decorate(function: RecipeFunction) -> RecipeFunction:
         if name in _RECIPES and _RECIPES[name].function.__module__ != function.__module__:
             raise ConfigError(f"recipe {name!r} is registered twice")
         _RECIPES[name] = Recipe(name, kind, paper, function, dict(tiny), dict(axes))

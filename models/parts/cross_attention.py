@@ -6,12 +6,17 @@ Shapes: B rows, S slots, T memory entries, H heads, E head width, D width, M mem
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.attention import attend
+from models.parts.attention import Sight, attend
+
+
+#: Queries, keys, values, what is seen, factor: heads side by side.
+Kernel = Callable[[Tensor, Tensor, Tensor, Sight, float], Tensor]
 
 
 class CrossAttention(nn.Module):
@@ -24,7 +29,7 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(memory, 2 * width, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
-        self.kernel = attend
+        self.kernel: Kernel = attend
 
     def forward(self, x_BSD: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None) -> Tensor:
         """(B, S, D); ``seen_BT`` is true where the memory may be looked at."""

@@ -42,7 +42,7 @@ class PooledText(Conditioner):
         self.null_text = nn.Parameter(torch.empty(config.length, config.features))
         nn.init.trunc_normal_(self.null_text, std=1.2)
         with torch.no_grad():
-            self.null_text /= config.features**0.5
+            self.null_text.div_(config.features**0.5)
         self.norm = nn.RMSNorm(config.features, eps=config.eps)
         self.pool = AttentivePool(width, config.heads, config.features)
         self.memory = nn.Sequential(nn.Linear(config.features, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))

@@ -173,10 +173,9 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         "logits_bf16_cross_attention": rounded.flatten(2),
         "loss_grad_norms": gradient_norms(model, names(info), each.mean(), info["grad_norm_keys"]),
     }
-    for name in ("gen", "gen_unfused"):
-        if name == "gen_unfused":
-            fused = feed.step
-            feed.step = lambda *given: _from_zero(fused(*given))  # type: ignore[method-assign]
+    fused = feed.step
+    for name, step in (("gen", fused), ("gen_unfused", lambda *given: _from_zero(fused(*given)))):
+        feed.step = step  # type: ignore[method-assign]
         start = padded(inputs["gen_kv_compact"], c["gen_lens"])
         steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, torch.Generator()), c["trunk_scale"]))
         result |= {

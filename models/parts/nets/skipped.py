@@ -34,8 +34,8 @@ class Skipped(Transformer):
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
-        self.half = config.depth // 2
-        self.skip = nn.ModuleList([nn.Linear(2 * config.width, config.width) for _ in range(self.half)])
+        self.middle = config.depth // 2
+        self.skip = nn.ModuleList([nn.Linear(2 * config.width, config.width) for _ in range(self.middle)])
         for module in self.skip.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=config.init.std or (1 / 3 / config.width) ** 0.5)
@@ -54,9 +54,9 @@ class Skipped(Transformer):
         shared = self.norm.shared(steer)
         kept: list[Tensor] = []
         for i in range(len(self.attention)):
-            if i > self.half:
-                x_BSD = self.skip[i - self.half - 1](torch.cat([x_BSD, kept.pop()], dim=-1))
+            if i > self.middle:
+                x_BSD = self.skip[i - self.middle - 1](torch.cat([x_BSD, kept.pop()], dim=-1))
             x_BSD = self.block(i, x_BSD, sight, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
-            if i < self.half:
+            if i < self.middle:
                 kept.append(x_BSD)
         return x_BSD

@@ -2,8 +2,8 @@
 
 New: tokens are bits, each with a classifier of its own, so the vocabulary of 2^d costs d outputs; rotary places are spread alike over
 all scales; blocks look at the text, whose pooled vector steers the norms.
-Differs: conditioned on classes as texts of four learned features (``text`` features of an encoder replace them); no self-correction, whose targets need the tokenizer's
-latents; the loss is the sum over bits, a likelihood, weighed by scale.
+Differs: conditioned on classes as texts of four learned features, which ``text`` features of an encoder replace; no self-correction,
+whose targets need the tokenizer's latents; the loss is the sum over bits, a likelihood, weighed by scale.
 Run: tokenloom run smoke_infinity
 Expect: GenEval 0.69 (2B, text to image at 1024 pixels) with official weights.
 """
