@@ -16,7 +16,7 @@ from models.parts.nets.columns import Columns
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.vq import VQ
 from models.registry import register
-from models.zoo.tokenizers._small import small_losses
+from models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(
@@ -35,18 +35,14 @@ def columns(
     blocks: int = 2,
     kernel: int = 3,
     beta: float = 0.25,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    losses: Losses = LOSSES,
 ) -> Autoencoder.Config:
-    """The image size over ``strip`` is the number of tokens; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of
-    LPIPS-VGG weights, off when empty."""
+    """The image size over ``strip`` is the number of tokens."""
     return Autoencoder.Config(
         net=Columns(strip=strip, width=width, blocks=blocks, kernel=kernel),
         quantizer=VQ.Config(
             codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
         ),
         latent=width,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+        **losses.losses(),
     )

@@ -15,7 +15,7 @@ from models.autoencoder import Autoencoder
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.flexible import Flexible
 from models.registry import register
-from models.zoo.tokenizers._small import TINY, small_conv, small_losses
+from models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(
@@ -31,27 +31,19 @@ def flexvar_vq(
     trained: tuple[int, ...] = (),
     codes: int = 512,
     dim: int = 8,
-    channels: int = 48,
-    multipliers: tuple[int, ...] = (1, 1),
-    patch: int = 4,
-    blocks: int = 1,
-    attention: tuple[int, ...] = (),
     beta: float = 0.25,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``scales[-1]`` must be the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``trained`` sizes are drawn from in training
-    (empty: all below the grid); ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    """``scales[-1]`` must be the latent grid; ``trained`` sizes are drawn from in training
+    (empty: all below the grid)"""
     return Autoencoder.Config(
-        net=small_conv(channels, multipliers, patch, blocks, attention),
+        net=small.net(),
         quantizer=Flexible.Config(
             codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)),
             scales=scales,
             trained=trained,
             beta=beta,
         ),
-        latent=channels,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+        latent=small.channels,
+        **small.losses(),
     )

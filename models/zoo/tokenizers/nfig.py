@@ -15,7 +15,7 @@ from models.autoencoder import Autoencoder
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.frequency import Frequency
 from models.registry import register
-from models.zoo.tokenizers._small import TINY, small_conv, small_losses
+from models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(
@@ -30,21 +30,12 @@ def nfig(
     scales: tuple[int, ...] = (1, 2, 3, 4),
     codes: int = 256,
     dim: int = 8,
-    channels: int = 48,
-    multipliers: tuple[int, ...] = (1, 1),
-    patch: int = 4,
-    blocks: int = 1,
-    attention: tuple[int, ...] = (),
     beta: float = 0.25,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``scales[-1]`` must be the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
-    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    """``scales[-1]`` must be the latent grid"""
     return Autoencoder.Config(
-        net=small_conv(channels, multipliers, patch, blocks, attention),
+        net=small.net(),
         quantizer=Frequency.Config(
             codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)),
             scales=scales,
@@ -53,5 +44,5 @@ def nfig(
         ),
         latent=dim,
         quant_kernel=3,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual, 2 * channels),
+        **small.losses(2 * small.channels),
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from models.autoencoder import Autoencoder
 from models.parts.quantizers.dimensionwise import Dimensionwise
 from models.registry import register
-from models.zoo.tokenizers._small import TINY, small_conv, small_losses
+from models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(
@@ -30,21 +30,13 @@ def tokenbridge(
     clip: float = 3.0,
     dim: int = 8,
     kl: float = 1e-4,
-    channels: int = 48,
-    multipliers: tuple[int, ...] = (1, 1),
-    patch: int = 4,
-    blocks: int = 1,
-    attention: tuple[int, ...] = (),
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    small: Small = SMALL,
 ) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, a position has ``dim`` ids of ``levels``; ``kl`` weighs the
-    VAE's divergence; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    VAE's divergence"""
     return Autoencoder.Config(
-        net=small_conv(channels, multipliers, patch, blocks, attention),
+        net=small.net(),
         quantizer=Dimensionwise.Config(dim=dim, kl=kl, levels=levels, clip=clip),
-        latent=channels,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+        latent=small.channels,
+        **small.losses(),
     )
