@@ -115,6 +115,7 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
     """
     from flows.screen import table
     from tasks import compare as comparing
+    from tasks.report import number
 
     work = workspace("tokenloom", root, store)
     rows = comparing.leaderboard(work.store, [evaluation_of(each, work.store) for each in runs])
@@ -125,7 +126,7 @@ def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: st
         return
     for budget, group in comparing.budgets(rows).items():  # tokenizers: a line each
         columns = [key for key in rows[0] if key not in ("budget", "tokenizer", "evaluation")]
-        table(f"{budget} an image", columns, [[_cell(row[key]) for key in columns] for row in group])
+        table(f"{budget} an image", [key.replace("_", " ") for key in columns], [[number(row[key]) for key in columns] for row in group])
     if not comparing.budgets(rows):
         _beside(rows)
     for path in files:

@@ -68,8 +68,9 @@ def meaning(name: str) -> tuple[str, str]:
 
 
 def number(value: Any) -> str:
-    """A number for people: whole ones in full, others with four digits."""
-    if isinstance(value, (int, float)) and float(value).is_integer() and abs(value) >= 1:
+    """A number for people: whole and large ones in full, others with four digits."""
+    if isinstance(value, (int, float)) and abs(value) >= 1 and (float(value).is_integer() or 1e4 <= abs(value) < 1e12):
+        value = round(value)
         return f"{int(value):,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
