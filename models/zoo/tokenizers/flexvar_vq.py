@@ -35,7 +35,7 @@ def flexvar_vq(
     small: Small = SMALL,
 ) -> Autoencoder.Config:
     """``scales[-1]`` must be the latent grid; ``trained`` sizes are drawn from in training
-    (empty: all below the grid)"""
+    (empty: all below the grid)."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Flexible.Config(

@@ -33,7 +33,7 @@ def nfig(
     beta: float = 0.25,
     small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``scales[-1]`` must be the latent grid"""
+    """``scales[-1]`` must be the latent grid."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Frequency.Config(

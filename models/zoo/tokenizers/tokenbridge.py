@@ -33,7 +33,7 @@ def tokenbridge(
     small: Small = SMALL,
 ) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, a position has ``dim`` ids of ``levels``; ``kl`` weighs the
-    VAE's divergence"""
+    VAE's divergence."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Dimensionwise.Config(dim=dim, kl=kl, levels=levels, clip=clip),
