@@ -100,16 +100,21 @@ class Adversarial(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config):
-        """Both sides are off until optimizer step ``start``; ``adaptive`` multiplies ``weight`` by the ratio of gradients."""
+        """Both sides are off until optimizer step ``start``; ``adaptive`` multiplies ``weight`` by the ratio of gradients.
+
+        Then ``weight`` is the share of the adversarial gradient in that of the reconstruction; it counts as at most ``ceiling``, so
+        that the discriminator never takes over.
+        """
 
         weight: float = 0.5
         start: int = 0
         balance: Literal["adaptive", "constant"] = "adaptive"
+        ceiling: float = 1.0
         discriminator: PatchDiscriminator.Config = PatchDiscriminator.Config()
 
         def __post_init__(self) -> None:
-            if self.weight < 0 or self.start < 0:
-                raise ConfigError(f"adversarial.weight={self.weight}, start={self.start}: must not be negative")
+            if min(self.weight, self.start, self.ceiling) < 0:
+                raise ConfigError(f"adversarial.weight={self.weight}, start={self.start}, ceiling={self.ceiling}: must not be negative")
 
         def build(self, channels: int, last: torch.Size) -> Adversarial:
             """For images of ``channels`` and a decoder whose last weight has the shape ``last``."""
@@ -137,7 +142,9 @@ class Adversarial(nn.Module):
         if self.training and self.config.balance == "adaptive" and torch.is_grad_enabled():
             pair = [torch.autograd.grad(part, last, retain_graph=True)[0] for part in (reconstruction, loss)]
             self._gradients += torch.stack(pair).to(self._gradients) * (rows / total)
-        return self.config.weight * self.on(step) * self.ratio * loss
+        config = self.config
+        weight = min(config.weight, config.ceiling) if config.balance == "adaptive" else config.weight
+        return weight * self.on(step) * self.ratio * loss
 
     def idle(self) -> dict[str, Tensor]:
         """The discriminator's losses while it is off, at no cost: zero, with a gradient of zero for each of its parameters."""

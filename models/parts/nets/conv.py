@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,9 +74,17 @@ class Geometry(Net):
         return Decoder(self, channels, latent)
 
 
+class SingleGroupNorm(nn.GroupNorm):
+    """Group normalisation that takes half precision as float32 and gives float32, as autocast has it on CUDA but not on a CPU."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        half = x_BCHW.dtype in (torch.float16, torch.bfloat16)
+        return super().forward(x_BCHW.float() if half else x_BCHW)
+
+
 def norm(channels: int, groups: int) -> nn.GroupNorm:
     """Group normalisation with the eps of VQGAN."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return SingleGroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):

@@ -6,7 +6,9 @@ Masks are boolean, (B or 1, 1, S, S) or (B or 1, 1, S, T), true where a slot is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +144,10 @@ class PatchPixels(nn.Module):
         super().__init__()
         self.patch, self.channels, self.grid = patch, channels, grid
         self.linear = nn.Linear(width, patch * patch * channels)
-        self.conv = nn.Conv2d(channels, channels, smooth, padding=smooth // 2) if smooth else nn.Identity()
+        self.conv: nn.Module = nn.Identity()
+        if smooth:  # starts as the identity: a random kernel of few channels may pass next to nothing
+            self.conv = nn.Conv2d(channels, channels, smooth, padding=smooth // 2)
+            nn.init.dirac_(self.conv.weight)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return self.conv(unpatchify(self.linear(x_BLD), self.patch, self.grid))
@@ -167,6 +172,19 @@ def unpatchify(x_BLD: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * patch, w * patch)
 
 
+def sines(places: int, width: int) -> Tensor:
+    """Sines and cosines of the row and the column of a square grid's places, or of the place in a row if there is no square:
+    (places, width) with entries in [-1, 1]."""
+    side = math.isqrt(places)
+    columns = side if side * side == places else places
+    at = torch.arange(places)
+    share_LA = torch.stack([at // columns, at % columns], 1) / columns
+    waves = width // 4
+    angle_LAW = share_LA[..., None] * (math.pi / 2) * 32 ** torch.linspace(0, 1, max(1, waves))
+    table = torch.cat([angle_LAW.sin(), angle_LAW.cos()], -1).flatten(1)[:, :width]
+    return F.pad(table, (0, width - table.shape[1]))
+
+
 def patch_grid(size: int, patch: int) -> tuple[int, int]:
     """Rows and columns of the patches of a square image.
 
@@ -181,17 +199,26 @@ def patch_grid(size: int, patch: int) -> tuple[int, int]:
 class Trunk(nn.Module):
     """A class token, patches and further tokens (queries or latents) through one stack of blocks, with a norm before and after.
 
-    Every slot has a learned position; the order is [class, patches, further].
+    Every slot has a learned position; the order is [class, patches, further].  Positions start as sines of the place, the further
+    tokens' spread evenly over the patches, and queries and keys of a block start alike, so that slots first look at their
+    neighbourhood (after arXiv:2305.09828): a random start learns nothing of the image for hundreds of steps.
     """
 
     def __init__(self, config: Blocks.Config, patches: int, further: int = 0) -> None:
         super().__init__()
         width, scale = config.width, config.width**-0.5
+        place = 2 * scale * sines(patches, width)
+        near = (torch.arange(further) * 2 + 1) * patches // (2 * max(1, further))
         self.class_token = nn.Parameter(scale * torch.randn(1, width))
-        self.position = nn.Parameter(scale * torch.randn(1 + patches, width))
-        self.further_position = nn.Parameter(scale * torch.randn(further, width)) if further else None
+        self.position = nn.Parameter(torch.cat([scale * torch.randn(1, width), place]))
+        self.further_position = nn.Parameter(place[near]) if further else None
         self.norm_pre = nn.LayerNorm(width, config.eps)
         self.stack = config.build()
+        with torch.no_grad():
+            for block in self.stack.blocks:
+                qkv = cast(Attention, block.attention).qkv.weight
+                qkv[:width].normal_(std=scale)
+                qkv[width : 2 * width] = qkv[:width]
         self.norm_post = nn.LayerNorm(width, config.eps)
 
     def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ code that a base tokenizer gives each patch (cross-entropy); in the second encod
 a mean of the base's code vectors, and the base's pixel decoder behind them are trained on pixels.
 Differs: both stages are one training run, ``stage2`` is the second's share of the steps; the codebook follows moving averages and codes
 out of use are revived, both over all workers; the perceptual and the adversarial loss only if asked for; few and narrow blocks (released:
-32 to 128 tokens of 4096 codes of 12 channels).
+32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side), whose attention starts at each place's neighbourhood.
 Run: tokenloom run smoke_titok
 Expect: EXPECT
 """
@@ -37,7 +37,7 @@ def titok(
     stage2: float = 0.4,
     patch: int = 8,
     width: int = 96,
-    depth: int = 3,
+    depth: int = 2,
     heads: int = 4,
     beta: float = 0.25,
     pixels: float = 4.0,

@@ -2,7 +2,8 @@
 
 New: against `titok` no base tokenizer: the mask tokens of the decoder become patches of pixels, smoothed by one convolution.
 Differs: the codebook follows moving averages and codes out of use are revived, both over all workers; the perceptual and the adversarial
-loss only if asked for; few and narrow blocks (released: 32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side).
+loss only if asked for; few and narrow blocks (released: 32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side), whose
+attention starts at each place's neighbourhood.
 Run: tokenloom run smoke_titok_onestage
 Expect: EXPECT
 """
@@ -32,7 +33,7 @@ def titok_onestage(
     dim: int = 12,
     patch: int = 8,
     width: int = 96,
-    depth: int = 3,
+    depth: int = 2,
     heads: int = 4,
     beta: float = 0.25,
     pixels: float = 4.0,
