@@ -85,10 +85,10 @@ class GroupGenerator(protocols.Generator):
         Raises:
             LayoutError: weights of this generator belong to its grids.
         """
-        other = GroupGenerator(self.config, replace(self.layout, grids=grids), *self.given).to(next(self.parameters()).device)
         try:
+            other = GroupGenerator(self.config, replace(self.layout, grids=grids), *self.given).to(next(self.parameters()).device)
             other.load_state_dict(self.state_dict())
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise protocols.LayoutError(f"this generator is bound to its grids {self.layout.grids}: {error}") from error
         return other.train(self.training)
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from models.parts.attention import Sight, attend
 
-
 #: Queries, keys, values, what is seen, factor: heads side by side.
 Kernel = Callable[[Tensor, Tensor, Tensor, Sight, float], Tensor]
 

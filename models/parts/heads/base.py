@@ -19,7 +19,7 @@ from models.sampling.sampler import Moment, Sampler
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tokens drawn at N positions, (B, N), (B, N, Q) or (B, N, C); where there are any, guided logits and those of what was drawn (B, N)."""
+    """Tokens drawn at N positions, (B, N), (B, N, Q) or (B, N, C); if there are any, guided logits and those of what was drawn (B, N)."""
 
     data: Tensor
     logits: Tensor | None = None

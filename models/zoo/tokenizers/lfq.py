@@ -22,7 +22,7 @@ from models.zoo.tokenizers._small import SMALL, TINY, Small
     "lfq",
     kind="tokenizer",
     paper="2310.05737",
-    tiny=TINY | {"bits": 5},
+    tiny=TINY | {"bits": 6, "factors": [3, 3]},
     net="conv",
     quantizer="signs",
 )

@@ -1,0 +1,133 @@
+"""What orders must say: sizes of steps, annealing, regions, patches, masked shares, Halton's evenness."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.orders import Annealed, Arccos, Cosine, Curve, Even, Halton, Masked, Patches, Random, Regions, SomeScales, Steps, Straight
+from models.protocols import LayoutError, TokenLayout
+
+SQUARE = TokenLayout(grids=((8, 8),), vocabulary=4)
+
+
+@given(st.integers(1, 300), st.integers(1, 80), st.sampled_from([Cosine(), Arccos(), Straight()]), st.sampled_from(["up", "down"]))
+@settings(max_examples=200, deadline=None)
+def test_steps_cut_any_length(length: int, count: int, curve: Curve, rounding: str) -> None:
+    sizes = Steps(count=count, curve=curve, rounding=rounding).cut(length)  # type: ignore[arg-type]
+    assert len(sizes) == min(count, length)
+    assert min(sizes) >= 1
+    assert sum(sizes) == length
+
+
+def test_a_cosine_takes_few_positions_first() -> None:
+    sizes = Steps(count=8).cut(256)
+    assert sizes == tuple(sorted(sizes))
+    assert sizes[0] == 5  # 256 - floor(256 cos(pi / 16))
+    assert Even(size=3).cut(8) == (3, 3, 2)
+
+
+def test_rar_anneals_from_random_orders_to_raster() -> None:
+    order, raster = Annealed(start=0.25, end=0.75), torch.arange(64)
+    shares = []
+    for progress in (0.0, 0.2, 0.5, 0.75, 0.99):
+        plan = order.plan(SQUARE, Draws.whole(3, int(progress * 1000), 400, steps=1000))
+        assert torch.equal(plan.sequence_BL.sort(1).values, raster.expand(len(plan.sequence_BL), -1))
+        shares.append(float((plan.sequence_BL != raster).any(1).float().mean()))
+    assert shares[:2] == [1, 1]
+    assert 0.4 < shares[2] < 0.6
+    assert shares[3:] == [0, 0]
+    assert torch.equal(order.decode(SQUARE, 5, None).sequence_BL[0], raster)
+
+
+def test_par_takes_distant_tokens_together() -> None:
+    plan = Regions(across=2).plan(TokenLayout(grids=((24, 24),), vocabulary=4))
+    assert plan.groups == 4 + (576 - 4) // 4 == 147  # the published number of steps
+    position = TokenLayout(grids=((24, 24),), vocabulary=4).positions
+    assert plan.sizes[:4] == (1,) * 4
+    assert position[plan.sequence_BL[0, :4], 2:].tolist() == [[0, 0], [0, 12], [12, 0], [12, 12]]
+    for group in range(4, plan.groups):
+        row, column = position[plan.members(group)[0], 2], position[plan.members(group)[0], 3]
+        assert len(set((row % 12).tolist())) == len(set((column % 12).tolist())) == 1
+        assert len({(r // 12, c // 12) for r, c in zip(row.tolist(), column.tolist())}) == 4
+    with pytest.raises(LayoutError, match=r"order\.across=3"):
+        Regions(across=3).plan(SQUARE)
+
+
+def test_npp_shortens_the_sequence_and_ends_in_raster() -> None:
+    order = Patches(sides=(4, 2, 1), until=(0.3, 0.6))
+    groups = [order.plan(SQUARE, Draws.whole(0, step, 2, steps=10)).groups for step in (0, 2, 3, 5, 6, 9)]
+    assert groups == [4, 4, 16, 16, 64, 64]
+    assert order.decode(SQUARE, 2).sizes == (1,) * 64
+    plan = order.of_side(SQUARE, 4)
+    assert plan.members(1)[0].tolist() == [r * 8 + c for r in range(4) for c in range(4, 8)]
+    with pytest.raises(ConfigError, match=r"order\.sides"):
+        Patches(sides=(2, 1), until=())
+
+
+@pytest.mark.parametrize("seen", [0.0, 0.1])
+def test_masked_loss_is_a_mean_over_the_whole_batch(seen: float) -> None:
+    order = Masked(seen_weight=seen)
+    whole = order.plan(SQUARE, Draws.whole(5, 2, 6))
+    parts = [order.plan(SQUARE, Draws(5, 2, 1, a, b, 6)) for a, b in ((0, 2), (2, 3), (3, 6))]
+    for name in ("known_BL", "weight_BL"):
+        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
+    assert whole.known_BL is not None
+    assert whole.weight_BL is not None
+    torch.testing.assert_close(whole.weight_BL.sum(1).mean(), torch.tensor(1.0))
+    ratio = whole.weight_BL[whole.known_BL].mean() / whole.weight_BL[~whole.known_BL].mean()
+    torch.testing.assert_close(ratio, torch.tensor(seen))
+
+
+def test_masked_share_follows_the_curve() -> None:
+    plan = Masked(curve=Cosine()).plan(TokenLayout(grids=((16, 16),), vocabulary=4), Draws.whole(1, 0, 4000))
+    assert plan.known_BL is not None
+    masked = (~plan.known_BL).float().mean(1)
+    assert float(masked.min()) > 0
+    torch.testing.assert_close(masked.mean(), torch.tensor(2 / torch.pi), atol=0.02, rtol=0)  # mean of cos(pi u / 2)
+    assert bool(plan.known_BL[0].any())
+
+
+def test_any_prefix_of_halton_is_even() -> None:
+    layout = TokenLayout(grids=((16, 16),), vocabulary=4)
+    sequence = Halton().sequence(layout, 1, None)[0]
+    assert torch.equal(sequence.sort().values, torch.arange(256))
+    for prefix in (16, 32, 64, 128):
+        place = layout.positions[sequence[:prefix], 2:] // 8
+        counts = torch.bincount(place[:, 0] * 2 + place[:, 1], minlength=4)
+        assert int(counts.max() - counts.min()) <= max(2, prefix // 16), counts
+
+
+def test_in_painting_takes_what_is_known_first() -> None:
+    keep = torch.zeros(64, dtype=torch.bool)
+    keep[[3, 40, 63]] = True
+    for order in (Random(decoding=Steps(count=6)), Masked(decoding=Steps(count=6), visit=Halton())):
+        plan = order.decode(SQUARE, 4, torch.Generator().manual_seed(0))
+        around = order.around(plan, keep)
+        assert around.sizes[0] == 3
+        assert sum(around.sizes) == 64
+        for row, before in zip(around.sequence_BL, plan.sequence_BL):
+            assert set(row[:3].tolist()) == {3, 40, 63}
+            assert row[3:].tolist() == [i for i in before.tolist() if i not in (3, 40, 63)]
+
+
+def test_a_step_count_is_refused_where_the_order_fixes_it() -> None:
+    for order in (Regions(), SomeScales()):
+        with pytest.raises(ConfigError, match=r"sample\.steps"):
+            order.decode(SQUARE, 1, None, Even(size=2))
+
+
+def test_flexvar_leaves_out_inner_scales_only() -> None:
+    layout = TokenLayout(grids=((1, 1), (2, 2), (3, 3), (4, 4)), vocabulary=4)
+    seen = set()
+    for step in range(40):
+        plan = SomeScales(drop=0.5).plan(layout, Draws.whole(0, step, 3))
+        assert plan.sizes[0] == 1
+        assert plan.sizes[-1] == 16
+        seen.add(plan.sizes)
+    assert seen == {(1, 16), (1, 4, 16), (1, 9, 16), (1, 4, 9, 16)}
+    assert SomeScales(drop=0.5).decode(layout, 1).sizes == (1, 4, 9, 16)
