@@ -1,6 +1,6 @@
 """The tokenizers' leaderboard: one dataset, equal steps, groups of equal token budget, one protocol.
 
-    python benchmarks/tokenizers.py [--root FOLDER] [--only NAME …] [--minutes N] [--steps 1500] [--page docs/tokenizers.md]
+    python benchmarks/tokenizers.py [--root FOLDER] [--only NAME …] [--minutes N] [--steps 1000] [--page docs/tokenizers.md]
 
 Trains and measures each entry of ``SUITE`` on Fashion-MNIST at 32 pixels, one after another in one Ray session, and writes the
 leaderboard.  What the store has is not done again: an interrupted run goes on, and ``--minutes`` stops with status 75.
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path(".tokenloom/tokenizers"), help="where the runs live, kept between calls")
     parser.add_argument("--only", nargs="*", default=(), help="entries to run; all if not given")
     parser.add_argument("--minutes", type=float, default=0, help="stop after this many minutes (0: never); the same command goes on")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each entry")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each entry")
     parser.add_argument("--page", type=Path, help="Markdown page to write, with pictures beside it")
     options = parser.parse_args()
     if unknown := set(options.only) - {entry.name for entry in SUITE}:
