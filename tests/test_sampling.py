@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models.config import ConfigError
+from models.parts.orders import Steps
 from models.sampling.filters import draw, keep_top_k, keep_top_p
-from models.sampling.sampler import Constant, Linear, PowerCosine, Sampler
+from models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
 
 def test_top_k_keeps_the_k_largest() -> None:
@@ -55,3 +56,18 @@ def test_edited_keeps_what_is_not_given() -> None:
     assert sampler.edited(guidance_schedule="constant").guidance == Constant(value=1.5)
     with pytest.raises(ConfigError, match=r"sample\.top_p=1\.5"):
         sampler.edited(top_p=1.5)
+
+
+def test_clocks_of_schedules() -> None:
+    moments = [Moment(0, 3, 0, 2, 12), Moment(1, 3, 2, 6, 12), Moment(2, 3, 6, 12, 12)]
+    found = {clock: [m.share(clock) for m in moments] for clock in ("steps", "begun", "before", "after")}
+    assert found == {"steps": [0, 0.5, 1], "begun": [0, 1 / 3, 2 / 3], "before": [0, 1 / 6, 0.5], "after": [1 / 6, 0.5, 1]}
+    assert Linear(value=4.0, clock="after").on(moments[1]) == 2.0
+    assert Moment(0, 1, 0, 4, 4).share("steps") == 0
+
+
+def test_steps_are_a_choice_of_the_sampler() -> None:
+    assert Sampler().sizes is None
+    assert Sampler().edited(steps=6).sizes == Steps(count=6)
+    with pytest.raises(ConfigError, match=r"sample\.steps=0"):
+        Sampler().edited(steps=0)
