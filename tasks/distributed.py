@@ -136,9 +136,11 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     # What the model stands on: a generator on its tokenizer, a tokenizer perhaps on its base, on the classifier of the data.
     below = {"tokenizer": step.inputs.get("tokenizer", step.inputs.get("base")), "features": step.inputs.get("features")}
     adopt = {role: artifact.folder for role, artifact in below.items() if artifact is not None}
-    given: dict[str, Any] = {"size": data["size"], "channels": data["channels"]}
+    given: dict[str, Any]
     if step.kind == "generator":
         given = {"layout": data["layout"], "classes": len(data["classes"])}
+    else:
+        given = {"size": data["size"], "channels": data["channels"]}
     if below["tokenizer"] is not None:
         given["tokenizer"] = store.record(below["tokenizer"]).notes["spec"]
     if below["features"] is not None:
