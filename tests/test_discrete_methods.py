@@ -76,7 +76,7 @@ def test_steps_of_a_four_by_four_grid(name: str, steps: int) -> None:
     assert sorted(torch.cat([s.place_Bn[0] for s in found]).tolist()) == list(range(16))
 
 
-@pytest.mark.parametrize("name", ["maskgit", "halton_maskgit", "arpg", "randar", "titok_imagebert"])
+@pytest.mark.parametrize("name", ["maskgit", "halton_maskgit", "arpg", "randar", "titok_imagebert", "tokenbridge_ar"])
 def test_the_number_of_steps_changes_without_training(name: str) -> None:
     model = made(name)
     for steps in (1, 2, 6):
@@ -183,7 +183,7 @@ def test_what_slots_claim_to_see_is_what_the_rule_says(name: str) -> None:
         seen = seen[:, : seen.shape[1] - group.shape[1] + kept]
 
 
-@pytest.mark.parametrize("name", ["maskgit", "halton_maskgit", "arpg", "randar", "raster"])
+@pytest.mark.parametrize("name", ["maskgit", "halton_maskgit", "arpg", "randar", "tokenbridge_ar", "raster"])
 def test_in_painting_keeps_what_is_given(name: str) -> None:
     model = made(name)
     ids, keep = tokens(model), torch.zeros(16, dtype=torch.bool)
@@ -206,7 +206,7 @@ def test_in_painting_keeps_what_is_given(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["open_magvit2", "infinity"])
+@pytest.mark.parametrize("name", ["open_magvit2", "infinity", "tokenbridge_ar"])
 def test_probabilities_of_all_tokens_sum_to_one(name: str) -> None:
     model = made(name)
     layout = model.layout

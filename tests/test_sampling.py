@@ -60,8 +60,14 @@ def test_edited_keeps_what_is_not_given() -> None:
 
 def test_clocks_of_schedules() -> None:
     moments = [Moment(0, 3, 0, 2, 12), Moment(1, 3, 2, 6, 12), Moment(2, 3, 6, 12, 12)]
-    found = {clock: [m.share(clock) for m in moments] for clock in ("steps", "begun", "before", "after")}
-    assert found == {"steps": [0, 0.5, 1], "begun": [0, 1 / 3, 2 / 3], "before": [0, 1 / 6, 0.5], "after": [1 / 6, 0.5, 1]}
+    found = {clock: [m.share(clock) for m in moments] for clock in ("steps", "begun", "before", "after", "almost")}
+    assert found == {
+        "steps": [0, 0.5, 1],
+        "begun": [0, 1 / 3, 2 / 3],
+        "before": [0, 1 / 6, 0.5],
+        "after": [1 / 6, 0.5, 1],
+        "almost": [1 / 6, 0.5, 11 / 12],
+    }
     assert Linear(value=4.0, clock="after").on(moments[1]) == 2.0
     assert Moment(0, 1, 0, 4, 4).share("steps") == 0
 

@@ -15,7 +15,7 @@ from models import config
 from models.config import ConfigError
 from models.parts.orders.sizes import Sizes, Steps
 
-Clock = Literal["steps", "begun", "before", "after"]
+Clock = Literal["steps", "begun", "before", "after", "almost"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Moment:
 
     def share(self, clock: Clock) -> float:
         """Progress in [0, 1]: ``steps`` is 0 at the first and 1 at the last step, ``begun`` the share of steps done,
-        ``before`` and ``after`` the share of positions known before and after this step."""
+        ``before`` and ``after`` the share of positions known before and after this step, ``almost`` the latter as if one
+        were always left (MAR)."""
         match clock:
             case "steps":
                 return self.step / max(1, self.steps - 1)
@@ -40,6 +41,8 @@ class Moment:
                 return self.before / self.length
             case "after":
                 return self.after / self.length
+            case "almost":
+                return min(self.after, self.length - 1) / self.length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ Shapes: B rows, L positions, S slots, P prefix slots, D width, Q codebooks.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +20,44 @@ from models.parts.orders.base import Plan
 from models.protocols import LayoutError, TokenLayout
 
 
-class MaskToken(Feed):
-    """Tokens and [MASK] with learned positions (MaskGIT, arXiv:2202.04200); there is no cache, each step is given all slots anew."""
+class Whole(Feed):
+    """Feeds without a cache: each step is given all slots anew, from what is known so far."""
 
     passes: ClassVar[Literal["cached", "whole"]] = "whole"
+    layout: TokenLayout
+
+    @abstractmethod
+    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+        """All slots for tokens of which some are known; ``asked`` (B or 1, N) positions are read."""
+
+    def slots(self, plan: Plan, prefix: int) -> int:
+        return 0
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        known = torch.zeros(data.shape[:2], dtype=torch.bool, device=data.device) if plan.known_BL is None else plan.known_BL
+        return self.of_known(data, known.expand(data.shape[:2]), plan.sequence_BL, cond, draws)
+
+    def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor]:
+        layout, rows, device = self.layout, len(cond.vector_BD), cond.vector_BD.device
+        if layout.discrete:
+            deep = (layout.codebooks,) if layout.codebooks > 1 else ()
+            data = torch.zeros((rows, layout.length, *deep), dtype=torch.long, device=device)
+        else:
+            data = torch.zeros((rows, layout.length, layout.channels), dtype=cond.vector_BD.dtype, device=device)
+        return data, torch.zeros(data.shape[:2], dtype=torch.bool, device=device)
+
+    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        asked = plan.sequence_BL if plan.choice is not None else plan.members(group)
+        return self.of_known(state[0], state[1], asked, cond, None)
+
+    def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor]:
+        index = place_Bn.expand(len(data), -1)
+        deep = index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data)
+        return state[0].scatter(1, deep, data), state[1].scatter(1, index, True)
+
+
+class MaskToken(Whole):
+    """Tokens and [MASK] with learned positions (MaskGIT, arXiv:2202.04200); there is no cache, each step is given all slots anew."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Feed.Config):
@@ -51,27 +86,6 @@ class MaskToken(Feed):
             self.register = nn.Parameter(torch.empty(1, config.registers, width))
             nn.init.trunc_normal_(self.register, std=config.init_std)
 
-    def slots(self, plan: Plan, prefix: int) -> int:
-        return 0
-
-    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
-        known = torch.zeros(data.shape[:2], dtype=torch.bool, device=data.device) if plan.known_BL is None else plan.known_BL
-        return self._of(data, known.expand(data.shape[:2]), plan.sequence_BL, cond, draws)
-
-    def start(self, plan: Plan, cond: Conditioned) -> tuple[Tensor, Tensor]:
-        shape = (len(cond.vector_BD), self.layout.length) + ((self.layout.codebooks,) if self.layout.codebooks > 1 else ())
-        data = torch.zeros(shape, dtype=torch.long, device=cond.vector_BD.device)
-        return data, torch.zeros(shape[:2], dtype=torch.bool, device=data.device)
-
-    def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
-        asked = plan.sequence_BL if plan.choice is not None else plan.members(group)
-        return self._of(state[0], state[1], asked, cond, None)
-
-    def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor]:
-        index = place_Bn.expand(len(data), -1)
-        deep = index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data)
-        return state[0].scatter(1, deep, data), state[1].scatter(1, index, True)
-
     def inputs(self, data: Tensor, known_BL: Tensor) -> Tensor:
         """Ids with [MASK] where they are not known."""
         known = known_BL.view(*known_BL.shape, *[1] * (data.ndim - 2))
@@ -81,7 +95,7 @@ class MaskToken(Feed):
         """The slots at their positions."""
         return x_BSD + self.position
 
-    def _of(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
         x = self.table(self.inputs(data, known_BL))
         if self.prefix:
             x = torch.cat([cond.prefix_BPD, x], dim=1)
