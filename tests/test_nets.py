@@ -1,29 +1,19 @@
-"""Nets of tokenizers: shapes, what may and may not reach what, precision under autocast, continuous latents, robust adversarial phases."""
+"""Nets of tokenizers: shapes, what may and may not reach what, precision under autocast."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
 from models.config import ConfigError
-from models.draws import Draws
-from models.parts.losses import Adversarial
 from models.parts.nets.base import Net, signed, unit
 from models.parts.nets.conv import Geometry
-from models.parts.nets.discriminator import PatchDiscriminator
 from models.parts.nets.maskgit_conv import MaskGITConv, OutputShortcutBlock
 from models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
 from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, ViT, patchify, unpatchify
-from models.parts.quantizers.gaussian import Gaussian
-from models.protocols import Batch
-from models.settings import TrainSettings
-from tasks.train_state import TrainState
 
 BLOCKS = Blocks.Config(width=16, depth=2, heads=2)
 NETS: dict[str, Net] = {
@@ -229,151 +219,3 @@ def test_impossible_queries_are_refused() -> None:
     for fields in ({"tokens": 0}, {"smooth": 2}):
         with pytest.raises(ConfigError, match="net"):
             replace(NETS["queries"], **fields)
-
-
-# --- continuous latents -------------------------------------------------------------------------------------------
-
-
-def gaussian(**fields: Any) -> Gaussian:
-    quantizer = Gaussian.Config(**({"dim": 3, "kl": 1.0} | fields)).build((2, 4))
-    assert isinstance(quantizer, Gaussian)
-    return quantizer
-
-
-def test_divergence_is_that_of_normals() -> None:
-    mean, logvar = random(2, 3, 2, 4), 0.3 * random(2, 3, 2, 4, seed=1)
-    normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(mean, (0.5 * logvar).exp()), normal(0.0, 1.0)).flatten(1).sum(1)
-    torch.testing.assert_close(Gaussian.divergence(mean, logvar), expected)
-
-
-def test_training_samples_from_draws_and_tokens_are_means() -> None:
-    quantizer, moments = gaussian().train(), random(8, 6, 2, 4)
-    mean, logvar = quantizer.posterior(moments)
-    z = quantizer(moments, Draws.whole(0, 3, 8)).z
-    noise = Draws.whole(0, 3, 8).normal(3, 2, 4)
-    torch.testing.assert_close(z, mean + (0.5 * logvar).exp() * noise)
-    assert torch.equal(quantizer(moments).z, mean)  # no draws
-    assert torch.equal(quantizer.eval()(moments, Draws.whole(0, 3, 8)).z, mean)
-    tokens = quantizer.encode(moments)
-    assert tokens.shape == (8, 8, 3)
-    assert torch.equal(tokens[0, 5], mean[0, :, 1, 1])
-    torch.testing.assert_close(quantizer.lookup(tokens), mean)
-
-
-def test_shares_of_a_batch_see_the_same_noise() -> None:
-    quantizer, moments = gaussian().train(), random(8, 6, 2, 4)
-    whole = quantizer(moments, Draws.whole(0, 3, 8)).z
-    shares = [quantizer(moments[a:b], Draws(0, 3, 1, a, b, 8)).z for a, b in ((0, 3), (3, 8))]
-    assert torch.equal(torch.cat(shares), whole)
-
-
-def test_scale_is_measured_after_training_or_given() -> None:
-    moments = [5 * random(16, 6, 2, 4, seed=s) + 2 for s in range(4)]
-    quantizer = gaussian()
-    quantizer.finish(iter(moments))
-    tokens = torch.cat([quantizer.encode(m) for m in moments])
-    assert float(tokens.std()) == pytest.approx(1.0, rel=1e-3)
-    torch.testing.assert_close(quantizer.lookup(tokens[:16]), quantizer.posterior(moments[0])[0])
-    again = gaussian()
-    again.load_state_dict(quantizer.state_dict())
-    assert float(again.scale) == float(quantizer.scale)
-    given = gaussian(scale=0.25)
-    given.finish(iter(moments))
-    assert float(given.scale) == 0.25
-
-
-def test_variances_stay_finite() -> None:
-    quantizer = gaussian().train()
-    moments = torch.full((2, 6, 2, 4), 1e4, requires_grad=True)
-    found = quantizer(moments, Draws.whole(0, 0, 2))
-    assert bool(found.losses["kl"].isfinite())
-    with pytest.raises(ConfigError, match="scale"):
-        Gaussian.Config(dim=3, scale=0.0)
-
-
-def test_latents_are_exact_under_autocast() -> None:
-    quantizer, moments = gaussian().eval(), random(2, 6, 2, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = quantizer(moments.bfloat16())
-    assert half.z.dtype == torch.float32
-    torch.testing.assert_close(half.losses["kl"], quantizer(moments.bfloat16().float()).losses["kl"])
-
-
-# --- an adversarial phase that starts in the middle ----------------------------------------------------------------
-
-
-def tokenizer(**args: Any) -> Autoencoder:
-    torch.manual_seed(0)
-    base = {"channels": 8, "multipliers": [1, 1], "patch": 4, "codes": 32, "dim": 4}
-    model = ModelSpec("tokenizer", "vq", base | args, {}, {"size": 16, "channels": 1}).build()
-    assert isinstance(model, Autoencoder)
-    return model
-
-
-def blobs(rows: int, seed: int) -> Tensor:
-    coarse = torch.rand(rows, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return nn.functional.interpolate(coarse, 16, mode="bilinear")
-
-
-def held_out_errors(weight: float, start: int, steps: int, every: int = 25) -> list[float]:
-    """Squared error on held-out images every so many steps, trained as the loop does: a clipped AdamW a phase."""
-    model, rows = tokenizer(adversarial=weight, adversarial_start=start).train(), 16
-    state, held, errors = TrainState(model, TrainSettings(steps=steps)), blobs(64, -1), []
-    for step in range(steps):
-        for phase in state.phases:
-            phase.clear()
-            with state.only(phase):
-                model.losses(Batch(blobs(rows, step)), phase.phase, Draws.whole(0, step, rows, steps, stream=phase.phase))[
-                    "loss"
-                ].backward()
-            phase.clip()
-            phase.step(step, steps)
-        model.after_step(Draws.whole(0, step, rows, steps))
-        if (step + 1) % every == 0:
-            with torch.no_grad():
-                errors.append(float((model.decode(model.encode(held)) - held).square().mean()))
-    return errors
-
-
-@pytest.mark.parametrize("weight", [0.5, 1000.0])
-def test_an_adversarial_start_in_mid_training_keeps_the_reconstruction(weight: float) -> None:
-    """However large the weight, the adversarial gradient stays within that of the reconstruction."""
-    errors = held_out_errors(weight, start=100, steps=200)
-    before, after = errors[3], errors[4:]
-    assert before < 0.9 * errors[0]
-    assert max(after) < 1.2 * before, errors
-
-
-def test_a_weight_counts_up_to_its_ceiling() -> None:
-    image = random(2, 1, 16, 16)
-    found = []
-    for weight in (1.0, 1000.0):
-        torch.manual_seed(0)
-        loss = Adversarial.Config(weight=weight, discriminator=PatchDiscriminator.Config(channels=8)).build(1, torch.Size((1,)))
-        loss.ratio.fill_(2.0)
-        found.append(loss.eval().generator_loss(image, image.mean(), image, 0, 2, 2))
-        fake = -loss.discriminator(image).mean()
-    assert float(found[0].detach()) == pytest.approx(2.0 * float(fake.detach()), rel=1e-5)
-    assert torch.equal(found[0], found[1])
-    with pytest.raises(ConfigError, match="ceiling"):
-        Adversarial.Config(ceiling=-1.0)
-
-
-def test_a_discriminator_that_is_off_costs_no_reconstruction() -> None:
-    """Before its start the phase is worth zero, gives every parameter a gradient of zero, and runs no net."""
-    model = tokenizer(adversarial=0.5, adversarial_start=3).train()
-    ran: list[int] = []
-    handles = [m.register_forward_hook(lambda *_: ran.append(1)) for m in (model.encoder, model.adversarial.discriminator)]  # type: ignore[union-attr]
-    for step, runs in ((2, 0), (3, 3)):
-        ran.clear()
-        model.zero_grad(set_to_none=True)
-        parts = model.losses(Batch(blobs(4, 0)), "discriminator", Draws.whole(0, step, 4, 10))
-        parts["loss"].backward()
-        assert set(parts) == {"loss", "discriminator"}
-        assert len(ran) == runs
-        gradients = [p.grad for _, p in model.phase_parameters("discriminator")]
-        assert all(g is not None for g in gradients)
-        assert any(bool(g.abs().sum() > 0) for g in gradients if g is not None) == (step >= 3)
-    for handle in handles:
-        handle.remove()

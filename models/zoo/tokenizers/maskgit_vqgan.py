@@ -6,7 +6,8 @@ commitment has weight 1 and the codebook's term 0.25.
 Differs: the codebook follows moving averages (so the codebook's term is gone) and codes out of use are revived, both over all workers;
 2x2 pixels a step at the ends and few channels (released: 128 channels, five levels, 1024 codes of 256 channels, 54 M parameters).
 Run: tokenloom run smoke_maskgit_vqgan
-Expect: EXPECT
+Expect: held-out digits (32x32, 400 steps of 64, learning rate 4e-3, about 26 CPU seconds): 16 codes of 512 give a squared error of 0.034 on
+[-1, 1], all codes in use, 0.29 M parameters.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Differs: squared error, with the perceptual and the adversarial loss only if ask
 StyleGAN's discriminator); the codebook follows moving averages and codes out of use are revived, both over all workers; few and
 narrow blocks.
 Run: tokenloom run smoke_vit_vq
-Expect: EXPECT
+Expect: held-out digits (32x32, 600 steps of 32, learning rate 2e-3, about 56 CPU seconds): 16 codes of 512 give a squared error of 0.056 on
+[-1, 1], all codes in use, 0.83 M parameters; 4e-3 is too fast (0.116 on the training batch after 350 steps of 64).
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""An adversarial phase that starts in the middle of training: what it may not ruin, and what it costs while it is off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+from models.build import ModelSpec
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.losses import Adversarial
+from models.parts.nets.discriminator import PatchDiscriminator
+from models.protocols import Batch
+from models.settings import TrainSettings
+from tasks.train_state import TrainState
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tokenizer(**args: Any) -> Autoencoder:
+    torch.manual_seed(0)
+    base = {"channels": 8, "multipliers": [1, 1], "patch": 4, "codes": 32, "dim": 4}
+    model = ModelSpec("tokenizer", "vq", base | args, {}, {"size": 16, "channels": 1}).build()
+    assert isinstance(model, Autoencoder)
+    return model
+
+
+def blobs(rows: int, seed: int) -> Tensor:
+    coarse = torch.rand(rows, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return nn.functional.interpolate(coarse, 16, mode="bilinear")
+
+
+def held_out_errors(weight: float, start: int, steps: int, every: int = 25) -> list[float]:
+    """Squared error on held-out images every so many steps, trained as the loop does: a clipped AdamW a phase."""
+    model, rows = tokenizer(adversarial=weight, adversarial_start=start).train(), 16
+    state, held, errors = TrainState(model, TrainSettings(steps=steps)), blobs(64, -1), []
+    for step in range(steps):
+        for phase in state.phases:
+            phase.clear()
+            with state.only(phase):
+                model.losses(Batch(blobs(rows, step)), phase.phase, Draws.whole(0, step, rows, steps, stream=phase.phase))[
+                    "loss"
+                ].backward()
+            phase.clip()
+            phase.step(step, steps)
+        model.after_step(Draws.whole(0, step, rows, steps))
+        if (step + 1) % every == 0:
+            with torch.no_grad():
+                errors.append(float((model.decode(model.encode(held)) - held).square().mean()))
+    return errors
+
+
+@pytest.mark.parametrize("weight", [0.5, 1000.0])
+def test_an_adversarial_start_in_mid_training_keeps_the_reconstruction(weight: float) -> None:
+    """However large the weight, the adversarial gradient stays within that of the reconstruction."""
+    errors = held_out_errors(weight, start=100, steps=200)
+    before, after = errors[3], errors[4:]
+    assert before < 0.9 * errors[0]
+    assert max(after) < 1.2 * before, errors
+
+
+def test_a_weight_counts_up_to_its_ceiling() -> None:
+    image = random(2, 1, 16, 16)
+    found = []
+    for weight in (1.0, 1000.0):
+        torch.manual_seed(0)
+        loss = Adversarial.Config(weight=weight, discriminator=PatchDiscriminator.Config(channels=8)).build(1, torch.Size((1,)))
+        loss.ratio.fill_(2.0)
+        found.append(loss.eval().generator_loss(image, image.mean(), image, 0, 2, 2))
+        fake = -loss.discriminator(image).mean()
+    assert float(found[0].detach()) == pytest.approx(2.0 * float(fake.detach()), rel=1e-5)
+    assert torch.equal(found[0], found[1])
+    with pytest.raises(ConfigError, match="ceiling"):
+        Adversarial.Config(ceiling=-1.0)
+
+
+def test_a_discriminator_that_is_off_costs_no_reconstruction() -> None:
+    """Before its start the phase is worth zero, gives every parameter a gradient of zero, and runs no net."""
+    model = tokenizer(adversarial=0.5, adversarial_start=3).train()
+    ran: list[int] = []
+    handles = [m.register_forward_hook(lambda *_: ran.append(1)) for m in (model.encoder, model.adversarial.discriminator)]  # type: ignore[union-attr]
+    for step, runs in ((2, 0), (3, 3)):
+        ran.clear()
+        model.zero_grad(set_to_none=True)
+        parts = model.losses(Batch(blobs(4, 0)), "discriminator", Draws.whole(0, step, 4, 10))
+        parts["loss"].backward()
+        assert set(parts) == {"loss", "discriminator"}
+        assert len(ran) == runs
+        gradients = [p.grad for _, p in model.phase_parameters("discriminator")]
+        assert all(g is not None for g in gradients)
+        assert any(bool(g.abs().sum() > 0) for g in gradients if g is not None) == (step >= 3)
+    for handle in handles:
+        handle.remove()
