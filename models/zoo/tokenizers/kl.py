@@ -6,8 +6,8 @@ Differs: the scale is measured on training images after the last step where the 
 small images, with 2x2 or 4x4 pixels a step at the ends; the released model has 66.5 M parameters and 16 channels at a sixteenth of the
 resolution, and also a perceptual and an adversarial loss (off here unless asked for).
 Run: tokenloom run smoke_kl
-Expect: held-out digits (32x32, 300 steps of 64, learning rate 4e-3, about 30 CPU seconds): squared error 0.036 on [-1, 1], 0.51 M parameters,
-16 channels at 4x4, deviation of the tokens 0.98.
+Expect: held-out digits (32x32, 300 steps of 64, learning rate 4e-3, about 30 CPU seconds): squared error 0.036 on [-1, 1], 0.51 M
+parameters, 16 channels at 4x4, deviation of the tokens 0.98.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Differs: both stages are one training run, ``stage2`` is the second's share of t
 out of use are revived, both over all workers; the perceptual and the adversarial loss only if asked for; few and narrow blocks (released:
 32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side), whose attention starts at each place's neighbourhood.
 Run: tokenloom run smoke_titok
-Expect: held-out digits (32x32, 800 steps of 32, learning rate 2e-3, about 90 CPU seconds, on a base of 400 steps with an error of 0.036): 16
-codes of 512 give a squared error of 0.056 on [-1, 1], all codes in use, 0.75 M parameters.
+Expect: held-out digits (32x32, 800 steps of 32, learning rate 2e-3, about 90 CPU seconds, on a base of 400 steps with an error of 0.036):
+16 codes of 512 give a squared error of 0.056 on [-1, 1], all codes in use, 0.75 M parameters.
 """
 
 from __future__ import annotations
