@@ -50,15 +50,33 @@ runpy.run_module("models", run_name="__main__")
 from models import registry
 from models.build import ModelSpec
 from models.draws import Draws
+from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.protocols import Batch, Labels, Tokens
 
 def codec(name):
-    return ModelSpec("tokenizer", name, dict(registry.get(name).tiny), {}, {"size": 16, "channels": 1})
+    recipe, given = registry.get(name), {"size": 16, "channels": 1}
+    needs = recipe.config(recipe.tiny).needs
+    if "tokenizer" in needs:
+        given["tokenizer"] = codec(recipe.axes["codec"]).to_dict()
+    if "features" in needs:
+        given["features"] = shape_of(1, 3, Protocol(width=4, features=8))
+    return ModelSpec("tokenizer", name, dict(recipe.tiny), {}, given)
+
+def stand(model, spec):
+    # hand over, untrained, what the model stands on
+    given, stands = spec.given, {}
+    if given.get("tokenizer"):
+        stands["tokenizer"] = ModelSpec.from_dict(given["tokenizer"]).build()
+    if given.get("features"):
+        stands["features"] = Classifier.of(given["features"])
+    if stands:
+        model.adopt(**stands)
 
 for name in registry.names():
     recipe = registry.get(name)
     spec = codec(name if recipe.kind == "tokenizer" else recipe.axes["codec"])
     model = spec.build()
+    stand(model, spec)
     batch = Batch(image_BCHW=torch.rand(4, 1, 16, 16), condition=Labels(torch.arange(4) % 3))
     if recipe.kind == "generator":
         given = {"layout": model.layout.to_dict(), "classes": 3, "tokenizer": spec.to_dict()}
@@ -67,6 +85,8 @@ for name in registry.names():
         batch = Batch(tokens=tokens, condition=batch.condition)
     model.train()
     for phase in model.phases:
+        if not model.phase_parameters(phase):
+            continue  # a codec that is not learned
         optimizer = torch.optim.AdamW([p for _, p in model.phase_parameters(phase)])
         model.losses(batch, phase, Draws.whole(0, 0, 4))["loss"].backward()
         optimizer.step()

@@ -47,7 +47,7 @@ def build(info: Info) -> GroupGenerator:
 def names(info: Info) -> NameMap:
     """Official names to ours; official layers count on from the trunk into the branch."""
     c = info["config"]
-    own = [rule for i in range(c["n_layer"]) for rule in _layer(i, f"net.trunk.", i)]
+    own = [rule for i in range(c["n_layer"]) for rule in _layer(i, "net.trunk.", i)]
     more = [rule for i in range(c["medusa_attention_num"]) for rule in _layer(c["n_layer"] + i, "net.branches.0.", i)]
     return NameMap(
         *own,
