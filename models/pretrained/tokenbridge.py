@@ -185,7 +185,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     def first(features_ME: Tensor) -> Tensor:
         return features_ME + head.position_step[:, 0]
 
-    head.first = first  # type: ignore[method-assign, assignment]
+    head.first = first  # type: ignore[method-assign]
     hook = head.features.register_forward_pre_hook(lambda module, given: features.append(given[0]))
     steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=plan))
     hook.remove()
