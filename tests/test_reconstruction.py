@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import json
 import math
 from collections.abc import Callable
@@ -230,15 +231,21 @@ def test_generators_keep_their_board(tmp_path):
 
 
 def test_one_command_writes_the_page(alone, tmp_path):
-    path = Path(__file__).parents[1] / "docs" / "tokenizers.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "tokenizers.py"
     spec = importlib.util.spec_from_file_location("tokenizers_page", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    from flows.workspace import Workspace
-
-    work = Workspace("x", world().store.root, world().store.uri)
-    text = module.page(work, [a.id for a in alone], tmp_path).read_text()
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+        page = tmp_path / "tokenizers.md"
+        page.write_text(f"words before\n{module.BEGIN}\nold\n{module.END}\nwords after\n")
+        module.refresh(page, world().store, [a.id for a in alone], 5)
+    finally:
+        del sys.modules[spec.name]
+    text = page.read_text()
     assert "| **64 bits an image** |" in text
-    for picture in ("tokenizers_leaderboard.png", "tokenizers_reconstructions.png"):
-        assert f"(pictures/{picture})" in text
-        assert (tmp_path / "pictures" / picture).stat().st_size > 1000
+    assert "old" not in text
+    assert text.startswith("words before")
+    assert text.endswith("words after\n")
+    for picture in ("leaderboard.png", "reconstructions.png"):
+        assert (tmp_path / "pictures" / "tokenizers" / picture).stat().st_size > 1000
