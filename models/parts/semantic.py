@@ -95,6 +95,6 @@ class Semantic(nn.Module):
             self._teacher = [self.config.teacher.build(self.channels, self.dim).requires_grad_(False).eval()]
         with torch.no_grad():
             target_BEhw = self._teacher[0].to(image_BCHW)(image_BCHW)
-            target_BEhw = F.adaptive_avg_pool2d(target_BEhw, tuple(inner_BDhw.shape[2:]))
+            target_BEhw = F.adaptive_avg_pool2d(target_BEhw, (inner_BDhw.shape[2], inner_BDhw.shape[3]))
         found_BEhw = self.head(inner_BDhw.movedim(1, -1)).movedim(-1, 1)
         return self.config.weight * (1 - F.cosine_similarity(found_BEhw.float(), target_BEhw.float(), dim=1)).mean()

@@ -76,9 +76,13 @@ class QueryEncoder(nn.Module):
         self.trunk = Trunk(blocks, h * w, net.tokens)
         self.out = nn.Linear(blocks.width, latent)
 
+    def seeds(self, patch_BLD: Tensor) -> Tensor:
+        """The queries of each row, (B, N, D)."""
+        return self.queries.expand(len(patch_BLD), -1, -1)
+
     def forward(self, image_BCHW: Tensor) -> Tensor:
         patch_BLD = self.patches(unit(image_BCHW))
-        _, x_BND = self.trunk(patch_BLD, self.queries.expand(len(patch_BLD), -1, -1))
+        _, x_BND = self.trunk(patch_BLD, self.seeds(patch_BLD))
         if self.reading == "scrambled":
             x_BND = x_BND.reshape(len(x_BND), x_BND.shape[2], x_BND.shape[1]).transpose(1, 2)
         return self.out(x_BND).transpose(1, 2)[:, :, None]

@@ -1,0 +1,56 @@
+"""What a decoder that samples pixels offers a tokenizer.
+
+Shapes: B rows, N tokens, Z channels of a token, C H W image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import config as configs
+from models.draws import Draws
+from models.protocols import Tokenizer
+
+
+class GenerativeDecoder(nn.Module, ABC):
+    """A distribution of images given their tokens; concrete ones nest a frozen ``Config``."""
+
+    class Config(configs.Config, ABC):
+        """What a decoder is made from."""
+
+        @abstractmethod
+        def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> GenerativeDecoder:
+            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
+
+            Raises:
+                ConfigError: they do not fit.
+            """
+
+    @abstractmethod
+    def losses(self, z_BNZ: Tensor, image_BCHW: Tensor, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted terms whose sum is trained, and detached parts to log, among them ``reconstruction``: the error of predicted images."""
+
+    @abstractmethod
+    def sample(self, z_BNZ: Tensor, keep_B: Tensor) -> Tensor:
+        """Unclamped images (B, C, H, W) of the first ``keep_B`` tokens a row, the same for a row in any batch."""
+
+    def fewest(self, length: int) -> int:
+        """Tokens without which there is nothing to decode, of ``length``."""
+        return length
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        """Updates once an optimizer step on every rank, the only place for collectives; metrics to report."""
+        return {}
+
+    def adopt(self, tokenizer: Tokenizer | None) -> None:
+        """Copy, frozen, what is needed of a trained tokenizer."""
+
+
+def starting_noise(seed: int, *shape: int) -> Tensor:
+    """The noise (1, *shape) from which every image is decoded: a function of the seed alone, float32, on the CPU."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *shape, generator=draw, device="cpu")

@@ -1,0 +1,100 @@
+"""A transformer over the patches of a noisy image and the tokens that describe it (DiT, arXiv:2212.09748, with tokens in sight).
+
+Shapes: B rows, N tokens, Z channels of a token, P patches, S = P + N slots, D width, C H W image (or latents).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import config as configs
+from models.config import ConfigError
+from models.parts.nets.vit import Blocks
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of geometric frequencies (arXiv:1706.03762), then two linear maps: (B,) to (B, D)."""
+
+    def __init__(self, width: int, frequencies: int = 64) -> None:
+        super().__init__()
+        exponent = torch.arange(frequencies).float() / frequencies
+        self.register_buffer("frequency", torch.exp(-math.log(1e4) * exponent), persistent=False)
+        self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        # times are of the order of 1; the factor spreads them over the periods of the frequencies
+        angle = 1000 * t_B[:, None] * self.get_buffer("frequency").to(t_B)
+        return self.net(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+class Denoiser(nn.Module):
+    """(noisy image, time, tokens, which of them are seen) to something of the image's shape; unseen tokens are a learned mask."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config):
+        """Transformer over patches of ``patch`` by ``patch`` pixels and all tokens; the time steers its norms."""
+
+        width: int = 96
+        depth: int = 4
+        heads: int = 4
+        patch: int = 4
+
+        def __post_init__(self) -> None:
+            if min(self.width, self.depth, self.heads, self.patch) < 1 or self.width % self.heads:
+                raise ConfigError(
+                    f"net.width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: positive, heads divide the width"
+                )
+
+        def build(self, *, size: int, channels: int, dim: int, length: int, hides: bool = True) -> Denoiser:
+            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels; ``hides``: not all of them are always seen.
+
+            Raises:
+                ConfigError: the patch does not divide the size.
+            """
+            return Denoiser(self, size, channels, dim, length, hides)
+
+    def __init__(self, config: Config, size: int, channels: int, dim: int, length: int, hides: bool) -> None:
+        super().__init__()
+        if size % config.patch:
+            raise ConfigError(f"net.patch={config.patch}: does not divide the size {size}")
+        self.patch, width = config.patch, config.width
+        self.side = size // config.patch
+        slots = self.side**2 + length
+        self.patches = nn.Linear(channels * config.patch**2, width)
+        self.tokens = nn.Linear(dim, width)
+        self.unseen = nn.Parameter(0.02 * torch.randn(width)) if hides else None
+        # As large as what they are added to: beside a noise of unit size a smaller position would long be overlooked.
+        self.position = nn.Parameter(torch.randn(slots, width))
+        nn.init.normal_(self.tokens.weight)
+        self.time = TimeEmbedding(width)
+        self.stack = Blocks.Config(width=width, depth=config.depth, heads=config.heads, cond=width).build()
+        for block in self.stack.blocks:
+            # Open gates instead of DiT's shut ones: the tokens matter from the first step, else the encoder would drift meanwhile.
+            bias = cast(nn.Linear, block.modulation).bias
+            nn.init.ones_(bias[2 * width : 3 * width])
+            nn.init.ones_(bias[5 * width :])
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, channels * config.patch**2)
+        nn.init.normal_(self.out.weight, std=0.1 * width**-0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor | None = None) -> Tensor:
+        """The prediction (B, C, H, W) at times (B,), from the tokens, or those of them where ``seen_BN``."""
+        x_BPD = self.patches(F.pixel_unshuffle(x_BCHW, self.patch).flatten(2).transpose(1, 2))
+        z_BND = self.tokens(z_BNZ)
+        if seen_BN is not None:
+            assert self.unseen is not None, "this net was built to see all tokens"
+            z_BND = torch.where(seen_BN[..., None], z_BND, self.unseen.to(z_BND.dtype))
+        x_BSD = torch.cat([x_BPD, z_BND], 1) + self.position
+        time_BD = self.time(t_B)
+        h_BPD = self.stack(x_BSD, cond_BD=time_BD)[:, : x_BPD.shape[1]]
+        shift, scale = self.modulation(F.silu(time_BD))[:, None].chunk(2, dim=-1)
+        y_BPE = self.out(self.norm(h_BPD) * (1 + scale) + shift)
+        return F.pixel_shuffle(y_BPE.transpose(1, 2).unflatten(2, (self.side, self.side)), self.patch)

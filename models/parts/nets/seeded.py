@@ -1,0 +1,39 @@
+"""Queries that start from the image: 1-D tokens whose encoder has something to say of each image from the first step.
+
+Shapes: B rows, C channels, H W image, L patches, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.parts.nets.queries import Queries, QueryEncoder
+from models.parts.nets.vit import patch_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeededQueries(Queries):
+    """``Queries`` whose encoder adds to each query a learned mixture of the patches.
+
+    Fresh queries that only attend say nearly the same of every image.  A decoder that samples can do without its tokens, so it would
+    learn to before they say anything; a regression cannot, and needs no such start.
+    """
+
+    def encoder(self, size: int, channels: int, latent: int) -> SeededEncoder:
+        return SeededEncoder(self, size, channels, latent)
+
+
+class SeededEncoder(QueryEncoder):
+    """Images (B, C, H, W) in [-1, 1] to latents (B, latent, 1, N)."""
+
+    def __init__(self, net: Queries, size: int, channels: int, latent: int) -> None:
+        super().__init__(net, size, channels, latent)
+        h, w = patch_grid(size, net.patch)
+        self.mixture = nn.Parameter(torch.randn(net.tokens, h * w))
+
+    def seeds(self, patch_BLD: Tensor) -> Tensor:
+        """The queries of each row, (B, N, D)."""
+        return self.queries + self.mixture @ patch_BLD

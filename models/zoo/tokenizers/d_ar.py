@@ -1,0 +1,60 @@
+"""D-AR: tokens that are the steps of a diffusion, so that generating them in order is to denoise (arXiv:2505.23660).
+
+New: the tokens stand in groups, and the k-th group steers the k-th interval of the decoder's time: the decoder sees the groups whose
+interval has begun.  So the sequence runs from coarse to fine, a plain next-token model denoises, and any number of groups gives a preview:
+the diffusion up to there, then the image that its velocity points to.
+Differs: no perceptual loss on that image and no alignment with DINOv2 features; the codebook follows moving averages and codes out of use
+are revived, both over all workers; latents are standardised by moving averages; released: 256 tokens of 16384 codes, 300 M parameters.
+Run: tokenloom run smoke_d_ar
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from models.flow_tokenizer import FlowTokenizer
+from models.parts.decoders.denoiser import Denoiser
+from models.parts.decoders.flow import Flow
+from models.parts.decoders.reveal import Staged
+from models.parts.moving_norm import MovingNorm
+from models.parts.nets.seeded import SeededQueries
+from models.parts.nets.vit import Blocks
+from models.parts.quantizers.codebook import EMA, Codebook, Revival
+from models.parts.quantizers.vq import VQ
+from models.registry import register
+
+
+@register(
+    "d_ar",
+    kind="tokenizer",
+    paper="2505.23660",
+    tiny={"tokens": 4, "codes": 16, "dim": 4, "groups": 2, "steps": 4, "patch": 4, "widths": [16, 32], "depths": [1, 1], "heads": 2},
+    net="ViT, queries, flow in stages",
+    quantizer="vq",
+)
+def d_ar(
+    tokens: int = 16,
+    codes: int = 512,
+    dim: int = 8,
+    groups: int = 4,
+    patch: int = 8,
+    widths: tuple[int, int] = (96, 128),
+    depths: tuple[int, int] = (2, 3),
+    heads: int = 4,
+    steps: int = 16,
+    beta: float = 0.25,
+) -> FlowTokenizer.Config:
+    """``groups`` must divide ``tokens`` and the ``steps`` of decoding; ``widths`` and ``depths`` of encoder and flow."""
+    blocks = Blocks.Config(width=widths[0], depth=depths[0], heads=heads)
+    return FlowTokenizer.Config(
+        net=SeededQueries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
+        quantizer=VQ.Config(
+            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
+        ),
+        latent=widths[0],
+        norm=MovingNorm.Config(),
+        decoder=Flow.Config(
+            net=Denoiser.Config(width=widths[1], depth=depths[1], heads=heads, patch=patch),
+            reveal=Staged(groups=groups),
+            steps=steps,
+        ),
+    )

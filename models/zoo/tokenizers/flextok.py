@@ -1,0 +1,60 @@
+"""FlexTok: an image as a 1-D sequence of any length, decoded by a flow (arXiv:2502.13967).
+
+New: nested dropout (training keeps the first k tokens of a row) puts what matters most into the first tokens, and a rectified flow as the
+decoder makes a plausible image of any prefix, where a regression would blur.
+Differs: the flow runs on pixels, the published one on the latents of a VAE; no alignment with DINOv2 features; registers see each other
+both ways, there is no causal mask among them; latents are standardised by moving averages before they are rounded, without which so short
+a training ends with one code; k is a power of two, or with ``keep: uniform`` any number; released: 256 tokens of 64000 codes, guidance.
+Run: tokenloom run smoke_flextok
+Expect: EXPECT
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from models.flow_tokenizer import FlowTokenizer
+from models.parts.decoders.denoiser import Denoiser
+from models.parts.decoders.flow import Flow
+from models.parts.decoders.reveal import Nested
+from models.parts.moving_norm import MovingNorm
+from models.parts.nets.seeded import SeededQueries
+from models.parts.nets.vit import Blocks
+from models.parts.quantizers.fsq import FSQ
+from models.registry import register
+
+
+@register(
+    "flextok",
+    kind="tokenizer",
+    paper="2502.13967",
+    tiny={"tokens": 4, "levels": [5, 3, 3], "patch": 4, "widths": [16, 32], "depths": [1, 1], "heads": 2, "steps": 4},
+    net="ViT, queries, flow",
+    quantizer="scalar levels",
+)
+def flextok(
+    tokens: int = 16,
+    levels: tuple[int, ...] = (8, 5, 5, 5),
+    keep: Literal["powers", "uniform"] = "powers",
+    patch: int = 8,
+    widths: tuple[int, int] = (96, 128),
+    depths: tuple[int, int] = (2, 3),
+    heads: int = 4,
+    steps: int = 16,
+    guidance: float = 0.0,
+) -> FlowTokenizer.Config:
+    """``widths`` and ``depths`` of encoder and flow, ``patch`` pixels a slot on both sides; ``steps`` of decoding; a ``guidance`` above 0
+    makes training drop all tokens of a tenth of the rows."""
+    blocks = Blocks.Config(width=widths[0], depth=depths[0], heads=heads)
+    return FlowTokenizer.Config(
+        net=SeededQueries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
+        quantizer=FSQ.Config(levels=levels),
+        latent=widths[0],
+        norm=MovingNorm.Config(),
+        decoder=Flow.Config(
+            net=Denoiser.Config(width=widths[1], depth=depths[1], heads=heads, patch=patch),
+            reveal=Nested(choose=keep, none=0.1 if guidance else 0.0),
+            steps=steps,
+            guidance=guidance,
+        ),
+    )
