@@ -41,9 +41,11 @@ def d_ar(
     depths: tuple[int, int] = (2, 3),
     heads: int = 4,
     steps: int = 16,
+    shift: float = 6.0,
     beta: float = 0.25,
 ) -> FlowTokenizer.Config:
-    """``groups`` must divide ``tokens`` and the ``steps`` of decoding; ``widths`` and ``depths`` of encoder and flow."""
+    """``groups`` must divide ``tokens`` and the ``steps`` of decoding; a larger ``shift`` spends more of both on noisy times;
+    ``widths`` and ``depths`` of encoder and flow."""
     blocks = Blocks.Config(width=widths[0], depth=depths[0], heads=heads)
     return FlowTokenizer.Config(
         net=SeededQueries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
@@ -56,5 +58,6 @@ def d_ar(
             net=Denoiser.Config(width=widths[1], depth=depths[1], heads=heads, patch=patch),
             reveal=Staged(groups=groups),
             steps=steps,
+            shift=shift,
         ),
     )
