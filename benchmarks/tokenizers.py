@@ -138,14 +138,15 @@ def refresh(page: Path, store: Store, names: list[str], steps: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(".tokenloom/tokenizers"), help="where the runs live, kept between calls")
-    parser.add_argument("--only", nargs="*", default=(), help="entries to run; all if not given")
+    parser.add_argument("--only", nargs="*", default=(), help="entries to run, in this order; all if not given")
     parser.add_argument("--minutes", type=float, default=0, help="stop after this many minutes (0: never); the same command goes on")
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each entry")
     parser.add_argument("--page", type=Path, help="Markdown page to write, with pictures beside it")
     options = parser.parse_args()
     if unknown := set(options.only) - {entry.name for entry in SUITE}:
         parser.error(f"unknown entries: {', '.join(sorted(unknown))}; there are: {', '.join(e.name for e in SUITE)}")
-    chosen = [entry for entry in SUITE if not options.only or entry.name in options.only]
+    entries = {entry.name: entry for entry in SUITE}
+    chosen = [entries[name] for name in options.only or entries]
     console, failed, done, started = Console(stderr=True), [], [], time.monotonic()
     options.root.mkdir(parents=True, exist_ok=True)
     with session(load_cluster(), options.root):

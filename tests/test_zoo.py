@@ -122,7 +122,7 @@ def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_overfits_one_batch(name: str) -> None:
-    model = build(name, base_steps=60)
+    model = build(name, base_steps=30)
     if not any(model.phase_parameters(phase) for phase in model.phases):
         pytest.skip("nothing is learned")
     batch = batch_of(model)
