@@ -112,7 +112,7 @@ def run_of(entry: Entry, steps: int) -> RunConfig:
 #: Columns of the page; the rest is in the CSV beside the pictures.
 SHOWN = (
     "run", "budget", "tokenizer", "evaluation", "tokens_per_image", "rfd_classifier", "psnr", "ssim", "detail", "text", "codebook_use",
-    "codebook_perplexity", "encoded_per_second", "decoded_per_second", "parameters", "train_seconds",
+    "codebook_perplexity", "encoded_per_second", "decoded_per_second", "parameters",
 )  # fmt: skip
 BEGIN, END = "<!-- leaderboard: made by benchmarks/tokenizers.py -->", "<!-- end of leaderboard -->"
 
@@ -127,9 +127,9 @@ def refresh(page: Path, store: Store, names: list[str], steps: int) -> None:
     about = (
         f"{steps} optimizer steps of 64 images each, AdamW, learning rate {CONV} for convolutions and {VIT} for transformers; judged on "
         f"{reference['images']} held-out images (sha256 `{reference['sha256']}`) with the features of a classifier of the same data, so "
-        "`rfd_classifier` is no FID. Image and encoder speeds are those of one loaded core."
+        "`rfd_classifier` is no FID. The speeds were read while other work ran on the machine: orders of magnitude only."
     )
-    measures = [f"- **{k.replace('_', ' ')}** ({meaning(k)[0]} is better): {meaning(k)[1]}" for k in short[0] if meaning(k)[1]]
+    measures = [f"- **{k.replace('_', ' ')}**: {meaning(k)[1]}" for k in short[0] if meaning(k)[1]]
     block = "\n".join([about, "", compare.markdown(compare.budgets(short)), *measures, ""])
     before, rest = page.read_text().split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}")
