@@ -6,7 +6,8 @@ the diffusion up to there, then the image that its velocity points to.
 Differs: no perceptual loss on that image and no alignment with DINOv2 features; the codebook follows moving averages and codes out of use
 are revived, both over all workers; latents are standardised by moving averages; released: 256 tokens of 16384 codes, 300 M parameters.
 Run: tokenloom run smoke_d_ar
-Expect: EXPECT
+Expect: digits (600 steps of 32, learning rate 2e-3, 72 CPU seconds), mean squared error on [-1, 1] of 4, 8, 12 and all 16
+tokens: 0.107, 0.087, 0.084, 0.083.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def d_ar(
     depths: tuple[int, int] = (2, 3),
     heads: int = 4,
     steps: int = 16,
-    shift: float = 6.0,
+    shift: float = 20.0,
     beta: float = 0.25,
 ) -> FlowTokenizer.Config:
     """``groups`` must divide ``tokens`` and the ``steps`` of decoding; a larger ``shift`` spends more of both on noisy times;

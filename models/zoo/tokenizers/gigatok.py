@@ -7,7 +7,7 @@ Differs: transformers on both sides instead of convolutions around them, learned
 the classifier of the data, or DINO (released: DINOv2-B) if its file is given; the perceptual and the adversarial loss only if asked for;
 released models have 256 tokens of 16384 codes of 8 channels and 136 M to 2.9 B parameters.
 Run: tokenloom run smoke_gigatok
-Expect: EXPECT
+Expect: digits (600 steps of 32, learning rate 2e-3, 74 CPU seconds): mean squared error 0.058 on [-1, 1].
 """
 
 from __future__ import annotations
