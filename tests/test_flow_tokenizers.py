@@ -1,4 +1,4 @@
-"""Tokenizers whose decoder samples: prefixes, stages, consistency, fixed noise; semantic regularisation; standardised latents."""
+"""Tokenizers whose decoder samples: prefixes, stages, consistency, fixed noise; standardised latents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from models import registry
-from models.autoencoder import Autoencoder
 from models.build import ModelSpec
 from models.config import ConfigError
 from models.draws import Draws
@@ -21,7 +20,6 @@ from models.parts.decoders.consistency import SMALLEST, Consistency
 from models.parts.decoders.flow import Flow
 from models.parts.decoders.reveal import Nested, Staged, prefixes
 from models.parts.moving_norm import MovingNorm
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.protocols import Batch, LayoutError, Tokenizer, Tokens
 
 ROWS, SIZE = 16, 16
@@ -33,8 +31,6 @@ def spec(recipe: str, **more: Any) -> ModelSpec:
     given: dict[str, Any] = {"size": SIZE, "channels": 1}
     if recipe == "layton":
         given["tokenizer"] = spec("kl").to_dict()
-    if recipe == "gigatok":
-        given["features"] = shape_of(1, 3, Protocol(width=4, features=8))
     return ModelSpec("tokenizer", recipe, {**entry.tiny, **more}, {}, given)
 
 
@@ -266,55 +262,3 @@ def test_moving_norm_standardises_in_spite_of_a_drift() -> None:
     torch.testing.assert_close(found.mean(0), torch.zeros(2, 1, 3), atol=0.1, rtol=0)
     torch.testing.assert_close(found.std(0), torch.ones(2, 1, 3), atol=0.1, rtol=0)
     torch.testing.assert_close(norm(z_BChw[:1]), found[:1])
-
-
-def semantic() -> tuple[Autoencoder, Classifier]:
-    model = build("gigatok")
-    assert isinstance(model, Autoencoder)
-    torch.manual_seed(9)
-    return model, Classifier.of(shape_of(1, 3, Protocol(width=4, features=8)))
-
-
-def test_semantic_loss_falls_and_reaches_decoder_and_head() -> None:
-    model, classifier = semantic()
-    before = {k: v.clone() for k, v in classifier.state_dict().items()}
-    model.adopt(features=classifier)
-    history = [h["semantic"] for h in train(model, 60)]
-    assert history[-1] < 0.5 * history[0], (history[0], history[-1])
-    assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
-    assert not any("network" in name or "teacher" in name for name in model.state_dict())
-    model.zero_grad()
-    head = model.semantic
-    assert head is not None
-    with head.listening(model.decoder) as heard:
-        model(images())
-    assert heard[0].shape == (ROWS, 32, 4, 4)
-    head(heard[0], images()).backward()
-    moved = {n for n, p in model.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
-    assert any(n.startswith("encoder.") for n in moved)
-    assert all(n.startswith(("encoder.", "quantizer.", "decoder.reader.", "semantic.head.")) for n in moved), sorted(moved)
-    assert "decoder.pixels.linear.weight" not in moved
-
-
-def test_semantic_features_are_those_at_the_same_place() -> None:
-    """The head may only map channels: a teacher whose features are the decoder's own, channel by channel, is met exactly."""
-    model, classifier = semantic()
-    model.adopt(features=classifier)
-    head = model.semantic
-    assert head is not None
-    target_BEhw = head._teacher[0](images())
-    head.head = torch.nn.Identity()  # type: ignore[assignment]
-    assert float(head(target_BEhw, images())) == pytest.approx(0.0, abs=1e-5)
-    assert float(head(target_BEhw.flip(3), images())) > 1e-3
-
-
-def test_encoding_and_decoding_need_no_teacher_and_training_says_that_it_does() -> None:
-    model, _ = semantic()
-    model.eval()
-    assert model.decode(model.encode(images())).shape == (ROWS, 1, SIZE, SIZE)
-    with pytest.raises(ConfigError, match="classifier"):
-        model.losses(Batch(images()), "main", Draws.whole(0, 0, ROWS))
-    with pytest.raises(ConfigError, match="given none"):
-        replace(spec("gigatok"), given={"size": SIZE, "channels": 1}).build()
-    with pytest.raises(ConfigError, match=r"depth=7: the decoder has 2 blocks"):
-        replace(spec("gigatok"), set={"semantic.depth": 7}).build()

@@ -3,8 +3,9 @@
 New: the tokens stand in groups, and the k-th group steers the k-th interval of the decoder's time: the decoder sees the groups whose
 interval has begun.  So the sequence runs from coarse to fine, a plain next-token model denoises, and any number of groups gives a preview:
 the diffusion up to there, then the image that its velocity points to.
-Differs: no perceptual loss on that image and no alignment with DINOv2 features; the codebook follows moving averages and codes out of use
-are revived, both over all workers; latents are standardised by moving averages; released: 256 tokens of 16384 codes, 300 M parameters.
+Differs: the net predicts the image, whose error is trained, instead of the velocity; no perceptual loss and no alignment with DINOv2
+features; time is shifted far towards noise, so that all groups are in sight before the noisy image says more than they do; the codebook
+follows moving averages and codes out of use are revived, both over all workers; released: 256 tokens of 16384 codes, 300 M parameters.
 Run: tokenloom run smoke_d_ar
 Expect: digits (600 steps of 32, learning rate 2e-3, 72 CPU seconds), mean squared error on [-1, 1] of 4, 8, 12 and all 16
 tokens: 0.107, 0.087, 0.084, 0.083.

@@ -2,11 +2,13 @@
 
 New: nested dropout (training keeps the first k tokens of a row) puts what matters most into the first tokens, and a rectified flow as the
 decoder makes a plausible image of any prefix, where a regression would blur.
-Differs: the flow runs on pixels, the published one on the latents of a VAE; no alignment with DINOv2 features; registers see each other
-both ways, there is no causal mask among them; latents are standardised by moving averages before they are rounded, without which so short
-a training ends with one code; k is a power of two, or with ``keep: uniform`` any number; released: 256 tokens of 64000 codes, guidance.
+Differs: the flow runs on pixels, the published one on the latents of a VAE, and its net predicts the image, whose error is trained, instead
+of the velocity; no alignment with DINOv2 features; registers start from mixtures of the patches and see each other both ways; latents are
+standardised by moving averages before they are rounded (without these two so short a training ends with one code); k is a power of two, or
+with ``keep: uniform`` any number; released: 256 tokens of 64000 codes.
 Run: tokenloom run smoke_flextok
-Expect: an error that falls with each doubling of the prefix; beside other tokenizers of 16 tokens, barely trained: docs/tokenizers.md.
+Expect: digits (600 steps of 32, learning rate 2e-3, 64 CPU seconds), mean squared error on [-1, 1] of the images of 1, 2, 4, 8 and all 16
+tokens: 0.185, 0.176, 0.136, 0.120, 0.120; one token gives a sharp digit, not always the right one.
 """
 
 from __future__ import annotations
@@ -41,10 +43,11 @@ def flextok(
     depths: tuple[int, int] = (2, 3),
     heads: int = 4,
     steps: int = 16,
+    shift: float = 15.0,
     guidance: float = 0.0,
 ) -> FlowTokenizer.Config:
-    """``widths`` and ``depths`` of encoder and flow, ``patch`` pixels a slot on both sides; ``steps`` of decoding; a ``guidance`` above 0
-    makes training drop all tokens of a tenth of the rows."""
+    """``widths`` and ``depths`` of encoder and flow, ``patch`` pixels a slot on both sides; ``steps`` of decoding; a larger ``shift``
+    spends more of training and decoding on noisy times; a ``guidance`` above 0 makes training drop all tokens of a tenth of the rows."""
     blocks = Blocks.Config(width=widths[0], depth=depths[0], heads=heads)
     return FlowTokenizer.Config(
         net=SeededQueries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
@@ -55,6 +58,7 @@ def flextok(
             net=Denoiser.Config(width=widths[1], depth=depths[1], heads=heads, patch=patch),
             reveal=Nested(choose=keep, none=0.1 if guidance else 0.0),
             steps=steps,
+            shift=shift,
             guidance=guidance,
         ),
     )
