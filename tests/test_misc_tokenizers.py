@@ -31,7 +31,7 @@ from models.parts.quantizers.frequency import Frequency, low_pass
 from models.parts.quantizers.kmeans import KMeans
 from models.parts.quantizers.multiscale import MultiScale
 from models.protocols import Batch, Labels, LayoutError
-from models.zoo.tokenizers._small import small_conv
+from models.zoo.tokenizers._small import Small
 from tasks.parallel import launch
 
 SIZE, ROWS, DIM = 16, 8, 6
@@ -442,11 +442,11 @@ def test_digit_trains_its_decoder_alone() -> None:
 
 
 def test_features_of_large_images_are_those_of_the_classifier() -> None:
-    net = Frozen(source=Classified(shape=SHAPE), geometry=small_conv(8, (1, 1, 1), 2))
+    net = Frozen(source=Classified(shape=SHAPE), geometry=Small(channels=8, multipliers=(1, 1, 1), patch=2).net())
     assert net.grid(128) == (16, 16)
     assert net.encoder(128, 1, 16)(torch.zeros(1, 1, 128, 128)).shape == (1, 16, 16, 16)
     with pytest.raises(ConfigError, match="decoder starts from"):
-        Frozen(source=Classified(shape=SHAPE), geometry=small_conv(8, (1,), 2)).grid(128)
+        Frozen(source=Classified(shape=SHAPE), geometry=Small(channels=8, multipliers=(1,), patch=2).net()).grid(128)
     with pytest.raises(ConfigError, match="dim=64"):
         net.encoder(128, 1, 64)
 

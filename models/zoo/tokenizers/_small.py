@@ -39,57 +39,41 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small(Losses):
-    """Arguments of a recipe: convolutions for small images, and their losses.
+class Levels(Losses):
+    """Arguments of a recipe: the levels of a convolutional net, and its losses.
 
-    The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``attention`` lists the levels that have it.
+    The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``.
     """
 
     channels: int = 48
     multipliers: tuple[int, ...] = (1, 1)
     patch: int = 4
     blocks: int = 1
-    attention: tuple[int, ...] = ()
-
-    def net(self) -> Geometry:
-        """The encoder's and decoder's geometry, with nothing in the middle."""
-        return small_conv(self.channels, self.multipliers, self.patch, self.blocks, self.attention)
 
     def losses(self, channels: int | None = None) -> dict[str, Any]:
         """The same, with a discriminator as wide as the convolutions if not told otherwise."""
         return super().losses(channels or self.channels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Small(Levels):
+    """The same for VQGAN's convolutions; ``attention`` lists the levels that have it."""
+
+    attention: tuple[int, ...] = ()
+
+    def net(self) -> Geometry:
+        """The encoder's and decoder's geometry, with nothing in the middle."""
+        return Geometry(
+            channels=self.channels,
+            multipliers=self.multipliers,
+            patch=self.patch,
+            encoder_blocks=self.blocks,
+            decoder_blocks=self.blocks,
+            attention=self.attention,
+            middle="none",
+            norm_groups=8,
+        )
+
+
 #: Defaults of the recipes' arguments.
-LOSSES, SMALL = Losses(), Small()
-
-
-def small_conv(channels: int, multipliers: tuple[int, ...], patch: int, blocks: int = 1, attention: tuple[int, ...] = ()) -> Geometry:
-    """Convolutions without attention in the middle; the grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``."""
-    return Geometry(
-        channels=channels,
-        multipliers=multipliers,
-        patch=patch,
-        encoder_blocks=blocks,
-        decoder_blocks=blocks,
-        attention=attention,
-        middle="none",
-        norm_groups=8,
-    )
-
-
-def small_losses(pixels: float = 4.0, adversarial: float = 0.0, start: int = 0, perceptual: str = "", channels: int = 48) -> dict[str, Any]:
-    """The fields ``pixels``, ``perceptual`` and ``adversarial`` of an autoencoder.
-
-    Args:
-        pixels: weight of the squared error.
-        adversarial: weight of the discriminator's loss, from optimizer step ``start`` on; 0 is off.
-        perceptual: file of LPIPS-VGG weights; off when empty.
-        channels: of the discriminator's first layer.
-    """
-    discriminator = PatchDiscriminator.Config(channels=max(8, channels))
-    return {
-        "pixels": Pixels(norm="l2", weight=pixels),
-        "perceptual": Perceptual.Config(weights=perceptual) if perceptual else None,
-        "adversarial": Adversarial.Config(weight=adversarial, start=start, discriminator=discriminator) if adversarial else None,
-    }
+LOSSES, LEVELS, SMALL = Losses(), Levels(), Small()

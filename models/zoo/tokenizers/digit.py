@@ -25,7 +25,7 @@ from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.kmeans import KMeans
 from models.protocols import Tokenizer
 from models.registry import register
-from models.zoo.tokenizers._small import small_conv, small_losses
+from models.zoo.tokenizers._small import Small
 
 
 class OnFeatures(Autoencoder):
@@ -53,6 +53,10 @@ class OnFeatures(Autoencoder):
             self.encoder.adopt(features)  # type: ignore[operator]
 
 
+#: Two pixels a step suit the classifier's features, of which one stands for four pixels.
+DECODER = Small(patch=2)
+
+
 @register(
     "digit",
     kind="tokenizer",
@@ -65,23 +69,16 @@ def digit(
     codes: int = 512,
     dim: int = 64,
     dino: str = "",
-    channels: int = 48,
-    multipliers: tuple[int, ...] = (1, 1),
-    patch: int = 2,
-    blocks: int = 1,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    small: Small = DECODER,
 ) -> OnFeatures.Config:
     """``dim`` channels of the features; ``patch * 2 ** (len(multipliers) - 1)`` pixels a position of theirs (the classifier has 4).
     ``dino`` is a file of DINOv2 weights; ``set`` edits the network's shape (``net.source.patch`` and others)."""
     source = Dino(weights=dino, width=dim) if dino else Classified()
     book = Codebook.Config(codes=codes, dim=dim, update=EMA(), start=KMeans(), revival=Revival(threshold=0.1))
     return OnFeatures.Config(
-        net=Frozen(source=source, geometry=small_conv(channels, multipliers, patch, blocks)),
+        net=Frozen(source=source, geometry=small.net()),
         quantizer=Clusters.Config(codebook=book),
         latent=dim,
         quant_kernel=0,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+        **small.losses(),
     )

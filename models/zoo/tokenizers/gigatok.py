@@ -21,7 +21,7 @@ from models.parts.quantizers.codebook import Codebook, Learned, Revival
 from models.parts.quantizers.vq import VQ
 from models.parts.semantic import Semantic
 from models.registry import register
-from models.zoo.tokenizers._small import small_losses
+from models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(
@@ -45,14 +45,10 @@ def gigatok(
     semantic: float = 0.5,
     semantic_depth: int = 2,
     dino: str = "",
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    losses: Losses = LOSSES,
 ) -> Autoencoder.Config:
     """``widths`` and ``depths`` of encoder and decoder; ``semantic`` weighs the regularisation (0 is off) of the decoder's block
-    ``semantic_depth``, ``dino`` is a file of DINOv2 weights (``set`` edits ``semantic.teacher.…``); ``adversarial`` is a weight, 0 is off;
-    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    ``semantic_depth``, ``dino`` is a file of DINOv2 weights (``set`` edits ``semantic.teacher.…``)."""
     sides = [Blocks.Config(width=width, depth=depth, heads=heads) for width, depth in zip(widths, depths)]
     teacher = Dino(weights=dino) if dino else Classified()
     return Autoencoder.Config(
@@ -65,5 +61,5 @@ def gigatok(
         latent=dim,
         quant_kernel=0,
         semantic=Semantic.Config(depth=min(semantic_depth, depths[1]), weight=semantic, teacher=teacher) if semantic else None,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+        **losses.losses(),
     )

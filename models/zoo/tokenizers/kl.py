@@ -12,11 +12,12 @@ parameters, 16 channels at 4x4, deviation of the tokens 0.98.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from models.autoencoder import Autoencoder
-from models.parts.nets.conv import Geometry
 from models.parts.quantizers.gaussian import Gaussian
 from models.registry import register
-from models.zoo.tokenizers._small import TINY, small_losses
+from models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(
@@ -30,24 +31,14 @@ from models.zoo.tokenizers._small import TINY, small_losses
 def kl(
     dim: int = 16,
     divergence: float = 1e-6,
-    channels: int = 48,
-    multipliers: tuple[int, ...] = (1, 1),
-    patch: int = 4,
-    blocks: int = 1,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    small: Small = SMALL,
 ) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, with self-attention at that resolution; a position has
-    ``dim`` channels; ``divergence`` weighs the divergence summed over an image; ``adversarial`` is a weight, 0 is off; ``perceptual`` a
-    file of LPIPS-VGG weights, off when empty."""
+    ``dim`` channels; ``divergence`` weighs the divergence summed over an image."""
     return Autoencoder.Config(
-        net=Geometry(
-            channels=channels, multipliers=multipliers, patch=patch, encoder_blocks=blocks, decoder_blocks=blocks + 1, norm_groups=8
-        ),
+        net=replace(small.net(), middle="attention", decoder_blocks=small.blocks + 1),
         quantizer=Gaussian.Config(dim=dim, kl=divergence),
         latent=2 * dim,
         decoder_latent=dim,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+        **small.losses(),
     )

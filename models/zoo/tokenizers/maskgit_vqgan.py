@@ -17,7 +17,7 @@ from models.parts.nets.maskgit_conv import MaskGITConv
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.vq import VQ
 from models.registry import register
-from models.zoo.tokenizers._small import TINY, small_losses
+from models.zoo.tokenizers._small import LEVELS, TINY, Levels
 
 
 @register(
@@ -31,22 +31,14 @@ from models.zoo.tokenizers._small import TINY, small_losses
 def maskgit_vqgan(
     codes: int = 512,
     dim: int = 16,
-    channels: int = 48,
-    multipliers: tuple[int, ...] = (1, 1),
-    patch: int = 4,
-    blocks: int = 1,
     beta: float = 1.0,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    levels: Levels = LEVELS,
 ) -> Autoencoder.Config:
-    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``adversarial`` is a weight, 0 is off;
-    ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``."""
     return Autoencoder.Config(
-        net=MaskGITConv(channels=channels, multipliers=multipliers, blocks=blocks, patch=patch, norm_groups=8),
+        net=MaskGITConv(channels=levels.channels, multipliers=levels.multipliers, blocks=levels.blocks, patch=levels.patch, norm_groups=8),
         quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)), beta=beta),
         latent=dim,
         quant_kernel=0,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual, channels),
+        **levels.losses(),
     )

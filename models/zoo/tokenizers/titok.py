@@ -19,7 +19,7 @@ from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.vq import VQ
 from models.registry import register
 from models.two_stage import TwoStage
-from models.zoo.tokenizers._small import small_losses
+from models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(
@@ -41,13 +41,9 @@ def titok(
     depth: int = 2,
     heads: int = 4,
     beta: float = 0.25,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    losses: Losses = LOSSES,
 ) -> TwoStage.Config:
-    """``patch`` must be the image size over the side of the base's grid; ``adversarial`` is a weight, 0 is off, and acts in the second
-    stage; ``perceptual`` a file of LPIPS-VGG weights, off when empty."""
+    """``patch`` must be the image size over the side of the base's grid The discriminator acts in the second stage."""
     blocks = Blocks.Config(width=width, depth=depth, heads=heads)
     return TwoStage.Config(
         net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
@@ -57,5 +53,5 @@ def titok(
         latent=dim,
         quant_kernel=0,
         stage2=stage2,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+        **losses.losses(),
     )

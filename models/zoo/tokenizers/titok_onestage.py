@@ -17,7 +17,7 @@ from models.parts.nets.vit import Blocks
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.vq import VQ
 from models.registry import register
-from models.zoo.tokenizers._small import small_losses
+from models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(
@@ -37,13 +37,9 @@ def titok_onestage(
     depth: int = 2,
     heads: int = 4,
     beta: float = 0.25,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    losses: Losses = LOSSES,
 ) -> Autoencoder.Config:
-    """``tokens`` an image, whatever its size; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off when
-    empty."""
+    """``tokens`` an image, whatever its size."""
     blocks = Blocks.Config(width=width, depth=depth, heads=heads)
     return Autoencoder.Config(
         net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
@@ -52,5 +48,5 @@ def titok_onestage(
         ),
         latent=dim,
         quant_kernel=0,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+        **losses.losses(),
     )

@@ -17,7 +17,7 @@ from models.parts.nets.vit import Blocks, ViT
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.vq import VQ
 from models.registry import register
-from models.zoo.tokenizers._small import small_losses
+from models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(
@@ -36,13 +36,9 @@ def vit_vq(
     depth: int = 3,
     heads: int = 4,
     beta: float = 0.25,
-    pixels: float = 4.0,
-    adversarial: float = 0.0,
-    adversarial_start: int = 0,
-    perceptual: str = "",
+    losses: Losses = LOSSES,
 ) -> Autoencoder.Config:
-    """The grid is the image size over ``patch``; ``adversarial`` is a weight, 0 is off; ``perceptual`` a file of LPIPS-VGG weights, off
-    when empty."""
+    """The grid is the image size over ``patch``."""
     blocks = Blocks.Config(width=width, depth=depth, heads=heads)
     return Autoencoder.Config(
         net=ViT(patch=patch, encoder_blocks=blocks, decoder_blocks=blocks),
@@ -50,5 +46,5 @@ def vit_vq(
             codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
         ),
         latent=width,
-        **small_losses(pixels, adversarial, adversarial_start, perceptual),
+        **losses.losses(),
     )
