@@ -89,11 +89,16 @@ class TokenizerConfig(BaseConfig):
         return self
 
 
+View = Literal["plain", "flip", "ten_crop"]
+#: How a training image is tokenized unless the run says otherwise.
+VIEWS: tuple[View, ...] = ("plain",)
+
+
 class ExtractConfig(Section):
     """Which forms of each training image are tokenized."""
 
-    views: Identity[list[Literal["plain", "flip", "ten_crop"]]] = Field(
-        default_factory=lambda: ["plain"],  # type: ignore[arg-type]
+    views: Identity[list[View]] = Field(
+        default_factory=lambda: list(VIEWS),
         min_length=1,
         description="plain, flip (mirrored), ten_crop (corners and centre of the image enlarged by a tenth, each also mirrored)",
     )
@@ -111,6 +116,7 @@ class SampleConfig(Section):
     temperature: Identity[float | None] = Field(None, gt=0)
     top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
+    steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
 
 
 Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text"]

@@ -170,6 +170,10 @@ class DiscreteState(protocols.Generator):
         rank = sure.argsort(dim=1, descending=True).argsort(dim=1)
         return torch.where(masked & (rank < show), drawn, x_BL)
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Any number of steps may be asked for."""
+        self._steps(sampler)
+
     def _steps(self, sampler: Sampler) -> int:
         match sampler.sizes:
             case None:

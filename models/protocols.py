@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from models.config import ConfigError
 from models.draws import Draws
 
 if TYPE_CHECKING:
@@ -250,6 +251,15 @@ class Generator(Method):
     @abstractmethod
     def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """One sample per row of the condition; all randomness from ``generator``."""
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
+
+        Raises:
+            ConfigError: other steps than its own are asked for, and they are fixed.
+        """
+        if sampler.sizes is not None:
+            raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood in nats (B,), where it exists."""

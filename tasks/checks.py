@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from configs.schema import BaseConfig, RunConfig, TokenizerConfig
+from configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
 from models.build import ModelSpec, parameters
 from models.config import ConfigError
 from models.parts.nets.classifier import shape_of
-from models.protocols import Method
+from models.protocols import Generator, Method
+from tasks.serving.drawing import default_sampler
 
 
 def stands_on(section: BaseConfig) -> tuple[str, ...]:
@@ -77,7 +78,8 @@ def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | No
     if method is None:
         return
     given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
-    _build(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given), "generator")
+    generator = cast(Generator, _build(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given), "generator"))
+    generator.check_sampler(default_sampler(generator).edited(**identity(config.sample)))
 
 
 def check_training(model: Method, recipe: str, train: Any, where: str) -> None:

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import pretrained
 from models.build import ModelSpec, load_model, parameters, save_model
 from models.config import ConfigError
+from models.parts.conditions import ClassCondition
 from models.pretrained.parity import official_state
 from models.protocols import Generator, Tokenizer
 from tasks.artifacts import Artifact, Outcome, Record, Step, Store, Work, sha256_of
@@ -113,6 +114,12 @@ def _settings(path: Path) -> dict[str, Any]:
     return info if isinstance(info.get("config"), dict) else {"config": info}
 
 
+def classes_of(model: nn.Module) -> int:
+    """How many classes a generator is conditioned on; 1000 where it is conditioned on something else."""
+    condition = getattr(model, "condition", None)
+    return condition.classes if isinstance(condition, ClassCondition) else 1000
+
+
 def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact | None, store: Store) -> tuple[ModelSpec, str]:
     try:
         with torch.device("meta"):
@@ -127,8 +134,9 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         raise ConfigError(f"family {family!r} is a generator: name the artifact of its tokenizer with --tokenizer (import that first)")
     record = store.record(tokenizer)
     layout = record.notes["layout"]
-    classes = int(info["config"].get("num_classes", 1000))
-    return ModelSpec("generator", recipe, args, {}, {"layout": layout, "classes": classes, "tokenizer": record.notes["spec"]}), "generator"
+    return ModelSpec(
+        "generator", recipe, args, {}, {"layout": layout, "classes": classes_of(built), "tokenizer": record.notes["spec"]}
+    ), "generator"
 
 
 def export_model(reference: str, folder: Path, store: Store) -> list[Path]:

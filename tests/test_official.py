@@ -17,7 +17,7 @@ from models.pretrained import parity
 from models.protocols import Generator, Labels, Tokenizer
 from models.sampling.sampler import Sampler
 from tasks.artifacts import Artifact, Store
-from tasks.official import export_model, import_checkpoint, read_weights
+from tasks.official import classes_of, export_model, import_checkpoint, read_weights
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 
@@ -135,6 +135,25 @@ def test_an_export_loads_without_the_store(store: Store, vae: Artifact, tmp_path
         export_model(f"dataset/{vae.id}", tmp_path / "other", store)
     with pytest.raises(ConfigError, match="'nothing'"):
         export_model("nothing", tmp_path / "other", store)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("llamagen_c2i", "num_classes"),
+        ("rar", "condition_num_classes"),
+        ("titok_imagebert", "condition_num_classes"),
+        ("halton_maskgit", "nclass"),
+        ("open_magvit2_gpt", "class_num"),
+        ("tokenbridge", "class_num"),
+    ],
+)
+def test_an_import_has_the_classes_of_its_settings(family: str, setting: str) -> None:
+    info = fixture(family)
+    with torch.device("meta"):
+        model = pretrained.families()[family].build(info)
+    assert info["config"][setting] != 1000
+    assert classes_of(model) == info["config"][setting]
 
 
 def test_the_fixture_families_are_importable() -> None:

@@ -200,6 +200,7 @@ def test_a_step_alone_names_the_one_before_it(source: Path, store: Store) -> Non
         ("generator.args.dephts=1", "dephts"),
         ("generator.set={net.dropuot: 0.1}", "dropuot"),
         ("data.size=9", "9"),
+        ("sample.steps=4", r"sample\.steps"),  # scales are not cut into steps
         ("evaluate.features=weights.safetensors", r"evaluate\.features"),
     ],
 )

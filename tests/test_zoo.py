@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 
 from models import registry
 from models.build import ModelSpec, load_model, save_model
+from models.coarse_fine import CoarseToFine
+from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator
 from models.parts.feeds.base import take
 from models.parts.nets.classifier import Classifier, Protocol, shape_of
+from models.parts.orders.base import Fixed
 from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
@@ -249,6 +252,24 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
             pytest.skip("this head has no logits")
         logits[key] = torch.cat(found, 1)  # type: ignore[arg-type]
     torch.testing.assert_close(logits["g"], 3 * logits["c"] - 2 * logits["u"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", registry.names("generator"))
+def test_other_steps_are_taken_or_refused_before_work(name: str) -> None:
+    model = build(name).eval()
+    assert isinstance(model, Generator)
+    sampler = model.sampler.edited(guidance=0.0, steps=3)  # type: ignore[union-attr, operator]
+    labels, draw = Labels(torch.arange(2) % CLASSES), torch.Generator().manual_seed(0)
+    fixed = isinstance(model, CoarseToFine) or (isinstance(model, GroupGenerator) and isinstance(model.order, Fixed))
+    if not fixed:
+        model.check_sampler(sampler)
+        assert model.generate(labels, sampler, draw).data.shape[:2] == (2, model.layout.length)
+        return
+    with pytest.raises(ConfigError, match=r"^sample\.steps"):
+        model.check_sampler(sampler)
+    if isinstance(model, GroupGenerator):
+        with pytest.raises(ConfigError, match=r"^sample\.steps"):
+            model.generate(labels, sampler, draw)
 
 
 @pytest.mark.parametrize("name", NAMES)

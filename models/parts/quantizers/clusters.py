@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.quantizers.codebook import EMA, exact
+from models.parts.quantizers.codebook import EMA, counts, exact
 from models.parts.quantizers.vq import VQ
 from models.protocols import Quantized
 
@@ -43,5 +43,5 @@ class Clusters(VQ):
             if self.training and draws is not None:
                 self.codebook.observe([(z_BLC, ids_BL)], draws)
             centre_BCHW = self.lookup(ids_BL).to(z_BLC.dtype)
-        usage = torch.bincount(ids_BL.flatten(), minlength=self.config.codebook.codes)[None]
+        usage = counts([ids_BL], self.config.codebook.codes)
         return Quantized(centre_BCHW, ids_BL, {}, {"usage": usage})

@@ -9,6 +9,7 @@ vector of the *global* batch, chosen by a draw that all ranks share and contribu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -264,6 +265,11 @@ def metrics(usage_GK: Tensor, groups: tuple[str, ...], decay: float, weight_G1: 
     names = [f"_{g}" for g in groups] + [""] if len(groups) > 1 else [""]
     values = torch.stack([use, perplexity(rows)]).tolist()
     return {f"{metric}{n}": values[m][i] for i, n in enumerate(names) for m, metric in enumerate(("use", "perplexity"))}
+
+
+def counts(groups: Sequence[Tensor], codes: int) -> Tensor:
+    """How often each code occurs in each group's ids: (G, K) int64."""
+    return torch.stack([torch.bincount(ids.flatten(), minlength=codes) for ids in groups])
 
 
 def perplexity(counts: Tensor) -> Tensor:

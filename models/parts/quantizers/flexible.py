@@ -16,7 +16,7 @@ from torch import Tensor
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import Codebook, Learned, exact
+from models.parts.quantizers.codebook import Codebook, Learned, counts, exact
 from models.protocols import Quantized, TokenLayout
 
 #: A grid of (rows, columns), or one number for a square one.
@@ -111,7 +111,7 @@ class Flexible(Quantizer):
             if len(groups) == 2:
                 self.codebook.observe(groups, draws)  # type: ignore[arg-type]
             ids = self.split(self.encode(z_BCHW))
-        usage = torch.stack([torch.bincount(part.flatten(), minlength=self.config.codebook.codes) for part in ids])
+        usage = counts(list(ids), self.config.codebook.codes)
         return Quantized(straight[0], torch.cat(ids, 1), losses, {"usage": usage}, dict(zip(["drawn"], straight[1:])))
 
     @torch.no_grad()

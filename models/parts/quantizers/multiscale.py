@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import Codebook, Learned, exact
+from models.parts.quantizers.codebook import Codebook, Learned, counts, exact
 from models.protocols import Quantized, TokenLayout
 
 
@@ -166,7 +166,7 @@ class MultiScale(Quantizer):
             if self.training and draws is not None:
                 self.codebook.observe(groups, draws)
             straight = z_BCHW + (f_hats[-1] - z_BCHW).detach()
-        usage = torch.stack([torch.bincount(ids.flatten(), minlength=self.config.codes) for _, ids in groups])
+        usage = counts([ids for _, ids in groups], self.config.codes)
         error = torch.stack([F.mse_loss(f.detach(), z_BCHW.detach()) for f in f_hats])
         return Quantized(straight, torch.cat([ids for _, ids in groups], 1), losses, {"usage": usage, "residual": error})
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.parts.collectives import all_reduce_sum
-from models.parts.quantizers.codebook import metrics
+from models.parts.quantizers.codebook import counts, metrics
 
 
 class Usage(nn.Module):
@@ -26,7 +26,7 @@ class Usage(nn.Module):
 
     def count(self, groups: list[Tensor]) -> Tensor:
         """Counts (G, K) int64 of each group's ids."""
-        return torch.stack([torch.bincount(ids.flatten(), minlength=self.codes) for ids in groups])
+        return counts(groups, self.codes)
 
     @torch.no_grad()
     def observe(self, counts_GK: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import Codebook, Learned, exact
+from models.parts.quantizers.codebook import Codebook, Learned, counts, exact
 from models.parts.quantizers.gradients import Gradient, Straight
 from models.protocols import Quantized, TokenLayout
 
@@ -73,7 +73,7 @@ class VQ(Quantizer):
             if self.training and draws is not None:
                 self.codebook.observe([(z_BHWC.flatten(1, 2), ids_BL)], draws)
             straight = self.config.gradient(z_BHWC, q_BHWC)
-        usage = torch.bincount(ids_BL.flatten(), minlength=self.config.codebook.codes)[None]
+        usage = counts([ids_BL], self.config.codebook.codes)
         return Quantized(straight.permute(0, 3, 1, 2), ids_BL, losses, {"usage": usage})
 
     def _entropy(self, z_NC: Tensor, temperature: float = 0.01) -> Tensor:
