@@ -25,6 +25,7 @@ from models.parts.nets.transformer import Transformer
 from models.parts.noising import Absorbing, Noise
 from models.parts.orders.base import Choice
 from models.parts.orders.sizes import Curve, Steps, Straight
+from models.parts.time import waves
 from models.protocols import Batch, Condition, TokenLayout, Tokens
 from models.sampling.filters import draw, keep_top_k, keep_top_p
 from models.sampling.sampler import Moment, Sampler
@@ -196,11 +197,3 @@ class DiscreteState(protocols.Generator):
             data = x
         assert data is not None
         return Tokens(data, self.layout)
-
-
-def waves(time_B: Tensor, width: int) -> Tensor:
-    """(B, D) sines and cosines of a time in [0, 1], of wavelengths from 1/160 to 60 times it (arXiv:1706.03762)."""
-    half = width // 2
-    rate = torch.exp(-math.log(10_000) * torch.arange(half, device=time_B.device) / half)
-    angle = 1000 * time_B[:, None].float() * rate
-    return torch.cat([angle.cos(), angle.sin()], dim=1)

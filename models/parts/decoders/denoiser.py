@@ -5,7 +5,6 @@ Shapes: B rows, N tokens, Z channels of a token, P patches, S = P + N slots, D w
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,21 +15,19 @@ from torch import Tensor, nn
 from models import config as configs
 from models.config import ConfigError
 from models.parts.nets.vit import Blocks
+from models.parts.time import waves
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of geometric frequencies (arXiv:1706.03762), then two linear maps: (B,) to (B, D)."""
+    """Sines and cosines of a time, then two linear maps: (B,) to (B, D)."""
 
     def __init__(self, width: int, frequencies: int = 64) -> None:
         super().__init__()
-        exponent = torch.arange(frequencies).float() / frequencies
-        self.register_buffer("frequency", torch.exp(-math.log(1e4) * exponent), persistent=False)
+        self.frequencies = frequencies
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
-        # times are of the order of 1; the factor spreads them over the periods of the frequencies
-        angle = 1000 * t_B[:, None] * self.get_buffer("frequency").to(t_B)
-        return self.net(torch.cat([angle.cos(), angle.sin()], dim=1))
+        return self.net(waves(t_B, 2 * self.frequencies).to(t_B))
 
 
 class Denoiser(nn.Module):
