@@ -61,7 +61,7 @@ SUITE = (
     Entry("columns", "columns", {"strip": 2, "codes": 1024}),
     Entry("maskgit-vqgan", "maskgit_vqgan", {"codes": 1024}),
     Entry("vit-vq", "vit_vq", {"codes": 1024}, VIT),
-    Entry("titok", "titok", {"tokens": 16, "codes": 1024}, VIT, base="maskgit-vqgan-64"),
+    Entry("titok", "titok", {"tokens": 16, "codes": 1024}, VIT, base="maskgit-vqgan"),
     Entry("titok-onestage", "titok_onestage", {"tokens": 16, "codes": 1024}, VIT),
     Entry("gigatok", "gigatok", {"tokens": 16, "codes": 1024}, VIT),
     Entry("flextok", "flextok", {"tokens": 16}, VIT),
@@ -77,7 +77,6 @@ SUITE = (
     Entry("vq-ema-64", "vq_ema", {"codes": 1024, "multipliers": [1]}),
     Entry("fsq-64", "fsq", {"levels": [8, 5, 5, 5], "multipliers": [1]}),
     Entry("lfq-64", "lfq", {"bits": 10, "multipliers": [1]}),
-    Entry("maskgit-vqgan-64", "maskgit_vqgan", {"codes": 1024}),
     # no such budget
     Entry("kl", "kl", {}),
     Entry("tokenbridge", "tokenbridge", {}),

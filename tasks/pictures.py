@@ -118,20 +118,21 @@ def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
 
 
 _LABELLED = 8  # more points have a legend instead of names beside them
+_COLUMN = 24  # names in one column of a legend
 _MARKERS = "osD^v"
 
 
 def scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str, log_x: bool = True) -> bytes:
     """Named points, e.g. quality against speed: PNG."""
-    figure, axes = _figure(1, 1, (6.4, 4.4))
-    axis = axes[0, 0]
     many = len(points) > _LABELLED
+    figure, axes = _figure(1, 1, (9.6, 5.4) if many else (6.4, 4.4))
+    axis = axes[0, 0]
     for i, (name, x, y) in enumerate(points):
         axis.scatter([x], [y], s=60, color=f"C{i % 10}", marker=_MARKERS[i // 10 % len(_MARKERS)], label=name)
         if not many:
             axis.annotate(name, (x, y), textcoords="offset points", xytext=(7, 5), fontsize=9)
     if many:
-        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8, frameon=False)
+        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, frameon=False, ncols=1 + len(points) // _COLUMN)
         if 0 < 10 * min(p[2] for p in points) < max(p[2] for p in points):
             axis.set_yscale("log")
     if log_x and points and 0 < 5 * min(p[1] for p in points) < max(p[1] for p in points):
