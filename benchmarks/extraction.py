@@ -1,6 +1,6 @@
 """Extraction against the bare encoder on the same core: images a second of each, and how many bytes the ids take.
 
-    python benchmarks/extraction.py [--images 600] [--channels 96] [--out benchmarks/results/extraction.json]
+    python benchmarks/extraction.py [--images 1500] [--channels 96] [--out benchmarks/results/extraction.json]
 
 A tokenizer that takes at least 5 ms an image on one thread encodes real digits once in a plain loop, once by ``tasks/extract.py``
 with one actor of one thread (Parquet in, Parquet out), then in the loop again; the rate of the loop is the mean of both.  On a machine
@@ -94,7 +94,7 @@ def ids_share(store: Store, tokens: Artifact) -> float:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--channels", type=int, default=96)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "extraction.json")
     given = parser.parse_args()
