@@ -19,13 +19,19 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """Says whether a field belongs to an artifact's identity or only to how it is executed."""
+    """Says whether a field belongs to an artifact's identity or only to how it is executed.
+
+    A ``sparse`` field does not enter the fingerprint while it has its default value.
+    """
 
     role: Literal["identity", "execution"]
+    sparse: bool = False
 
 
 #: The value shapes the result: it enters the fingerprint.
 Identity = Annotated[T, Mark("identity")]
+#: The same of a field that came later: its default stands for what was always done, so that older fingerprints hold.
+Added = Annotated[T, Mark("identity", sparse=True)]
 #: The value says where, how fast or how often reported: it never enters the fingerprint.
 Execution = Annotated[T, Mark("execution")]
 
@@ -45,6 +51,15 @@ class Config:
     def needs(self) -> tuple[str, ...]:
         """Of a whole model: the trained models that it stands on, of ``tokenizer`` (for a tokenizer: its base) and ``features``."""
         return ()
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], where: str) -> Config:
+        """A config of this axis from its plain form in a run file, ``{name: {field: value}}``, where the axis has such names.
+
+        Raises:
+            ConfigError: it has none, an unknown name or field, or a value of the wrong type.
+        """
+        raise ConfigError(f"{where}: {dict(value)!r} is not a value that can be written here; edit its fields, e.g. {where}.FIELD")
 
     def to_dict(self) -> dict[str, Any]:
         """Canonical plain form: ``{"type": "module.Class", field: value, …}`` recursively."""
@@ -91,17 +106,27 @@ def identity_of(settings: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if role_of(hints[field.name], f"{type(settings).__name__}.{field.name}") == "identity":
+        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, field.default):
             marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
             result[field.name] = identity_of(value) if marked else canonical(value)
     return result
 
 
 def role_of(hint: Any, where: str) -> Literal["identity", "execution"]:
-    """The mark of one annotated field; an unmarked field is an error."""
+    """What one annotated field belongs to; an unmarked field is an error."""
+    return _mark(hint, where).role
+
+
+def enters(hint: Any, where: str, value: Any, default: Any) -> bool:
+    """Whether an annotated field with this value is part of a fingerprint; an unmarked field is an error."""
+    mark = _mark(hint, where)
+    return mark.role == "identity" and not (mark.sparse and value == default)
+
+
+def _mark(hint: Any, where: str) -> Mark:
     for extra in getattr(hint, "__metadata__", ()):
         if isinstance(extra, Mark):
-            return extra.role
+            return extra
     raise ConfigError(f"{where} is marked neither Identity nor Execution")
 
 
@@ -163,5 +188,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return None
     elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
         return value
+    elif isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
+        return hint.parse(value, where)
     wanted = getattr(hint, "__name__", None) or str(hint)
     raise ConfigError(f"{where}: {value!r} is not a valid {wanted}")
