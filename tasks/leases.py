@@ -81,6 +81,11 @@ def object_lease(storage: Storage, path: str, beat: float = BEAT, stale: float =
             current = storage.read(path)
         except FileNotFoundError:
             continue
+        if _id(current) == holder["id"]:  # written, but the answer was lost on its way
+            mine = current
+            break
+        if not seen:
+            log.info("another process works on %s: waiting for it", path)
         if current != seen:
             seen, since = current, time.monotonic()
         if (_gone(current) or time.monotonic() - since > stale) and storage.swap(path, current, mine):
@@ -95,9 +100,13 @@ def object_lease(storage: Storage, path: str, beat: float = BEAT, stale: float =
             fresh = _stamp(holder)
             try:
                 if not storage.swap(path, mine, fresh):
-                    log.warning("lost the lease %s: work may be done twice, never mixed", storage.uri(path))
-                    return
+                    fresh = storage.read(path)
+                    if _id(fresh) != holder["id"]:  # else the answer of an earlier renewal was lost on its way
+                        raise FileNotFoundError
                 mine = fresh
+            except FileNotFoundError:
+                log.warning("lost the lease %s: work may be done twice, never mixed", storage.uri(path))
+                return
             except (StepError, OSError) as error:
                 log.warning("cannot renew the lease %s: %s", storage.uri(path), error)
 
@@ -109,7 +118,7 @@ def object_lease(storage: Storage, path: str, beat: float = BEAT, stale: float =
         ended.set()
         thread.join()
         with contextlib.suppress(StepError, OSError):
-            if storage.read(path) == mine:
+            if _id(storage.read(path)) == holder["id"]:
                 storage.delete(path)
 
 
@@ -118,12 +127,19 @@ def object_lease_held(storage: Storage, path: str, stale: float = STALE) -> bool
     try:
         current = storage.read(path)
         return not _gone(current) and time.time() - float(json.loads(current)["time"]) < stale
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 
 def _stamp(holder: dict[str, object]) -> bytes:
     return json.dumps({**holder, "time": time.time()}, sort_keys=True).encode()
+
+
+def _id(current: bytes) -> str | None:
+    try:
+        return str(json.loads(current)["id"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _gone(current: bytes) -> bool:
@@ -135,6 +151,6 @@ def _gone(current: bytes) -> bool:
         os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:
         return True
-    except (ValueError, KeyError, PermissionError):
+    except (ValueError, KeyError, TypeError, PermissionError):
         return False
     return False

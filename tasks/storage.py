@@ -11,56 +11,25 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from models.config import ConfigError
+from tasks.conditional import ConditionalWrites
 from tasks.errors import StepError
+from tasks.files import atomic, clean, create, files_below, is_temporary, sync_folder
+from tasks.patience import patient
+
+__all__ = ["Storage", "atomic", "clean", "is_temporary", "sync_folder"]
 
 _COPY = 8 << 20  # bytes held in memory while a file is copied
 
 Listing = list[tuple[str, int]]
 Names = list[str]
-
-
-def clean(path: str) -> str:
-    """The path without ``.`` parts; raises ``StepError`` when it could leave the store."""
-    if path.startswith(("/", "~")) or "\\" in path or "\0" in path or ".." in path.split("/"):
-        raise StepError(f"path {path!r}: must be relative to the store, with / and without ..")
-    return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-@contextlib.contextmanager
-def atomic(target: Path) -> Iterator[IO[bytes]]:
-    """A file open for writing that takes ``target``'s place, synced to disk, when the block ends without error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file name is that of a write which has not ended."""
-    return name.startswith(".") and name.endswith(".tmp")
+T = TypeVar("T")
 
 
 class Storage:
@@ -144,7 +113,7 @@ class Storage:
                 from pyarrow import fs
 
                 bucket = self._base.split("/")[0]
-                if self.fs.get_file_info(bucket).type == fs.FileType.NotFound:
+                if patient(lambda: self.fs.get_file_info(bucket), f"look at {self.uri()}", self._base).type == fs.FileType.NotFound:
                     raise ConfigError(f"store {self.uri()}: no bucket {bucket!r}; create it or choose another --store")
             if write:
                 probe = f".probe-{uuid.uuid4().hex[:8]}"
@@ -155,68 +124,48 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """The whole file; ``FileNotFoundError`` when it is not there."""
-        with self._speaking("read", path):
-            if self.is_local:
-                return self.local_path(path).read_bytes()
+
+        def remote() -> bytes:
             with self.fs.open_input_file(self.fs_path(path)) as file:
                 return bytes(file.read())
 
+        return self._do("read", path, lambda: self.local_path(path).read_bytes(), remote)
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole, replacing one that is there."""
-        with self._speaking("write", path):
-            if self.is_local:
-                with atomic(self.local_path(path)) as file:
-                    file.write(data)
-            else:
-                with self.fs.open_output_stream(self.fs_path(path)) as stream:
-                    stream.write(data)
+
+        def local() -> None:
+            with atomic(self.local_path(path)) as file:
+                file.write(data)
+
+        def remote() -> None:
+            with self.fs.open_output_stream(self.fs_path(path)) as stream:
+                stream.write(data)
+
+        self._do("write", path, local, remote)
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
         """Write a file whole unless it exists; whether it was written.  One of several writers wins.
 
-        Some S3 servers do not make this exclusive: use it for advice, never for correctness.
+        Some S3 servers do not make this exclusive: use it for advice, never for correctness.  After a lost connection the answer may
+        be no although the file is this writer's own.
         """
-        with self._speaking("write", path):
-            if self.is_local:
-                target = self.local_path(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-                try:
-                    temporary.write_bytes(data)
-                    os.link(temporary, target)
-                except FileExistsError:
-                    return False
-                finally:
-                    temporary.unlink(missing_ok=True)
-                return True
-            return self._put_if(path, data, IfNoneMatch="*")
+
+        done = self._do("write", path, lambda: create(self.local_path(path), data), lambda: self._conditional.create(self._key(path), data))
+        return self._told(path, data, done)
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
-        """On S3, replace a file whose content is still ``old``; whether it was replaced."""
-        from botocore.exceptions import ClientError
+        """On S3, replace a file whose content is still ``old``; whether it was replaced (see ``write_if_absent`` on lost connections)."""
+        done = self._do("write", path, lambda: False, lambda: self._conditional.swap(self._key(path), old, new))
+        return self._told(path, new, done)
 
-        bucket, key = self.fs_path(path).split("/", 1)
-        try:
-            answer = self._boto.get_object(Bucket=bucket, Key=key)
-        except ClientError:
-            return False
-        return bool(answer["Body"].read() == old) and self._put_if(path, new, IfMatch=answer["ETag"])
+    def _told(self, path: str, data: bytes, done: bool | None) -> bool:
+        if done is None:  # the server has no conditional writes: the lease is advice anyway
+            self.write(path, data)
+        return done is not False
 
-    def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
-        from botocore.exceptions import ClientError
-
-        bucket, key = self.fs_path(path).split("/", 1)
-        try:
-            self._boto.put_object(Bucket=bucket, Key=key, Body=data, **condition)
-        except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (404, 409, 412):
-                return False
-            if status == 501:  # the server has no conditional writes: the lease is advice anyway
-                self.write(path, data)
-                return True
-            raise StepError(f"cannot write {self.uri(path)}: {error}") from error
-        return True
+    def _key(self, path: str) -> str:
+        return self.fs_path(path).split("/", 1)[1]
 
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
@@ -228,89 +177,122 @@ class Storage:
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int | None]:
         """Sizes of many files at once (on S3 requests run in parallel)."""
-        if self.is_local:
+
+        def local() -> dict[str, int | None]:
             found: dict[str, int | None] = {}
             for path in paths:
-                local = self.local_path(path)
-                found[path] = local.stat().st_size if local.is_file() else None
+                file = self.local_path(path)
+                found[path] = file.stat().st_size if file.is_file() else None
             return found
-        infos = self.fs.get_file_info([self.fs_path(path) for path in paths]) if paths else []
-        return {path: info.size if info.is_file else None for path, info in zip(paths, infos)}
+
+        def remote() -> dict[str, int | None]:
+            infos = self.fs.get_file_info([self.fs_path(path) for path in paths]) if paths else []
+            return {path: info.size if info.is_file else None for path, info in zip(paths, infos)}
+
+        return self._do("look at", paths[0] if paths else "", local, remote)
 
     def list(self, prefix: str = "") -> Listing:
         """All files below a folder, as (path, size), sorted; unfinished writes are left out."""
-        if self.is_local:
-            base, files = self.local_path(), []
-            for folder, _, names in os.walk(self.local_path(prefix)):
-                for name in names:
-                    if not is_temporary(name):
-                        file = Path(folder, name)
-                        with contextlib.suppress(FileNotFoundError):
-                            files.append((file.relative_to(base).as_posix(), file.stat().st_size))
-            return sorted(files)
-        from pyarrow import fs
 
-        selector = fs.FileSelector(self.fs_path(prefix), recursive=True, allow_not_found=True)
+        def local() -> Listing:
+            return files_below(self.local_path(), self.local_path(prefix))
+
         cut = len(self._base) + 1
-        return sorted((info.path[cut:], info.size) for info in self.fs.get_file_info(selector) if info.is_file)
+        return self._do(
+            "list", prefix, local, lambda: sorted((info.path[cut:], info.size) for info in self._below(prefix, True) if info.is_file)
+        )
 
     def folders(self, prefix: str = "") -> Names:
         """Names of the folders directly below a folder, sorted."""
-        if self.is_local:
+
+        def local() -> Names:
             here = self.local_path(prefix)
             return sorted(p.name for p in here.iterdir() if p.is_dir()) if here.is_dir() else []
+
+        def remote() -> Names:
+            from pyarrow import fs
+
+            return sorted(info.base_name for info in self._below(prefix, False) if info.type == fs.FileType.Directory)
+
+        return self._do("list", prefix, local, remote)
+
+    def _below(self, prefix: str, recursive: bool) -> Any:
         from pyarrow import fs
 
-        selector = fs.FileSelector(self.fs_path(prefix), allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector) if info.type == fs.FileType.Directory)
+        return self.fs.get_file_info(fs.FileSelector(self.fs_path(prefix), recursive=recursive, allow_not_found=True))
 
     def delete(self, path: str) -> None:
         """Remove a file, or a folder with all below it; nothing happens when it is not there."""
         if not clean(path):
             raise StepError("the whole store is never deleted at once")
-        with self._speaking("delete", path):
-            if self.is_local:
-                local = self.local_path(path)
-                if local.is_dir():
-                    shutil.rmtree(local)
-                else:
-                    local.unlink(missing_ok=True)
-                return
-            info = self.fs.get_file_info(self.fs_path(path))
-            if info.is_file:
-                self.fs.delete_file(self.fs_path(path))
-            elif self.list(path):
+
+        def local() -> None:
+            here = self.local_path(path)
+            if here.is_dir():
+                shutil.rmtree(here)
+            else:
+                here.unlink(missing_ok=True)
+
+        def remote() -> None:
+            if self.fs.get_file_info(self.fs_path(path)).is_file:
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.delete_file(self.fs_path(path))
+            elif any(info.is_file for info in self._below(path, True)):
                 self.fs.delete_dir(self.fs_path(path))
+
+        self._do("delete", path, local, remote)
+
+    def move(self, path: str, target: str) -> None:
+        """Give a file another path, replacing what is there; on S3 a copy and a removal.  Nothing happens when it is not there."""
+
+        def local() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.local_path(target).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.local_path(path), self.local_path(target))
+
+        def remote() -> None:
+            if self.fs.get_file_info(self.fs_path(path)).is_file:
+                self.fs.copy_file(self.fs_path(path), self.fs_path(target))
+                self.fs.delete_file(self.fs_path(path))
+
+        self._do("move", path, local, remote)
 
     def upload(self, local: Path, path: str) -> None:
         """Copy a local file into the store."""
-        with self._speaking("write", path), open(local, "rb") as source:
-            if self.is_local:
-                with atomic(self.local_path(path)) as target:
-                    shutil.copyfileobj(source, target, _COPY)
-                return
-            stream = self.fs.open_output_stream(self.fs_path(path))
-            while block := source.read(_COPY):  # closed only at the end: an upload cut short leaves no object
-                stream.write(block)
-            stream.close()
+
+        def copy() -> None:
+            with open(local, "rb") as source, atomic(self.local_path(path)) as target:
+                shutil.copyfileobj(source, target, _COPY)
+
+        def send() -> None:
+            with open(local, "rb") as source:
+                stream = self.fs.open_output_stream(self.fs_path(path))
+                while block := source.read(_COPY):
+                    stream.write(block)
+                stream.close()
+            # A stream that is dropped half-way ends its upload all the same: only an object of the whole size counts.
+            if (there := self.fs.get_file_info(self.fs_path(path)).size) != (size := local.stat().st_size):
+                raise ConnectionError(f"{there} of {size} bytes have arrived")
+
+        self._do("write", path, copy, send)
 
     def download(self, path: str, local: Path) -> None:
         """Copy a file of the store to local disk, where it appears whole; ``FileNotFoundError`` when it is not there."""
-        with self._speaking("read", path), self.fs.open_input_file(self.fs_path(path)) as source, atomic(local) as target:
-            shutil.copyfileobj(source, target, _COPY)
+
+        def copy() -> None:
+            with self.fs.open_input_file(self.fs_path(path)) as source, atomic(local) as target:
+                shutil.copyfileobj(source, target, _COPY)
+
+        self._do("read", path, copy, copy)
 
     @cached_property
-    def _boto(self) -> Any:
-        try:
-            import boto3
-        except ImportError as error:
-            raise StepError("leases on S3 need the package boto3: install it") from error
-        return boto3.client("s3", region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1")
+    def _conditional(self) -> ConditionalWrites:
+        return ConditionalWrites(self._base.split("/")[0])
 
-    @contextlib.contextmanager
-    def _speaking(self, verb: str, path: str) -> Iterator[None]:
+    def _do(self, verb: str, path: str, local: Callable[[], T], remote: Callable[[], T]) -> T:
+        """The result of one request; on S3 it is repeated while its error may pass."""
         try:
-            yield
+            return local() if self.is_local else patient(remote, f"{verb} {self.uri(path)}", self._base)
         except FileNotFoundError:
             raise
         except OSError as error:
