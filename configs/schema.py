@@ -52,6 +52,18 @@ class MethodConfig(Section):
     train: Identity[TrainSettings]
 
 
+class GeneratorConfig(MethodConfig):
+    """A generator to train: from fresh weights, or from those of another one.
+
+    ``warm_start: champion`` starts on new tokens from the generator behind the alias ``champion``, if there is one; what this
+    recipe has already made from the same tokens is kept, whatever it started from, so that unchanged data trains nothing.
+    """
+
+    warm_start: Identity[str | None] = Field(
+        None, description="weights to start from: champion, or a generator artifact (NAME-FINGERPRINT, a prefix of it, a run's name)"
+    )
+
+
 class BaseConfig(Section):
     """The tokenizer that another one stands on, trained before it or used: exactly one of ``recipe`` and ``use``."""
 
@@ -155,7 +167,7 @@ class RunConfig(Section):
     data: Identity[DataConfig]
     tokenizer: Identity[TokenizerConfig]
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
-    generator: Identity[MethodConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
+    generator: Identity[GeneratorConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
     register_: Identity[RegisterConfig] = Field(default_factory=RegisterConfig, alias="register")
@@ -169,6 +181,11 @@ class RunConfig(Section):
             for name, given, default in (("sample", self.sample, SampleConfig()), ("register", self.register_, RegisterConfig())):
                 if given != default:
                     raise ValueError(f"{name} is given, but there is no generator: leave {name} out, or add generator: {{recipe: …}}")
+        elif self.generator.warm_start is not None and not self.tokenizer.pinned and self.tokenizer.use is None:
+            raise ValueError(
+                f"generator.warm_start={self.generator.warm_start!r}: a generator knows the codes of one tokenizer, and new data would "
+                "train another; add tokenizer.pinned: true, or use: ARTIFACT"
+            )
         return self
 
 

@@ -12,14 +12,19 @@ with the evaluation of its tokenizer.  Which steps a run has, and what each of t
 
 # No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
 # annotations travel with it.
+import logging
 from typing import Any
 
 from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from configs.schema import ClusterConfig, RunConfig
-from flows import pages, planning, steps
+from flows import pages, planning, results, screen, steps
 from flows.workspace import Workspace
 from tasks.artifacts import Artifact
+
+log = logging.getLogger(__name__)
 
 
 def chain(config: RunConfig, work: Workspace) -> None:
@@ -39,8 +44,11 @@ def run_name() -> str:
 @flow(name="tokenloom", flow_run_name=run_name, persist_result=False, validate_parameters=True)
 def pipeline(
     config: RunConfig, cluster: ClusterConfig | None = None, root: str | None = None, store: str | None = None
-) -> list[dict[str, Any]]:
+) -> "State[list[dict[str, Any]]]":
     """The whole pipeline as a Prefect flow: deploy it, schedule it, or call it.
+
+    A scheduled run looks for new data, tokenizes that alone, trains on all of it and registers what comes out, as far as there
+    is something new; the message of its final state says which of these it was.
 
     Args:
         config: what to make (a run file).
@@ -49,7 +57,7 @@ def pipeline(
         store: folder or ``s3://bucket/prefix`` of the artifacts; inside ``root`` if not given.
 
     Returns:
-        One row a step: name, status (cached or ran), fingerprint, seconds, uri.
+        One row a step: name, status (cached or ran), fingerprint, seconds, uri. (Prefect hands them out of the state.)
     """
     work = Workspace.open(config.name, root, store, cluster)
     pages.plan(config, planning.plan(config, work.store, work.tracker.uri))
@@ -58,7 +66,10 @@ def pipeline(
             chain(config, work)
         finally:
             pages.results(config, work)
-    return [done.row() for done in work.done]
+    said = results.summary(work)
+    log.info("%s: %s", config.name, said)
+    screen.current().say(said)
+    return Completed(message=said, data=[done.row() for done in work.done])
 
 
 def run(config: RunConfig, work: Workspace) -> None:

@@ -101,12 +101,23 @@ def features_step(config: RunConfig, store: Store, dataset: Artifact) -> Step:
     return plan_features(dataset, config.evaluate, store)
 
 
-def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer: Artifact) -> Step:
-    """The training of the generator."""
+def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer: Artifact, tracking: str | None = None) -> Step:
+    """The training of the generator, from fresh weights or a warm start; ``tracking`` is where the champion is looked up.
+
+    Raises:
+        ConfigError: a warm start that is not in the store, or that knows the codes of another tokenizer.
+    """
     from tasks.distributed import plan_generator
 
     assert config.generator is not None, "a run without a generator has no such step"
-    return plan_generator(config.name, config.generator, tokens, tokenizer, store)
+    wanted = config.generator.warm_start
+    fresh = plan_generator(config.name, config.generator, tokens, tokenizer, store)
+    if wanted is None:
+        return fresh
+    from tasks.warm_start import warm_start
+
+    start = warm_start(wanted, config.register_.name or config.name, fresh, store, tracking)
+    return plan_generator(config.name, config.generator, tokens, tokenizer, store, start)
 
 
 def evaluate_step(
@@ -179,7 +190,7 @@ def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[
     made: dict[str, Artifact] = {}  # role: artifact, complete or to be made
     waiting: dict[str, str] = {}  # role: name of the step that has to make it first
     for link in links(config, store):
-        one = _ingest(config, store) if link.build is None else _link(link, config, store, made, waiting)
+        one = _ingest(config, store) if link.build is None else _link(link, config, store, made, waiting, tracking)
         if link.name == "register" and tracking is not None and one.artifact is not None:
             one = _in_registry(one, store, tracking)
         planned.append(one)
@@ -210,13 +221,14 @@ def _in_registry(one: Planned, store: Store, tracking: str) -> Planned:
     return one
 
 
-def _link(link: Link, config: RunConfig, store: Store, made: dict[str, Artifact], waiting: dict[str, str]) -> Planned:
+def _link(link: Link, config: RunConfig, store: Store, made: dict[str, Artifact], waiting: dict[str, str], tracking: str | None) -> Planned:
     assert link.build is not None
     upstream = [waiting[role] for role in link.needs if role in waiting]
     if any(role not in made for role in link.needs):
         return Planned(link.name, "unknown", f"decided when {upstream[0]} is done")
+    where = {"tracking": tracking} if link.name == "train_generator" else {}
     try:
-        built = link.build(config, store, **{role: made[role] for role in link.needs})
+        built = link.build(config, store, **{role: made[role] for role in link.needs}, **where)
     except ArtifactError:
         if not upstream:
             raise
@@ -260,8 +272,10 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
 
     dataset = planned[0].artifact
     classes = len(store.record(dataset).notes["classes"]) if dataset else len(open_source(config.data).classes)
-    used = (given_tokenizer(config, store), given_base(config, store))
-    check_models(config, classes, *(store.record(artifact).notes["spec"] if artifact else None for artifact in used))
+    start = next((one.step.inputs.get("warm_start") for one in planned if one.step and one.name == "train_generator"), None)
+    used = (given_tokenizer(config, store), given_base(config, store), start)
+    tokenizer, base, warm = (store.record(artifact).notes["spec"] if artifact else None for artifact in used)
+    check_models(config, classes, tokenizer, base, (start.id, warm) if start else None)
     features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
     if config.generator is not None:
         check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)

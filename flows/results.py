@@ -53,6 +53,18 @@ def steps_of(planned: tuple[Planned, ...]) -> list[Done]:
     return [Done(one.name, "cached", one.artifact) for one in planned]
 
 
+def summary(work: Workspace) -> str:
+    """What a run has done, in one sentence: nothing, or which steps ran and what became of the alias."""
+    ran = [each.name for each in work.done if each.status == "ran"]
+    if not ran:
+        return "nothing to do: the source holds nothing new, and every artifact is there"
+    said = f"ran {', '.join(ran)}"
+    if "register" in ran:
+        registered = _registered(work, work.artifact("register"))
+        said += f"; {registered['uri']} {'is champion' if registered['promoted'] else 'stays challenger'}: {registered['reason']}"
+    return said
+
+
 def document(config: RunConfig, work: Workspace, done: list[Done], error: str | None = None) -> dict[str, Any]:
     """The JSON document of ``tokenloom run --json``: ``steps``, ``pictures``, ``model`` (of the registry), and ``error`` if it failed."""
     made = {each.name: each.artifact for each in done}

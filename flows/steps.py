@@ -129,7 +129,7 @@ def train_generator(config: RunConfig, work: Workspace, tokens: Artifact, tokeni
     """Train the generator on the tokens."""
     from tasks.distributed import train_model
 
-    made = planning.generator_step(config, work.store, tokens, tokenizer)
+    made = planning.generator_step(config, work.store, tokens, tokenizer, work.tracker.uri)
     return train_model(made, work.store, work.cluster, work.tracker, work.report)
 
 

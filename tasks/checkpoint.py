@@ -140,12 +140,13 @@ class Checkpoints:
 
 
 def fetch_adopted(storage: Storage, folders: Mapping[str, str], root: Path) -> dict[str, nn.Module]:
-    """What a model adopts: role (``tokenizer``, ``features``) to the trained module of an artifact's folder, in eval mode.
+    """What a model adopts: role (``tokenizer``, ``features``, ``warm_start``) to the trained module of an artifact's folder, in eval mode.
 
     Raises:
         StepError: a file is missing.
     """
-    fetch: dict[str, Callable[[Storage, str, Path], nn.Module]] = {"tokenizer": fetch_model, "features": _fetch_features}
+    fetch: dict[str, Callable[[Storage, str, Path], nn.Module]]
+    fetch = {"tokenizer": fetch_model, "features": _fetch_features, "warm_start": fetch_model}
     return {role: fetch[role](storage, folder, root) for role, folder in folders.items()}
 
 

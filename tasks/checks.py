@@ -40,7 +40,13 @@ def stands_on(section: BaseConfig) -> tuple[str, ...]:
     return tuple({"tokenizer": "base"}.get(need, need) for need in needs)
 
 
-def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> None:
+def check_models(
+    config: RunConfig,
+    classes: int,
+    tokenizer: dict[str, Any] | None = None,
+    base: dict[str, Any] | None = None,
+    start: tuple[str, dict[str, Any]] | None = None,
+) -> None:
     """Build the tokenizer (with its base) and the generator of a run, as far as it has them, on the meta device.
 
     Args:
@@ -48,6 +54,7 @@ def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | No
         classes: number of classes in the data.
         tokenizer: spec of the tokenizer in use (``ModelSpec.to_dict()``); None when the run trains its own.
         base: spec of the base in use (``tokenizer.base.use``), if there is one.
+        start: name and spec of the generator that training starts from, if there is one.
 
     Raises:
         ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
@@ -78,8 +85,33 @@ def check_models(config: RunConfig, classes: int, tokenizer: dict[str, Any] | No
     if method is None:
         return
     given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
-    generator = cast(Generator, _build(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given), "generator"))
+    made = ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given)
+    generator = cast(Generator, _build(made, "generator"))
     generator.check_sampler(default_sampler(generator).edited(**identity(config.sample)))
+    if start is not None:
+        check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
+
+
+def check_warm_start(spec: ModelSpec, start: ModelSpec, name: str) -> None:
+    """A generator can start from another one's weights only if they have the same names and shapes.
+
+    Raises:
+        ConfigError: they do not; names the first tensors that differ.
+    """
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in _build(each, "generator").state_dict().items()} for each in (spec, start)
+    )
+    odd = [
+        f"{tensor} is {theirs.get(tensor, 'missing')} there and {ours.get(tensor, 'missing')} here"
+        for tensor in sorted(ours.keys() | theirs.keys())
+        if ours.get(tensor) != theirs.get(tensor)
+    ]
+    if odd:
+        more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
+        raise ConfigError(
+            f"generator.warm_start: {name} ({start.recipe}) does not fit recipe {spec.recipe!r}: {'; '.join(odd[:2])}{more}. "
+            "Keep the recipe and its arguments, or leave warm_start out"
+        )
 
 
 def check_training(model: Method, recipe: str, train: Any, where: str) -> None:

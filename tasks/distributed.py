@@ -23,7 +23,7 @@ from models.build import ModelSpec
 from models.config import ConfigError
 from models.settings import OptimizerSettings, TrainSettings
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
-from tasks.checks import check_training
+from tasks.checks import check_training, check_warm_start
 from tasks.cluster import session
 from tasks.collapse import WARNINGS, found
 from tasks.curves import Tail, numbers, read_curves
@@ -58,19 +58,24 @@ def plan_tokenizer(
     return _plan("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset, **below})
 
 
-def plan_generator(name: str, config: MethodConfig, tokens: Artifact, tokenizer: Artifact, store: Store) -> Step:
-    """The step that trains a generator on tokens.
+def plan_generator(
+    name: str, config: MethodConfig, tokens: Artifact, tokenizer: Artifact, store: Store, warm_start: Artifact | None = None
+) -> Step:
+    """The step that trains a generator on tokens, from fresh weights or from those of another generator.
 
     Raises:
         ConfigError: unknown recipe, argument or path, a value that does not fit, or tokens of another tokenizer.
     """
+    start = {} if warm_start is None else {"warm_start": warm_start}
     try:
         made_by = store.record(tokens).inputs["tokenizer"].fingerprint
     except (ArtifactError, KeyError):
         made_by = tokenizer.fingerprint  # still to be made
     if made_by != tokenizer.fingerprint:
         raise ConfigError(f"tokens {tokens.id} were made by tokenizer {made_by}, not by {tokenizer.id}: extract them again")
-    return _plan("generator", name, config.recipe, config.args, config.set, config.train, {"tokens": tokens, "tokenizer": tokenizer})
+    return _plan(
+        "generator", name, config.recipe, config.args, config.set, config.train, {"tokens": tokens, "tokenizer": tokenizer, **start}
+    )
 
 
 def _plan(
@@ -135,7 +140,8 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     notes: dict[str, Any] = {"classes": data["classes"]}
     # What the model stands on: a generator on its tokenizer, a tokenizer perhaps on its base, on the classifier of the data.
     below = {"tokenizer": step.inputs.get("tokenizer", step.inputs.get("base")), "features": step.inputs.get("features")}
-    adopt = {role: artifact.folder for role, artifact in below.items() if artifact is not None}
+    start = step.inputs.get("warm_start")
+    adopt = {role: artifact.folder for role, artifact in {**below, "warm_start": start}.items() if artifact is not None}
     given: dict[str, Any]
     if step.kind == "generator":
         given = {"layout": data["layout"], "classes": len(data["classes"])}
@@ -146,6 +152,8 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     if below["features"] is not None:
         given["features"] = json.loads(store.storage.read(f"{below['features'].folder}/classifier.json"))
     spec = replace(spec, given=given)
+    if start is not None:
+        check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
     if step.kind == "tokenizer":
         model = spec.build()
         check_training(model, spec.recipe, noted["train"], step.step)

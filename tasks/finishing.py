@@ -26,12 +26,14 @@ BATCHES = 64
 
 
 def built(job: TrainJob, storage: Storage, root: Path) -> Method:
-    """The job's model with fresh weights, holding what it adopts of the models that it stands on."""
+    """The job's model with fresh weights, or those of its warm start, holding what it adopts of the models that it stands on."""
     torch.manual_seed(seed_of(job.settings.seed, "init"))
     model = ModelSpec.from_dict(job.spec).build()
     if job.adopt:
         found = fetch_adopted(storage, job.adopt, root)
         model.adopt(tokenizer=cast("Tokenizer | None", found.get("tokenizer")), features=found.get("features"))
+        if (start := found.get("warm_start")) is not None:
+            model.load_state_dict(start.state_dict(), strict=True)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -181,6 +182,7 @@ class Registry:
 
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # ours is the one that people watch
         before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+        addresses = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
         mlflow.set_tracking_uri(self._tracker.uri)
         mlflow.set_registry_uri(self._tracker.uri)
         try:
@@ -188,6 +190,11 @@ class Registry:
         finally:
             mlflow.set_tracking_uri(before[0])
             mlflow.set_registry_uri(before[1])
+            for name, value in addresses.items():  # MLflow sets them too, and the next run of this process would go by them
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _log_model(mlflow: Any, run_id: str, servable: Servable) -> Any:
@@ -228,11 +235,7 @@ def is_registered(uri: str, name: str, fingerprint: str) -> bool | None:
                 query = "select count(*) from model_version_tags where name = ? and key = ? and value = ?"
                 return bool(database.execute(query, (name, FINGERPRINT, fingerprint)).fetchone()[0])
         if uri.startswith(("http://", "https://")):
-            import json
-
-            wanted = urllib.parse.urlencode({"filter": f"name='{name}'", "max_results": 1000})
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/api/2.0/mlflow/model-versions/search?{wanted}", timeout=2) as answer:
-                versions = json.load(answer).get("model_versions", [])
+            versions = _get(uri, "model-versions/search", filter=f"name='{name}'", max_results="1000").get("model_versions", [])
             pair = {"key": FINGERPRINT, "value": fingerprint}
             return any(pair in version.get("tags", []) for version in versions)
     except sqlite3.OperationalError as error:
@@ -240,6 +243,38 @@ def is_registered(uri: str, name: str, fingerprint: str) -> bool | None:
     except (OSError, ValueError):
         return None
     return None
+
+
+def tags_of(uri: str, name: str, alias: str) -> dict[str, str] | None:
+    """Tags of the version behind an alias (none without the alias), without importing MLflow; None when that cannot be known.
+
+    A registry that does not have the model at all may have lost it: that is not known either.
+    """
+    try:
+        if uri.startswith("sqlite:///"):
+            path = Path(uri.removeprefix("sqlite:///"))
+            with contextlib.closing(sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True, timeout=2)) as database:
+                if not database.execute("select count(*) from registered_models where name = ?", (name,)).fetchone()[0]:
+                    return None
+                query = """select t.key, t.value from model_version_tags t join registered_model_aliases a
+                    on a.name = t.name and a.version = t.version where a.name = ? and a.alias = ?"""
+                return dict(database.execute(query, (name, alias)).fetchall())
+        if uri.startswith(("http://", "https://")):
+            model = _get(uri, "registered-models/get", name=name)["registered_model"]
+            numbers = [each["version"] for each in model.get("aliases", []) if each["alias"] == alias]
+            if not numbers:
+                return {}
+            version = _get(uri, "model-versions/get", name=name, version=numbers[0])["model_version"]
+            return {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+    except (sqlite3.OperationalError, OSError, ValueError, KeyError):
+        return None
+    return None
+
+
+def _get(uri: str, what: str, **query: str) -> Any:
+    """One answer of MLflow's REST interface."""
+    with urllib.request.urlopen(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{urllib.parse.urlencode(query)}", timeout=2) as answer:
+        return json.load(answer)
 
 
 def _first_line(error: Exception) -> str:
