@@ -245,7 +245,7 @@ def tokens_of(tokens: Tokens) -> Tensor:
 
 def rows_of(condition: Condition) -> int:
     """Number of rows of a condition."""
-    return len(condition.label_B if isinstance(condition, protocols.Labels) else condition.feature_BTD)
+    return condition.rows
 
 
 def read(h: Tensor, reads: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
+from models.requests import Condition as Condition
+from models.requests import Labels as Labels
+from models.requests import Text as Text
+from models.requests import TextFeatures as TextFeatures
 
 if TYPE_CHECKING:
     from models.sampling.sampler import Sampler
@@ -116,30 +120,6 @@ class Tokens:
     def ids(self) -> Tensor:
         """The ids as int64 (B, L) or (B, L, Q)."""
         return self.data.long()
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Class condition: (B,) int64; the value ``classes`` (one past the last) is the null class."""
-
-    label_B: Tensor
-
-    def to(self, device: torch.device | str) -> Labels:
-        return Labels(self.label_B.to(device))
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Text condition from a frozen encoder: features (B, T, D) and mask (B, T), true where text is."""
-
-    feature_BTD: Tensor
-    mask_BT: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> TextFeatures:
-        return TextFeatures(self.feature_BTD.to(device), None if self.mask_BT is None else self.mask_BT.to(device))
-
-
-Condition = Labels | TextFeatures
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.protocols import Batch, Labels, TextFeatures
+from models.protocols import Batch, TextFeatures
 from tasks import png
 
 
@@ -20,13 +20,8 @@ def rows_of(batch: Batch, start: int, stop: int) -> Batch:
     if tokens is not None:
         lengths = None if tokens.lengths is None else tokens.lengths[start:stop]
         tokens = replace(tokens, data=tokens.data[start:stop], lengths=lengths)
-    if isinstance(condition, Labels):
-        condition = Labels(condition.label_B[start:stop])
-    elif isinstance(condition, TextFeatures):
-        mask = None if condition.mask_BT is None else condition.mask_BT[start:stop]
-        condition = TextFeatures(condition.feature_BTD[start:stop], mask)
     image = None if batch.image_BCHW is None else batch.image_BCHW[start:stop]
-    return Batch(image, tokens, condition)
+    return Batch(image, tokens, None if condition is None else condition.part(start, stop))
 
 
 def pieces(batch: Batch | None, size: int) -> Iterator[tuple[int, int, Batch]]:

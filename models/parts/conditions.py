@@ -5,8 +5,11 @@ Shapes: B rows, P prefix slots, T text length, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,9 @@ from torch import Tensor, nn
 from models import config
 from models.draws import Draws
 from models.protocols import Condition, Labels, TextFeatures
+
+#: What a batch has to carry for a condition: class labels, captions as they are written, or their features from a frozen encoder.
+Reads = Literal["labels", "text", "features"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,31 @@ class Conditioner(nn.Module, ABC):
     """From what is asked for to what the net is given; concrete ones nest a frozen ``Config``."""
 
     class Config(config.Config, ABC):
-        """What a condition is made from."""
+        """What a condition is made from; ``reads`` says what batches carry for it."""
+
+        reads: ClassVar[Reads] = "labels"
+
+        @classmethod
+        def parse(cls, value: Mapping[str, Any], where: str) -> Conditioner.Config:
+            """A condition as a run file has it: ``{characters: {length: 64}}``, ``{encoded: {…}}`` or ``{classes: {…}}``.
+
+            Raises:
+                ConfigError: another name, an unknown or missing field, or a value of the wrong type.
+            """
+            named = conditions()
+            if len(value) != 1 or next(iter(value)) not in named:
+                raise config.ConfigError(
+                    f"{where}: {dict(value)!r}: write one of {', '.join(named)} with its fields, e.g. {{characters: {{}}}}"
+                )
+            (name, given), *_ = value.items()
+            kind, where = named[name], f"{where}.{name}"
+            hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+            if unknown := [key for key in given or {} if key not in hints]:
+                raise config.ConfigError(f"{where}: unknown field {unknown[0]!r}; fields here: {', '.join(hints)}")
+            try:
+                return kind(**{key: config.coerce(item, hints[key], f"{where}.{key}") for key, item in (given or {}).items()})
+            except TypeError as error:  # a field without a default
+                raise config.ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
 
         @abstractmethod
         def build(self, classes: int, width: int) -> Conditioner:
@@ -81,6 +111,21 @@ class Conditioner(nn.Module, ABC):
         Raises:
             ValueError: a condition of another kind.
         """
+
+
+def conditions() -> dict[str, type[Conditioner.Config]]:
+    """The conditions that a run file may choose (``set: {condition: {NAME: …}}``)."""
+    from models.parts.characters import Characters, Encoded
+
+    return {"classes": ClassCondition.Config, "characters": Characters.Config, "encoded": Encoded.Config}
+
+
+def condition_of(value: Any) -> Conditioner.Config | None:
+    """The condition in a generator's config, None for a config without one."""
+    if isinstance(value, Conditioner.Config):
+        return value
+    inside = [getattr(value, f.name) for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    return next((found for each in inside if (found := condition_of(each)) is not None), None)
 
 
 class ClassCondition(Conditioner):
@@ -148,6 +193,8 @@ class TextCondition(Conditioner):
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config):
         """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
+
+        reads: ClassVar[Reads] = "features"
 
         features: int
         length: int = 120

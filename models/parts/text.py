@@ -6,13 +6,14 @@ Shapes: B rows, T text length, F feature width, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.conditions import Conditioned, Conditioner
+from models.parts.conditions import Conditioned, Conditioner, Reads
 from models.parts.cross_attention import AttentivePool
 from models.protocols import Condition, Labels, TextFeatures
 
@@ -26,6 +27,8 @@ class PooledText(Conditioner):
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config):
         """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned."""
+
+        reads: ClassVar[Reads] = "features"
 
         features: int
         heads: int

@@ -1,0 +1,211 @@
+"""Captions read by a small transformer that learns with the generator: byte by byte, or from the features of a frozen encoder.
+
+Shapes: B rows, T bytes or pieces of text, F feature width, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ConfigError
+from models.draws import Draws
+from models.parts.attention import Attention
+from models.parts.conditions import Conditioned, Conditioner, Reads
+from models.parts.mlp import GELU
+from models.protocols import Condition, Text, TextFeatures
+
+BYTES = 256
+
+
+class Reader(nn.Module):
+    """Pre-norm blocks over a text with learned positions; a last slot of its own sums the text up."""
+
+    def __init__(self, width: int, depth: int, heads: int, length: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(1, length + 1, width))
+        self.attention = nn.ModuleList([Attention.Config(bias="out").build(width, heads) for _ in range(depth)])
+        self.mlp = nn.ModuleList([GELU.Config().build(width) for _ in range(depth)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 * depth + 1)])
+        self.out = nn.Linear(width, width, bias=False)
+        nn.init.trunc_normal_(self.position, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x_BTD: Tensor, seen_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The text read, (B, T + 1, D), its sum in the last slot, and what of it may be looked at, (B, T + 1): not the padding."""
+        x = F.pad(x_BTD, (0, 0, 0, 1)) + self.position
+        seen = F.pad(seen_BT, (0, 1), value=True)
+        sight = seen[:, None, None]
+        for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp)):
+            x = x + attention(self.norms[2 * i](x), sight, None, None)
+            x = x + mlp(self.norms[2 * i + 1](x))
+        return self.out(self.norms[-1](x)), seen
+
+
+class ReadText(Conditioner):
+    """A text as one summed-up vector, as prefix slots and as a memory: what any net may ask for.
+
+    The null text is the one without content, which is also what an image without a caption has.  A text is always padded to
+    ``length``, so that its reading does not depend on the others of its batch.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Conditioner.Config):
+        """``length`` of the longest text, ``depth`` and ``heads`` of the reader, ``dropout`` share of texts replaced by null in training.
+
+        ``prefix``: one slot with the sum (``summary``), the whole text before it (``all``), or none, for nets that look at the memory.
+        """
+
+        length: int = 64
+        depth: int = 2
+        heads: int = 4
+        prefix: Literal["summary", "all", "none"] = "summary"
+        dropout: float = 0.1
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.dropout < 1:
+                raise ConfigError(f"condition.dropout={self.dropout}: must be in [0, 1)")
+            for name in ("length", "depth", "heads"):
+                if getattr(self, name) < 1:
+                    raise ConfigError(f"condition.{name}={getattr(self, name)}: must be at least 1")
+
+        def check(self, width: int) -> None:
+            """Raise ``ConfigError`` where the heads do not fit the net's width."""
+            if width % self.heads:
+                raise ConfigError(f"condition.heads={self.heads}: must divide the net's width, {width}")
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        config.check(width)
+        self.config, self.length, self.rate = config, config.length, config.dropout
+        self.reader = Reader(width, config.depth, config.heads, config.length)
+
+    @abstractmethod
+    def embed(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Inputs of the reader (B, ``length``, D), and where they are text (B, ``length``).
+
+        Raises:
+            ValueError: a condition of another kind, or a text that is too long.
+        """
+
+    @property
+    def prefix(self) -> int:
+        """Prefix slots P."""
+        return {"none": 0, "summary": 1, "all": self.length + 1}[self.config.prefix]
+
+    def forward(self, condition: Condition) -> Conditioned:
+        """Read.
+
+        Raises:
+            ValueError: a condition of another kind, or a text that is too long.
+        """
+        text, seen = self.reader(*self.embed(condition))
+        slots = self.prefix
+        return Conditioned(text[:, text.shape[1] - slots :], text[:, -1], seen if slots > 1 else None, text, seen)
+
+    def _refuse(self, condition: Any, wanted: str) -> ValueError:
+        return ValueError(f"this model is conditioned on {wanted}, got {type(condition).__name__}")
+
+
+class Characters(ReadText):
+    """Captions byte by byte (UTF-8), without any vocabulary: small sets of captions need no pretrained encoder."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ReadText.Config):
+        """``length`` in bytes."""
+
+        reads: ClassVar[Reads] = "text"
+
+        def build(self, classes: int, width: int) -> Characters:
+            """The module; class labels are not used."""
+            return Characters(self, width)
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        self.table = nn.Embedding(BYTES, width)
+        nn.init.trunc_normal_(self.table.weight, std=0.02)
+
+    def null(self, condition: Condition) -> Text:
+        """The null text of as many rows."""
+        assert isinstance(condition, Text)
+        return Text(condition.byte_BT, torch.zeros_like(condition.length_B))
+
+    def drop(self, condition: Condition, draws: Draws | None) -> Text:
+        """Texts with a share replaced by null (arXiv:2207.12598); unchanged without draws."""
+        if not isinstance(condition, Text):
+            raise self._refuse(condition, "texts")
+        if draws is None or self.rate == 0:
+            return condition
+        return Text(condition.byte_BT, torch.where(draws.uniform() < self.rate, 0, condition.length_B))
+
+    def embed(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        if not isinstance(condition, Text):
+            raise self._refuse(condition, "texts")
+        longest = condition.byte_BT.shape[1]
+        if longest > self.length:
+            raise ValueError(
+                f"a text of {longest} bytes; this model reads at most {self.length}: shorten it, or train with a larger length"
+            )
+        x = self.table(F.pad(condition.byte_BT, (0, self.length - longest)).long())
+        return x, torch.arange(self.length, device=x.device) < condition.length_B[:, None]
+
+
+class Encoded(ReadText):
+    """Features of a frozen text encoder, mapped to the net's width and read."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ReadText.Config):
+        """``encoder``: folder or hub name of a text model; ``features``: the width of its last hidden states; ``length`` in its pieces."""
+
+        reads: ClassVar[Reads] = "features"
+
+        encoder: str
+        features: int
+
+        def build(self, classes: int, width: int) -> Encoded:
+            """The module; class labels are not used."""
+            return Encoded(self, width)
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        self.features = config.features
+        self.norm = nn.RMSNorm(config.features)
+        self.up = nn.Linear(config.features, width, bias=False)
+        nn.init.trunc_normal_(self.up.weight, std=0.02)
+
+    def null(self, condition: Condition) -> TextFeatures:
+        """The null text of as many rows."""
+        assert isinstance(condition, TextFeatures)
+        return TextFeatures(condition.feature_BTD, torch.zeros_like(condition.feature_BTD[..., 0], dtype=torch.bool))
+
+    def drop(self, condition: Condition, draws: Draws | None) -> TextFeatures:
+        """Texts with a share replaced by null; unchanged without draws."""
+        if not isinstance(condition, TextFeatures):
+            raise self._refuse(condition, "features of texts")
+        if draws is None or self.rate == 0:
+            return condition
+        kept = draws.uniform(1) >= self.rate
+        return TextFeatures(condition.feature_BTD, self._mask(condition) & kept)
+
+    def embed(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        if not isinstance(condition, TextFeatures):
+            raise self._refuse(condition, "features of texts")
+        longest, width = condition.feature_BTD.shape[1:]
+        if longest > self.length or width != self.features:
+            raise ValueError(
+                f"features of {longest} pieces and width {width}; this model reads at most {self.length} pieces of width {self.features}"
+            )
+        x = self.up(self.norm(F.pad(condition.feature_BTD, (0, 0, 0, self.length - longest))))
+        return x, F.pad(self._mask(condition), (0, self.length - longest))
+
+    def _mask(self, condition: TextFeatures) -> Tensor:
+        return torch.ones_like(condition.feature_BTD[..., 0], dtype=torch.bool) if condition.mask_BT is None else condition.mask_BT.bool()
