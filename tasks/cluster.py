@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ QUIET = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_enable_open_telemetry": "0",
 }
+
+#: What is shipped to a cluster's nodes.
+PACKAGES = ("configs", "flows", "models", "tasks")
 
 _current: Session | None = None
 
@@ -87,15 +91,25 @@ def cpus(cluster: ClusterConfig) -> int:
 
 
 def runtime_env(cluster: ClusterConfig) -> dict[str, Any]:
-    """What a remote cluster's workers need; empty on this machine, where the packages are installed.
+    """The code that a remote cluster's workers need: the four packages, from a checkout or an installation; empty on this machine.
 
     Secrets never go this way: Ray logs the runtime environment. Nodes bring their own credentials.
     """
     if not cluster.ship_code:
         return {}
-    checkout = Path(__file__).resolve().parent.parent
-    excludes = [".git", ".venv", ".tokenloom", "tests", "docs", "benchmarks", "**/__pycache__", "*.parquet", "*.safetensors"]
-    return {"working_dir": str(checkout), "excludes": excludes}
+    above = Path(__file__).resolve().parent.parent
+    return {"py_modules": [str(above / package) for package in PACKAGES], "excludes": ["**/__pycache__", "*.parquet", "*.safetensors"]}
+
+
+def worker_root(cluster: ClusterConfig, root: Path) -> str:
+    """The root folder that a worker is told: this machine's, or nothing where a node has its own."""
+    return str(root) if cluster.address == "local" else ""
+
+
+def node_root(given: str) -> Path:
+    """In a worker: the folder for caches and scratch files, ``TOKENLOOM_NODE_ROOT`` of the node unless one is given."""
+    own = Path(tempfile.gettempdir()) / f"tokenloom-{os.getuid()}"
+    return Path(given or os.environ.get("TOKENLOOM_NODE_ROOT") or own)
 
 
 def prepare_environment(cluster: ClusterConfig) -> None:

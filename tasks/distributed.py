@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import tempfile
 import threading
 import time
 from contextlib import nullcontext
@@ -24,7 +22,7 @@ from models.config import ConfigError
 from models.settings import OptimizerSettings, TrainSettings
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.checks import check_training, check_warm_start
-from tasks.cluster import session
+from tasks.cluster import node_root, session, worker_root
 from tasks.collapse import WARNINGS, found
 from tasks.curves import Tail, numbers, read_curves
 from tasks.errors import ArtifactError, Preempted, StepError
@@ -167,10 +165,8 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")
     validation = splits["validation"] if splits["validation"].shards else None
-    root = str(store.root) if cluster.address == "local" else ""
-    job = TrainJob(
-        spec.to_dict(), settings, cluster.execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint
-    )
+    root, execution = worker_root(cluster, store.root), cluster.execution
+    job = TrainJob(spec.to_dict(), settings, execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint)
     return job, notes
 
 
@@ -223,6 +219,7 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
                     told = True
         pass_on()
     failure = _read(storage, f"{job.folder}/{_FAILURE}")
+    logs = store.root / "logs" / "ray" if cluster.address == "local" else "/tmp/ray/session_latest/logs on the nodes"
     if failure is not None:
         kinds = {"ArtifactError": ArtifactError, "ConfigError": ConfigError}
         raise kinds.get(failure["kind"], StepError)(failure["message"])
@@ -232,12 +229,11 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
             raise KeyboardInterrupt
         raise Preempted(f"{step.step}: stopped by SIGTERM, the state is saved; the same command goes on")
     if "error" in outcome:
-        logs = store.root / "logs" / "ray"
         text = str(outcome["error"]).strip().splitlines()
         raise StepError(f"{step.step}: the workers failed: {text[-1] if text else outcome['error']!r}; their logs: {logs}")
     result = _read(storage, f"{job.folder}/{_RESULT}")
     if result is None:
-        raise StepError(f"{step.step}: the workers ended without a result; their logs: {store.root / 'logs' / 'ray'}")
+        raise StepError(f"{step.step}: the workers ended without a result; their logs: {logs}")
     return result
 
 
@@ -272,8 +268,7 @@ def worker(config: dict[str, Any]) -> None:
     from tasks.train_loop import train
 
     job: TrainJob = config["job"]
-    if not job.root:  # a node of a cluster has its own local folder
-        job = replace(job, root=os.environ.get("TOKENLOOM_NODE_ROOT") or str(Path(tempfile.gettempdir()) / "tokenloom"))
+    job = replace(job, root=str(node_root(job.root)))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     storage = Storage(job.store)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,13 +50,13 @@ def _finished(
     todo: list[int], shards: list[NDArray[np.int64]], step: Step, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
-    from tasks.cluster import session
+    from tasks.cluster import session, worker_root
 
     generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
     with session(cluster, store.root) as current:
         ray = current.ray
         actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Drawer)
-        given = (store.uri, str(store.root), generator.to_dict(), tokenizer.to_dict(), step.config["sample"])
+        given = (store.uri, worker_root(cluster, store.root), generator.to_dict(), tokenizer.to_dict(), step.config["sample"])
         actors = [
             actor.remote(*given, cluster.execution.threads, cluster.execution.device) for _ in range(min(cluster.extract_actors, len(todo)))
         ]
@@ -91,11 +90,12 @@ class Drawer:
     ) -> None:
         import torch
 
+        from tasks.cluster import node_root
         from tasks.serving.drawing import open_pair
 
         torch.set_num_threads(threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        at = Store(store, Path(root))
+        at = Store(store, node_root(root))
         folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in (generator, tokenizer)]
         self._pair = open_pair(folders[0], folders[1], [], sample, device)
 

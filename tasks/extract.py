@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from configs.schema import ClusterConfig
@@ -128,13 +127,14 @@ def _earlier(store: Store) -> dict[str, dict[str, Any]]:
 
 def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Any:
     """Yield (key, file entry) as the actors finish shards, in any order."""
-    from tasks.cluster import session
+    from tasks.cluster import session, worker_root
 
     with session(cluster, store.root) as current:
         ray = current.ray
         options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker, "max_restarts": 2, "max_task_retries": 2}
         actor = ray.remote(max_concurrency=DEPTH, **options)(Encoder)
-        given = (store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), cluster.execution.threads, cluster.execution.device)
+        root, run = worker_root(cluster, store.root), cluster.execution
+        given = (store.uri, root, step.inputs["tokenizer"].to_dict(), run.threads, run.device)
         idle = [actor.remote(*given) for _ in range(min(cluster.extract_actors, len(todo)))]
         actors, waiting = list(idle), list(reversed(todo))
         idle = [each for _ in range(DEPTH) for each in actors]  # each has a place for every shard that it may hold
@@ -170,10 +170,11 @@ class Encoder:
         import torch
 
         from models.build import load_model
+        from tasks.cluster import node_root
 
         self._threads = threads
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self._store = Store(store, Path(root))
+        self._store = Store(store, node_root(root))
         self._artifact = Artifact.from_dict(tokenizer)
         torch.set_num_threads(threads)
         self._model: Any = load_model(self._store.fetch(self._artifact, "model.json", "weights.safetensors"), self._device)[0]
