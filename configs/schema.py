@@ -5,11 +5,12 @@ Every field is marked ``Identity`` (it shapes an artifact and enters its fingerp
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.config import Execution, Identity
+from models.config import Added, Execution, Identity
 from models.settings import ExecutionSettings, TrainSettings
 
 
@@ -33,6 +34,11 @@ class DataConfig(Section):
     seed: Identity[int] = Field(0, description="key of the split")
     limit: Identity[int | None] = Field(None, ge=1, description="at most this many items, in the source's order")
     shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
+    captions: Added[str] = Field(
+        "source",
+        description="text of each image: source (what it comes with), names (of the class, 'a handwritten seven'), none, "
+        "or words around {name}, 'a photo of a {name}'",
+    )
     max_pixels: Identity[int] = Field(100_000_000, ge=1, description="larger images are quarantined unread")
     on_bad: Execution[Literal["quarantine", "stop"]] = Field("quarantine", description="what a bad image does")
 
@@ -40,6 +46,8 @@ class DataConfig(Section):
     def _splits(self) -> DataConfig:
         if self.validation + self.test >= 0.95:
             raise ValueError(f"validation={self.validation} + test={self.test} leave no training data")
+        if self.captions not in ("source", "names", "none") and re.findall(r"\{[^{}]*\}|[{}]", self.captions) != ["{name}"]:
+            raise ValueError(f"captions={self.captions!r}: write source, names, none, or a text with {{name}} in it, once")
         return self
 
 
@@ -206,14 +214,15 @@ def identity(section: Any) -> Any:
     Raises:
         ConfigError: a field without a mark, or a value without a stable serialization.
     """
-    from models.config import canonical, identity_of, role_of
+    from models.config import canonical, enters, identity_of
 
     if isinstance(section, BaseModel):
         result = {}
         for name, info in type(section).model_fields.items():
             hint = type("Hint", (), {"__metadata__": tuple(info.metadata)})
-            if role_of(hint, f"{type(section).__name__}.{name}") == "identity":
-                result[name] = identity(getattr(section, name))
+            value = getattr(section, name)
+            if enters(hint, f"{type(section).__name__}.{name}", value, info.default):
+                result[name] = identity(value)
         return result
     if hasattr(section, "__dataclass_fields__"):
         return identity_of(section)
