@@ -30,7 +30,7 @@ _LEAST_DISK = 2 * 1024**3  # bytes; a small run with its environment's databases
 
 
 @click.command(epilog=epilog("tokenloom doctor", "tokenloom doctor --verify", "tokenloom doctor --schema > run.schema.json"))
-@click.option("--verify", is_flag=True, help="Read every file of every artifact and compare its hash.")
+@click.option("--verify", is_flag=True, help="Read every file, compare its hash, and put what is damaged aside (a run makes it anew).")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of run files, and nothing else.")
 @place_options
 @cluster_options
@@ -131,8 +131,9 @@ def _tracking(work: Workspace) -> str:
 
 
 def _artifacts(work: Workspace, deep: bool) -> str:
-    records = work.store.records()
-    problems = [f"{r.artifact.kind}/{r.artifact.id}: {p}" for r in records for p in work.store.verify(r.artifact, deep=deep)]
+    from tasks.verification import inspect
+
+    problems = [problem for _, problem in inspect(work.store, deep)]
     if problems:
         raise RuntimeError("; ".join(problems) + " (run again to make them anew)")
-    return f"{len(records)} complete, {'hashes' if deep else 'sizes'} verified"
+    return f"{len(work.store.records())} complete, {'hashes' if deep else 'sizes'} verified"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from tasks.records import (
     sha256_of,
 )
 from tasks.storage import Storage
+from tasks.verification import damaged, verify_local
 from tasks.work import Work
 
 log = logging.getLogger(__name__)
@@ -169,9 +171,8 @@ class Store:
             if path not in known:
                 raise ArtifactError(f"{artifact.id} has no file {path!r}; it has: {', '.join(list(known)[:12])}")
         if self.storage.is_local:
-            for problem in self._size_problems(record):
-                if any(path in problem for path in wanted):
-                    raise ArtifactError(f"{artifact.uri}: {problem}")
+            for path in wanted:
+                verify_local(self.storage, path, known[path]["sha256"])
             return self.storage.local_path(artifact.folder)
         mirror = self.cache / "store" / sha256_of(self.uri.encode())[:12]
         for path in wanted:
@@ -182,15 +183,18 @@ class Store:
 
     def _fill(self, path: str, sha256: str, local: Path) -> None:
         """Copy a file into the node cache; it gets its name only when its hash is right."""
-        arriving = local.with_name(local.name + ".arriving")
-        try:
-            self.storage.download(path, arriving)
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{self.storage.uri(path)}: missing") from error
-        if sha256_of(arriving) != sha256:
-            arriving.unlink()
-            raise ArtifactError(f"{self.storage.uri(path)}: its content is not what was recorded (wrong hash)")
-        arriving.replace(local)
+        arriving = local.with_name(f"{local.name}.arriving-{os.getpid()}")
+        for last in (False, True):
+            try:
+                self.storage.download(path, arriving)
+            except FileNotFoundError as error:
+                raise ArtifactError(f"{self.storage.uri(path)}: missing") from error
+            if sha256_of(arriving) == sha256:
+                arriving.replace(local)
+                return
+            arriving.unlink()  # the way here may have been at fault: once more
+            if last:
+                raise damaged(self.storage, path)
 
     def verify(self, artifact: Artifact, deep: bool = False) -> list[str]:
         """Problems by path: record, sizes and, when deep, hashes; empty when all is well."""

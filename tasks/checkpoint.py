@@ -7,13 +7,12 @@ tensors, so a checkpoint that was being written when the process died is never u
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +21,11 @@ from models.build import load_model
 from models.parts.nets.classifier import load_classifier
 from models.protocols import Method
 from tasks.errors import StepError
+from tasks.records import RECORD, Record, sealed, unsealed
 from tasks.storage import Storage
+from tasks.verification import damaged, verify_local
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Checkpoints:
         finally:
             local.unlink(missing_ok=True)
         saved = Saved(step, self._fingerprint, digest, size, world, validation, time.time())
-        self._storage.write(f"{self.path(step)}/state.json", json.dumps(asdict(saved), sort_keys=True).encode())
+        self._storage.write(f"{self.path(step)}/state.json", sealed(asdict(saved)))
         self._prune()
         return saved
 
@@ -94,6 +97,7 @@ class Checkpoints:
                 try:
                     if _sha256(local) == saved.sha256:
                         return saved.step
+                    log.warning("checkpoint %s is damaged: an earlier one is used", self._storage.uri(path))
                 finally:
                     if temporary:
                         local.unlink(missing_ok=True)
@@ -125,9 +129,11 @@ class Checkpoints:
 
     def _read(self, path: str) -> Saved | None:
         try:
-            data: dict[str, Any] = json.loads(self._storage.read(path))
-            saved = Saved(**data)
-        except (FileNotFoundError, ValueError, TypeError):
+            saved = Saved(**unsealed(self._storage.read(path)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            log.warning("checkpoint %s is damaged: it is not used", self._storage.uri(path))
             return None
         return saved if saved.fingerprint == self._fingerprint else None
 
@@ -164,16 +170,35 @@ def _fetch_features(storage: Storage, folder: str, root: Path) -> nn.Module:
 
 
 def _mirrored(storage: Storage, folder: str, root: Path, names: tuple[str, ...]) -> Path:
-    """A local folder with these files of an artifact's folder."""
+    """A local folder with these files of an artifact's folder, which have the hashes of its record."""
     mirror = root / "cache" / "models" / hashlib.sha256(storage.uri(folder).encode()).hexdigest()[:16]
     local = storage.local_path(folder) if storage.is_local else mirror
+    known = _hashes(storage, folder)
     for name in names:
-        if (size := storage.size(f"{folder}/{name}")) is None:
+        path = f"{folder}/{name}"
+        if (size := storage.size(path)) is None:
             raise StepError(f"{storage.uri(folder)}: no saved model, {name} is missing")
+        if storage.is_local:
+            if path in known:
+                verify_local(storage, path, known[path])
         # A folder's name holds its fingerprint, so a whole copy of the right size stays right.
-        if not storage.is_local and (not (local / name).is_file() or (local / name).stat().st_size != size):
-            storage.download(f"{folder}/{name}", local / name)
+        elif not (local / name).is_file() or (local / name).stat().st_size != size:
+            arriving = local / f"{name}.arriving-{os.getpid()}"
+            storage.download(path, arriving)
+            if _sha256(arriving) != known.get(path, _sha256(arriving)):
+                arriving.unlink()
+                raise damaged(storage, path)
+            arriving.replace(local / name)
     return local
+
+
+def _hashes(storage: Storage, folder: str) -> dict[str, str]:
+    """The recorded hash of each file of an artifact; nothing while it is being made."""
+    where = f"{folder}/{RECORD}"
+    try:
+        return {file["path"]: file["sha256"] for file in Record.from_bytes(storage.read(where), where, storage).files}
+    except FileNotFoundError:
+        return {}
 
 
 def _sha256(path: Path) -> str:

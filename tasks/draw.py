@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from configs.schema import ClusterConfig, EvaluateConfig
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Step, Store, Work
+from tasks.artifacts import Artifact, Step, Store, Work, sha256_of
 from tasks.errors import StepError
 from tasks.progress import Report
+from tasks.verification import read_verified
 
 
 def draw_samples(
@@ -37,11 +38,15 @@ def draw_samples(
         raw = io.BytesIO()
         np.save(raw, image)
         store.storage.write(path, raw.getvalue())
-        marks[i] = {"files": [{"path": path, "size": len(raw.getvalue())}], "rate": len(image) / max(seconds, 1e-9)}
+        marks[i] = {
+            "files": [{"path": path, "size": len(raw.getvalue()), "sha256": sha256_of(raw.getvalue())}],
+            "rate": len(image) / max(seconds, 1e-9),
+        }
         work.mark(f"samples-{i:05d}", marks[i])
         done += len(image)
         report("sample", done, len(labels), {"images_per_second": marks[i]["rate"]})
-    images = [np.load(io.BytesIO(store.storage.read(marks[i]["files"][0]["path"])), allow_pickle=False) for i in range(len(shards))]
+    files = [marks[i]["files"][0] for i in range(len(shards))]
+    images = [np.load(io.BytesIO(read_verified(store.storage, f["path"], f["sha256"])), allow_pickle=False) for f in files]
     # the median of the shards: the first one of a worker warms up
     return labels, np.concatenate(images), float(np.median([marks[i]["rate"] for i in range(len(shards))]))
 

@@ -91,7 +91,7 @@ def ingest(name: str, config: DataConfig, store: Store, report: Report = silent)
     assert found.record is not None
     record = found.record
     if config.on_bad == "stop" and record.metrics["rejected"]:
-        first = read_table(store, f"{record.artifact.folder}/quarantine.parquet")[0]
+        first = read_table(store, record, "quarantine.parquet")[0]
         raise StepError(f"{first['source']}: {first['reason']} (data.on_bad is stop)")
     return Outcome(record.artifact, "cached", time.monotonic() - started, record.metrics)
 
@@ -144,7 +144,8 @@ def _shard(unit: Unit, plan: Plan, config: DataConfig, staging: Path, pool: Thre
                 raise StepError(f"{shown(entry, item)}: {result.reason} (data.on_bad is stop)")
             rejects.append({"entry": entry.name, "source": shown(entry, item), "reason": result.reason})
             continue
-        rows.append({"key": item.key, "image": result.png, "label": result.label, "caption": item.caption, "source": item.source})
+        caption = plan.source.caption(item, config.captions)
+        rows.append({"key": item.key, "image": result.png, "label": result.label, "caption": caption, "source": item.source})
         index.append({"key": item.key, "entry": entry.name, "split": unit.split, "label": result.label, "pixels": result.pixels.hex()})
     made = {
         "split": unit.split,

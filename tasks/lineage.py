@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.config import canonical
 from tasks.storage import is_temporary
+from tasks.verification import ASIDE
 
 if TYPE_CHECKING:
     from tasks.artifacts import Artifact, Record, Step, Store
@@ -147,10 +148,14 @@ def _old_checkpoints(folder: str, files: list[str]) -> set[str]:
 
 
 def _abandoned(store: Store) -> list[str]:
+    """Damaged files that were put aside, and (on local disk) unfinished writes of dead processes."""
+    aside = [path for path, _ in store.storage.list(ASIDE)]
     if not store.storage.is_local:
-        return []
+        return aside
     base, limit = store.storage.local_path(), time.time() - _ABANDONED
-    return sorted(p.relative_to(base).as_posix() for p in base.rglob(".*.tmp") if is_temporary(p.name) and p.stat().st_mtime < limit)
+    return aside + sorted(
+        p.relative_to(base).as_posix() for p in base.rglob(".*.tmp") if is_temporary(p.name) and p.stat().st_mtime < limit
+    )
 
 
 def _prune(store: Store) -> None:

@@ -15,6 +15,7 @@ from configs.schema import DataConfig, identity
 from tasks.artifacts import Record, Store, canonical_json, sha256_of
 from tasks.errors import ArtifactError
 from tasks.sources import Entry, Item, Source
+from tasks.verification import read_verified
 
 VERSION = 1  # of the step ingest: raised when its code changes what it makes
 SPLITS = ("train", "validation", "test")
@@ -54,11 +55,13 @@ def split_of(key: str, config: DataConfig) -> str:
     return "test" if point < config.test else "validation" if point < config.test + config.validation else "train"
 
 
-def read_table(store: Store, path: str) -> list[dict[str, Any]]:
-    """Rows of a Parquet table of an artifact; ``ArtifactError`` when it is missing or damaged."""
+def read_table(store: Store, record: Record, name: str) -> list[dict[str, Any]]:
+    """Rows of a Parquet table of a dataset; ``ArtifactError`` when it is missing or damaged."""
+    path = f"{record.artifact.folder}/{name}"
     try:
-        return list(pq.read_table(pa.BufferReader(store.storage.read(path))).to_pylist())
-    except (pa.ArrowException, OSError) as error:
+        known = {file["path"]: file["sha256"] for file in record.files}
+        return list(pq.read_table(pa.BufferReader(read_verified(store.storage, path, known[path]))).to_pylist())
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ArtifactError(f"{store.storage.uri(path)}: {error}") from error
 
 
@@ -86,7 +89,7 @@ def match(source: Source, config: DataConfig, store: Store) -> Plan:
 def _against(record: Record, source: Source, store: Store, digests: dict[str, str]) -> Plan:
     """What one earlier dataset has of the source."""
     folder = record.artifact.folder
-    entries = {row["entry"]: row for row in read_table(store, f"{folder}/entries.parquet")}
+    entries = {row["entry"]: row for row in read_table(store, record, "entries.parquet")}
     # Labels of known shards stay right: old classes keep their numbers, new ones follow.
     old = list(record.notes["classes"])
     plan = Plan(source, old + [name for name in source.classes if name not in old], base=record)
@@ -104,7 +107,7 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
     removed = [name for name in entries if name not in present]
     sizes = store.storage.sizes([file["path"] for file in record.files])
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_table(store, f"{folder}/items.parquet"):
+    for row in read_table(store, record, "items.parquet"):
         rows[row["shard"]].append(row)
     missing = 0
     for shard in record.notes["shards"]:
@@ -117,7 +120,7 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
             plan.rows[shard["path"]] = mine
         else:
             plan.lost.append((shard["split"], mine))
-    plan.rejects = [row for row in read_table(store, f"{folder}/quarantine.parquet") if row["entry"] in plan.known]
+    plan.rejects = [row for row in read_table(store, record, "quarantine.parquet") if row["entry"] in plan.known]
     counts = {"new": len(plan.fresh) - len(changed), "changed": len(changed), "removed": len(removed)}
     parts = [f"{n} {what} file{'s' * (n != 1)}" for what, n in counts.items() if n]
     tables = [f for f in record.files if f["path"].startswith(f"{folder}/") and f["path"].count("/") == 2]

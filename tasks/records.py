@@ -24,6 +24,9 @@ RECORD = "record.json"
 _LIBRARIES = ("tokenloom", "torch", "numpy", "pyarrow", "ray", "mlflow", "prefect", "pillow")
 
 
+_UNSEALED = {"files", "fingerprint"}  # what markers and checkpoints held before they were sealed; stores have such ones
+
+
 def canonical_json(value: Any) -> bytes:
     """The one JSON form of plain data; raises ``ConfigError`` for a value that has none."""
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
@@ -35,6 +38,23 @@ def sha256_of(data: bytes | Path) -> str:
         return hashlib.sha256(data).hexdigest()
     with open(data, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """Plain data as JSON that carries its own hash; ``unsealed`` is the inverse."""
+    text = json.dumps(dict(content), sort_keys=True, allow_nan=False)
+    return json.dumps({"content": json.loads(text), "sha256": sha256_of(text.encode())}, sort_keys=True).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """The content of sealed JSON; raises ``ValueError`` when a single byte is not as it was written."""
+    envelope = json.loads(data)
+    if isinstance(envelope, dict) and "content" not in envelope and envelope.keys() & _UNSEALED:
+        return envelope
+    content = envelope.get("content") if isinstance(envelope, dict) else None
+    if not isinstance(content, dict) or sealed(content) != data:
+        raise ValueError("its own hash is wrong")
+    return content
 
 
 @dataclass(frozen=True)
@@ -128,8 +148,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """JSON with the SHA-256 of everything else in it."""
-        data = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return json.dumps({**data, "sha256": sha256_of(canonical_json(data))}, indent=1, sort_keys=True).encode()
+        return _record_bytes(json.loads(json.dumps(asdict(self), allow_nan=False)))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str, storage: Storage) -> Record:
@@ -140,8 +159,8 @@ class Record:
         """
         try:
             plain = json.loads(data)
-            stated = plain.pop("sha256")
-            if stated != sha256_of(canonical_json(plain)):
+            plain.pop("sha256")
+            if data != _record_bytes(plain):  # to the byte, blanks too
                 raise ArtifactError(f"{where}: the record's own hash is wrong: the file was changed or damaged")
             known = {k: plain[k] for k in cls.__dataclass_fields__}
             return cls(
@@ -151,8 +170,12 @@ class Record:
                     "inputs": {role: _at(storage, a) for role, a in plain["inputs"].items()},
                 }
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{where}: not a record: {error}") from error
+
+
+def _record_bytes(data: dict[str, Any]) -> bytes:
+    return json.dumps({**data, "sha256": sha256_of(canonical_json(data))}, indent=1, sort_keys=True).encode()
 
 
 def _at(storage: Storage, data: Mapping[str, str]) -> Artifact:

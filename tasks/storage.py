@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from models.config import ConfigError
-from tasks.conditional import ConditionalWrites
 from tasks.errors import StepError
 from tasks.files import atomic, clean, create, files_below, is_temporary, sync_folder
 from tasks.patience import patient
+from tasks.storage_conditional import ConditionalWrites
 
 __all__ = ["Storage", "atomic", "clean", "is_temporary", "sync_folder"]
 

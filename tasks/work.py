@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import ArtifactError
-from tasks.records import Step, sha256_of
+from tasks.records import Step, sealed, sha256_of, unsealed
 from tasks.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 class Work:
@@ -58,8 +60,11 @@ class Work:
     def done(self, marker: str) -> dict[str, Any] | None:
         """The payload of a marker whose files (``payload["files"]``, as ``add_file`` returns them) are still whole."""
         try:
-            payload: dict[str, Any] = json.loads(self.storage.read(self._marker(marker)))
-        except (FileNotFoundError, ValueError):
+            payload = unsealed(self.storage.read(self._marker(marker)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            log.warning("%s is damaged: what it marks is made again", self.storage.uri(self._marker(marker)))
             return None
         files = payload.get("files", [])
         sizes = self.storage.sizes([f["path"] for f in files])
@@ -67,7 +72,7 @@ class Work:
 
     def mark(self, marker: str, payload: Mapping[str, Any]) -> None:
         """Leave a marker that a piece of the work is done."""
-        self.storage.write(self._marker(marker), json.dumps(payload, sort_keys=True).encode())
+        self.storage.write(self._marker(marker), sealed(payload))
 
     def _marker(self, marker: str) -> str:
         return f"{self.folder}/markers/{marker}.json"
