@@ -111,7 +111,10 @@ class GroupGenerator(protocols.Generator):
         assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         plan = self.order.plan(self.layout, draws)
-        nll = self._nll(tokens_of(batch.tokens), batch.condition, plan, draws if self.training else None)
+        given = target = tokens_of(batch.tokens)
+        if self.training:
+            given, target = self.feed.told(target, draws)
+        nll = self._nll(given, batch.condition, plan, draws if self.training else None, target)
         if plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:
@@ -122,10 +125,10 @@ class GroupGenerator(protocols.Generator):
             parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
         return parts
 
-    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None) -> Tensor:
-        """(B, L) in the order of the plan's sequence."""
+    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
+        """(B, L) in the order of the plan's sequence; ``said`` are the targets where they are not the tokens given."""
         h = self(data, condition, plan, draws)
-        target = take(data, plan.sequence_BL.to(data.device))
+        target = take(data if said is None else said, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
             return self.head.nll(h, target)
         return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)

@@ -67,6 +67,10 @@ class Feed(nn.Module, ABC):
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
 
+    def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """In training: the tokens that are given in place of these, and those that must be said."""
+        return data, data
+
     @abstractmethod
     def slots(self, plan: Plan, prefix: int) -> int:
         """Slots that a cache must hold for one sample."""

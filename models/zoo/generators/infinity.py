@@ -1,9 +1,10 @@
 """Infinity: bitwise next-scale prediction (Han et al. 2024, arXiv:2412.04431).
 
 New: tokens are bits, each with a classifier of its own, so the vocabulary of 2^d costs d outputs; rotary places are spread alike over
-all scales; blocks look at the text, whose pooled vector steers the norms.
-Differs: conditioned on classes as texts of four learned features, which ``text`` features of an encoder replace; no self-correction,
-whose targets need the tokenizer's latents; the loss is the sum over bits, a likelihood, weighed by scale.
+all scales; blocks look at the text, whose pooled vector steers the norms; in training some bits are flipped, and later scales learn to
+mend them (bitwise self-correction).
+Differs: conditioned on classes as texts of four learned features, which ``text`` features of an encoder replace; flips are mended
+towards the latents of the stored bits, not of the encoder; the loss is the sum over bits, a likelihood, weighed by scale.
 Run: tokenloom run smoke_infinity
 Expect: GenEval 0.69 (2B, text to image at 1024 pixels) with official weights.
 """
@@ -13,13 +14,14 @@ from __future__ import annotations
 from models.generator import GroupGenerator
 from models.parts.attention import Attention
 from models.parts.conditions import Conditioner
-from models.parts.feeds.next_scale import RotaryScale
+from models.parts.feeds.corrected import Corrected
 from models.parts.heads.bitwise import Bitwise
 from models.parts.mlp import GELU
 from models.parts.nets.cross import CrossTransformer
 from models.parts.nets.transformer import Init
 from models.parts.norms import AdaLN
 from models.parts.orders import WeighedScales
+from models.parts.quantizers.self_correction import SelfCorrection
 from models.parts.rope import Rope2D
 from models.parts.similarity import Cosine
 from models.parts.text import ClassText, PooledText
@@ -31,10 +33,10 @@ from models.sampling.sampler import Constant, Sampler
     "infinity",
     kind="generator",
     paper="2412.04431",
-    tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4},
+    tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4, "flips": 0.02},
     codec="infinity_bsq",
     order="scales",
-    feed="sum of codes so far",
+    feed="sum of codes so far, bits flipped",
     net="transformer + adaLN + cross-attention",
     head="bitwise",
 )
@@ -48,14 +50,18 @@ def infinity(
     classes: int | None = None,
     drop_path: float | None = None,
     condition_dropout: float = 0.1,
+    flips: float = 0.3,
 ) -> GroupGenerator.Config:
-    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length."""
+    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length.
+
+    ``flips``: greatest share of bits that training flips (0: no self-correction).
+    """
     condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
     if text:
         condition = PooledText.Config(features=text, heads=heads, length=length, dropout=condition_dropout)
     return GroupGenerator.Config(
         order=WeighedScales(),
-        feed=RotaryScale.Config(),
+        feed=Corrected.Config(correction=SelfCorrection(strength=flips)),
         net=CrossTransformer.Config(
             width=width,
             depth=depth,
