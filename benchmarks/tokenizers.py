@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from suite import Suite
 
 from configs.load import load_cluster
 from configs.schema import RunConfig
-from flows import pipeline, planning
-from flows.workspace import Workspace
 from tasks import compare
 from tasks.artifacts import Store
-from tasks.cluster import session
 from tasks.report import meaning
 
 #: 24,000 images, a sixth of them held out.
@@ -145,27 +141,12 @@ def main() -> int:
     if unknown := set(options.only) - {entry.name for entry in SUITE}:
         parser.error(f"unknown entries: {', '.join(sorted(unknown))}; there are: {', '.join(e.name for e in SUITE)}")
     entries = {entry.name: entry for entry in SUITE}
-    chosen = [entries[name] for name in options.only or entries]
-    console, failed, done, started = Console(stderr=True), [], [], time.monotonic()
-    options.root.mkdir(parents=True, exist_ok=True)
-    with session(load_cluster(), options.root):
-        for i, entry in enumerate(chosen, 1):
-            if options.minutes and time.monotonic() - started > 60 * options.minutes:
-                console.print(f"stopped before {entry.name}: the same command goes on")
-                return 75
-            config = run_of(entry, options.steps)
-            work = Workspace.open(config.name, str(options.root))
-            console.print(f"[{i}/{len(chosen)}] {entry.name}", markup=False)
-            try:
-                if any(one.status != "cached" for one in planning.plan(config, work.store, work.tracker.uri)):
-                    pipeline.run(config, work)
-                done.append(config.name)
-            except Exception as error:
-                failed.append(entry.name)
-                console.print(f"    {type(error).__name__}: {error}", markup=False)
-    if options.page and done:
-        refresh(options.page, work.store, done, options.steps)
-    return int(bool(failed))
+    runs = {name: run_of(entries[name], options.steps) for name in options.only or entries}
+    suite = Suite(options.root, load_cluster())
+    suite.run(runs, options.minutes)
+    if options.page and suite.done:
+        refresh(options.page, suite.store, suite.done, options.steps)
+    return suite.status
 
 
 if __name__ == "__main__":
