@@ -176,9 +176,8 @@ def main() -> int:
     if options.sizes:
         for name, run in runs.items():
             train = cast(Any, run.generator).train
-            print(
-                f"{name:24} width {costs[name].width:4} {costs[name].parameters:9,} parameters {costs[name].flops / 1e6:8.1f} MFLOP an image {train.steps:5} steps"
-            )
+            sizes = f"width {cost.width:4} {cost.parameters:9,} parameters {cost.flops / 1e6:8.1f} MFLOP an image"
+            print(f"{name:24} {sizes} {train.steps:5} steps")
         return 0
     suite = Suite(options.root, load_cluster(sets=("cluster.execution.workers=1",)))
     suite.run(runs, options.minutes)

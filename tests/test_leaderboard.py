@@ -17,7 +17,7 @@ sys.path.append(str(HERE.parent / "benchmarks"))
 
 import budget  # noqa: E402
 import generators  # noqa: E402
-from claims import Cheaper, Claim, Measured, Passes, Quality, Spread, Shown  # noqa: E402
+from claims import Cheaper, Claim, Measured, Passes, Quality, Shown, Spread  # noqa: E402
 from claims_of_papers import CLAIMS  # noqa: E402
 
 ENTRIES = {
