@@ -47,15 +47,23 @@ def _classes(text: str | None) -> list[int] | None:
     epilog=epilog(
         "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
         "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
+        'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
     )
 )
 @click.argument("model")
 @click.option("--classes", metavar="0-9", help="Classes to draw, e.g. 0-9 or 1,4 [default: all].")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a model asked in words; may be given again.")
 @click.option(
-    "--n", "total", type=click.IntRange(min=1), default=100, show_default=True, help="Samples in total, spread evenly over the classes."
+    "--n",
+    "total",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Samples in total, spread evenly over the classes or texts.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same samples.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
+@click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
     "--out",
     required=True,
@@ -67,9 +75,11 @@ def _classes(text: str | None) -> list[int] | None:
 def sample(
     model: str,
     classes: str | None,
+    texts: tuple[str, ...],
     total: int,
     seed: int,
     guidance: float | None,
+    steps: int | None,
     out: Path,
     root: str | None,
     store: str | None,
@@ -78,7 +88,7 @@ def sample(
     """Draw samples from a model.
 
     MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
-    still training.
+    still training.  A model that is asked in words draws captions that it has seen, unless --text says which.
     """
     if out.suffix not in (".png", ".npz"):
         raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
@@ -92,7 +102,17 @@ def sample(
     tracker = work.tracker if model.startswith("models:/") else None
     with screen() as shown:
         document = sample_model(
-            model, work.store, tracker, classes=wanted, total=total, seed=seed, guidance=guidance, out=out, report=shown.report
+            model,
+            work.store,
+            tracker,
+            classes=wanted,
+            texts=texts or None,
+            total=total,
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            out=out,
+            report=shown.report,
         )
     if as_json:
         emit(document)

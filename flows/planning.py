@@ -266,6 +266,7 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     Raises:
         ConfigError: naming the field and what to do.
     """
+    from tasks.asked import check_captions
     from tasks.checks import check_models
     from tasks.gate import check_names
     from tasks.sources import open_source
@@ -278,6 +279,7 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     check_models(config, classes, tokenizer, base, (start.id, warm) if start else None)
     features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
     if config.generator is not None:
+        check_captions(config)
         check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
 
 

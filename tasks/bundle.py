@@ -28,7 +28,10 @@ def write_bundle(folder: Path, store: Store, generator: Artifact, tokenizer: Art
         source = store.fetch(artifact, *_FILES)
         for file in _FILES:
             shutil.copyfile(source / file, folder / name / file)
-    (folder / "serving.json").write_text(json.dumps({"classes": classes, "sample": sample}, indent=1, sort_keys=True))
+    serving = {"classes": classes, "sample": sample}
+    if texts := store.record(generator).notes.get("texts"):
+        serving["texts"] = texts
+    (folder / "serving.json").write_text(json.dumps(serving, indent=1, sort_keys=True))
     return open_bundle(folder)
 
 
@@ -44,6 +47,7 @@ def write_code(folder: Path) -> list[Path]:
     return [folder / "models", folder / "tasks"]
 
 
-def requirements() -> list[str]:
+def requirements(pair: Pair) -> list[str]:
     """The installed versions of what serving needs, as pip reads them (a build's local part, ``+cpu``, is left out)."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in _REQUIRED]
+    names = [*_REQUIRED, *(["transformers"] if pair.asking.encoder is not None else [])]
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]

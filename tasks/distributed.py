@@ -102,6 +102,7 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | N
         work.storage.delete(f"{work.folder}/{marker}")
     if step.kind == "generator":  # a run that still trains can be sampled
         plan = {"spec": job.spec, "tokenizer": step.inputs["tokenizer"].to_dict(), "classes": notes["classes"]}
+        plan |= {"texts": notes["texts"]} if "texts" in notes else {}
         work.storage.write(f"{work.folder}/{_PLAN}", json.dumps(plan).encode())
     with tracker.track(step, work.uri) if tracker else nullcontext(None) as run:
         if step.notes["train"] is None:
@@ -130,6 +131,8 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
         ArtifactError: an input is not complete.
         ConfigError: no training rows, more workers than rows of a batch, or a tokenizer without ``train`` that has to be trained.
     """
+    from tasks.asked import reading, seen_texts
+    from tasks.serving.asking import Asking
     from tasks.train_loop import TrainJob
 
     noted = step.notes
@@ -162,6 +165,11 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     if noted["train"] and settings.batch < workers:
         raise ConfigError(f"train.batch={settings.batch} is smaller than workers={workers}: use fewer workers or a larger batch")
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
+    if step.kind == "generator":
+        asking = Asking.of(spec)
+        if asking.reads != "labels":
+            splits = {split: reading(rows, asking) for split, rows in splits.items()}
+            notes["texts"] = seen_texts(splits["train"], store)
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")
     validation = splits["validation"] if splits["validation"].shards else None

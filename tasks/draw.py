@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,19 @@ from tasks.errors import StepError
 from tasks.progress import Report
 from tasks.verification import read_verified
 
+if TYPE_CHECKING:
+    from tasks.serving.asking import Wanted
+
 
 def draw_samples(
-    step: Step, store: Store, cluster: ClusterConfig, config: EvaluateConfig, classes: int, work: Work, report: Report
-) -> tuple[NDArray[np.int64], NDArray[np.uint8], float]:
-    """Labels, samples, and images a second of one worker; a shard that an interrupted run has finished is not drawn again."""
-    from tasks.serving.drawing import spread
-
-    labels = spread(config.samples, classes)
-    shards = [labels[start : start + config.shard] for start in range(0, len(labels), config.shard)]
+    step: Step, store: Store, cluster: ClusterConfig, config: EvaluateConfig, wanted: Wanted, work: Work, report: Report
+) -> tuple[NDArray[np.uint8], float]:
+    """A sample of each wanted label or text, and images a second of one worker; a shard that is finished is not drawn again."""
+    shards = [wanted[start : start + config.shard] for start in range(0, len(wanted), config.shard)]
     marks = {i: payload for i in range(len(shards)) if (payload := work.done(f"samples-{i:05d}"))}
     todo = [i for i in range(len(shards)) if i not in marks]
-    done = len(labels) - sum(len(shards[i]) for i in todo)
-    report("sample", done, len(labels), {})
+    done = len(wanted) - sum(len(shards[i]) for i in todo)
+    report("sample", done, len(wanted), {})
     for i, image, seconds in _finished(todo, shards, step, store, cluster, config.seed) if todo else ():
         path = f"{work.folder}/parts/{i:05d}.npy"
         raw = io.BytesIO()
@@ -44,15 +44,15 @@ def draw_samples(
         }
         work.mark(f"samples-{i:05d}", marks[i])
         done += len(image)
-        report("sample", done, len(labels), {"images_per_second": marks[i]["rate"]})
+        report("sample", done, len(wanted), {"images_per_second": marks[i]["rate"]})
     files = [marks[i]["files"][0] for i in range(len(shards))]
     images = [np.load(io.BytesIO(read_verified(store.storage, f["path"], f["sha256"])), allow_pickle=False) for f in files]
     # the median of the shards: the first one of a worker warms up
-    return labels, np.concatenate(images), float(np.median([marks[i]["rate"] for i in range(len(shards))]))
+    return np.concatenate(images), float(np.median([marks[i]["rate"] for i in range(len(shards))]))
 
 
 def _finished(
-    todo: list[int], shards: list[NDArray[np.int64]], step: Step, store: Store, cluster: ClusterConfig, seed: int
+    todo: list[int], shards: Sequence[Wanted], step: Step, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
     from tasks.cluster import session, worker_root
@@ -104,10 +104,11 @@ class Drawer:
         folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in (generator, tokenizer)]
         self._pair = open_pair(folders[0], folders[1], [], sample, device)
 
-    def draw(self, labels: NDArray[np.int64], seed: int, shard: int) -> tuple[NDArray[np.uint8], float]:
+    def draw(self, wanted: Wanted, seed: int, shard: int) -> tuple[NDArray[np.uint8], float]:
         """The images of one shard and the seconds it took."""
         from tasks.serving.drawing import sample_images
 
+        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.condition(wanted)
         began = time.perf_counter()
-        images = sample_images(self._pair.generator, self._pair.tokenizer, labels, self._pair.sampler, seed, shard)
+        images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, shard)
         return images, time.perf_counter() - began

@@ -95,10 +95,13 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
 def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
     from models.build import load_model, parameters
     from tasks import pictures, reading, reconstruction, scores
+    from tasks.captions import in_turn
     from tasks.draw import draw_samples
-    from tasks.features import load_classifier, read_images
+    from tasks.features import load_classifier, read_captions, read_images
     from tasks.parallel import device_of
     from tasks.report import page
+    from tasks.serving.asking import Asking
+    from tasks.serving.drawing import spread
 
     config = EvaluateConfig(**step.config["evaluate"])
     tokenizer_at, generator_at = step.inputs["tokenizer"], step.inputs.get("generator")
@@ -118,18 +121,25 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work
     report("evaluate", 1, 5, {})
     judged = None
     if generator_at is not None:
-        generator = cast("Generator", load_model(store.fetch(generator_at, "model.json", "weights.safetensors"), device)[0])
-        labels, drawn, speed = draw_samples(step, store, cluster, config, len(names), work, report)
+        loaded, spec = load_model(store.fetch(generator_at, "model.json", "weights.safetensors"), device)
+        generator, asking = cast("Generator", loaded), Asking.of(spec, names)
+        labels, told = spread(config.samples, len(names)), None
+        if asking.column == "text":
+            told = read_captions(store, step.inputs["dataset"], ["validation", "test"], HELD_OUT_LIMIT)
+        wanted = labels if told is None else in_turn(labels, held_label, told)
+        drawn, speed = draw_samples(step, store, cluster, config, wanted, work, report)
         train, train_label = read_images(store, step.inputs["dataset"], ["train"], TRAIN_LIMIT, scores.small)
         judged = scores.Judged(load_classifier(network_folder), drawn, labels, held_out, held_label, train, train_label)
         numbers |= {"images_per_second": speed, "parameters": parameters(generator)}
         numbers |= scores.sample_scores(judged, config)
         report("evaluate", 3, 5, {})
         if "nll" in config.metrics and generator.has_log_prob:
-            numbers |= scores.likelihood(generator, coded.tokens, held_label, int(np.prod(held_out.shape[1:])))
-        images |= _sample_pictures(judged, names)
+            condition = asking.condition(held_label if told is None else told)
+            numbers |= scores.likelihood(generator, coded.tokens, condition, int(np.prod(held_out.shape[1:])))
+        images |= _sample_pictures(judged, names, None if told is None else list(wanted))
         notes["sampler"] = _sampler(generator, step.config["sample"])
-        work.put("samples.npz", _arrays(images=drawn, labels=labels))
+        texts = {} if told is None else {"texts": np.array(wanted)}
+        work.put("samples.npz", _arrays(images=drawn, labels=labels, **texts))
     else:
         numbers["parameters"] = parameters(tokenizer)
     report("evaluate", 4, 5, {})
@@ -229,7 +239,8 @@ def _protocol(
     return protocol
 
 
-def _sample_pictures(judged: Judged, names: list[str]) -> dict[str, bytes]:
+def _sample_pictures(judged: Judged, names: list[str], texts: list[str] | None) -> dict[str, bytes]:
+    """Samples by class, or by text; and beside their nearest training images."""
     from tasks import metrics, pictures, scores
 
     shown = np.linspace(0, len(judged.sample) - 1, min(NEAREST, len(judged.sample))).astype(int)
@@ -238,8 +249,12 @@ def _sample_pictures(judged: Judged, names: list[str]) -> dict[str, bytes]:
         index = metrics.nearest(sample, judged.train_small)[1]
     else:
         index = judged.nearest_index[shown]
+    kinds, which = names, judged.sample_label
+    if texts is not None:
+        kinds = list(dict.fromkeys(texts))
+        which = np.array([kinds.index(text) for text in texts])
     return {
-        "samples": pictures.class_grid(judged.sample, judged.sample_label, names),
+        "samples": pictures.class_grid(judged.sample, which, kinds),
         "nearest": pictures.pairs(sample, judged.train_small[index], ("sample", "nearest")),
     }
 

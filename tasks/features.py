@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,18 @@ Images = NDArray[np.uint8]
 VERSION = 1
 PROTOCOL = Protocol()
 
-__all__ = ["NAME", "VERSION", "Classifier", "Protocol", "classify", "features", "load_classifier", "plan_features", "read_images"]
+__all__ = [
+    "NAME",
+    "VERSION",
+    "Classifier",
+    "Protocol",
+    "classify",
+    "features",
+    "load_classifier",
+    "plan_features",
+    "read_captions",
+    "read_images",
+]
 
 
 def read_images(
@@ -43,18 +54,31 @@ def read_images(
     be in memory before they are made smaller.
     """
     notes = store.record(dataset).notes
-    parts = [Rows.of(notes, store.uri, split) for split in splits]
-    rows = Rows("images", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
-    total = len(rows)
-    if not total:
+    rows, index = _selected(store, dataset, splits, limit)
+    if not len(index):
         return np.zeros((0, notes["size"], notes["size"], notes["channels"]), np.uint8), np.zeros(0, np.int64)
-    index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
     loader, images, labels = Loader(rows, store.cache), [], []
     for start in range(0, len(index), 1024):
         image, label = loader.pixels(index[start : start + 1024])
         images.append(prepare(image) if prepare else image)
         labels.append(label)
     return np.concatenate(images), np.concatenate(labels)
+
+
+def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
+    """The captions of the images that ``read_images`` gives; the empty text where there is none."""
+    rows, index = _selected(store, dataset, splits, limit)
+    texts = list(Loader(replace(rows, reads="text"), store.cache).captions()) if len(index) else []
+    return [texts[i] for i in index]
+
+
+def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+    notes = store.record(dataset).notes
+    parts = [Rows.of(notes, store.uri, split) for split in splits]
+    rows = Rows("images", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
+    total = len(rows)
+    index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
+    return rows, index
 
 
 def to_float(image_NHWC: Images) -> Tensor:

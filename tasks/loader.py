@@ -7,11 +7,7 @@ B rows of a batch, N rows of a split, H W image rows and columns, C channels.  T
 from __future__ import annotations
 
 import io
-import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,15 +20,18 @@ import torch
 
 from models.config import ConfigError
 from models.draws import seed_of
-from models.protocols import Batch, Labels, TokenLayout, Tokens
+from models.parts.conditions import Reads
+from models.protocols import Batch, Condition, Labels, TokenLayout, Tokens
 from tasks import png
-from tasks.artifacts import sha256_of
+from tasks.arrays import map_array, whole, write_arrays
+from tasks.captions import Captions, Features, feature_batch, of_shard, text_batch
 from tasks.errors import ArtifactError
 from tasks.leases import file_lock
-from tasks.storage import Storage, sync_folder
+from tasks.storage import Storage
 from tasks.tokens import read_tokens
+from tasks.verification import read_verified
 
-_FORMAT = 1  # of the node cache; raised when the arrays below change
+_FORMAT = 2  # of the node cache; raised when the arrays below change
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Rows:
     """The rows of one split, as plain data that can travel to a worker.
 
     ``store`` is the store's absolute address; ``classes`` the number of classes (0 without labels);
-    ``layout`` that of the tokens, None for images.
+    ``layout`` that of the tokens, None for images.  ``reads`` is what batches carry as their condition; ``encoder`` the frozen
+    text encoder (``FrozenEncoder``'s arguments) where it is features.
     """
 
     kind: Literal["images", "tokens"]
@@ -59,6 +59,9 @@ class Rows:
     shards: tuple[Shard, ...]
     classes: int
     layout: dict[str, Any] | None = None
+    reads: Reads = "labels"
+    length: int | None = None
+    encoder: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -122,6 +125,7 @@ class Loader:
 
     Raises:
         ArtifactError: a shard is missing, cut short, has the wrong hash, or holds values out of range.
+        ConfigError: no shards, or a caption that is longer than the model reads.
     """
 
     def __init__(self, rows: Rows, cache: Path) -> None:
@@ -131,26 +135,52 @@ class Loader:
         self.layout = TokenLayout.from_dict(rows.layout) if rows.layout else None
         self._starts = np.cumsum([0, *(shard.rows for shard in rows.shards)])
         storage = Storage(rows.store)
-        self._data, self._labels = [], []
+        self._data, self._labels, self._captions, self._features = [], [], list[Captions](), list[Features]()
         for shard in rows.shards:
-            data, labels = _open(storage, shard, rows, self.layout, Path(cache))
+            folder = _open(storage, shard, rows, self.layout, Path(cache))
+            data, labels = map_array(folder / "data.npy"), np.load(folder / "labels.npy")
             if labels.size and (labels.min() < 0 or labels.max() >= max(1, rows.classes)):
                 where = storage.uri(shard.path)
                 raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {rows.classes} classes")
             self._data.append(data)
             self._labels.append(labels)
+            if rows.reads == "text":
+                self._captions.append(_captions(folder))
+            elif rows.reads == "features":
+                self._features.append(_features(folder, rows.encoder or {}, Path(cache)))
+        self.longest = max((captions.longest for captions in self._captions), default=0)
+        if rows.length is not None and self.longest > rows.length:
+            raise ConfigError(
+                f"a caption of {self.longest} bytes, and the generator reads at most {rows.length}: "
+                f"raise its condition's length, or shorten the captions"
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def get(self, idx: np.ndarray) -> Batch:
-        """The rows at these positions, in this order: images float32 (B, C, H, W) in [-1, 1] or tokens, with labels."""
-        data, label_B = self._gather(np.asarray(idx, np.int64))
-        condition = Labels(torch.from_numpy(label_B.astype(np.int64)))
+        """The rows at these positions, in this order: images float32 (B, C, H, W) in [-1, 1] or tokens, with their condition."""
+        idx = np.asarray(idx, np.int64)
+        data, label_B = self._gather(idx)
+        condition = self._condition(idx, label_B)
         if self.layout is not None:
             return Batch(tokens=Tokens(torch.from_numpy(data), self.layout), condition=condition)
         image_BCHW = torch.from_numpy(data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
         return Batch(image_BCHW=image_BCHW.contiguous(), condition=condition)
+
+    def _condition(self, idx: np.ndarray, label_B: np.ndarray) -> Condition:
+        if self.rows.reads == "labels":
+            return Labels(torch.from_numpy(label_B.astype(np.int64)))
+        owner = np.searchsorted(self._starts, idx, side="right") - 1
+        at = list(zip(owner.tolist(), (idx - self._starts[owner]).tolist()))
+        if self.rows.reads == "text":
+            return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
+        return feature_batch([(self._features[i], row) for i, row in at])
+
+    def captions(self) -> Iterator[str]:
+        """The captions of all rows in order, empty where there is none (of rows that read text)."""
+        for captions in self._captions:
+            yield from captions.texts()
 
     def pixels(self, idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The stored images uint8 (B, H, W, C) and labels int64 (B,), for metrics and pictures."""
@@ -170,35 +200,31 @@ class Loader:
         return data, label_B
 
 
-def _open(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Memory maps of one shard's arrays in the node cache, which is filled when they are not there or not whole."""
+def _open(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None, cache: Path) -> Path:
+    """The folder of one shard's arrays in the node cache, which is filled when they are not there or not whole."""
     folder = cache / "rows" / f"{rows.kind}-{_FORMAT}" / f"{shard.sha256[:32]}"
-    if not _whole(folder):
+    if not whole(folder):
         with file_lock(cache / "locks" / f"{folder.name}.lock", f"the cached shard {shard.path}"):
-            if not _whole(folder):
+            if not whole(folder):
                 _fill(storage, shard, layout, folder)
-    return map_array(folder / "data.npy"), np.load(folder / "labels.npy")
+    return folder
 
 
-def map_array(path: Path) -> np.ndarray:
-    """The array of a ``.npy`` file as a private memory map that keeps no file open, so that shards may be many thousands."""
-    with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        start = file.tell()
-    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
-    array = mapped[start:].view(dtype).reshape(shape)
-    array.setflags(write=False)
-    return array
+def _captions(folder: Path) -> Captions:
+    return Captions(map_array(folder / "captions.npy"), np.load(folder / "ends.npy"))
 
 
-def _whole(folder: Path) -> bool:
-    try:
-        sizes = json.loads((folder / "sizes.json").read_text())
-        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
+def _features(folder: Path, encoder: dict[str, Any], cache: Path) -> Features:
+    """Memory maps of the features of one shard's captions; each encoder's are kept beside the shard's other arrays."""
+    from tasks.serving.encoder import FrozenEncoder
+
+    made_by = FrozenEncoder(**encoder)
+    inside = folder / f"features-{made_by.digest()[:16]}"
+    if not whole(inside):
+        with file_lock(cache / "locks" / f"{folder.name}-{inside.name}.lock", f"the features of the captions of {folder.name}"):
+            if not whole(inside):
+                write_arrays(inside, vars(Features.of(_captions(folder).texts(), made_by)))
+    return Features(map_array(inside / "feature_UTF.npy"), np.load(inside / "pieces_U.npy"), np.load(inside / "caption_N.npy"))
 
 
 def read_shard(storage: Storage, shard: Shard) -> bytes:
@@ -207,36 +233,25 @@ def read_shard(storage: Storage, shard: Shard) -> bytes:
     Raises:
         ArtifactError: missing, cut short or changed, naming the path.
     """
-    where = storage.uri(shard.path)
-    try:
-        raw = storage.read(shard.path)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{where}: missing; run again to make it anew") from error
-    if len(raw) != shard.size:
-        raise ArtifactError(f"{where}: {len(raw)} bytes, {shard.size} are recorded: the shard is cut short; run again to make it anew")
-    if sha256_of(raw) != shard.sha256:
-        raise ArtifactError(f"{where}: its content is not what was recorded (wrong hash); delete it and run again")
-    return raw
+    size = storage.size(shard.path)
+    if size is not None and size != shard.size:
+        where = storage.uri(shard.path)
+        raise ArtifactError(f"{where}: {size} bytes, {shard.size} are recorded: the shard is cut short; run again to make it anew")
+    return read_verified(storage, shard.path, shard.sha256)
 
 
 def _fill(storage: Storage, shard: Shard, layout: TokenLayout | None, folder: Path) -> None:
     where, raw = storage.uri(shard.path), read_shard(storage, shard)
     if layout is None:
-        data, labels = decode_images(raw, where)
+        (data, labels), texts = decode_images(raw, where), of_shard(raw)
     else:
         tokens = read_tokens(raw, where, layout)
-        data, labels = tokens.data, tokens.label_N
+        data, labels, texts = tokens.data, tokens.label_N, tokens.captions
     if len(data) != shard.rows:
         raise ArtifactError(f"{where}: {len(data)} rows, {shard.rows} are recorded")
-    filling = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    filling.mkdir(parents=True)
-    np.save(filling / "data.npy", data)
-    np.save(filling / "labels.npy", labels.astype(np.int32))
-    sizes = {name: (filling / name).stat().st_size for name in ("data.npy", "labels.npy")}
-    (filling / "sizes.json").write_text(json.dumps(sizes))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(filling, folder)
-    sync_folder(folder.parent)
+    captions = Captions.of(texts)
+    arrays = {"data": data, "labels": labels.astype(np.int32), "captions": captions.flat, "ends": captions.end_N}
+    write_arrays(folder, arrays)
 
 
 def decode_images(raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:

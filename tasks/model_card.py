@@ -24,6 +24,7 @@ def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Reco
         for key in sorted(evaluation.metrics)
         if (key.startswith(prefix) if prefix.endswith("_") else key == prefix) and not key.endswith("_deviation")
     ]
+    texts = list(generator.notes.get("texts", ()))
     ceiling = evaluation.metrics.get("recognition_ceiling")
     size, channels = dataset.notes["size"], dataset.notes["channels"]
     made = {"generator": generator, "tokenizer": tokenizer, "dataset": dataset, "evaluation": evaluation}
@@ -34,6 +35,7 @@ def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Reco
             f"Draws {size}x{size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
             f"({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}).",
             "",
+            *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
             f"- Generator: {_recipe(generator)}, {number(generator.notes.get('parameters', 0))} parameters",
             f"- Tokenizer: {_recipe(tokenizer)}",
             f"- Data: `{data['source']}`, {_splits(dataset)}, fitted by `{data['fit']}`",
@@ -57,7 +59,8 @@ def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Reco
             f"mlflow models serve -m models:/{name}@challenger --env-manager local",
             "```",
             "",
-            "Input: column `class_id`; parameters `seed`, `guidance`, `temperature`; output: column `png_base64`.",
+            f"Input: column `{'text' if texts else 'class_id'}`; parameters `seed`, `guidance`, `temperature`, `steps` (0: its own); "
+            "output: column `png_base64`.",
             "",
             "## Limits",
             "",

@@ -127,15 +127,16 @@ def _version(step: Step, store: Store, registry: Registry, run: Run, card: str) 
             code=Path(serving.__file__).parent / "model_def.py",
             packages=bundle.write_code(there / "code"),
             bundle=there / "bundle",
-            inputs={"class_id": "long"},
+            inputs={pair.asking.column: "long" if pair.asking.column == "class_id" else "string"},
             outputs={"png_base64": "string"},
             params={
                 "seed": ("long", 0),
                 "guidance": ("double", float(pair.sampler.guidance.value)),
                 "temperature": ("double", float(pair.sampler.temperature.value)),
+                "steps": ("long", 0),
             },
-            example={"class_id": list(range(min(2, len(pair.classes))))},
-            requirements=bundle.requirements(),
+            example={pair.asking.column: list(range(len(pair.classes)) if pair.asking.column == "class_id" else pair.asking.texts)[:2]},
+            requirements=bundle.requirements(pair),
             metadata={"fingerprint": step.fingerprint, "lineage": lineage},
         )
         tags = {TAG: step.fingerprint, **{f"tokenloom.{role}": artifact_id for role, artifact_id in lineage.items()}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from tasks.artifacts import Artifact, Record, Store
 from tasks.checkpoint import Checkpoints
 from tasks.errors import ArtifactError
 from tasks.progress import Report, silent
-from tasks.serving.drawing import SHARD, Pair, check_labels, open_bundle, open_pair, sample_images, sample_shards, spread
+from tasks.serving.asking import Wanted
+from tasks.serving.drawing import SHARD, Pair, open_bundle, open_pair, sample_images, sample_shards, spread
 from tasks.storage import atomic
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Found:
     tokenizer: Artifact
     classes: list[str]
     sample: dict[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
 
 
 def open_model(reference: str, store: Store, tracker: Tracker | None = None, device: str = "cpu") -> tuple[Pair, str]:
@@ -64,8 +66,8 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
         if training is None:
             raise error
         return _open_training(training, store, device)
-    pair = open_pair(store.fetch(found.generator), store.fetch(found.tokenizer), found.classes, found.sample, device)
-    return pair, found.title
+    folders = store.fetch(found.generator), store.fetch(found.tokenizer)
+    return open_pair(*folders, found.classes, found.sample, device, found.texts), found.title
 
 
 def _resolve(reference: str, store: Store) -> Artifact:
@@ -85,7 +87,12 @@ def _of_artifact(artifact: Artifact, store: Store) -> Found:
         raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, an evaluation or a registration")
     made = store.record(generator)
     return Found(
-        f"generator {generator.id}", generator, made.inputs["tokenizer"], classes_of(made, store), _sampling(generator, record, store)
+        f"generator {generator.id}",
+        generator,
+        made.inputs["tokenizer"],
+        classes_of(made, store),
+        _sampling(generator, record, store),
+        list(made.notes.get("texts", ())),
     )
 
 
@@ -137,7 +144,7 @@ def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
     with tempfile.TemporaryDirectory() as scratch:
         save_model(Path(scratch), ModelSpec.from_dict(plan["spec"]), {name: tensor.clone() for name, tensor in weights.items()})
         tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"]))
-        pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device)
+        pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device, plan.get("texts", ()))
     return pair, f"{folder} at step {step} (still training)"
 
 
@@ -147,18 +154,22 @@ def sample_model(
     tracker: Tracker | None,
     *,
     classes: Sequence[int] | None = None,
+    texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
     guidance: float | None = None,
+    steps: int | None = None,
     out: Path,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Draw ``total`` samples spread evenly over the classes (all, if not given) and write them.
+    """Draw ``total`` samples spread evenly over the classes (all, if not given) or texts (captions that it has seen), and write them.
 
-    ``out`` ends in ``.png`` (a grid, one row a class) or ``.npz`` (``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,)).
+    ``out`` ends in ``.png`` (a grid, one row a class or text) or ``.npz`` (``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,), of
+    texts their numbers, which ``texts`` tells).
 
     Raises:
-        ConfigError: unknown model, a class that it does not have, another ending of ``out``.
+        ConfigError: unknown model, a class that it does not have, texts for a model of classes or the other way round, steps that it
+            fixes, another ending of ``out``.
     """
     out = Path(out)
     if out.suffix not in (".png", ".npz"):
@@ -166,24 +177,48 @@ def sample_model(
     if total < 1:
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
-    if guidance is not None:
-        pair = Pair(pair.generator, pair.tokenizer, pair.sampler.edited(guidance=guidance), pair.classes)
-    chosen = np.arange(max(1, len(pair.classes))) if classes is None else np.asarray(list(dict.fromkeys(classes)), np.int64)
-    check_labels(chosen, pair.classes)
-    labels = chosen[spread(total, len(chosen))]
+    pair = replace(pair, sampler=pair.sampler.edited(guidance=guidance, steps=steps))
+    pair.generator.check_sampler(pair.sampler)
+    kinds = _kinds(pair, classes, texts, title)
+    which = spread(total, len(kinds))
+    words = [str(kind) for kind in kinds] if pair.asking.column == "text" else None
+    labels = which if words else np.asarray(kinds, np.int64)[which]
+    asked: Wanted = [words[i] for i in which.tolist()] if words else labels
     parts = []
     for shard, start in enumerate(range(0, total, SHARD)):
         report("sample", start, total, {})
-        parts.append(sample_images(pair.generator, pair.tokenizer, labels[start : start + SHARD], pair.sampler, seed, shard))
+        condition = pair.asking.condition(asked[start : start + SHARD])
+        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, shard))
     report("sample", total, total, {})
     images = np.concatenate(parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out) as file:
         if out.suffix == ".npz":
-            np.savez_compressed(file, images=images, labels=labels)
+            arrays: dict[str, Any] = {"images": images, "labels": labels, **({"texts": np.array(words)} if words else {})}
+            np.savez_compressed(file, **arrays)
+        elif words:
+            file.write(pictures.class_grid(images, labels, words, per_class=total, most=len(words)))
         else:
             file.write(pictures.png(grid_by_class(images, labels)))
-    return {"model": title, "out": str(out), "samples": total, "classes": [int(k) for k in chosen], "seed": seed}
+    drawn = {"texts": words} if words else {"classes": [int(k) for k in kinds]}
+    return {"model": title, "out": str(out), "samples": total, **drawn, "seed": seed}
+
+
+def _kinds(pair: Pair, classes: Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:
+    """The different classes or texts to draw."""
+    if pair.asking.column == "class_id":
+        if texts:
+            raise ConfigError(f"--text {texts[0]!r}: {title} is asked for classes; give --classes")
+        chosen = range(max(1, len(pair.classes))) if classes is None else dict.fromkeys(int(k) for k in classes)
+        pair.asking.check(np.asarray(list(chosen), np.int64))
+        return list(chosen)
+    if classes is not None:
+        raise ConfigError(f"--classes: {title} is asked in words; give --text")
+    words = list(dict.fromkeys(texts or pair.asking.texts))
+    if not words:
+        raise ConfigError(f"--text: {title} is asked in words; give at least one")
+    pair.asking.check(words)
+    return words
 
 
 def grid_by_class(image_NHWC: NDArray[np.uint8], label_N: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from configs.schema import EvaluateConfig
-from models.protocols import Batch, Generator, Labels, Tokens
+from models.protocols import Batch, Condition, Generator, Tokens
 from tasks import features, metrics, recognition
 
 Images = NDArray[np.uint8]
@@ -131,8 +131,8 @@ def _flat(image: Images) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def likelihood(generator: Generator, tokens: list[Tokens], label_M: NDArray[np.int64], values: int) -> Numbers:
-    """Mean negative log-likelihood of held-out tokens, in bits an image and bits an image value (``values`` = H W C).
+def likelihood(generator: Generator, tokens: list[Tokens], condition: Condition, values: int) -> Numbers:
+    """Mean negative log-likelihood of held-out tokens under their conditions, in bits an image and an image value (``values`` = H W C).
 
     It measures the tokens, so it compares only generators of one tokenizer.
     """
@@ -140,8 +140,8 @@ def likelihood(generator: Generator, tokens: list[Tokens], label_M: NDArray[np.i
     total, start = 0.0, 0
     for part in tokens:
         rows = len(part.data)
-        label = torch.from_numpy(label_M[start : start + rows])
-        total -= float(generator.log_prob(Batch(tokens=part, condition=Labels(label)).to(device)).double().sum())
+        asked = condition.part(start, start + rows)
+        total -= float(generator.log_prob(Batch(tokens=part, condition=asked).to(device)).double().sum())
         start += rows
     bits = total / max(start, 1) / math.log(2)
     return {"nll_bits_per_image": bits, "nll_bits_per_dim": bits / values}

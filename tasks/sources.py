@@ -13,8 +13,8 @@ import importlib.util
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from configs.schema import DataConfig
 from models.config import ConfigError
+from tasks import class_names
 from tasks.errors import StepError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -56,6 +57,7 @@ class Source:
     """A listing: class names, entries in order, the items of an entry, and a hash of an entry's content.
 
     ``single`` sources hold one image an entry.  ``check`` raises before work starts when a class has nothing usable.
+    ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +66,22 @@ class Source:
     digest: Callable[[Entry], str]
     single: bool = False
     check: Callable[[], None] = field(default=lambda: None)
+    captioned: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    phrases: Mapping[str, str] = field(default_factory=dict)
+
+    def caption(self, item: Item, captions: str) -> str | None:
+        """The text of an item under ``data.captions``: its own, made of its class, or none."""
+        if captions == "source" or item.label is None:
+            return item.caption
+        return self.of_class(item.label, captions)
+
+    def of_class(self, label: str, captions: str) -> str | None:
+        """The text that ``data.captions`` makes of a class."""
+        if captions in ("source", "none"):
+            return None
+        name = self.names.get(label, label.replace("_", " "))
+        return self.phrases.get(label, name) if captions == "names" else captions.replace("{name}", name)
 
 
 def open_source(config: DataConfig) -> Source:
@@ -142,7 +160,8 @@ def digits() -> Source:
 
     stat = path.stat()
     entry = Entry("mnist_5k.csv.gz", stat.st_size, stat.st_mtime_ns, path)
-    return Source(tuple(str(i) for i in range(10)), (entry,), items, file_digest)
+    called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS}
+    return Source(tuple(str(i) for i in range(10)), (entry,), items, file_digest, **called)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -199,12 +218,13 @@ def idx(where: str) -> Source:
 
 def fashion_mnist() -> Source:
     """Fashion-MNIST, 70,000 28x28 grey images: IDX files of Debian's package dataset-fashion-mnist, else the Hugging Face hub."""
+    called: dict[str, Any] = {"names": class_names.FASHION, "phrases": class_names.FASHION_CAPTIONS}
     for pattern in ("/usr/share/*fashion*mnist*", "/usr/share/datasets/*fashion*mnist*", "/usr/share/*/fashion*mnist*"):
         for folder in sorted(glob.glob(pattern)):
             if glob.glob(f"{folder}/*-images-idx3-ubyte*"):
-                return idx(folder)
+                return replace(idx(folder), **called)
     try:
-        return hf("zalando-datasets/fashion_mnist")
+        return replace(hf("zalando-datasets/fashion_mnist"), **called)
     except ConfigError as error:
         raise ConfigError(f"data.source fashion_mnist: install Debian's package dataset-fashion-mnist, or: {error}") from error
 
@@ -239,7 +259,8 @@ def folder(where: str) -> Source:
         item = next(items(entry))
         return single_digest(item, item.read())
 
-    return Source(tuple(by_class), tuple(turns(list(by_class.values()))), items, digest, single=True, check=check)
+    texts = any(entry.path and entry.path.with_suffix(".txt").is_file() for entries in by_class.values() for entry in entries)
+    return Source(tuple(by_class), tuple(turns(list(by_class.values()))), items, digest, single=True, check=check, captioned=texts)
 
 
 def single_digest(item: Item, raw: bytes | np.ndarray) -> str:

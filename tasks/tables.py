@@ -99,7 +99,8 @@ def parquet_source(where: str, paths: list[Path]) -> Source:
     found = {name for path in paths for name in labels(path) if name is not None}
     entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)
     _check_names(where, entries)
-    return Source(tuple(sorted(found, key=natural)), entries, items, file_digest)
+    texts = any(columns(path)[2] for path in paths)
+    return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=texts)
 
 
 def _check_names(where: str, entries: tuple[Entry, ...]) -> None:
@@ -180,7 +181,8 @@ def tar_source(where: str, paths: list[Path]) -> Source:
     found = {label(path, parts) for path in paths for _, parts in listing(path)[0]} - {None} if labelled() else {ONE_CLASS}
     entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)
     _check_names(where, entries)
-    return Source(tuple(sorted((str(name) for name in found), key=natural)), entries, items, file_digest)
+    texts = any(".txt" in parts for path in paths for _, parts in listing(path)[0])
+    return Source(tuple(sorted((str(name) for name in found), key=natural)), entries, items, file_digest, captioned=texts)
 
 
 def hub_source(where: str) -> Source:
@@ -218,4 +220,4 @@ def hub_source(where: str) -> Source:
     origin = hashlib.sha256(repr(sorted(table.info.download_checksums or {})).encode()).hexdigest()
     entry = Entry(f"hf:{where}", len(table), int(origin[:15], 16))
     classes = sorted({name for name in labels if name is not None}, key=natural)
-    return Source(tuple(classes), (entry,), items, lambda _: origin)
+    return Source(tuple(classes), (entry,), items, lambda _: origin, captioned=caption is not None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,22 +18,27 @@ import torch
 from numpy.typing import NDArray
 
 from models.build import load_model
-from models.config import ConfigError
 from models.draws import seed_of
-from models.protocols import Generator, Labels, Tokenizer
+from models.protocols import Condition, Generator, Labels, Tokenizer
 from models.sampling.sampler import Sampler
+from tasks.serving.asking import Asking, Wanted
 
 SHARD = 250  # images drawn from one seed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A generator with its tokenizer, the sampler to use, and the names of the classes."""
+    """A generator with its tokenizer, the sampler to use, and what it may be asked for."""
 
     generator: Generator
     tokenizer: Tokenizer
     sampler: Sampler
-    classes: tuple[str, ...]
+    asking: Asking
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.asking.classes
 
     @property
     def device(self) -> torch.device:
@@ -40,22 +46,30 @@ class Pair:
         return next(self.generator.parameters()).device
 
 
-def open_pair(generator: Path, tokenizer: Path, classes: list[str], sample: dict[str, Any] | None = None, device: str = "cpu") -> Pair:
+def open_pair(
+    generator: Path,
+    tokenizer: Path,
+    classes: Sequence[str],
+    sample: dict[str, Any] | None = None,
+    device: str = "cpu",
+    texts: Sequence[str] = (),
+) -> Pair:
     """Load both models; ``sample`` holds what is changed of the recipe's own sampler (``Sampler.edited``).
 
     Raises:
         ConfigError: a sampling value out of range.
         LayoutError: the two do not belong together.
     """
-    g, t = cast(Generator, load_model(generator, device)[0]), cast(Tokenizer, load_model(tokenizer, device)[0])
+    (loaded, spec), t = load_model(generator, device), cast(Tokenizer, load_model(tokenizer, device)[0])
+    g = cast(Generator, loaded)
     t.layout.check(g.layout)
-    return Pair(g, t, default_sampler(g).edited(**(sample or {})), tuple(classes))
+    return Pair(g, t, default_sampler(g).edited(**(sample or {})), Asking.of(spec, classes, texts))
 
 
 def open_bundle(folder: Path, device: str = "cpu") -> Pair:
     """The pair of a registered model: ``generator/``, ``tokenizer/`` and ``serving.json``."""
     serving = json.loads((folder / "serving.json").read_text())
-    return open_pair(folder / "generator", folder / "tokenizer", serving["classes"], serving["sample"], device)
+    return open_pair(folder / "generator", folder / "tokenizer", serving["classes"], serving["sample"], device, serving.get("texts", ()))
 
 
 def default_sampler(generator: Generator) -> Sampler:
@@ -73,32 +87,27 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def sample_images(
-    generator: Generator, tokenizer: Tokenizer, labels: NDArray[np.int64], sampler: Sampler, seed: int, shard: int = 0
+    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Condition, sampler: Sampler, seed: int, shard: int = 0
 ) -> NDArray[np.uint8]:
-    """Images (N, H, W, C) uint8 of these labels (N,), drawn from the stream of (seed, shard) alone.
+    """Images (N, H, W, C) uint8 of these labels (N,), or of this condition, drawn from the stream of (seed, shard) alone.
 
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
     """
     device = next(generator.parameters()).device
     stream = torch.Generator().manual_seed(seed_of(seed, "sample", shard))
-    tokens = generator.generate(Labels(torch.tensor(labels, dtype=torch.int64, device=device)), sampler, stream)
+    condition = Labels(torch.tensor(wanted, dtype=torch.int64)) if isinstance(wanted, np.ndarray) else wanted
+    tokens = generator.generate(condition.to(device), sampler, stream)
     return to_uint8(tokenizer.decode(tokens))
 
 
-def sample_shards(pair: Pair, labels: NDArray[np.int64], seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
-    """Images of any number of labels, ``rows`` at a time; the answer depends on labels, seed and rows alone."""
+def sample_shards(pair: Pair, wanted: Wanted, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
+    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted, seed and rows alone."""
+    pair.asking.check(wanted)
     parts = [
-        sample_images(pair.generator, pair.tokenizer, labels[start : start + rows], pair.sampler, seed, shard)
-        for shard, start in enumerate(range(0, len(labels), rows))
+        sample_images(pair.generator, pair.tokenizer, pair.asking.condition(wanted[start : start + rows]), pair.sampler, seed, shard)
+        for shard, start in enumerate(range(0, len(wanted), rows))
     ]
     return np.concatenate(parts)
-
-
-def check_labels(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
-    """Raise ``ConfigError`` for a class that the model does not have."""
-    wrong = [int(k) for k in labels if not 0 <= k < max(1, len(classes))]
-    if wrong:
-        raise ConfigError(f"class_id {wrong[0]}: this model has the classes 0 to {max(0, len(classes) - 1)}")
 
 
 def to_uint8(image_NCHW: torch.Tensor) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The registered MLflow model: ``class_id`` in, ``png_base64`` out (MLflow runs this file when the model is loaded)."""
+"""The registered MLflow model: ``class_id`` or ``text`` in, ``png_base64`` out (MLflow runs this file when the model is loaded)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,28 @@ class ImageModel(PythonModel):
         self.pair = open_bundle(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """``class_id`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature."""
+        """``class_id`` or ``text`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature, steps."""
         from models.config import ConfigError
-        from tasks.serving.drawing import check_labels, png_base64, sample_shards
+        from tasks.serving.drawing import png_base64, sample_shards
 
-        labels = model_input["class_id"].to_numpy(np.int64)
-        if not 0 < len(labels) <= MOST_ROWS:
-            raise MlflowException(f"{len(labels)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
+        column = self.pair.asking.column
+        if column not in model_input:
+            raise MlflowException(f"this model takes the column {column!r}, got {', '.join(model_input)}", INVALID_PARAMETER_VALUE)
+        rows = model_input[column]
+        if not 0 < len(rows) <= MOST_ROWS:
+            raise MlflowException(f"{len(rows)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
         given = params or {}
         try:
-            check_labels(labels, self.pair.classes)
             own = self.pair.sampler
             changed: dict[str, Any] = {name: float(given[name]) for name in ("guidance", "temperature") if name in given}
             # equal to the default means untouched: a temperature schedule must not become a constant
             changed = {name: value for name, value in changed.items() if value != getattr(own, name).value}
+            if steps := int(given.get("steps", 0)):  # 0: the model's own
+                changed["steps"] = steps
             pair = replace(self.pair, sampler=own.edited(**changed))
-            images = sample_shards(pair, labels, int(given.get("seed", 0)))
+            pair.generator.check_sampler(pair.sampler)
+            wanted = rows.to_numpy(np.int64) if column == "class_id" else [str(text) for text in rows]
+            images = sample_shards(pair, wanted, int(given.get("seed", 0)))
         except ConfigError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})

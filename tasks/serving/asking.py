@@ -1,0 +1,96 @@
+"""What a generator may be asked for: classes or texts, checked and made into its condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.build import ModelSpec
+from models.config import ConfigError
+from models.parts.characters import Encoded, ReadText
+from models.parts.conditions import Conditioner, Reads, condition_of
+from models.requests import Condition, Labels, Text
+from tasks.serving.encoder import FrozenEncoder
+
+#: Class numbers (N,), or N texts.
+Wanted = NDArray[np.int64] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How one generator is asked: ``classes`` are its class names, ``texts`` captions of the kind that it has seen."""
+
+    reads: Reads
+    classes: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    length: int | None = None
+    encoder: FrozenEncoder | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, classes: Sequence[str] = (), texts: Sequence[str] = ()) -> Asking:
+        """That of a generator's spec."""
+        condition = condition_of(spec.config())
+        encoder = encoder_of(condition)
+        length = condition.length if isinstance(condition, ReadText.Config) else None
+        return cls(
+            "labels" if condition is None else condition.reads,
+            tuple(classes),
+            tuple(texts),
+            length,
+            None if encoder is None else FrozenEncoder(**encoder),
+        )
+
+    @property
+    def column(self) -> str:
+        """Name of what it is asked by: ``class_id`` or ``text``."""
+        return "class_id" if self.reads == "labels" else "text"
+
+    def check(self, wanted: Wanted) -> None:
+        """Refuse what the generator does not know.
+
+        Raises:
+            ConfigError: texts instead of classes or the other way round, a class that it does not have, a text that is too long.
+        """
+        if isinstance(wanted, np.ndarray) != (self.reads == "labels"):
+            what = "classes, and was given texts" if self.reads == "labels" else "texts, and was given classes"
+            raise ConfigError(f"this model is asked for {what}")
+        if isinstance(wanted, np.ndarray):
+            check_labels(wanted, self.classes)
+        elif self.reads == "text" and self.length is not None:
+            for text in wanted:
+                if len(text.encode()) > self.length:
+                    raise ConfigError(f"text {text!r}: {len(text.encode())} bytes, this model reads at most {self.length}")
+
+    def condition(self, wanted: Wanted) -> Condition:
+        """The condition of one sample a row.
+
+        Raises:
+            ConfigError: see ``check``; a text encoder that cannot be had.
+        """
+        self.check(wanted)
+        if isinstance(wanted, np.ndarray):
+            return Labels(torch.tensor(wanted, dtype=torch.int64))
+        if self.reads == "text":
+            return Text.of(wanted)
+        if self.encoder is None:
+            raise ConfigError("this model reads features of texts, and nothing says which encoder makes them")
+        return self.encoder(wanted)
+
+
+def encoder_of(condition: Conditioner.Config | None) -> dict[str, Any] | None:
+    """The arguments of ``FrozenEncoder`` that a condition names, None for one that needs no encoder."""
+    if not isinstance(condition, Encoded.Config):
+        return None
+    return {"name": condition.encoder, "length": condition.length, "features": condition.features}
+
+
+def check_labels(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` for a class that the model does not have."""
+    wrong = [int(k) for k in labels if not 0 <= k < max(1, len(classes))]
+    if wrong:
+        raise ConfigError(f"class_id {wrong[0]}: this model has the classes 0 to {max(0, len(classes) - 1)}")
