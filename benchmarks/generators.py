@@ -175,7 +175,7 @@ def main() -> int:
     runs = {name: run_of(entry, costs, options.steps) for name, entry in chosen.items()}
     if options.sizes:
         for name, run in runs.items():
-            train = cast(Any, run.generator).train
+            train, cost = cast(Any, run.generator).train, costs[name]
             sizes = f"width {cost.width:4} {cost.parameters:9,} parameters {cost.flops / 1e6:8.1f} MFLOP an image"
             print(f"{name:24} {sizes} {train.steps:5} steps")
         return 0
