@@ -19,6 +19,7 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from configs.load import load_cluster, load_run
 from configs.schema import ClusterConfig, RunConfig
 from flows import pages, planning, results, screen, steps
 from flows.workspace import Workspace
@@ -59,6 +60,27 @@ def pipeline(
     Returns:
         One row a step: name, status (cached or ran), fingerprint, seconds, uri. (Prefect hands them out of the state.)
     """
+    return _carry_out(config, cluster, root, store)
+
+
+@flow(name="tokenloom-retrain", flow_run_name="{run}", persist_result=False, validate_parameters=True)
+def retrain(
+    run: str, sets: list[str] | None = None, cluster: str | None = None, root: str | None = None, store: str | None = None
+) -> "State[list[dict[str, Any]]]":
+    """The same as a deployment that says by name what to make and where (``infra/prefect.yaml``): the files ship with the code.
+
+    Args:
+        run: a name in ``configs/runs`` or a path to YAML, where the flow runs.
+        sets: edits of it, ``path=value``; ``cluster.path=value`` edits the cluster file.
+        cluster: a name in ``configs/clusters`` or a path; this machine if not given.
+        root: local folder of databases, logs and caches.
+        store: folder or ``s3://bucket/prefix`` of the artifacts.
+    """
+    edits = sets or []
+    return _carry_out(load_run(run, edits), load_cluster(cluster, edits), root, store)
+
+
+def _carry_out(config: RunConfig, cluster: ClusterConfig | None, root: str | None, store: str | None) -> "State[list[dict[str, Any]]]":
     work = Workspace.open(config.name, root, store, cluster)
     pages.plan(config, planning.plan(config, work.store, work.tracker.uri))
     with work:

@@ -116,6 +116,54 @@ def wait_for(url: str, started: subprocess.Popen[bytes], what: str, log_file: st
     raise StepError(f"{what} does not answer at {url} after {seconds:.0f} s; see {log_file}")
 
 
+#: The automation by its name: made once, then kept.
+HEARTBEAT = "tokenloom: a flow run whose heartbeat stopped has crashed"
+#: The flows that it judges (``flows/pipeline.py``).
+FLOWS = ("tokenloom", "tokenloom-retrain")
+#: Seconds between two heartbeats of a flow run: the least that Prefect takes.
+HEARTBEAT_SECONDS = 30
+#: Heartbeats of a flow run that may be missed.
+MISSED = 3
+
+
+def watch_heartbeats() -> bool:
+    """Have the Prefect server call a flow run crashed when its heartbeat stops; else a killed one is shown as running for ever
+    and keeps the only place of its deployment.
+
+    Only runs of our flows are judged: others on the same server may have a slower heart.
+
+    Returns:
+        Whether the automation was made now (false: it was there).
+    """
+    from datetime import timedelta
+
+    from prefect.automations import Automation, EventTrigger, Posture
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.events import ResourceSpecification
+    from prefect.server.schemas.states import StateType
+
+    with contextlib.suppress(ValueError):
+        Automation.read(name=HEARTBEAT)
+        return False
+    period = int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY") or HEARTBEAT_SECONDS)
+    Automation(
+        name=HEARTBEAT,
+        description=f"No heartbeat for {MISSED * period} s: killed, or its machine is gone.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={f"prefect.flow-run.{what}" for what in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": [*FLOWS]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=MISSED * period),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message="its heartbeat stopped")],
+    ).create()
+    return True
+
+
 def serve(config: RunConfig, work: Workspace, cron: str) -> None:
     """Serve the pipeline as a deployment that runs on a schedule, until the process is stopped.
 
@@ -140,7 +188,9 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
 
         from flows.pipeline import pipeline
 
+        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))  # the runs are our children
         refresh_global_settings_context()
+        watch_heartbeats()
         print(f"Serving deployment tokenloom/{config.name}, cron {cron!r}. Ctrl-C stops it.", file=sys.stderr)
         pipeline.serve(
             name=config.name,
@@ -156,3 +206,12 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
                 "store": work.store_uri,
             },
         )
+
+
+def main() -> None:
+    """``python -m flows.prefect_api``: prepare the server at ``PREFECT_API_URL`` for deployments (``infra/prefect.yaml``)."""
+    print(f"{HEARTBEAT!r}: {'made' if watch_heartbeats() else 'is there already'}")
+
+
+if __name__ == "__main__":
+    main()
