@@ -104,6 +104,10 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
     return store.execute(step, body)
 
 
+#: Names of the image size among official settings, the first that is there; 256 pixels where none is.
+IMAGE_SIZES = ("image", "image_size", "crop_size", "resolution")
+
+
 def _settings(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +132,8 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         raise ConfigError(f"--settings: config.{error.args[0]} is missing; it is a setting of the official {family} constructor") from error
     recipe, args = f"official/{family}", {"config": dict(info["config"])}
     if isinstance(built, Tokenizer):
-        given = {"size": int(info["config"].get("image", info["config"].get("image_size", 256))), "channels": 3}
+        sizes = [info["config"][name] for name in IMAGE_SIZES if isinstance(info["config"].get(name), int)]
+        given = {"size": (sizes or [256])[0], "channels": 3}
         return ModelSpec("tokenizer", recipe, args, {}, given), "tokenizer"
     if tokenizer is None:
         raise ConfigError(f"family {family!r} is a generator: name the artifact of its tokenizer with --tokenizer (import that first)")

@@ -159,3 +159,14 @@ def test_an_import_has_the_classes_of_its_settings(family: str, setting: str) ->
 def test_the_fixture_families_are_importable() -> None:
     assert {"var", "var_vqvae", "llamagen_vq"} <= set(pretrained.families())
     assert parity.official_state({"state/a": torch.zeros(1), "in/b": torch.zeros(1)}).keys() == {"a"}
+
+
+@pytest.mark.parametrize(("name", "size"), [("titok", 32), ("var_vqvae", 24), ("mar_klvae", 24)])
+def test_an_imported_tokenizer_has_the_image_size_of_its_settings(name: str, size: int, store: Store) -> None:
+    family = fixture(name)["config"].get("kind", name)
+    family = family if family in pretrained.families() else name
+    made = import_checkpoint(family, FIXTURES / f"{name}.safetensors", FIXTURES / f"{name}.json", name.replace("_", "-"), store).artifact
+    assert store.record(made).notes["spec"]["given"]["size"] == size
+    model, _ = load_model(store.fetch(made))
+    assert isinstance(model, Tokenizer)
+    assert model.decode(model.encode(torch.zeros(1, 3, size, size))).shape == (1, 3, size, size)
