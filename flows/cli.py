@@ -28,6 +28,8 @@ COMMANDS = {
     "runs": "flows.commands_show",
     "show": "flows.commands_show",
     "serve": "flows.commands_run",
+    "submit": "flows.commands_cloud",
+    "node": "flows.commands_cloud",
     "import": "flows.commands_store",
     "export": "flows.commands_store",
     "ui": "flows.commands_ui",
@@ -36,7 +38,7 @@ COMMANDS = {
 }
 
 #: Commands with servers below them, which a signal for the whole group must not reach.
-GUARDED = ("run", "serve", "ui")
+GUARDED = ("run", "serve", "ui", "node")
 
 
 class _Commands(click.Group):

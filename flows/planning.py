@@ -276,7 +276,7 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     start = next((one.step.inputs.get("warm_start") for one in planned if one.step and one.name == "train_generator"), None)
     used = (given_tokenizer(config, store), given_base(config, store), start)
     tokenizer, base, warm = (store.record(artifact).notes["spec"] if artifact else None for artifact in used)
-    check_models(config, classes, tokenizer, base, (start.id, warm) if start else None)
+    check_models(config, classes, tokenizer, base, (start.id, warm) if start and warm else None)
     features_step(config, store, dataset or Artifact("dataset", config.name, "0" * 12, ""))  # refuses a protocol that cannot be kept
     if config.generator is not None:
         check_captions(config)

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.guard import end_with_parent
 from models.config import ConfigError
@@ -142,11 +142,12 @@ def watch_heartbeats() -> bool:
     from prefect.events.schemas.events import ResourceSpecification
     from prefect.server.schemas.states import StateType
 
+    automations: Any = Automation
     with contextlib.suppress(ValueError):
-        Automation.read(name=HEARTBEAT)
+        automations.read(name=HEARTBEAT)
         return False
     period = int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY") or HEARTBEAT_SECONDS)
-    Automation(
+    automations(
         name=HEARTBEAT,
         description=f"No heartbeat for {MISSED * period} s: killed, or its machine is gone.",
         trigger=EventTrigger(
