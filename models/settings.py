@@ -71,6 +71,7 @@ class ExecutionSettings:
     device: Execution[str] = "auto"  # auto, cpu or cuda
     micro_batch: Execution[int] = 0  # rows a rank passes through the model at once; 0: its whole share
     compile: Execution[bool] = False
+    sharding: Execution[Literal["ddp", "fsdp"]] = "ddp"  # of a generator's state over several workers; a tokenizer's is always whole
     max_failures: Execution[int] = 3
 
     def __post_init__(self) -> None:

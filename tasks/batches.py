@@ -24,11 +24,11 @@ def rows_of(batch: Batch, start: int, stop: int) -> Batch:
     return Batch(image, tokens, None if condition is None else condition.part(start, stop))
 
 
-def pieces(batch: Batch | None, size: int) -> Iterator[tuple[int, int, Batch]]:
-    """Micro-batches of at most ``size`` rows (0: all at once) as (start, stop, rows)."""
+def pieces(batch: Batch | None, size: int, count: int | None = None) -> Iterator[tuple[int, int, Batch]]:
+    """Micro-batches of at most ``size`` rows (0: all at once), or ``count`` nearly equal ones, as (start, stop, rows)."""
     rows = 0 if batch is None else batch.rows
-    for start in range(0, rows, size or max(1, rows)):
-        stop = min(start + (size or rows), rows)
+    starts = list(range(0, rows, size or max(1, rows))) if count is None else [rows * i // count for i in range(count)]
+    for start, stop in zip(starts, [*starts[1:], rows]):
         assert batch is not None
         yield start, stop, batch if stop - start == rows else rows_of(batch, start, stop)
 

@@ -164,6 +164,15 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     workers = cluster.execution.workers
     if noted["train"] and settings.batch < workers:
         raise ConfigError(f"train.batch={settings.batch} is smaller than workers={workers}: use fewer workers or a larger batch")
+    sharded = cluster.execution.sharding == "fsdp" and workers > 1 and step.kind == "generator"
+    if sharded:
+        import torch
+
+        from tasks.sharding import check_sharded
+
+        with torch.device("meta"):
+            check_sharded(spec.build(), cluster.execution.compile)
+    notes["sharding"] = "fsdp" if sharded else "ddp"
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if step.kind == "generator":
         asking = Asking.of(spec)

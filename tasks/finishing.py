@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from models.build import ModelSpec, parameters, save_model
 from models.draws import seed_of
@@ -44,10 +45,10 @@ def first_batches(loader: Loader, settings: TrainSettings, place: Callable[[Batc
         yield place(loader.get(indices(settings.seed, step, rows, len(loader))))
 
 
-def save(model: Method, spec: ModelSpec, scratch: Path, storage: Storage, folder: str) -> None:
-    """Put a model, as it stands, into an artifact's folder."""
+def save(weights: Mapping[str, Tensor], spec: ModelSpec, scratch: Path, storage: Storage, folder: str) -> None:
+    """Put a model's weights and buffers, and how it is built, into an artifact's folder."""
     scratch.mkdir(parents=True, exist_ok=True)
-    save_model(scratch, spec, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    save_model(scratch, spec, {name: tensor.clone() for name, tensor in weights.items()})
     for name in ("weights.safetensors", "model.json"):
         storage.upload(scratch / name, f"{folder}/{name}")
     shutil.rmtree(scratch)
@@ -65,5 +66,5 @@ def build_only(job: TrainJob) -> dict[str, Any]:
     with repeatable(job.execution.threads):
         model = built(job, storage, root).to(device).eval()
         model.finish(first_batches(Loader(job.rows, root / "cache"), job.settings, lambda batch: batch.to(device)))
-        save(model, ModelSpec.from_dict(job.spec), root / "scratch" / f"{job.fingerprint}-built", storage, job.folder)
+        save(model.state_dict(), ModelSpec.from_dict(job.spec), root / "scratch" / f"{job.fingerprint}-built", storage, job.folder)
     return {"steps": 0, "parameters": parameters(model), "workers": 1, "train_seconds": 0.0}

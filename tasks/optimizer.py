@@ -8,7 +8,7 @@ numbers to log, so that gradients and metrics travel in a single reduction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,27 @@ def ema_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
+Named = list[tuple[str, nn.Parameter]]
+
+
+def trainable(model: Method, phase: str) -> tuple[Named, Named, torch.dtype, torch.device]:
+    """The parameters of a phase, those with weight decay and those without, and their one type and device.
+
+    Raises:
+        ConfigError: a phase without parameters (of a model that has some), or with parameters of several types.
+    """
+    named = [(n, p) for n, p in model.phase_parameters(phase) if p.requires_grad]
+    # A model without any parameters (a fixed codec) is trained like the others: nothing moves.
+    if not named and any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"{type(model).__name__}: phase {phase!r} has no trainable parameters")
+    kinds = {(p.dtype, p.device) for _, p in named}
+    if len(kinds) > 1:
+        raise ConfigError(f"{type(model).__name__}: phase {phase!r} mixes parameters of {sorted(map(str, kinds))}")
+    dtype, device = kinds.pop() if kinds else (torch.float32, torch.device("cpu"))
+    decayed = [(n, p) for n, p in named if not model.no_decay(n, p)]
+    return decayed, [(n, p) for n, p in named if model.no_decay(n, p)], dtype, device
+
+
 class PhaseOptimizer:
     """AdamW over the parameters of one phase.
 
@@ -55,16 +76,7 @@ class PhaseOptimizer:
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
         self._resting = model.resting
-        named = [(n, p) for n, p in model.phase_parameters(phase) if p.requires_grad]
-        # A model without any parameters (a fixed codec) is trained like the others: nothing moves.
-        if not named and any(p.requires_grad for p in model.parameters()):
-            raise ConfigError(f"{type(model).__name__}: phase {phase!r} has no trainable parameters")
-        kinds = {(p.dtype, p.device) for _, p in named}
-        if len(kinds) > 1:
-            raise ConfigError(f"{type(model).__name__}: phase {phase!r} mixes parameters of {sorted(map(str, kinds))}")
-        dtype, device = kinds.pop() if kinds else (torch.float32, torch.device("cpu"))
-        decayed = [(n, p) for n, p in named if not model.no_decay(n, p)]
-        plain = [(n, p) for n, p in named if model.no_decay(n, p)]
+        decayed, plain, dtype, device = trainable(model, phase)
         self.spans: dict[str, tuple[int, int]] = {}
         end = 0
         for name, parameter in decayed + plain:
@@ -95,6 +107,10 @@ class PhaseOptimizer:
     def clear(self) -> None:
         """Zero the gradients and the tail."""
         self.buffer.zero_()
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add up gradients and tail over the workers."""
+        total(self.buffer)
 
     def clip(self) -> Tensor:
         """Clip the gradient to the global norm of the settings; its norm before."""

@@ -34,7 +34,7 @@ from tasks.loader import Loader, Rows, indices, share
 from tasks.optimizer import PhaseOptimizer
 from tasks.parallel import Group, device_of, repeatable
 from tasks.storage import Storage
-from tasks.train_state import TrainState
+from tasks.train_state import state_of
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class _Run:
         self.model: Method = built(job, self.storage, self.root).to(self.device, self.dtype).train()
         if self.settings.precision == "bfloat16":
             exact_norms(self.model)
-        self.state = TrainState(self.model, self.settings)
+        self.state = state_of(self.model, self.settings, job.execution, self.device, group.world)
         self.losses = torch.compile(self.model.losses) if job.execution.compile else self.model.losses
         self.kept = Checkpoints(self.storage, job.folder, job.fingerprint, self.scratch, keep_every=self.settings.keep_every)
         self.curves = CurveWriter(self.storage, job.folder, every=1.0 if self.storage.is_local else 10.0)
@@ -155,7 +155,7 @@ class _Run:
             with self.state.only(phase):
                 names = self._accumulate(batch, phase, start)
             phase.tail[-1] = float(stopping)
-            self.group.sum(phase.buffer)
+            phase.reduce(self.group.sum)
             norm = phase.clip()
             *values, flag, gradient = torch.cat([phase.tail, norm.view(1)]).tolist()
             parts = dict(zip(names, values))
@@ -176,9 +176,10 @@ class _Run:
     def _accumulate(self, batch: Batch | None, phase: PhaseOptimizer, start: int) -> list[str]:
         """Add this worker's part of the global mean gradient and metrics to the phase's buffer; the metrics' names."""
         names: list[str] = []
-        for first, last, piece in pieces(batch, self.job.execution.micro_batch):
-            weight = piece.rows / self.settings.batch
-            draws = self._draws(start + first, start + last, self.settings.batch, phase.phase)
+        micro, total = self.job.execution.micro_batch, self.settings.batch
+        for first, last, piece in pieces(batch, micro, self.state.passes(total, micro, self.group.world)):
+            weight = piece.rows / total
+            draws = self._draws(start + first, start + last, total, phase.phase)
             with self._autocast():
                 parts = self.losses(piece, phase.phase, draws)
             if parts["loss"].requires_grad:  # not that of a codec without parameters
@@ -263,12 +264,14 @@ class _Run:
     def preview(self) -> None:
         """Save the model's own picture of its progress, if it draws one (first worker)."""
         hook = getattr(self.model, "preview", None)
-        if hook is None or not self.group.first:
+        if hook is None:
             return
         loader = self.held_out if self.held_out is not None and len(self.held_out) else self.loader
-        with self.state.exported(), self._autocast():
-            batch = self._place(loader.get(np.arange(0, min(16, len(loader)))))
-            image = hook(batch, Draws.whole(self.settings.seed, 0, batch.rows, device=self.device, stream="preview"))
+        image = None
+        with self.state.exported(), self._autocast():  # on all workers, as it may have to be put together
+            if self.group.first:
+                batch = self._place(loader.get(np.arange(0, min(16, len(loader)))))
+                image = hook(batch, Draws.whole(self.settings.seed, 0, batch.rows, device=self.device, stream="preview"))
         if image is not None:
             self.storage.write(f"{self.job.folder}/previews/step-{self.step:07d}.png", image_png(image))
 
@@ -281,10 +284,11 @@ class _Run:
         sums = self.group.gather(self.state.checksum())
         if odd := [rank for rank, value in enumerate(sums) if value != sums[0]]:
             raise StepError(f"step {self.step}: workers {odd} hold other weights or buffers than worker 0: a part is not reduced over them")
+        tensors = self.state.tensors()
         if self.group.first:
             self.curves.flush()
             loss = self.validated[1] if self.validated and self.validated[0] == self.step else None
-            self.kept.save(self.step, self.state.tensors(), self.group.world, loss)
+            self.kept.save(self.step, tensors, self.group.world, loss)
         self.saved_at = self.step
 
     def resume(self) -> None:
@@ -309,11 +313,13 @@ class _Run:
         with self.state.exported():
             self.model.finish(first_batches(self.loader, self.settings, self._place))
         self.preview()
+        with self.state.exported():
+            weights = self.state.weights()
+            if self.group.first:
+                save(weights, self.spec, self.scratch, self.storage, self.job.folder)
         metrics: dict[str, Any] = {}
         if self.group.first:
             self.curves.flush()
-            with self.state.exported():
-                save(self.model, self.spec, self.scratch, self.storage, self.job.folder)
             # From the store, not from memory: a run that was killed after its last step has nothing in memory.
             rows = read_curves(self.storage, self.job.folder)
             for row in (r for r in rows if r["step"] == self.step or "validation_loss" in r):

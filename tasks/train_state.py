@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.config import ConfigError
-from models.protocols import Method
-from models.settings import TrainSettings
+from models.protocols import Generator, Method
+from models.settings import ExecutionSettings, TrainSettings
 from tasks.optimizer import PhaseOptimizer
 from tasks.parallel import checksum
 
@@ -26,9 +27,11 @@ class TrainState:
         ConfigError: a parameter that two phases want, or a phase that has none.
     """
 
+    optimizer: Any = PhaseOptimizer
+
     def __init__(self, model: Method, settings: TrainSettings) -> None:
         self.model, self.step = model, 0
-        self.phases = [PhaseOptimizer(model, phase, settings.optimizer, settings.ema) for phase in model.phases]
+        self.phases = [self.optimizer(model, phase, settings.optimizer, settings.ema) for phase in model.phases]
         owned = [name for phase in self.phases for name in phase.parameters]
         if twice := sorted({name for name in owned if owned.count(name) > 1}):
             raise ConfigError(f"{type(model).__name__}: parameters {twice} are in two phases")
@@ -63,6 +66,14 @@ class TrainState:
         """A number that differs between workers whose weights or buffers differ."""
         return checksum([*(phase.flat for phase in self.phases), *self.model.buffers()])
 
+    def passes(self, batch: int, micro: int, workers: int) -> int | None:
+        """Into how many pieces every worker cuts its share of a batch; None: each as it likes, of ``micro`` rows."""
+        return None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights and buffers by name, as they stand."""
+        return self.model.state_dict()
+
     def tensors(self) -> dict[str, Tensor]:
         """The state by name: ``model.…``, then moments and EMA of each phase."""
         tensors: dict[str, Tensor] = {}
@@ -78,7 +89,25 @@ class TrainState:
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take the state after ``step`` steps; raises ``KeyError`` or ``RuntimeError`` when it is another model's."""
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(weights, strict=True)
+        self._load_weights(weights)
         for phase in self.phases:
             phase.load(tensors, step)
         self.step = step
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(weights, strict=True)
+
+
+def state_of(model: Method, settings: TrainSettings, execution: ExecutionSettings, device: torch.device, workers: int) -> TrainState:
+    """The state of a run on one of its workers: whole, or of a generator under ``sharding: fsdp`` this worker's part.
+
+    Raises:
+        ConfigError: a generator that cannot be sharded.
+    """
+    if execution.sharding == "ddp" or workers == 1 or not isinstance(model, Generator):
+        return TrainState(model, settings)
+    from tasks.sharding import ShardedState, check_sharded, shard
+
+    check_sharded(model, execution.compile)
+    shard(model, device, workers)
+    return ShardedState(model, settings)
