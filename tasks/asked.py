@@ -35,7 +35,7 @@ def check_captions(config: RunConfig) -> None:
     if config.data.captions != "source" and asking.reads == "text" and asking.length is not None:
         for name in source.classes:
             if (size := len((source.of_class(name, config.data.captions) or "").encode())) > asking.length:
-                raise ConfigError(f"generator.set.condition: length={asking.length} but the caption of {name!r} has {size} bytes")
+                raise ConfigError(f"generator.set.condition: length={asking.length}, but the caption of {name!r} has {size} bytes")
 
 
 def reading(rows: Rows, asking: Asking) -> Rows:

@@ -56,7 +56,7 @@ def labelled_rows(rows: Sequence[tuple[str, Image]], title: str = "") -> bytes:
     from PIL import ImageDraw, ImageFont
 
     font = ImageFont.load_default(13)
-    sheets = [(name[:24], grid(images, len(images))) for name, images in rows if len(images)]
+    sheets = [(name[:48], grid(images, len(images))) for name, images in rows if len(images)]
     if not sheets:
         raise ValueError("a picture of no images")
     margin = 10 + round(max(font.getlength(name) for name, _ in sheets))
