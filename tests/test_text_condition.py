@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -472,7 +473,7 @@ def test_a_text_encoder_without_its_package_says_what_to_install(monkeypatch: py
         FrozenEncoder(str(tmp_path / "a"), 8, 16)(["x"])
 
 
-@pytest.mark.parametrize("kind", ["t5", "bert"])
+@pytest.mark.parametrize("kind", ["t5", "bert", "clip"])
 def test_real_encoders_give_features_of_each_text_alone(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -485,6 +486,11 @@ def test_real_encoders_give_features_of_each_text_alone(kind: str, tmp_path: Pat
     if kind == "t5":
         shape = transformers.T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
         transformers.T5EncoderModel(shape).save_pretrained(tmp_path)
+    elif kind == "clip":
+        shape = transformers.CLIPTextConfig(
+            vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=8
+        )
+        transformers.CLIPTextModel(shape).save_pretrained(tmp_path)
     else:
         shape = transformers.BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         transformers.BertModel(shape).save_pretrained(tmp_path)
@@ -500,5 +506,10 @@ def test_real_encoders_give_features_of_each_text_alone(kind: str, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"condition\.features=9: the encoder .* has features of width 16"):
         FrozenEncoder(str(tmp_path), 5, 9)(["a"])
     before = encoder.digest()
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + " ")
+    settings = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(settings.replace('layers": 1', 'layers": 2'))
     assert encoder.digest() != before
+    # Weights that are not in the files would be random ones.
+    shutil.copytree(tmp_path, tmp_path / "deeper")
+    with pytest.raises(ConfigError, match="its files lack weights"):
+        FrozenEncoder(str(tmp_path / "deeper"), 5, 16)(["a"])

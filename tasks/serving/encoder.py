@@ -90,9 +90,13 @@ def _opened(name: str) -> tuple[Any, Any, int]:
         split = transformers.AutoTokenizer.from_pretrained(name, local_files_only=alone)
         if settings.model_type.startswith("clip"):
             kind: Any = transformers.CLIPTextModel
+        elif type(settings) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:  # of T5 and its like the encoder alone
+            kind = transformers.AutoModelForTextEncoding
         else:
-            kind = transformers.AutoModelForTextEncoding if settings.is_encoder_decoder else transformers.AutoModel
-        model = kind.from_pretrained(name, local_files_only=alone).float().eval()
+            kind = transformers.AutoModel
+        model, told = kind.from_pretrained(name, local_files_only=alone, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"text encoder {name!r}: cannot be opened ({str(error).splitlines()[0]}); give its folder") from error
-    return split, model, int(model.config.hidden_size)
+    if absent := sorted(key for key in told["missing_keys"] if "pooler" not in key):
+        raise ConfigError(f"text encoder {name!r}: its files lack weights, {absent[0]} is the first of {len(absent)}")
+    return split, model.float().eval(), int(model.config.hidden_size)
