@@ -264,13 +264,20 @@ def test_a_registry_behind_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
         "registered-models/get": {"registered_model": {"aliases": [{"alias": "champion", "version": "3"}]}},
         "model-versions/get": {"model_version": {"tags": [{"key": "a", "value": "b"}]}},
     }
-    asked: list[str] = []
+    asked: list[Any] = []
 
-    def urlopen(url: str, timeout: float) -> Any:
-        asked.append(url)
-        return io.BytesIO(json.dumps(answers[url.partition("mlflow/")[2].partition("?")[0]]).encode())
+    def urlopen(request: Any, timeout: float) -> Any:
+        asked.append(request)
+        return io.BytesIO(json.dumps(answers[request.full_url.partition("mlflow/")[2].partition("?")[0]]).encode())
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     assert tags_of("http://127.0.0.1:5000", "toy", "champion") == {"a": "b"}
-    assert asked[1].endswith("model-versions/get?name=toy&version=3")
+    assert asked[1].full_url.endswith("model-versions/get?name=toy&version=3")
+    assert not asked[0].headers
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "word")
     assert tags_of("http://127.0.0.1:5000", "toy", "challenger") == {}
+    assert asked[-1].headers == {"Authorization": "Basic bWU6d29yZA=="}
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
+    assert tags_of("http://127.0.0.1:5000", "toy", "challenger") == {}
+    assert asked[-1].headers == {"Authorization": "Bearer abc"}
