@@ -29,6 +29,7 @@ from models.build import load_model
 from models.protocols import Tokenizer
 from tasks.artifacts import Artifact, Store
 from tasks.cluster import session
+from tasks.errors import Preempted
 from tasks.features import read_images, to_float
 from tasks.tokens import read_tokens
 
@@ -78,6 +79,8 @@ def judge(name: str, config: RunConfig, root: Path) -> Row:
             "fd": round(metrics[quality], 2),
         }
         row["result"] = "passed" if equal else "tokens read back differ"
+    except Preempted:
+        raise
     except Exception as error:
         row["result"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return row | {"seconds": round(time.monotonic() - started, 1)}
@@ -118,7 +121,11 @@ def main() -> int:
                 console.print(f"stopped before {name}: the same command goes on")
                 return 75
             console.print(f"[{i}/{len(chosen)}] {name}", markup=False)
-            rows.append(judge(name, config, options.root))
+            try:
+                rows.append(judge(name, config, options.root))
+            except Preempted as error:
+                console.print(f"{error}", markup=False)
+                return 75
             console.print(f"    {rows[-1]['result']} in {rows[-1]['seconds']} s", markup=False)
     table = Table(*COLUMNS)
     for row in rows:

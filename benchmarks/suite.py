@@ -14,6 +14,7 @@ from flows import pipeline, planning
 from flows.workspace import Workspace
 from tasks.artifacts import Store
 from tasks.cluster import session
+from tasks.errors import Preempted
 
 #: Exit status of a command that stopped at its time limit: come back.
 COME_BACK = 75
@@ -21,7 +22,7 @@ COME_BACK = 75
 
 @dataclass
 class Suite:
-    """The runs of a root folder: names of those that are done and of those that failed, and whether time ran out."""
+    """The runs of a root folder: names of those that are done and of those that failed, and whether it was stopped."""
 
     root: Path
     cluster: ClusterConfig
@@ -45,7 +46,7 @@ class Suite:
         return all(one.status == "cached" for one in planning.plan(config, work.store, work.tracker.uri))
 
     def run(self, configs: Mapping[str, RunConfig], minutes: float = 0) -> None:
-        """Run what is missing; a run that fails is told, and the next one starts.
+        """Run what is missing; a run that fails is told, and the next one starts.  A signal stops it for now, as running out of time does.
 
         Args:
             configs: name shown to the run.
@@ -64,6 +65,10 @@ class Suite:
                     if not self.finished(config):
                         pipeline.run(config, Workspace.open(config.name, str(self.root), cluster=self.cluster))
                     self.done.append(config.name)
+                except Preempted as error:
+                    console.print(f"    {error}", markup=False)
+                    self.stopped = True
+                    return
                 except Exception as error:
                     self.failed.append(name)
                     console.print(f"    {type(error).__name__}: {error}", markup=False)
