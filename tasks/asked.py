@@ -26,6 +26,7 @@ def check_captions(config: RunConfig) -> None:
     asking = Asking.of(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)))
     if asking.reads == "labels":
         return
+    encoder_known(asking)
     where = f"generator.set.condition: it reads captions, and data.captions is {config.data.captions!r}"
     if config.data.captions == "none":
         raise ConfigError(f"{where}; set data.captions: names")
@@ -44,13 +45,24 @@ def reading(rows: Rows, asking: Asking) -> Rows:
     Raises:
         ConfigError: features of texts, and nothing says which encoder makes them.
     """
+    encoder_known(asking)
+    encoder = None if asking.encoder is None else asdict(asking.encoder)
+    return replace(rows, reads=asking.reads, length=asking.length if asking.reads == "text" else None, encoder=encoder)
+
+
+def encoder_known(asking: Asking) -> None:
+    """Refuse features of texts that nothing can make.
+
+    Raises:
+        ConfigError: no encoder is named, its package is missing, or it is no folder that every worker would find.
+    """
     if asking.reads == "features" and asking.encoder is None:
         raise ConfigError(
             "generator: it reads features of texts, and nothing says which encoder makes them; "
             "set condition: {encoded: {encoder: FOLDER, features: WIDTH}}"
         )
-    encoder = None if asking.encoder is None else asdict(asking.encoder)
-    return replace(rows, reads=asking.reads, length=asking.length if asking.reads == "text" else None, encoder=encoder)
+    if asking.encoder is not None:
+        asking.encoder.check()
 
 
 def seen_texts(rows: Rows, store: Store) -> list[str]:

@@ -445,6 +445,7 @@ def letters(self: FrozenEncoder, texts: Any) -> TextFeatures:
 
 def test_features_are_made_once_a_caption_and_cached(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    monkeypatch.setattr(FrozenEncoder, "check", lambda self: None)
     monkeypatch.setattr(FrozenEncoder, "__call__", lambda self, texts: asked.extend(texts) or letters(self, texts))
     rows = reading(token_rows(store, ["ab", None, "abc", "ab"]), Asking.of(spec(ENCODED)))
     batch = Loader(rows, store.cache).get(np.array([3, 1, 2, 0]))
@@ -471,6 +472,30 @@ def test_a_text_encoder_without_its_package_says_what_to_install(monkeypatch: py
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="needs the package transformers; install tokenloom"):
         FrozenEncoder(str(tmp_path / "a"), 8, 16)(["x"])
+    condition = f"generator.set={{condition: {{encoded: {{encoder: {tmp_path}, features: 16}}}}}}"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package transformers; install tokenloom"):
+        check_captions(load_run("smoke_text", [condition]))
+
+
+@pytest.mark.parametrize(("name", "fine"), [("google/t5", True), ("./near", False), ("near", False), ("/not/there", False), ("", True)])
+def test_an_encoder_has_a_hub_name_or_a_whole_path(name: str, fine: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "near").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    encoder = FrozenEncoder(name or str(tmp_path / "near"), 8, 16)
+    if fine:
+        encoder.check()
+        return
+    with pytest.raises(ConfigError, match="the whole path of a folder"):
+        encoder.check()
+
+
+def test_features_that_no_encoder_makes_are_refused(store: Store) -> None:
+    args = {**get("infinity").tiny, "text": 6}
+    asking = Asking.of(ModelSpec("generator", "infinity", args))
+    with pytest.raises(ConfigError, match="nothing says which encoder makes them"):
+        reading(token_rows(store, ["a"]), asking)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert", "clip"])

@@ -6,6 +6,7 @@ Shapes: N texts, T pieces of text, F feature width.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 
 from models.config import ConfigError
 from models.requests import TextFeatures
+
+_MISSING = "text encoder {!r}: needs the package transformers; install tokenloom[text]"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,18 @@ class FrozenEncoder:
     name: str
     length: int
     features: int
+
+    def check(self) -> None:
+        """Refuse, without opening it, an encoder that cannot work.
+
+        Raises:
+            ConfigError: the package is not installed, or ``name`` is a folder that is not there or not written in full.
+        """
+        if importlib.util.find_spec("transformers") is None:
+            raise ConfigError(_MISSING.format(self.name))
+        folder = Path(self.name)
+        if (folder.is_dir() and not folder.is_absolute()) or (not folder.is_dir() and self.name.startswith((".", "~", "/"))):
+            raise ConfigError(f"text encoder {self.name!r}: give a hub name, or the whole path of a folder that all nodes have")
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
@@ -56,7 +71,7 @@ class FrozenEncoder:
 
     def digest(self) -> str:
         """Hash of the encoder's files (for a hub name: of its name) and of the settings here."""
-        folder, seen = Path(self.name).expanduser(), hashlib.sha256(f"{self.length}\0{self.features}".encode())
+        folder, seen = Path(self.name), hashlib.sha256(f"{self.length}\0{self.features}".encode())
         if folder.is_dir():
             seen.update(_hash_of(folder, _stamp(folder)).encode())
         else:
@@ -83,7 +98,7 @@ def _opened(name: str) -> tuple[Any, Any, int]:
     try:
         import transformers
     except ImportError as error:
-        raise ConfigError(f"text encoder {name!r}: needs the package transformers; install tokenloom[text]") from error
+        raise ConfigError(_MISSING.format(name)) from error
     alone = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
     try:
         settings = transformers.AutoConfig.from_pretrained(name, local_files_only=alone)
