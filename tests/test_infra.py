@@ -142,3 +142,17 @@ def test_terraform_takes_the_files(tmp_path: Path) -> None:
         pytest.skip("terraform validate: the provider hashicorp/aws is neither mirrored nor downloadable here")
     valid = subprocess.run([terraform, "validate"], cwd=there, capture_output=True, text=True, timeout=120)
     assert valid.returncode == 0, valid.stdout + valid.stderr
+
+
+def test_the_page_shows_commands_that_there_are_and_its_picture_is_drawn_by_its_code() -> None:
+    import runpy
+
+    page = (ROOT / "docs" / "operate.md").read_text()
+    shown = re.findall(r"^tokenloom (.+)$", page, re.M) + re.findall(r"`tokenloom ((?:run|submit|serve) [^`]+)`", page)
+    assert len(shown) >= 4
+    for line in shown:
+        check_command([word for word in line.split() if not word.startswith('"')])
+    for link in re.findall(r"\]\(([^)#]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+    drawn = runpy.run_path(str(ROOT / "docs" / "operate_picture.py"))["picture"]()
+    assert drawn == (ROOT / "docs" / "pictures" / "operate.svg").read_text()
