@@ -74,9 +74,12 @@ class Store:
     def find(self, step: Step) -> Artifact | None:
         """The whole artifact of a step, also one made under another name; None when it must be made."""
         for artifact in self._candidates(step):
-            with contextlib.suppress(ArtifactError):
+            try:
                 if not self._size_problems(self.record(artifact)):
                     return artifact
+            except ArtifactError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    log.warning("%s", error)
         return None
 
     def _candidates(self, step: Step) -> Iterator[Artifact]:

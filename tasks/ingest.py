@@ -200,6 +200,12 @@ def _commit(name: str, config: DataConfig, store: Store, plan: Plan, made: list[
                 work.put_file(staging / m["file"], f"shards/{m['file']}", rows=m["rows"])
                 listed.append({"path": path, "split": m["split"], "rows": m["rows"], "sha256": m["sha256"], "size": m["size"]})
                 items += [{**row, "pixels": bytes.fromhex(row["pixels"]), "shard": path} for row in m["index"]]
+        # A shard that was lost and made again goes back to its place: the order of the rows is part of what a dataset is.
+        known = plan.base.notes["shards"] if plan.base is not None else []
+        places = {shard["sha256"]: number for number, shard in enumerate(known)}
+        listed.sort(key=lambda shard: places.get(shard["sha256"], len(places)))
+        at = {shard["path"]: number for number, shard in enumerate(listed)}
+        items.sort(key=lambda row: at[row["shard"]])
         digests = {name: digest for m in made for name, digest in m["digests"].items()}
         for entry in plan.source.entries:
             row = plan.known.get(entry.name)

@@ -1,0 +1,336 @@
+"""Faults in the whole chain as a person runs it: the command line, Ray Train, Ray actors, MLflow, in processes of their own.
+
+A tokenizer run on small pictures: ingest, training, extraction, features, evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks.faults import short
+from benchmarks.faults.judge import differing, outcome, resumed_early, rewritten
+from benchmarks.faults.place import Place, free_port
+from benchmarks.faults.trials import Attempt, Result, category
+
+MARK = "TOKENLOOM_KILL_MARK"
+LONGEST = 420.0  # seconds after which a run hangs
+DISK = 96 << 20  # bytes of the disk that is filled
+PATIENCE = 20.0  # seconds
+STEPS = 8
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """All processes of a run, daemons of Ray included."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> int:
+    """SIGKILL; how many there were."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return len(processes)
+
+
+def kill_tree(mark: str) -> int:
+    """SIGKILL whatever belongs to a run, until nothing is left."""
+    killed = 0
+    for _ in range(5):
+        if not (found := marked(mark)):
+            break
+        killed += kill(found)
+        time.sleep(0.2)
+    return killed
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    title = " ".join(process.cmdline())
+    return title.startswith("ray::") and ("Worker" in title or "Encoder" in title)
+
+
+#: Kind of kill to the processes that it hits.
+VICTIMS: dict[str, Callable[[psutil.Process], bool]] = {
+    "kill driver": lambda process: "flows.cli" in " ".join(process.cmdline()),
+    "kill tree": lambda process: True,
+    "kill worker": _is_worker,
+    "kill raylet": lambda process: process.name() == "raylet",
+}
+
+
+class Run:
+    """One command in a session of its own; all its processes carry a mark."""
+
+    def __init__(self, place: Place, arguments: list[str], mark: str, environment: dict[str, str]) -> None:
+        self.mark, self.log = mark, place.folder / "log"
+        self.began = time.monotonic()
+        here = Path(__file__).resolve().parent.parent.parent
+        given = (
+            os.environ | {"PYTHONPATH": str(here), "TOKENLOOM_STORE_PATIENCE": str(PATIENCE), MARK: mark} | place.environment | environment
+        )
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", *arguments], env=given, cwd=here, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self, seconds: float) -> int | None:
+        """Exit code, None while it runs on after so many seconds."""
+        try:
+            return self.process.wait(max(seconds, 0.0))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def ending(self) -> str:
+        """done, error (a message of the command), killed, crashed or hung; nothing of the run is left."""
+        code = self.wait(LONGEST)
+        kill_tree(self.mark)
+        if code is None:
+            self.process.wait()
+            return "hung"
+        if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            return "killed"
+        said = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("tokenloom: ")]
+        if code and (not said or any("this is unexpected" in line for line in said)):
+            return "crashed"
+        return "done" if code == 0 else "error"
+
+
+class Tracking:
+    """An MLflow server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", str(self.folder / "artifacts")]
+        with open(self.folder / "log", "a") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            time.sleep(0.2)
+        raise SystemExit("the tracking server does not start")
+
+    def kill(self) -> None:
+        """SIGKILL, its workers too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def steps(self, metric: str) -> list[int]:
+        """Steps of a metric over all runs."""
+        found: list[int] = []
+        for experiment in self._ask("experiments/search", {"max_results": 100}).get("experiments", []):
+            runs = self._ask("runs/search", {"experiment_ids": [experiment["experiment_id"]], "max_results": 100}).get("runs", [])
+            for run in runs:
+                address = f"{self.uri}/api/2.0/mlflow/metrics/get-history?run_id={run['info']['run_id']}&metric_key={metric}"
+                with urllib.request.urlopen(address, timeout=10) as answer:
+                    found += [int(point["step"]) for point in json.load(answer).get("metrics", [])]
+        return sorted(found)
+
+    def _ask(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.uri}/api/2.0/mlflow/{what}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+
+class Whole:
+    """Runs trials of the whole chain below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        short.pictures(folder / "source", 80)
+        train = {"steps": STEPS, "batch": 8, "log_every": 1, "validate_every": 4, "checkpoint_every": 2}
+        run = {
+            "name": "whole",
+            "data": {"source": f"folder:{folder}/source", "size": 8, "fit": "pad", "validation": 0.25, "shard_rows": 16},
+            "tokenizer": {
+                "recipe": "vq",
+                "args": {"codes": 8, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2},
+                "train": train,
+            },
+            "evaluate": {"metrics": ["reconstruction"]},
+        }
+        (folder / "run.yaml").write_text(yaml.safe_dump(run))
+        (folder / "cluster.yaml").write_text(yaml.safe_dump({"execution": {"workers": 1, "device": "cpu"}, "extract_actors": 1}))
+        self._wanted: dict[str, tuple[dict[str, str], float]] = {}
+        self._number = 0
+
+    def start(self, place: Place, root: str = "root", environment: dict[str, str] | None = None) -> Run:
+        """Start the run."""
+        self._number += 1
+        arguments = ["run", str(self.folder / "run.yaml"), "--cluster", str(self.folder / "cluster.yaml"), "--no-prefect"]
+        arguments += ["--root", str(place.root(root)), "--store", place.uri]
+        return Run(place, arguments, f"{os.getpid()}-{self._number}", environment or {})
+
+    def place(self, where: str, small: int = 0) -> Place:
+        """A fresh place."""
+        self._number += 1
+        return Place(self.folder / f"place-{self._number}", where, small)
+
+    def undisturbed(self, where: str) -> tuple[dict[str, str], float]:
+        """Outcome and seconds of a run without a fault."""
+        if where not in self._wanted:
+            place = self.place(where)
+            try:
+                run = self.start(place)
+                if run.ending() != "done":
+                    raise SystemExit(f"the undisturbed run fails: {run.log.read_text()[-3000:]}")
+                seconds = time.monotonic() - run.began
+                again = self.start(place)
+                again.ending()
+                print(f"undisturbed on {where}: {seconds:.1f} s; again, nothing to do: {time.monotonic() - again.began:.1f} s", flush=True)
+                self._wanted[where] = outcome(place.files()), seconds
+            finally:
+                place.close()
+        return self._wanted[where]
+
+    def run(self, kind: str, where: str, seed: int) -> Result:
+        """One fault."""
+        draw = random.Random(f"{kind} {where} {seed}")
+        result = Result(kind, where, seed, "whole")
+        wanted, duration = self.undisturbed(where)
+        began = time.monotonic()
+        place = self.place(where, DISK if kind == "disk full" else 0)
+        tracking: Tracking | None = None
+        environment: dict[str, str] = {}
+        try:
+            if kind == "tracking killed":
+                tracking = Tracking(place.folder / "tracking")
+                tracking.start()
+                environment = {"MLFLOW_TRACKING_URI": tracking.uri}
+            moment = draw.uniform(0, duration)
+            result.detail = f"at {moment:.1f} s"
+            first = self.start(place, "one" if kind == "twice" else "root", environment)
+            second = self.start(place, "two", environment) if kind == "twice" else None
+            if first.wait(moment) is None:
+                self._fault(kind, place, draw, first, result, tracking)
+            else:
+                result.detail += " (it had ended)"
+            if second is not None:
+                result.first = second.ending()
+                result.runs += 1
+            ending = first.ending()
+            result.first = ending if result.first in ("", "done") else result.first
+            result.runs += 1
+            before = place.files()
+            if kind == "flip":
+                self._flip(place, draw, result)
+            if tracking is not None:
+                tracking.start()
+            self._finish(place, result, environment)
+            after = place.files()
+            result.lost += differing(wanted, outcome(after))
+            if kind != "flip":
+                result.twice += rewritten(before, after) + resumed_early(before, after)
+            if tracking is not None and (steps := tracking.steps("loss")) != list(range(1, STEPS + 1)):
+                result.lost.append(f"metrics: steps {steps}")
+            if not result.ok:
+                result.detail += " | " + (place.folder / "log").read_text(errors="replace")[-1500:]
+        finally:
+            if tracking is not None:
+                tracking.kill()
+            place.close()
+        result.seconds = round(time.monotonic() - began, 1)
+        return result
+
+    def _fault(self, kind: str, place: Place, draw: random.Random, run: Run, result: Result, tracking: Tracking | None) -> None:
+        window = draw.uniform(0.5, 8.0)
+        if kind in VICTIMS:
+            while run.wait(0.05) is None:  # until there is one
+                victims = []
+                for process in marked(run.mark):
+                    with contextlib.suppress(psutil.Error):
+                        if VICTIMS[kind](process):
+                            victims.append(process)
+                if victims:
+                    result.detail += f" (in truth {time.monotonic() - run.began:.1f} s), {kill(victims)} processes"
+                    break
+        elif kind == "disk full":
+            ballast = place.fill()
+            run.wait(LONGEST)
+            ballast.unlink()
+        elif kind == "tracking killed":
+            assert tracking is not None
+            tracking.kill()
+            run.wait(LONGEST)
+        elif kind == "twice":
+            if draw.random() < 0.5:
+                kill_tree(run.mark)
+                result.detail += ", first one killed"
+        elif kind == "S3 killed":
+            assert place.server is not None
+            place.server.kill()
+            run.wait(window)
+            place.server.start()
+            result.detail += f" for {window:.1f} s"
+        elif kind == "5xx":
+            assert place.server is not None
+            fault = place.server.folder.with_name(place.server.folder.name + ".fault.json")
+            fault.write_text(json.dumps({"status": draw.choice([500, 503]), "share": draw.choice([0.3, 1.0])}))
+            run.wait(window)
+            fault.unlink()
+            result.detail += f" for {window:.1f} s"
+        elif kind in ("cut", "held"):
+            assert place.proxy is not None
+            with place.proxy.during(kind):
+                run.wait(window)
+            result.detail += f" for {window:.1f} s"
+
+    def _flip(self, place: Place, draw: random.Random, result: Result) -> None:
+        there = {path: data for path, data in place.files().items() if data and category(path)}
+        wanted = draw.choice(sorted({category(path) for path in there}))
+        path = draw.choice(sorted(p for p in there if category(p) == wanted))
+        data = bytearray(there[path])
+        at = draw.randrange(len(data))
+        data[at] ^= draw.randrange(1, 256)
+        place.put(path, bytes(data))
+        result.detail = f"{wanted}: byte {at} of {path}"
+        if path not in self._verify(place):
+            result.unnamed.append(path)
+
+    def _finish(self, place: Place, result: Result, environment: dict[str, str]) -> None:
+        """The same command again: it must end, and leave a whole store."""
+        run = self.start(place, "root", environment)
+        ending = run.ending()
+        result.runs += 1
+        said = self._verify(place) if ending == "done" else ""
+        if ending != "done" or said:
+            result.problem = f"the next run ended {ending}; {said}"
+
+    def _verify(self, place: Place) -> str:
+        attempt = Attempt(lambda: short.verify(place.uri, place.root("doctor")), place.folder / "verify", place.environment)
+        return "" if attempt.wait(LONGEST) == short.DONE else attempt.log.read_text()[-600:]
+
+
+def kinds() -> list[tuple[str, str]]:
+    """All kinds of trials of the whole chain with the places that they have."""
+    found = [(kind, where) for kind in VICTIMS for where in ("local", "s3")]
+    found += [("twice", "local"), ("twice", "s3"), ("disk full", "local"), ("tracking killed", "local"), ("flip", "local")]
+    return found + [(kind, "s3") for kind in ("S3 killed", "cut", "held", "5xx")]
