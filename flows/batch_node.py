@@ -13,7 +13,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class Place:
         return f"{FOLDER}/meetings/{self.job}-{self.attempt}.json"
 
 
-def work(uri: str, root: Path) -> int:
-    """Carry out this node's part of a submission; the exit code of the run on the main node, 0 on the others.
+def work(uri: str, root: Path, options: Sequence[str] = ()) -> int:
+    """Carry out this node's part of a submission, with more options of ``tokenloom run``; its exit code, or 0 where it is not run.
 
     Raises:
         ConfigError: no such submission.
@@ -77,13 +77,13 @@ def work(uri: str, root: Path) -> int:
     """
     submission, place = Submission.read(uri), Place.of(os.environ)
     if place.nodes == 1:
-        return _run(submission, root, submission.cluster)
+        return _run(submission, root, submission.cluster, options)
     os.environ |= {"RAY_AUTH_MODE": "token", "TOKENLOOM_NODE_ROOT": str(root)}
     storage = Storage(submission.store)
-    return _main(submission, place, storage, root) if place.first else _join(place, storage, root)
+    return _main(submission, place, storage, root, options) if place.first else _join(place, storage, root)
 
 
-def _main(submission: Submission, place: Place, storage: Storage, root: Path) -> int:
+def _main(submission: Submission, place: Place, storage: Storage, root: Path, options: Sequence[str]) -> int:
     from configs.schema import ClusterConfig
     from flows.prefect_api import free_port
     from tasks.cluster import session
@@ -98,7 +98,7 @@ def _main(submission: Submission, place: Place, storage: Storage, root: Path) ->
             with session(ClusterConfig.model_validate(cluster), root) as current:
                 ray = current.ray
                 _until(lambda: sum(node["Alive"] for node in ray.nodes()) >= place.nodes, head, f"{place.nodes} nodes are not there")
-                return _run(submission, root, cluster)
+                return _run(submission, root, cluster, options)
         finally:
             storage.delete(place.meeting)  # the others end when it is gone
 
@@ -127,7 +127,7 @@ def _ray(options: list[str], address: str, root: Path) -> Iterator[Any]:
         yield started
 
 
-def _run(submission: Submission, root: Path, cluster: dict[str, Any]) -> int:
+def _run(submission: Submission, root: Path, cluster: dict[str, Any], options: Sequence[str]) -> int:
     """``tokenloom run`` in this process: the same plan, messages and exit codes."""
     from flows.cli import code_of
 
@@ -135,7 +135,7 @@ def _run(submission: Submission, root: Path, cluster: dict[str, Any]) -> int:
         files = {name: Path(folder, f"{name}.yaml") for name in ("run", "cluster")}
         files["run"].write_text(json.dumps(submission.run))  # JSON is YAML
         files["cluster"].write_text(json.dumps(cluster))
-        where = ["--cluster", str(files["cluster"]), "--store", submission.store, "--root", str(root)]
+        where = ["--cluster", str(files["cluster"]), "--store", submission.store, "--root", str(root), *options]
         return code_of(["run", str(files["run"]), *where, *([] if os.environ.get("PREFECT_API_URL") else ["--no-prefect"])])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flows.options import cluster_options, emit, epilog, json_option, run_options
+from flows.options import cluster_options, emit, epilog, json_option, place_options, run_options, workspace
 
 
 @click.command(
@@ -19,8 +19,8 @@ from flows.options import cluster_options, emit, epilog, json_option, run_option
     )
 )
 @run_options
+@place_options
 @cluster_options
-@click.option("--store", envvar="TOKENLOOM_STORE", required=True, metavar="URI", help="s3://bucket/prefix of the artifacts.")
 @click.option("--queue", required=True, help="Job queue.")
 @click.option("--job-definition", "definition", required=True, help="Job definition: NAME, NAME:REVISION or ARN (see infra/terraform).")
 @click.option("--nodes", default=1, show_default=True, help="Machines; several form a Ray cluster, in a multi-node parallel job.")
@@ -30,8 +30,9 @@ from flows.options import cluster_options, emit, epilog, json_option, run_option
 def submit(
     run: str,
     sets: tuple[str, ...],
+    root: str | None,
+    store: str | None,
     cluster: str | None,
-    store: str,
     queue: str,
     definition: str,
     nodes: int,
@@ -49,10 +50,11 @@ def submit(
     from tasks import batch
 
     config, where = load_run(run, sets), load_cluster(cluster, sets)
-    _check_reachable(store, where, nodes)
+    place = workspace(config.name, root, store, where).store_uri
+    _check_reachable(place, where, nodes)
     # The machines form the cluster themselves, and their image carries the code.
     plain = where.model_dump(mode="json") | {"address": "local", "ship_code": False}
-    submission = batch.Submission(config.model_dump(mode="json", by_alias=True), plain, store.rstrip("/"))
+    submission = batch.Submission(config.model_dump(mode="json", by_alias=True), plain, place.rstrip("/"))
     name = batch.job_name(config.name, planning.fingerprint(config))
     job = batch.Job(name, queue, definition, ("node", submission.uri), nodes, _environment())
     if dry_run:
@@ -84,10 +86,11 @@ def _environment() -> dict[str, str]:
     return {name: value for name in names if (value := os.environ.get(name)) and "@" not in value}
 
 
-@click.command(hidden=True)
+@click.command(epilog=epilog("tokenloom node s3://bucket/store/submissions/digits-var-0123456789ab.json"))
 @click.argument("uri")
 @click.option("--root", envvar="TOKENLOOM_ROOT", default=".tokenloom", metavar="FOLDER", help="Caches, logs and scratch files.")
-def node(uri: str, root: str) -> int:
+@json_option
+def node(uri: str, root: str, as_json: bool) -> int:
     """Carry out this machine's part of a submission (the job definitions of `submit` call it)."""
     from flows import batch_node, environment
 
@@ -95,4 +98,4 @@ def node(uri: str, root: str) -> int:
     there.mkdir(parents=True, exist_ok=True)
     environment.prepare(there)
     environment.log_to(there)
-    return batch_node.work(uri, there)
+    return batch_node.work(uri, there, ("--json",) if as_json else ())

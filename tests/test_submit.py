@@ -31,7 +31,8 @@ NODE = {"image": "tokenloom", "resourceRequirements": [{"type": "VCPU", "value":
 
 
 @pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENLOOM_ROOT", str(tmp_path / "own"))
     for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
@@ -147,7 +148,7 @@ def test_a_dry_run_prints_the_request_and_touches_nothing(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--store", "here"], "--store 'here': a job's machine is not this one"),
+        (["--store", "here"], "here': a job's machine is not this one"),
         (["--nodes", "0"], "--nodes 0: must be at least 1"),
         (["--nodes", "5"], "--nodes 5: cluster.execution.workers=2 leave some of them idle"),
         (["--set", "cluster.address=ray://x:1"], "cluster.address='ray://x:1': the job makes its own Ray cluster"),
@@ -248,7 +249,7 @@ import json, sys
 from pathlib import Path
 from flows import batch_node
 
-def look(submission, root, cluster):
+def look(submission, root, cluster, options):
     import ray
     at = {"nodes": sum(n["Alive"] for n in ray.nodes()), "address": cluster["address"]}
     Path(root, "seen.json").write_text(json.dumps(at))
