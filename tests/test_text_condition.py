@@ -128,6 +128,18 @@ def test_guidance_goes_from_the_null_text_to_the_text(prefix: str) -> None:
         assert (cond.logits - null.logits).abs().max() > 1e-3
 
 
+def test_a_share_of_texts_is_dropped_by_the_draws_of_the_step_alone() -> None:
+    rows = 400
+    text, feature = Text.of(["seven"] * rows), TextFeatures(torch.ones(rows, 5, 3), torch.ones(rows, 5, dtype=torch.bool))
+    for made, given in ((model(), text), (model({"encoded": {**READ, "encoder": "x", "features": 3}}), feature)):
+        whole = made.condition.embed(made.condition.drop(given, Draws.whole(0, 3, rows)))[1].any(1)  # type: ignore[operator]
+        assert 0.04 < 1 - float(whole.float().mean()) < 0.16
+        half = made.condition.drop(given.part(200, 400), Draws(0, 3, 9, 200, 400, rows))  # type: ignore[attr-defined]
+        assert torch.equal(made.condition.embed(half)[1].any(1), whole[200:])  # type: ignore[operator]
+        assert bool(made.condition.embed(made.condition.drop(given, None))[1].any(1).all())  # type: ignore[operator]
+        assert not made.condition.embed(made.condition.null(given))[1].any()  # type: ignore[operator]
+
+
 def test_any_net_may_be_asked_in_words() -> None:
     """One with slots and steered norms, and one that looks at a memory; no part of the reader is idle."""
     for recipe, prefix in (("var", "summary"), ("infinity", "none")):
