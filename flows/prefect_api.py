@@ -184,6 +184,7 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
             wait_for(f"http://127.0.0.1:{number}/api/health", started, "Prefect server", log_file)
             os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{number}/api"
             print(f"Prefect UI: http://127.0.0.1:{number}", file=sys.stderr)
+        from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
         from prefect.context import refresh_global_settings_context
         from prefect.deployments.runner import EntrypointType
 
@@ -197,6 +198,8 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
             name=config.name,
             cron=cron,
             limit=1,
+            # Also where it is served twice; a run that dies frees its place by the automation.
+            global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             pause_on_shutdown=False,
             print_starting_message=False,
             entrypoint_type=EntrypointType.MODULE_PATH,

@@ -35,6 +35,23 @@ def _check_schedule(api: str) -> None:
     assert {run["state_type"] for run in runs} == {"SCHEDULED"}
 
 
+def _check_automation(api: str, home: Path) -> None:
+    """The automation for runs without a heartbeat is made once, and judges our flows alone."""
+    import subprocess
+    import sys
+
+    twice = "from flows.prefect_api import watch_heartbeats as watch; print(watch(), watch())"
+    environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-c", twice], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.split() == ["True", "False"], done.stderr[-2000:]
+    _, (automation,) = _post(f"{api}/automations/filter")
+    assert automation["name"] == prefect_api.HEARTBEAT
+    assert automation["enabled"] is True
+    assert automation["trigger"]["within"] == prefect_api.MISSED * prefect_api.HEARTBEAT_SECONDS
+    assert automation["trigger"]["match_related"]["prefect.resource.name"] == list(prefect_api.FLOWS)
+    assert [action["state"] for action in automation["actions"]] == ["CRASHED"]
+
+
 @pytest.mark.slow
 def test_the_api_starts_and_its_lists_answer(tmp_path: Path) -> None:
     port, log = prefect_api.free_port(), tmp_path / "server.log"
@@ -44,6 +61,7 @@ def test_the_api_starts_and_its_lists_answer(tmp_path: Path) -> None:
         for name in LISTS:
             assert _post(f"http://127.0.0.1:{port}/api/{name}/filter") == (200, []), name
         _check_schedule(f"http://127.0.0.1:{port}/api")
+        _check_automation(f"http://127.0.0.1:{port}/api", tmp_path / "client")
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)  # nothing is left behind
 
