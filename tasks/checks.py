@@ -11,6 +11,7 @@ from models.build import ModelSpec, parameters
 from models.config import ConfigError
 from models.parts.nets.classifier import shape_of
 from models.protocols import Generator, Method
+from models.settings import ExecutionSettings
 from tasks.serving.drawing import default_sampler
 
 
@@ -136,6 +137,13 @@ def _used(spec: dict[str, Any], where: str, data: dict[str, int]) -> ModelSpec:
                 f"set data.{name}={found.given[name]} or train a tokenizer"
             )
     return found
+
+
+def check_sharding(spec: ModelSpec, execution: ExecutionSettings) -> None:
+    """See that a generator can be trained with ``sharding: fsdp``; raises ``ConfigError``."""
+    from tasks.sharding import check_sharded
+
+    check_sharded(_build(spec, spec.kind), execution.compile)
 
 
 def _build(spec: ModelSpec, section: str) -> Method:

@@ -21,7 +21,7 @@ from models.build import ModelSpec
 from models.config import ConfigError
 from models.settings import OptimizerSettings, TrainSettings
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
-from tasks.checks import check_training, check_warm_start
+from tasks.checks import check_sharding, check_training, check_warm_start
 from tasks.cluster import node_root, session, worker_root
 from tasks.collapse import WARNINGS, found
 from tasks.curves import Tail, numbers, read_curves
@@ -166,12 +166,7 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
         raise ConfigError(f"train.batch={settings.batch} is smaller than workers={workers}: use fewer workers or a larger batch")
     sharded = cluster.execution.sharding == "fsdp" and workers > 1 and step.kind == "generator"
     if sharded:
-        import torch
-
-        from tasks.sharding import check_sharded
-
-        with torch.device("meta"):
-            check_sharded(spec.build(), cluster.execution.compile)
+        check_sharding(spec, cluster.execution)
     notes["sharding"] = "fsdp" if sharded else "ddp"
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if step.kind == "generator":

@@ -8,17 +8,18 @@ the same names, so that a run may go on with or without sharding, and with any n
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.config import ConfigError
-from models.protocols import Generator, Method
+from models.protocols import Method
 from models.settings import OptimizerSettings, TrainSettings
 from tasks.optimizer import TAIL, ema_decay, learning_rate, trainable
 from tasks.parallel import checksum
@@ -58,16 +59,37 @@ def units(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def shard(model: Method, device: torch.device, world: int) -> None:
-    """Cut the parameters of a model over all workers, in place; every worker must hold the same weights."""
-    mesh = init_device_mesh(device.type, (world,))
-    for unit in [*units(model), model]:
+class _Root(nn.Module):
+    """What is sharded as a whole: a pass through it is a pass of the loss.
+
+    A module of its own, because ``losses`` may call the model (its ``forward``), which would end the pass of a root too early.
+    """
+
+    def __init__(self, model: Method) -> None:
+        super().__init__()
+        self.model, self.passed = model, False
+
+    def forward(self, *given: Any) -> dict[str, Tensor]:
+        self.passed = True
+        return self.model.losses(*given)
+
+
+def shard(model: Method, device: torch.device, world: int) -> _Root:
+    """Cut the parameters of a model over all workers, in place; every worker must hold the same weights.
+
+    Returns:
+        What computes ``model.losses`` when it is called; all workers must call it equally often.
+    """
+    # Said of every block that ends in a reshape; nothing here writes into what a block returns.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh, root = init_device_mesh(device.type, (world,)), _Root(model)
+    for unit in [*units(model), root]:
         fully_shard(unit, mesh=mesh)
-    for part in _sharded(model):
+    for part in _sharded(root):
         # The loss of a piece is weighed by its share of the global batch already: gradients are added up, not averaged.
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "losses")
+    return root
 
 
 class ShardedOptimizer:
@@ -158,28 +180,33 @@ class ShardedOptimizer:
 
 
 class ShardedState(TrainState):
-    """The state of a sharded model (``shard`` has been called on it): what leaves it is whole."""
+    """The state of a model that is cut over the workers here: what leaves it is whole."""
 
     optimizer: Any = ShardedOptimizer
 
-    def __init__(self, model: Method, settings: TrainSettings) -> None:
+    def __init__(self, model: Method, settings: TrainSettings, device: torch.device, world: int) -> None:
+        self._root = shard(model, device, world)
         super().__init__(model, settings)
-        if not isinstance(model, FSDPModule) or not isinstance(model, Generator):
-            raise TypeError(f"{type(model).__name__}: shard() a generator first")
+        self.losses = self._root
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[None]:
         """As it will be saved, whole on every worker, so that one may use it without the others."""
         with super().exported():
-            self.model.set_reshard_after_forward(False)  # type: ignore[operator]
-            for part in _sharded(self.model):
+            parts = _sharded(self._root)
+            for part in parts:
+                part.set_reshard_after_forward(False, recurse=False)
                 part.unshard()
             try:
                 yield
             finally:
-                for part in _sharded(self.model):
+                for part in parts:
                     part.reshard()
-                    part.set_reshard_after_forward(part is not self.model, recurse=False)
+                    part.set_reshard_after_forward(part is not self._root, recurse=False)
+                if self._root.passed:
+                    # Passes without gradients, more on one worker than on another, leave traces in the order in which blocks
+                    # are fetched for the next backward pass: without this, workers would wait for different blocks.
+                    cast(FSDPModule, self._root).reset_iter_state()
 
     def checksum(self) -> int:
         """A number that differs between workers whose buffers differ."""

@@ -123,7 +123,7 @@ class _Run:
         if self.settings.precision == "bfloat16":
             exact_norms(self.model)
         self.state = state_of(self.model, self.settings, job.execution, self.device, group.world)
-        self.losses = torch.compile(self.model.losses) if job.execution.compile else self.model.losses
+        self.losses = torch.compile(self.state.losses) if job.execution.compile else self.state.losses
         self.kept = Checkpoints(self.storage, job.folder, job.fingerprint, self.scratch, keep_every=self.settings.keep_every)
         self.curves = CurveWriter(self.storage, job.folder, every=1.0 if self.storage.is_local else 10.0)
         self.watch: Watch | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class TrainState:
 
     def __init__(self, model: Method, settings: TrainSettings) -> None:
         self.model, self.step = model, 0
+        self.losses: Callable[..., dict[str, Tensor]] = model.losses  # in a training step; the model's own where it is whole
         self.phases = [self.optimizer(model, phase, settings.optimizer, settings.ema) for phase in model.phases]
         owned = [name for phase in self.phases for name in phase.parameters]
         if twice := sorted({name for name in owned if owned.count(name) > 1}):
@@ -106,8 +107,7 @@ def state_of(model: Method, settings: TrainSettings, execution: ExecutionSetting
     """
     if execution.sharding == "ddp" or workers == 1 or not isinstance(model, Generator):
         return TrainState(model, settings)
-    from tasks.sharding import ShardedState, check_sharded, shard
+    from tasks.sharding import ShardedState, check_sharded
 
     check_sharded(model, execution.compile)
-    shard(model, device, workers)
-    return ShardedState(model, settings)
+    return ShardedState(model, settings, device, workers)

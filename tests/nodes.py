@@ -33,13 +33,20 @@ class Node:
     process: subprocess.Popen[bytes]
 
     def kill(self) -> None:
-        """End the node at once, as a machine that loses power; nothing of another cluster is touched."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            for each in [*family, psutil.Process(self.process.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
+        """End the node at once, as a machine that loses power: all processes that carry its mark, and no others."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait(30)
+
+    def processes(self) -> list[psutil.Process]:
+        """Raylet, workers and helpers of this node (they keep its environment, whoever started them)."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                if process.environ().get("TOKENLOOM_NODE_ROOT") == str(self.root / "own"):
+                    found.append(process)
+        return found
 
 
 @dataclass
@@ -51,11 +58,15 @@ class Nodes:
     environment: dict[str, str]
     nodes: list[Node] = field(default_factory=list)
 
-    def start(self, cpus: int) -> Node:
-        """Add a node with so many CPUs; it is ready when the address answers, or soon after for later nodes."""
+    def start(self, cpus: int, tries: int = 3) -> Node:
+        """Add a node with so many CPUs, and wait until it runs.
+
+        Raises:
+            RuntimeError: it does not start; its log is in the message.
+        """
         name = f"node{len(self.nodes)}"
         root = self.home / name
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         head = not self.nodes
         where = ["--head", f"--port={self.address.rpartition(':')[2]}"] if head else [f"--address={self.address}"]
         ports = [
@@ -70,6 +81,15 @@ class Nodes:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=root, start_new_session=True)
         node = Node(name, root, process)
         self.nodes.append(node)
+        deadline = time.monotonic() + 120
+        while b"Ray runtime started" not in (said := (root / "log.txt").read_bytes()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                node.kill()
+                self.nodes.pop()
+                if tries > 1 and b"timed out during startup" in said:  # it gives up after 30 s, which a busy machine may need
+                    return self.start(cpus, tries - 1)
+                raise RuntimeError(f"{name} does not start: {said.decode()[-2000:]}")
+            time.sleep(0.1)
         return node
 
 
@@ -95,23 +115,12 @@ def cluster(cpus: Sequence[int], environment: Mapping[str, str] | None = None) -
     nodes.environment.pop("PYTHONPATH", None)
     try:
         for number in cpus:
-            nodes.start(number)  # one after another: a raylet gives up after 30 s, which a busy machine would need for several
-            _wait(nodes)
+            nodes.start(number)
         yield nodes
     finally:
         for node in reversed(nodes.nodes):
             node.kill()
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _wait(nodes: Nodes, seconds: float = 120) -> None:
-    """Until every node says that it runs."""
-    deadline = time.monotonic() + seconds
-    for node in nodes.nodes:
-        while b"Ray runtime started" not in (said := (node.root / "log.txt").read_bytes()):
-            if node.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{node.name} does not start: {said.decode()[-2000:]}")
-            time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
+from flows.guard import end_with_parent
 from models import registry
 from models.config import ConfigError
 from models.draws import Draws
@@ -44,7 +45,7 @@ def one_step(state: TrainState, group: Group) -> list[float]:
     numbers = []
     for phase in state.phases:
         phase.clear()
-        parts = state.model.losses(
+        parts = state.losses(
             rows_of(batch, start, stop), phase.phase, Draws(0, state.step, SETTINGS.steps, start, stop, total, stream=phase.phase)
         )
         (parts["loss"] * ((stop - start) / total)).backward()
@@ -62,6 +63,7 @@ def built(name: str) -> Method:
 
 def worker(folder: str, names: list[str], rank: int, world: int) -> None:
     """Two steps sharded, the state to a file; a third step after a whole state was taken back."""
+    end_with_parent()
     torch.set_num_threads(1)
     group, found = Group(rank, world), {}
     for name in names:
