@@ -200,7 +200,7 @@ class RunConfig(Section):
 class ClusterConfig(Section):
     """Where a run is executed (configs/clusters/*.yaml); never part of a fingerprint."""
 
-    address: Execution[str] = Field("local", description="local, or the address of a Ray cluster (ray://host:10001 or auto)")
+    address: Execution[str] = Field("local", description="local, or the address of a Ray cluster that this machine is in (auto, host:port)")
     execution: Execution[ExecutionSettings] = Field(default_factory=ExecutionSettings)
     extract_actors: Execution[int] = Field(2, ge=1)
     gpus_per_worker: Execution[float] = Field(0, ge=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import signal
 import threading
 import time
@@ -284,6 +285,8 @@ def worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     storage = Storage(job.store)
+    if storage.is_local and not storage.local_path().is_dir():
+        raise StepError(f"{job.store} is not on {platform.node()}: give --store s3://…, or a folder that all nodes share")
     failure = f"{job.folder}/{_FAILURE}"
     if storage.exists(failure):
         return

@@ -32,9 +32,11 @@ def check_sharded(model: Method, compiled: bool) -> None:
     """See that a generator's state can be sharded.
 
     Raises:
-        ConfigError: several phases, parameters without dimensions, or ``compile``.
+        ConfigError: several phases, parameters without dimensions, ``compile``, or a torch that is too old.
     """
     name = type(model).__name__
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise ConfigError(f"execution.sharding='fsdp': needs torch 2.13 or newer, this is {torch.__version__}; use sharding: ddp")
     if len(model.phases) > 1:
         raise ConfigError(f"execution.sharding='fsdp': {name} trains in the phases {model.phases}, which ddp alone does; use sharding: ddp")
     if compiled:
