@@ -68,7 +68,9 @@ class Workspace:
         """MLflow: one experiment a run name."""
         from tasks.tracking import Tracker
 
-        return Tracker(self.cluster.tracking_uri, self.root, self.name)
+        # Pictures and models go where the artifacts are, if that is not this machine.
+        artifacts = f"{self.store_uri.rstrip('/')}/mlflow" if self.store_uri.startswith("s3://") else None
+        return Tracker(self.cluster.tracking_uri, self.root, self.name, artifacts)
 
     @property
     def report(self) -> Callable[[str, int, int, dict[str, float]], None]:

@@ -81,7 +81,9 @@ def _finished(
                     cause = error.cause
                     raise cause if isinstance(cause, (StepError, ConfigError)) else StepError(f"sampling failed: {cause!r}") from error
                 except ray.exceptions.RayError as error:
-                    raise StepError(f"a sampling worker died again and again: {error}; run again to go on") from error
+                    raise StepError(
+                        f"a sampling worker died again and again: {str(error).strip().splitlines()[-1]}; run again to go on"
+                    ) from error
         finally:
             for each in actors:
                 ray.kill(each)

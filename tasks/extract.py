@@ -154,7 +154,9 @@ def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store
                     cause = error.cause
                     raise cause if isinstance(cause, (StepError, ConfigError)) else StepError(f"tokenizing failed: {cause!r}") from error
                 except ray.exceptions.RayError as error:
-                    raise StepError(f"an extraction worker died again and again: {error}; run again to go on") from error
+                    raise StepError(
+                        f"an extraction worker died again and again: {str(error).strip().splitlines()[-1]}; run again to go on"
+                    ) from error
         finally:
             for each in actors:
                 ray.kill(each)

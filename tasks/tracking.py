@@ -40,12 +40,14 @@ class Tracker:
         uri: of an MLflow server; ``MLFLOW_TRACKING_URI``, else SQLite under the root, if not given.
         root: local root folder, for the database, pictures and the spool.
         experiment: MLflow experiment of the runs.
+        artifacts: address (``s3://…``) below which MLflow's own files lie; under the root, or where a server keeps them, if not given.
+            The server and whoever looks at the runs need its credentials (``AWS_*``) then.
     """
 
-    def __init__(self, uri: str | None, root: Path, experiment: str) -> None:
+    def __init__(self, uri: str | None, root: Path, experiment: str, artifacts: str | None = None) -> None:
         self.root = Path(root).absolute()
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
-        self.experiment = experiment
+        self.experiment, self._artifacts = experiment, artifacts
         self.away = False
         self._warned = False
         self._client: Any = None
@@ -126,8 +128,9 @@ class Tracker:
             found = client.get_experiment_by_name(name)
             if found is not None:
                 return str(found.experiment_id)
-            local = self.uri.startswith("sqlite:")
-            location = (self.root / "mlruns" / name).as_uri() if local else None
+            location = (self.root / "mlruns" / name).as_uri() if self.uri.startswith("sqlite:") else None
+            if self._artifacts is not None:
+                location = f"{self._artifacts}/{name}"
             return str(client.create_experiment(name, artifact_location=location))
 
     def run_id(self, fingerprint: str) -> str | None:

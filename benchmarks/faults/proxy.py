@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import struct
 import threading
@@ -122,6 +123,7 @@ class ProxyProcess:
         """End the process."""
         os.close(self._commands)
         os.close(self._answers)
+        os.kill(self._pid, signal.SIGKILL)  # a process forked later holds the other end of the pipe too
         os.waitpid(self._pid, 0)
 
     def _tell(self, what: str) -> None:

@@ -22,6 +22,7 @@ from benchmarks.faults.place import Place
 
 DISK = 24 << 20  # bytes of the disk that is filled
 LONGEST = 180.0  # seconds after which an attempt hangs
+ENDED = " (it had ended)"
 STALE, BEAT = 3.0, 0.5  # seconds of a lease in the trials of two runs
 
 
@@ -134,10 +135,22 @@ class Trials:
     def run(self, kind: str, where: str, seed: int) -> Result:
         """One fault."""
         draw = random.Random(f"{kind} {where} {seed}")
-        result = Result(kind, where, seed)
         began = time.monotonic()
         wanted, duration, files = self.undisturbed(where)
-        place = self.place(where, DISK if kind == "disk full" else 0)
+        while True:
+            result = Result(kind, where, seed)
+            self._trial(result, draw, wanted, duration, files)
+            if ENDED not in result.detail or duration < 0.05:
+                break
+            duration *= 0.5  # the machine is faster now: earlier
+        result.seconds = round(time.monotonic() - began, 2)
+        return result
+
+    def _trial(self, result: Result, draw: random.Random, wanted: dict[str, str], duration: float, files: dict[str, bytes]) -> None:
+        kind = result.kind
+        place = self.place(result.where, DISK if kind == "disk full" else 0)
+        there: set[str] = set()
+        lines = 0
         try:
             if kind == "flip":
                 self._flip(place, result, draw, duration, files)
@@ -145,14 +158,15 @@ class Trials:
                 self._twice(place, result, draw, duration)
             else:
                 self._once(place, result, draw, duration, kind)
-            self._finish(place, result)
+                if ENDED in result.detail:
+                    return
+                there, lines = kept(place.files()), len(self._journal(place))
+            self._finish(place, result, there, lines)
             result.lost += differing(wanted, outcome(place.files()))
             if not result.ok:
                 result.detail += " | " + (place.folder / "log").read_text()[-1500:]
         finally:
             place.close()
-        result.seconds = round(time.monotonic() - began, 2)
-        return result
 
     # --- kinds --------------------------------------------------------------------------------------------------
 
@@ -176,9 +190,8 @@ class Trials:
                 result.detail += f" for {window:.1f} s, patience {'0.5' if impatient else '20'} s"
                 self._outage(place, kind, draw, attempt, window)
         else:
-            result.detail += " (it had ended)"
+            result.detail += ENDED
         self._first(attempt, result)
-        self._keep(place, result)
 
     def _outage(self, place: Place, kind: str, draw: random.Random, attempt: Attempt, window: float) -> None:
         assert place.server is not None
@@ -247,11 +260,11 @@ class Trials:
             attempt.kill()
         there = {path: data for path, data in place.files().items() if data and category(path)}
         # first the category, so that the few large files do not take all
-        wanted = draw.choice(sorted({category(path) for path in there}) or [""])
-        if not wanted:
-            result.first = "killed"
-            result.detail = "nothing there yet"
-            return
+        if not there:  # killed before anything was
+            finished, there = True, {path: data for path, data in files.items() if data and category(path)}
+            for path, data in files.items():
+                place.put(path, data)
+        wanted = draw.choice(sorted({category(path) for path in there}))
         path = draw.choice(sorted(p for p in there if category(p) == wanted))
         data = bytearray(there[path])
         at = draw.randrange(len(data))
@@ -287,15 +300,14 @@ class Trials:
         result.first = ending if result.first in ("", "done", "killed") else result.first
         result.runs += 1
 
-    def _keep(self, place: Place, result: Result) -> None:
-        self._there = kept(place.files()), len(self._journal(place))
-
     def _journal(self, place: Place) -> list[str]:
         return short.Journal(place.folder / "journal").lines()
 
-    def _finish(self, place: Place, result: Result) -> None:
-        """The same command until it is done; with a flipped byte a run may say so first."""
-        there, lines = getattr(self, "_there", (set(), 0))
+    def _finish(self, place: Place, result: Result, there: set[str], lines: int) -> None:
+        """The same command until it is done; with a flipped byte a run may say so first.
+
+        ``there`` is what had been kept when the first run ended, after so many ``lines`` of the journal.
+        """
         for again in range(4):
             attempt = self.start(place, "fresh" if result.kind == "flip" else "root")
             code = attempt.wait(LONGEST)

@@ -25,12 +25,13 @@ import yaml
 from benchmarks.faults import short
 from benchmarks.faults.judge import differing, outcome, resumed_early, rewritten
 from benchmarks.faults.place import Place, free_port
-from benchmarks.faults.trials import Attempt, Result, category
+from benchmarks.faults.trials import ENDED, Attempt, Result, category
 
 MARK = "TOKENLOOM_KILL_MARK"
 LONGEST = 420.0  # seconds after which a run hangs
 DISK = 96 << 20  # bytes of the disk that is filled
 PATIENCE = 20.0  # seconds
+LINES = 3  # of a clear message, at most
 STEPS = 8
 
 
@@ -109,7 +110,7 @@ class Run:
         if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return "killed"
         said = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("tokenloom: ")]
-        if code and (not said or any("this is unexpected" in line for line in said)):
+        if code and (not 0 < len(said) <= LINES or any("this is unexpected" in line for line in said)):
             return "crashed"
         return "done" if code == 0 else "error"
 
@@ -232,7 +233,7 @@ class Whole:
             if first.wait(moment) is None:
                 self._fault(kind, place, draw, first, result, tracking)
             else:
-                result.detail += " (it had ended)"
+                result.detail += ENDED
             if second is not None:
                 result.first = second.ending()
                 result.runs += 1
