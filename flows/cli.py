@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 come back (pree
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -120,6 +121,8 @@ def code_of(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing left to say
         return EXIT_FAILED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say(f"{error.strerror}: {error.filename or 'a disk of this run'}; make room, the same command goes on", EXIT_FAILED)
         logging.getLogger("tokenloom").error("unexpected", exc_info=True)
         if os.environ.get("TOKENLOOM_DEBUG"):
             traceback.print_exc()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -77,8 +78,11 @@ class ModelSpec:
 
 
 def save_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-    """Write ``weights.safetensors`` and ``model.json`` into an existing folder."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, str(folder / "weights.safetensors"))
+    """Write ``weights.safetensors`` and ``model.json`` into an existing folder; ``OSError`` where that cannot be."""
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, str(folder / "weights.safetensors"))
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{folder}: the weights could not be written: {error}") from error
     (folder / "model.json").write_text(json.dumps(spec.to_dict(), indent=1, sort_keys=True))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class Checkpoints:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, str(local))
             digest, size = _sha256(local), local.stat().st_size
             self._storage.upload(local, f"{self.path(step)}/state.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # a full disk is either, by who writes
             raise StepError(f"checkpoint {self._storage.uri(self.path(step))} could not be written: {error}") from error
         finally:
             local.unlink(missing_ok=True)

@@ -113,9 +113,8 @@ def _speaking(call: Any) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
     except OSError as error:  # the command line says these in one line too, e.g. a full disk
-        traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return FAILED if error.errno is not None else CRASHED
+        return FAILED
     except Exception:
         traceback.print_exc()
         return CRASHED
