@@ -59,8 +59,8 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         runner = whole.Whole(folder)
         chosen = whole.kinds()
     chosen = [(k, w) for k, w in chosen if (not arguments.kind or k in arguments.kind) and arguments.where in (None, w)]
-    tried = {(r["level"], r["kind"], r["where"], r["seed"]) for r in rows_of(arguments.results)}
-    began, done = time.monotonic(), 0
+    tried = {(r["level"], r["kind"], r["where"], r["seed"]) for r in rows_of(arguments.results) if r["level"] != "cost"}
+    began, done, known = time.monotonic(), 0, 0
     for seed in [arguments.seed] if arguments.seed is not None else range(10**6):
         for kind, where in chosen:
             if arguments.seed is None and (arguments.level, kind, where, seed) in tried:
@@ -69,9 +69,10 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
                 return
             result = runner.run(kind, where, seed)
             done += 1
-            row = result.__dict__ | {"ok": result.ok}
+            rows = [cost.row() for cost in getattr(runner, "costs", [])[known:]] + [result.__dict__ | {"ok": result.ok}]
+            known += len(rows) - 1
             with open(arguments.results, "a") as file:
-                file.write(json.dumps(row, sort_keys=True) + "\n")
+                file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
             verdict = "ok " if result.ok else "BAD"
             print(
                 f"{verdict} {kind} {where} --seed {seed}: {result.first}, {result.runs} runs, {result.seconds} s; {result.detail}",

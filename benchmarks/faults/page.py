@@ -44,7 +44,7 @@ or are missing. *Again*: work done again that had been kept. Faults that came af
 
 def latest(rows: Iterable[Row]) -> list[Row]:
     """The last result of each fault that hit a run: a trial that was repeated counts once."""
-    found = {(r["level"], r["kind"], r["where"], r["seed"]): r for r in rows}
+    found = {(r["level"], r["kind"], r["where"], r["seed"]): r for r in rows if r["level"] != "cost"}
     return [row for row in found.values() if ENDED.strip() not in row["detail"] and row["detail"] != "nothing there yet"]
 
 
@@ -56,6 +56,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def page(rows: Iterable[Row]) -> str:
     """The page about these results."""
+    rows = list(rows)
     counted = latest(rows)
     body = []
     for level in ("short", "whole"):
@@ -81,6 +82,7 @@ def page(rows: Iterable[Row]) -> str:
             "",
             table(("file", "tried", "found and named", "mended"), _flips(flips)),
             "",
+            *_costs([r for r in rows if r["level"] == "cost"]),
             "## Once more",
             "",
             "```\n"
@@ -101,6 +103,25 @@ def _numbers(rows: Sequence[Row]) -> tuple[int, ...]:
     ends = Counter("done" if r["first"] == "killed" else r["first"] for r in rows)
     bad = sum(1 for r in rows if r["first"] not in ("done", "killed", "error") or r["problem"])
     return len(rows), ends["done"], ends["error"], bad, sum(bool(r["lost"]) for r in rows), sum(bool(r["twice"]) for r in rows)
+
+
+def _costs(rows: Sequence[Row]) -> list[str]:
+    """What safety costs: seconds of undisturbed runs of the whole chain."""
+    if not rows:
+        return []
+    body = [
+        (r["where"], r["undisturbed"], r["again"], r["orchestration"], f"{r['orchestration'] / (60 + r['orchestration']):.0%}", r["load"])
+        for r in sorted({row["where"]: row for row in rows}.values(), key=lambda row: str(row["where"]))
+    ]
+    head = (
+        "store",
+        "whole run",
+        "again, nothing to do",
+        "training step beside its training",
+        "share of a step of 60 s",
+        "load of the machine",
+    )
+    return ["## Cost", "", "Seconds, on two cores; the load says how many others wanted them.", "", table(head, body), ""]
 
 
 def _flips(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ A tokenizer run on small pictures: ingest, training, extraction, features, evalu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +163,29 @@ class Tracking:
             return found
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of an undisturbed run, of the same command again, and of what the training step took beside its training."""
+
+    where: str
+    undisturbed: float
+    again: float
+    orchestration: float
+    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
+
+    def row(self) -> dict[str, Any]:
+        """A row of the results that is no fault."""
+        return {"level": "cost", **asdict(self)}
+
+
+def orchestration(files: dict[str, bytes]) -> float:
+    """Seconds of the training step that were no training: Ray's start, workers, lease, checks, tracking, the record."""
+    record = next(json.loads(data) for path, data in files.items() if path.startswith("tokenizer/") and path.endswith("/record.json"))
+    return round(record["seconds"] - record["metrics"]["train_seconds"], 1)
+
+
 class Whole:
-    """Runs trials of the whole chain below a folder."""
+    """Runs trials of the whole chain below a folder; ``costs`` are of the undisturbed runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -182,6 +205,7 @@ class Whole:
         (folder / "cluster.yaml").write_text(yaml.safe_dump({"execution": {"workers": 1, "device": "cpu"}, "extract_actors": 1}))
         self._wanted: dict[str, tuple[dict[str, str], float]] = {}
         self._number = 0
+        self.costs: list[Cost] = []
 
     def start(self, place: Place, root: str = "root", environment: dict[str, str] | None = None) -> Run:
         """Start the run."""
@@ -206,8 +230,10 @@ class Whole:
                 seconds = time.monotonic() - run.began
                 again = self.start(place)
                 again.ending()
-                print(f"undisturbed on {where}: {seconds:.1f} s; again, nothing to do: {time.monotonic() - again.began:.1f} s", flush=True)
-                self._wanted[where] = outcome(place.files()), seconds
+                files = place.files()
+                self.costs.append(Cost(where, round(seconds, 1), round(time.monotonic() - again.began, 1), orchestration(files)))
+                print(self.costs[-1], flush=True)
+                self._wanted[where] = outcome(files), seconds
             finally:
                 place.close()
         return self._wanted[where]
@@ -331,7 +357,8 @@ class Whole:
 
 
 def kinds() -> list[tuple[str, str]]:
-    """All kinds of trials of the whole chain with the places that they have."""
-    found = [(kind, where) for kind in VICTIMS for where in ("local", "s3")]
-    found += [("twice", "local"), ("twice", "s3"), ("disk full", "local"), ("tracking killed", "local"), ("flip", "local")]
-    return found + [(kind, "s3") for kind in ("S3 killed", "cut", "held", "5xx")]
+    """All kinds of trials of the whole chain with the places that they have, the most different ones first."""
+    local = ["kill worker", "tracking killed", "disk full", "kill raylet", "kill driver", "flip", "kill tree", "twice"]
+    s3 = ["S3 killed", "kill tree", "twice", "cut", "kill worker", "5xx", "kill driver", "held", "kill raylet"]
+    pairs = [pair for a, b in itertools.zip_longest(local, s3) for pair in ((a, "local"), (b, "s3"))]
+    return [(kind, where) for kind, where in pairs if kind is not None]
