@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,7 +67,8 @@ def run(
         _say_plan(planned, shown)
         error: str | None = None
         try:
-            _execute(config, work, only, no_prefect, shown)
+            with redirect_stdout(sys.stderr):  # what libraries say (Ray, of a node that died) is no part of the result
+                _execute(config, work, only, no_prefect, shown)
         except BaseException as problem:
             error = str(problem) or type(problem).__name__
             raise
