@@ -72,8 +72,8 @@ def resumed_early(before: Files, after: Files) -> list[str]:
     newest: dict[str, int] = {}
     for path in before:
         if path.endswith("/state.json"):
-            at, _, step = path.rsplit("/", 1)[0].partition("/checkpoints/step-")
-            newest[at] = max(newest.get(at, 0), int(step))
+            at, _, number = path.rsplit("/", 1)[0].partition("/checkpoints/step-")
+            newest[at] = max(newest.get(at, 0), int(number))
     found = []
     for at, step in newest.items():
         record = f"{at}/record.json"

@@ -14,11 +14,14 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.faults.proxy import ProxyProcess
-from benchmarks.faults.s3server import objects, serve
+from benchmarks.faults.s3server import file_of, objects, serve
 
 BUCKET = "loom-store"
 #: The server reads the service from it and checks nothing.
-_SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none"}
+_HEADERS = {
+    "Content-Type": "application/octet-stream",
+    "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none",
+}
 
 
 def free_port() -> int:
@@ -110,8 +113,10 @@ class Place:
         """Change a file behind the back of the store; None removes it."""
         if self.server is not None:
             address = f"http://127.0.0.1:{self.server.port}/{BUCKET}/store/{path}"
-            request = urllib.request.Request(address, data=data, method="DELETE" if data is None else "PUT", headers=_SIGNED)
+            request = urllib.request.Request(address, data=data, method="DELETE" if data is None else "PUT", headers=_HEADERS)
             urllib.request.urlopen(request, timeout=10).close()
+            if data is not None and file_of(self.server.folder, f"store/{path}").read_bytes() != data:
+                raise SystemExit(f"the S3 server holds something else than was put at {path}")
         elif data is None:
             (Path(self.uri) / path).unlink(missing_ok=True)
         else:

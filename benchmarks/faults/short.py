@@ -74,7 +74,7 @@ def _without_ray(journal: Journal) -> None:
             journal.note(f"shard {folder}/{key}")
             yield key, made
 
-    distributed._fit = fit  # type: ignore[assignment]
+    distributed._fit = fit
     extract._encode = encode
 
 

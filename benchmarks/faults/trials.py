@@ -216,7 +216,7 @@ class Trials:
         def quick(root: str, host: str) -> Callable[[], int]:
             def call() -> int:
                 leases.object_lease.__wrapped__.__defaults__ = (BEAT, STALE)  # type: ignore[attr-defined]
-                leases.socket.gethostname = lambda: host  # type: ignore[assignment]  # of another machine its process ids say nothing
+                leases.socket.gethostname = lambda: host  # of another machine its process ids say nothing
                 return short.attempt(place.uri, place.root(root), self.source, place.folder / "journal")
 
             return call
@@ -250,9 +250,9 @@ class Trials:
         finished = draw.random() < 0.6
         if finished:
             # Without the last artifacts what they stand on is used again.
-            gone = draw.choice([("",), ("generator/",), ("generator/", "tokens/")])
+            gone = draw.choice([(), ("generator/",), ("generator/", "tokens/")])
             for path, data in files.items():
-                if gone == ("",) or not path.startswith(gone):
+                if not path.startswith(gone):
                     place.put(path, data)
         else:
             attempt = self.start(place)
@@ -266,10 +266,8 @@ class Trials:
                 place.put(path, data)
         wanted = draw.choice(sorted({category(path) for path in there}))
         path = draw.choice(sorted(p for p in there if category(p) == wanted))
-        data = bytearray(there[path])
-        at = draw.randrange(len(data))
-        data[at] ^= draw.randrange(1, 256)
-        place.put(path, bytes(data))
+        flipped, at = flip(there[path], draw)
+        place.put(path, flipped)
         result.detail = f"{wanted}: byte {at} of {path} ({'finished' if finished else 'killed'} store)"
         attempt = self.start(place, "fresh")
         code = attempt.wait(LONGEST)
@@ -278,8 +276,7 @@ class Trials:
         self._verify(place)
         named = (place.folder / "log").read_text()
         if path not in named and not any(p == f".damaged/{path}" for p in place.files()):
-            recorded = place.files().get(path)
-            if recorded == bytes(data):
+            if place.files().get(path) == flipped:
                 result.unnamed.append(path)
             else:
                 result.detail += ", written anew"
@@ -348,6 +345,14 @@ def category(path: str) -> str:
     if name in ("weights.safetensors", "model.json"):
         return "weights"
     return "table" if path.startswith("dataset/") else ""
+
+
+def flip(data: bytes, draw: random.Random) -> tuple[bytes, int]:
+    """The data with one byte changed, and its place."""
+    changed = bytearray(data)
+    at = draw.randrange(len(data))
+    changed[at] ^= draw.randrange(1, 256)
+    return bytes(changed), at
 
 
 def kinds() -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ import yaml
 from benchmarks.faults import short
 from benchmarks.faults.judge import differing, outcome, resumed_early, rewritten
 from benchmarks.faults.place import Place, free_port
-from benchmarks.faults.trials import ENDED, Attempt, Result, category
+from benchmarks.faults.trials import ENDED, Attempt, Result, category, flip
 
 MARK = "TOKENLOOM_KILL_MARK"
 LONGEST = 420.0  # seconds after which a run hangs
@@ -334,10 +334,8 @@ class Whole:
         there = {path: data for path, data in place.files().items() if data and category(path)}
         wanted = draw.choice(sorted({category(path) for path in there}))
         path = draw.choice(sorted(p for p in there if category(p) == wanted))
-        data = bytearray(there[path])
-        at = draw.randrange(len(data))
-        data[at] ^= draw.randrange(1, 256)
-        place.put(path, bytes(data))
+        flipped, at = flip(there[path], draw)
+        place.put(path, flipped)
         result.detail = f"{wanted}: byte {at} of {path}"
         if path not in self._verify(place):
             result.unnamed.append(path)
