@@ -22,7 +22,7 @@ import torch
 from models.build import ModelSpec, parameters
 from models.config import ConfigError
 from models.draws import Draws, seed_of
-from models.protocols import Batch, Generator, Method, Tokenizer
+from models.protocols import Batch, Method, Tokenizer
 from models.settings import ExecutionSettings, TrainSettings
 from tasks.batches import exact_norms, floats_to, image_png, pieces
 from tasks.checkpoint import Checkpoints
@@ -33,13 +33,11 @@ from tasks.finishing import built, first_batches, save
 from tasks.loader import Loader, Rows, indices, share
 from tasks.optimizer import PhaseOptimizer
 from tasks.parallel import Group, device_of, repeatable
+from tasks.speed import speeds
 from tasks.storage import Storage
 from tasks.train_state import state_of
 
 log = logging.getLogger(__name__)
-
-#: Dense bfloat16 peak of accelerators, FLOP/s (vendors' data sheets): the denominator of MFU.
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 
 
 @dataclass(frozen=True)
@@ -245,13 +243,7 @@ class _Run:
         """Write one row of metrics (first worker)."""
         speed = self.window_rows / max(self.window_seconds, 1e-9)
         self.window_rows, self.window_seconds = 0, 0.0
-        row: dict[str, Any] = {"step": self.step, **numbers, "images_per_second": speed}
-        layout = self.model.layout if isinstance(self.model, Generator) else None
-        if layout is not None:
-            row["tokens_per_second"] = speed * layout.length
-            peak = next((f for n, f in PEAK.items() if self.device.type == "cuda" and n in torch.cuda.get_device_name(self.device)), None)
-            if peak:  # 6 N FLOP a token: Kaplan et al., arXiv 2001.08361, section 2.1
-                row["mfu"] = 6 * parameters(self.model) * speed * layout.length / (peak * self.group.world)
+        row: dict[str, Any] = {"step": self.step, **numbers, **speeds(self.model, self.device, self.group.world, speed)}
         if self.watch is not None and (collapsed := self.watch.look(self.step, numbers)):
             row[WARNINGS] = collapsed
         if self.group.first:

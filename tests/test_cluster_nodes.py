@@ -107,7 +107,7 @@ def wait_for(store: Store, driver: Driver, process: subprocess.Popen[str], step:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_preempted_on_three_nodes_it_ends_with_the_bits_of_local_disk(cluster, tmp_path) -> None:
     """SIGTERM saves at once and exits 75; the same command goes on; fingerprints and weights are those of one machine."""
     uri = "s3://store-bucket/nodes"
@@ -137,7 +137,7 @@ def test_preempted_on_three_nodes_it_ends_with_the_bits_of_local_disk(cluster, t
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_dies_costs_what_was_done_since_the_last_checkpoint(cluster, tmp_path) -> None:
     uri = "s3://store-bucket/dying"
     store = Store(uri, tmp_path / "looking")

@@ -212,8 +212,31 @@ def test_cpus_and_runtime_env() -> None:
     assert clusters.runtime_env(ClusterConfig()) == {}
     shipped: Callable[..., Any] = clusters.runtime_env
     environment = shipped(ClusterConfig(ship_code=True))
-    assert (Path(environment["working_dir"]) / "tasks").is_dir()
+    assert {Path(folder).name for folder in environment["py_modules"]} == {"configs", "flows", "models", "tasks"}
+    assert all((Path(folder) / "__init__.py").is_file() for folder in environment["py_modules"])
     assert "env_vars" not in environment, "secrets never travel this way"
+
+
+def test_a_node_has_its_own_root_folder(store, root, tmp_path, monkeypatch) -> None:
+    """What a worker of a cluster is told holds no path of the driver's machine but the store's address."""
+    away = ClusterConfig(address="auto", execution=ExecutionSettings(workers=1, device="cpu"))
+    elsewhere = Store(store.uri, tmp_path / "driver")
+    job, _ = make_job(tokenizer_step(elsewhere), elsewhere, away)
+    assert job.root == ""
+    assert "driver" not in repr(job).replace(store.uri, "")
+    monkeypatch.setenv("TOKENLOOM_NODE_ROOT", "/node/own")
+    assert clusters.node_root(job.root) == Path("/node/own")
+    here, _ = make_job(tokenizer_step(store), store, cluster_of(1))
+    assert clusters.node_root(here.root) == root
+    monkeypatch.delenv("TOKENLOOM_NODE_ROOT")
+    assert clusters.node_root("").name == f"tokenloom-{os.getuid()}"
+
+
+def test_sharding_is_only_where_a_generator_has_several_workers(store) -> None:
+    step = tokenizer_step(store)
+    job, notes = make_job(step, store, cluster_of(2, sharding="fsdp"))
+    assert notes["sharding"] == "ddp", "a tokenizer stays whole"
+    assert job.execution.sharding == "fsdp"
 
 
 @pytest.mark.ray
