@@ -3,7 +3,7 @@
     python benchmarks/places.py smoke_var --out benchmarks/results/places.json
 
 Nodes are raylets on this machine that share nothing but an S3 server on loopback (tests/nodes.py). Compared are the fingerprints
-of all steps and the SHA-256 of every weights file and token shard, for the same number of workers.
+of all steps and the SHA-256 of every recorded file of weights, images and tokens, for the same number of workers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import nodes
 
+from tasks.artifacts import Store
 from tasks.storage import Storage
 
 WORKERS = 2
@@ -41,9 +43,11 @@ def run(recipe: str, place: str, folder: Path, store: str, cluster: nodes.Nodes 
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, check=False)
     if done.returncode:
         sys.exit(f"{place}: exit {done.returncode}\n{(folder / f'{place}.log').read_text()[-3000:]}")
-    seconds, storage = time.monotonic() - began, Storage(store)
+    seconds = time.monotonic() - began
     steps = {s["name"]: s["fingerprint"] for s in json.loads(done.stdout)["steps"]}
-    wanted = [path for path, _ in storage.list() if path.endswith((".parquet", "weights.safetensors", "classifier.safetensors"))]
+    recorded = [f["path"] for record in Store(store, folder / place).records() for f in record.files]
+    wanted = [path for path in recorded if path.endswith((".parquet", ".safetensors"))]
+    storage = Storage(store)
     files = {path: hashlib.sha256(storage.read(path)).hexdigest() for path in wanted}
     return {"seconds": round(seconds, 1), "steps": steps, "files": files}
 
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="smoke_var")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nodes and server end with the blocks below
     with tempfile.TemporaryDirectory() as name, nodes.bucket() as keys:
         folder = Path(name)
         os.environ |= keys
