@@ -39,6 +39,9 @@ fault, when `doctor --verify` then finds nothing, and when nothing was computed 
 *Survived*: the run that was hit ended by itself as if nothing had happened, or, where it was the one that was killed, the next one
 finished it. *Clear error*: it ended with one message that says what to do, and the next run finished it. *Lost*: results that differ
 or are missing. *Again*: work done again that had been kept. Faults that came after the end of their run are not counted.
+
+Each seed counts once, by its last result. Trials that failed led to corrections and were repeated with the same seed: eight flips of
+image shards (made again in another order of rows, or not at all) and one full disk (a traceback in place of a message) failed at first.
 """
 
 
