@@ -116,7 +116,7 @@ def test_the_page_counts_each_fault_once_and_leaves_out_what_hit_nothing() -> No
     assert "| kill | short | local | 2 | 1 | 1 | 1 | 1 | 0 |" in page([*rows, row(lost=["x"], problem="never done", ok=False)])
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", [pytest.param("local", marks=pytest.mark.long), "s3"])
 def test_one_fault_of_each_cheap_kind(where: str, tmp_path: Path) -> None:
     pytest.importorskip("moto")
     kinds = ["kill", "flip"] if where == "local" else ["cut"]

@@ -260,7 +260,7 @@ sys.exit(batch_node.work(sys.argv[1], Path(sys.argv[2])))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_two_nodes_form_a_cluster_and_end_together(tmp_path: Path) -> None:
     """Two processes with the variables of a job: a real head, a real second raylet, and no word of the token in any file."""

@@ -13,7 +13,7 @@ import pytest
 
 from tasks.artifacts import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def tokenloom(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
