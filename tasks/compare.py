@@ -30,6 +30,7 @@ _NLL = ("nll_bits_per_image", "nll_bits_per_dim")
 #: Parts of a protocol that say how one method was sampled, or only of which kind the judged model is; they may differ.
 _GENERATOR_ONLY = ("samples", "class_balance", "seed", "shard", "manifold", "recognition", "memorisation")
 _SHOWN = 8  # samples of one class in the picture
+_LINES = 32  # of samples in the picture, where many runs are compared
 _COLUMNS = 16  # images of one tokenizer in the picture
 _SAME = 1.05  # tokenizers whose bits an image are within this factor of each other compare directly
 
@@ -240,8 +241,9 @@ def _side_by_side(store: Store, rows: Sequence[Row]) -> bytes | None:
         return None
     classes = np.unique(found[0][2])[:16]
     lines: list[tuple[str, Any]] = []
+    lines_each = max(1, min(_SHOWN // 2, _LINES // len(found)))
     for name, images, labels in found:
-        for i in range(max(1, _SHOWN // 2)):
+        for i in range(lines_each):
             chosen = [images[labels == k][i] for k in classes if (labels == k).sum() > i]
             if chosen:
                 lines.append((name if i == 0 else "", np.stack(chosen)))
