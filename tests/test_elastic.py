@@ -107,7 +107,7 @@ def worker(folder: Path) -> None:
         for part, (world, sharding, count) in enumerate(RUNS[name]):
             given = (path, sharding, count, str(folder / f"{name}-{part}"))
             if world > 1:
-                launch(world, session, *given, method="fork")
+                launch(world, session, *given)
             else:  # in a child too: this process must start no threads
                 child = multiprocessing.get_context("fork").Process(target=session, args=(*given, 0, 1))
                 child.start()

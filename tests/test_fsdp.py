@@ -150,4 +150,4 @@ def test_all_workers_cut_their_share_into_as_many_pieces(batch: int, micro: int,
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    launch(2, worker, sys.argv[1], sys.argv[2:], method="fork")
+    launch(2, worker, sys.argv[1], sys.argv[2:])
