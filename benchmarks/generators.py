@@ -151,7 +151,7 @@ def run_of(entry: Entry, costs: dict[str, budget.Cost], steps: int, seed: int = 
         "tokenizer": entry.tokenizer(),
         "generator": {"recipe": entry.name, "args": {**spec.args, "width": mine.width}, "train": train},
         "sample": SAMPLE,
-        "evaluate": {**EVALUATE, "seed": 0},
+        "evaluate": EVALUATE,
     }
     return RunConfig.model_validate(document)
 
@@ -170,6 +170,8 @@ def main() -> int:
     if unknown := set(options.only) - set(entries):
         parser.error(f"unknown entries: {', '.join(sorted(unknown))}; there are: {', '.join(entries)}")
     chosen = {name: entries[name] for name in options.only or entries}
+    if options.page and REFERENCE not in chosen:
+        parser.error(f"--page compares with {REFERENCE}: add it to --only")
     options.root.mkdir(parents=True, exist_ok=True)
     costs = sized(options.root, tuple(chosen.values()))
     runs = {name: run_of(entry, costs, options.steps) for name, entry in chosen.items()}
@@ -184,17 +186,13 @@ def main() -> int:
     first = {name: [run] for name, run in runs.items() if run.name in suite.done}
     if not suite.stopped and first:
         leading = leaderboard.leading(suite.store, first, LEADERS)
-        more = {
-            f"{name}, seed {seed}": run_of(entries[name], costs, options.steps, seed)
-            for name in leading
-            for seed in range(1, options.seeds)
-        }
-        suite.run(more, options.minutes)
-        for label, run in more.items():
-            if run.name in suite.done:
-                first[label.split(",")[0]].append(run)
-    if options.page and first:
-        leaderboard.refresh(options.page, suite.store, first, costs, options.steps, {name: entries[name].claim for name in first})
+        more = {name: [run_of(entries[name], costs, options.steps, seed) for seed in range(1, options.seeds)] for name in leading}
+        suite.run({run.name: run for each in more.values() for run in each}, options.minutes)
+        for name, each in more.items():
+            first[name] += [run for run in each if run.name in suite.done]
+    if options.page and REFERENCE in first:
+        claims = {name: entries[name].claim for name in first}
+        leaderboard.refresh(options.page, suite.store, first, REFERENCE, costs, options.steps, claims)
     return suite.status
 
 

@@ -52,10 +52,12 @@ def speeds(store: Store, runs: Runs, reference: str, classes: int = 10) -> dict[
     return found
 
 
-def table(store: Store, runs: Runs, costs: Mapping[str, budget.Cost], claims: Mapping[str, Claim | None]) -> list[dict[str, Any]]:
-    """One row an entry, best quality first."""
+def table(
+    store: Store, runs: Runs, reference: str, costs: Mapping[str, budget.Cost], claims: Mapping[str, Claim | None]
+) -> list[dict[str, Any]]:
+    """One row an entry, best quality first; speeds are those over ``reference``'s."""
     rows = {str(row["run"]): row for row in compare.leaderboard(store, [run.name for each in runs.values() for run in each])}
-    cost = speeds(store, runs, next(iter(runs)))
+    cost = speeds(store, runs, reference)
     measured = {
         name: Measured([float(rows[run.name][QUALITY]) for run in each], int(cost[name]["passes"]), costs[name].flops)
         for name, each in runs.items()
@@ -101,14 +103,27 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> s
 NUMBERS = {
     "method": "method", "tokenizer": "tokenizer", QUALITY: "fd classifier ↓", "range": "seeds", "precision": "precision ↑",
     "recall": "recall ↑", "nll": "NLL, bits an image", "passes": "passes", "images_per_second": "images a second",
-    "speed": "speed / raster's ↑", "parameters": "parameters", "steps": "training steps",
+    "speed": "speed, raster = 1 ↑", "parameters": "parameters", "steps": "training steps",
 }  # fmt: skip
 VERDICTS = {"method": "method", "claim": "claim", "here": "here", "why": "by which numbers"}
 
 
-def refresh(page: Path, store: Store, runs: Runs, costs: Mapping[str, budget.Cost], steps: int, claims: Mapping[str, Claim | None]) -> None:
-    """Write tables and protocol between the page's marks; plot, samples and CSV go into ``pictures/leaderboard`` beside it."""
-    rows = table(store, runs, costs, claims)
+def refresh(
+    page: Path,
+    store: Store,
+    runs: Runs,
+    first: str,
+    costs: Mapping[str, budget.Cost],
+    steps: int,
+    claims: Mapping[str, Claim | None],
+) -> None:
+    """Write tables and protocol between the page's marks; plot, samples and CSV go into ``pictures/leaderboard`` beside it.
+
+    Args:
+        first: the entry that sets sizes and speed.
+        steps: its optimizer steps.
+    """
+    rows = table(store, runs, first, costs, claims)
     folder = page.parent / "pictures" / "leaderboard"
     names = [run.name for each in runs.values() for run in each]
     judged = compare.leaderboard(store, [runs[str(row["method"])][0].name for row in rows])
@@ -121,7 +136,6 @@ def refresh(page: Path, store: Store, runs: Runs, costs: Mapping[str, budget.Cos
     protocol = store.record(store.resolve(str(judged[0]["evaluation"]), "evaluation")).notes["protocol"]
     reference = protocol["reference"]
     several = [f"`{name}`" for name, each in runs.items() if len(each) > 1]
-    first = next(iter(runs))
     work = steps * 64 * costs[first].flops / 1e12
     spread = f"Three seeds: {', '.join(several)}; the others have one, with the spread of these." if several else ""
     about = f"""\

@@ -43,7 +43,7 @@ def titok(
     beta: float = 0.25,
     losses: Losses = LOSSES,
 ) -> TwoStage.Config:
-    """``patch`` must be the image size over the side of the base's grid The discriminator acts in the second stage."""
+    """``patch`` must be the image size over the side of the base's grid. The discriminator acts in the second stage."""
     blocks = Blocks.Config(width=width, depth=depth, heads=heads)
     return TwoStage.Config(
         net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
