@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 
 from models.draws import Draws
 from models.parts.feeds.next_scale import RotaryScale
 from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
-from models.parts.quantizers.self_correction import SelfCorrection
+from models.parts.quantizers.self_correction import SelfCorrection, corrected
 from models.protocols import LayoutError, TokenLayout
 
 if TYPE_CHECKING:
@@ -50,19 +49,7 @@ class Corrected(RotaryScale):
         """The quantizer, which is one by bits."""
         return cast("MultiScaleBSQ", self.quantizer)
 
-    @torch.no_grad()
     def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Bits (B, L, D) with flips, and the bits to be said."""
         flips = self.correction.draw(self.bits, draws.fork("flips"))
-        z_BDHW = self.bits.lookup(data)
-        f_hat, given, said = torch.zeros_like(z_BDHW), [], []
-        touched_B11 = torch.zeros(len(data), 1, 1, dtype=torch.bool, device=data.device)
-        for scale, stored_BPD in enumerate(self.bits.split(data)):
-            mended_BPD = (self.bits.direction(z_BDHW - f_hat, scale) > 0).to(data.dtype)
-            said.append(torch.where(touched_B11, mended_BPD, stored_BPD))
-            given.append(said[-1])
-            if scale < len(flips):
-                given[-1] = torch.where(flips[scale], 1 - said[-1], said[-1])
-                touched_B11 = touched_B11 | flips[scale].flatten(1).any(1)[:, None, None]
-            f_hat, _ = self.bits.accumulate(f_hat, scale, given[-1])
-        return torch.cat(given, 1), torch.cat(said, 1)
+        return corrected(self.bits, self.bits.lookup(data), flips, data)

@@ -44,22 +44,27 @@ def flipped(u_BPD: Tensor, percent: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def corrected(quantizer: MultiScaleBSQ, z_BDHW: Tensor, flips: list[Tensor]) -> tuple[Tensor, Tensor]:
+def corrected(quantizer: MultiScaleBSQ, z_BDHW: Tensor, flips: list[Tensor], stored_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What a generator is given and what it must say.
 
     Args:
-        z_BDHW: latents of the encoder.
+        z_BDHW: latents of the image.
         flips: (B, P, D) bool of the first scales; the others are left as they are.
+        stored_BLD: bits that a row keeps in its scales up to the first that is flipped; else these are coded anew too.
 
     Returns:
-        Inputs (B, L - first scale, D) of all scales but the first, and target bits (B, L, D) int64.
+        Bits with flips, of which the inputs are made, and target bits, both (B, L, D) int64.
     """
-    f_hat, inputs, bits = quantizer.start(len(z_BDHW)).to(z_BDHW), [], []
+    f_hat, given, said = quantizer.start(len(z_BDHW)).to(z_BDHW), [], []
+    kept_B11 = torch.full((len(z_BDHW), 1, 1), stored_BLD is not None, device=z_BDHW.device)
     for scale in range(len(quantizer.scales)):
-        bit_BPD = quantizer.direction(z_BDHW - f_hat, scale) > 0
-        bits.append(bit_BPD.long())
+        bit_BPD = (quantizer.direction(z_BDHW - f_hat, scale) > 0).long()
+        if stored_BLD is not None:
+            bit_BPD = torch.where(kept_B11, quantizer.split(stored_BLD)[scale], bit_BPD)
+        said.append(bit_BPD)
         if scale < len(flips):
             bit_BPD = bit_BPD ^ flips[scale]
-        f_hat, following_BPD = quantizer.accumulate(f_hat, scale, bit_BPD)
-        inputs.append(following_BPD)
-    return torch.cat([f_hat.new_zeros(len(f_hat), 0, f_hat.shape[1]), *inputs[:-1]], 1), torch.cat(bits, 1)
+            kept_B11 = kept_B11 & ~flips[scale].any((1, 2), keepdim=True)
+        given.append(bit_BPD)
+        f_hat, _ = quantizer.accumulate(f_hat, scale, bit_BPD)
+    return torch.cat(given, 1), torch.cat(said, 1)
