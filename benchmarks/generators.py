@@ -32,7 +32,7 @@ from models.protocols import Tokenizer
 
 #: The entry that sets the sizes: all others have about its parameters, and train for its FLOPs.
 REFERENCE = "raster"
-CLASSES, BATCH, LR, SEEDS, LEADERS = 10, 64, 2e-3, 3, 5
+CLASSES, BATCH, LR, EMA, SEEDS, LEADERS = 10, 64, 2e-3, 0.99, 3, 5
 #: Optimizer steps of every tokenizer; those of the tokenizers' leaderboard, so that one root serves both.
 CODEC_STEPS = 400
 #: Settings of sampling that all entries share.
@@ -142,7 +142,7 @@ def run_of(entry: Entry, costs: dict[str, budget.Cost], steps: int, seed: int = 
     steps = max(1, round(steps * reference.flops / mine.flops))
     spec = entry.spec()
     train = {
-        "steps": steps, "batch": BATCH, "seed": seed, "ema": 0.99, "optimizer": {"lr": LR}, "log_every": 50,
+        "steps": steps, "batch": BATCH, "seed": seed, "ema": EMA, "optimizer": {"lr": LR}, "log_every": 50,
         "validate_every": max(1, steps // 2), "checkpoint_every": max(1, steps // 2),
     }  # fmt: skip
     document = {
@@ -154,6 +154,16 @@ def run_of(entry: Entry, costs: dict[str, budget.Cost], steps: int, seed: int = 
         "evaluate": EVALUATE,
     }
     return RunConfig.model_validate(document)
+
+
+def settings(steps: int, reference: budget.Cost) -> str:
+    """How all entries were trained and sampled, in a sentence."""
+    work = steps * BATCH * reference.flops / 1e12
+    return (
+        f"it trains for the FLOPs of {steps} steps of `{REFERENCE}` with {BATCH} images each ({work:.1f} TFLOP; elementwise work is not "
+        f"counted) by AdamW, learning rate {LR:g} with a cosine, and is sampled with averaged weights ({EMA:g}), guidance "
+        f"{SAMPLE['guidance']:g} and no truncation."
+    )
 
 
 def main() -> int:
@@ -192,7 +202,7 @@ def main() -> int:
             first[name] += [run for run in each if run.name in suite.done]
     if options.page and REFERENCE in first:
         claims = {name: entries[name].claim for name in first}
-        leaderboard.refresh(options.page, suite.store, first, REFERENCE, costs, options.steps, claims)
+        leaderboard.refresh(options.page, suite.store, first, REFERENCE, costs, settings(options.steps, costs[REFERENCE]), claims)
     return suite.status
 
 

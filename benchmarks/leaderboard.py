@@ -10,13 +10,14 @@ from typing import Any, cast
 import budget
 import numpy as np
 from claims import CONFIDENCE, Claim, Measured, Spread
+from suite import between
 
 from configs.schema import RunConfig
 from models.build import load_model
 from models.protocols import Generator
 from tasks import compare, pictures
 from tasks.artifacts import Store
-from tasks.report import number
+from tasks.report import markdown_table
 from tasks.storage import atomic
 
 QUALITY = "fd_classifier"
@@ -92,12 +93,7 @@ def table(
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     """Rows as a Markdown table; ``columns`` are their names to headings."""
-
-    def cell(value: Any) -> str:
-        return "" if value is None else number(value) if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(cell(row[c]) for c in columns) + " |" for row in rows)]) + "\n"
+    return markdown_table(list(columns.values()), [[row[c] for c in columns] for row in rows])
 
 
 NUMBERS = {
@@ -114,14 +110,14 @@ def refresh(
     runs: Runs,
     first: str,
     costs: Mapping[str, budget.Cost],
-    steps: int,
+    settings: str,
     claims: Mapping[str, Claim | None],
 ) -> None:
     """Write tables and protocol between the page's marks; plot, samples and CSV go into ``pictures/leaderboard`` beside it.
 
     Args:
         first: the entry that sets sizes and speed.
-        steps: its optimizer steps.
+        settings: how all entries were trained and sampled, in a sentence.
     """
     rows = table(store, runs, first, costs, claims)
     folder = page.parent / "pictures" / "leaderboard"
@@ -132,20 +128,17 @@ def refresh(
     with atomic(folder / "leaderboard.png") as file:
         file.write(pictures.scatter(points, "speed of sampling, raster = 1", f"{QUALITY} (lower is better)"))
     with atomic(folder / "leaderboard.json") as file:
-        file.write((json.dumps({"rows": rows, "steps": steps, "runs": names}, indent=1) + "\n").encode())
+        file.write((json.dumps({"rows": rows, "settings": settings, "runs": names}, indent=1) + "\n").encode())
     protocol = store.record(store.resolve(str(judged[0]["evaluation"]), "evaluation")).notes["protocol"]
     reference = protocol["reference"]
     several = [f"`{name}`" for name, each in runs.items() if len(each) > 1]
-    work = steps * 64 * costs[first].flops / 1e12
     spread = f"Three seeds: {', '.join(several)}; the others have one, with the spread of these." if several else ""
     about = f"""\
-Every entry has about {costs[first].parameters:,} parameters and trains for the FLOPs of {steps} steps of `{first}` with 64 images each
-({work:.1f} TFLOP; elementwise work is not counted); AdamW, learning rate 0.002 with a cosine, average of weights 0.99, guidance 0.3, no
-truncation. Judged by {protocol["samples"]} samples against {reference["images"]} held-out images (sha256 `{reference["sha256"]}`) with the
+Every entry has about {costs[first].parameters:,} parameters; {settings}
+Judged by {protocol["samples"]} samples against {reference["images"]} held-out images (sha256 `{reference["sha256"]}`) with the
 features of a classifier of the same data, so the distance is no FID. {spread} A claim is held or not where an interval of {CONFIDENCE:.0%}
 says so, else undecided. NLL compares within one tokenizer only, and is left out where a method has no likelihood. Images a second are of
 processor time on one core, guided, 100 at once; the speed beside it is the ratio to `{first}` sampled in turn with it."""
     claimed = [row for row in rows if row["here"]]
     block = "\n".join([about, "", markdown(rows, NUMBERS), "### The papers' claims", "", markdown(claimed, VERDICTS)])
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}")
+    between(page, BEGIN, END, block)

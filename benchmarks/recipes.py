@@ -31,6 +31,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.cluster import session
 from tasks.errors import Preempted
 from tasks.features import read_images, to_float
+from tasks.report import markdown_table
 from tasks.tokens import read_tokens
 
 Row = dict[str, Any]
@@ -99,10 +100,9 @@ def markdown(rows: list[Row]) -> str:
         "everything fits together, not quality (see `docs/tokenizers.md` and `docs/leaderboard.md`): `fd` is that of a barely trained",
         "model, and `seconds` count what the store did not have, beside whatever else ran on the machine.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
+        markdown_table(COLUMNS, [[row.get(c) for c in COLUMNS] for row in rows]),
     ]
-    return "\n".join([*lines, *("| " + " | ".join(str(row.get(c, "-")) for c in COLUMNS) + " |" for row in rows)]) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> int:

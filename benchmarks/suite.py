@@ -72,3 +72,9 @@ class Suite:
                 except Exception as error:
                     self.failed.append(name)
                     console.print(f"    {type(error).__name__}: {error}", markup=False)
+
+
+def between(page: Path, begin: str, end: str, block: str) -> None:
+    """Write a block between the marks of a page."""
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{block}{end}{rest.split(end)[1]}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suite import Suite
+from suite import Suite, between
 
 from configs.load import load_cluster
 from configs.schema import RunConfig
@@ -126,8 +126,7 @@ def refresh(page: Path, store: Store, names: list[str], steps: int) -> None:
     )
     measures = [f"- **{k.replace('_', ' ')}**: {meaning(k)[1]}" for k in short[0] if meaning(k)[1]]
     block = "\n".join([about, "", compare.markdown(compare.budgets(short)), *measures, ""])
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}")
+    between(page, BEGIN, END, block)
 
 
 def main() -> int:

@@ -203,17 +203,16 @@ def write(store: Store, rows: Sequence[Row], folder: Path) -> list[Path]:
 
 def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
     """The leaderboard of tokenizers as Markdown: one table, a line a tokenizer, a bold line a budget."""
-    from tasks.report import meaning, number
+    from tasks.report import markdown_table, meaning
 
     first = next(iter(groups.values()))[0]
     names = [name for name in first if name not in ("budget", "tokenizer", "evaluation")]
     arrow = {"higher": " ↑", "lower": " ↓"}
-    lines = ["| " + " | ".join(name.replace("_", " ") + arrow.get(meaning(name)[0], "") for name in names) + " |"]
-    lines.append("|" + "---|" * len(names))
+    lines: list[list[Any]] = []
     for budget, rows in groups.items():
-        lines.append(f"| **{budget} an image** |" + " |" * (len(names) - 1))
-        lines += ["| " + " | ".join("" if row[name] is None else number(row[name]) for name in names) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+        lines.append([f"**{budget} an image**", *[None] * (len(names) - 1)])
+        lines += [[row[name] for name in names] for row in rows]
+    return markdown_table([name.replace("_", " ") + arrow.get(meaning(name)[0], "") for name in names], lines)
 
 
 def _reconstructions(store: Store, rows: Sequence[Row]) -> bytes | None:

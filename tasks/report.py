@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -104,3 +104,13 @@ def _place(name: str) -> tuple[int, str]:
         if name.startswith(prefix):
             return i, name
     return len(MEANING), name
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; numbers are written as in reports, None is an empty cell."""
+
+    def cell(value: Any) -> str:
+        return "" if value is None else value if isinstance(value, str) else number(value)
+
+    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.faults.trials import ENDED
+from tasks.report import markdown_table
 
 Row = dict[str, Any]
 
@@ -51,12 +52,6 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return [row for row in found.values() if ENDED.strip() not in row["detail"] and row["detail"] != "nothing there yet"]
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [" | ".join(head), " | ".join("---" if i == 0 else "---:" for i in range(len(head)))]
-    return "\n".join(f"| {line} |" for line in [*lines, *(" | ".join(map(str, row)) for row in rows)])
-
-
 def page(rows: Iterable[Row]) -> str:
     """The page about these results."""
     rows = list(rows)
@@ -74,7 +69,7 @@ def page(rows: Iterable[Row]) -> str:
     return "\n".join(
         [
             _HEAD,
-            table(head, [*body, total]),
+            markdown_table(head, [*body, total]).rstrip(),
             "",
             "\n".join(f"- *{kind}*: {what}." for kind, what in _KINDS.items() if any(r["kind"] == kind for r in counted)),
             "",
@@ -84,7 +79,7 @@ def page(rows: Iterable[Row]) -> str:
             "anew before anybody read it. The next run made the file again, the same to the bit. A damaged file is put aside under",
             "`.damaged/` of the store; `tokenloom gc --delete` removes it.",
             "",
-            table(("file", "tried", "found and named", "mended"), _flips(flips)),
+            markdown_table(("file", "tried", "found and named", "mended"), _flips(flips)).rstrip(),
             "",
             *_costs([r for r in rows if r["level"] == "cost"]),
             "## Once more",
@@ -130,7 +125,7 @@ def _costs(rows: Sequence[Row]) -> list[str]:
         "",
         "Seconds on two cores, of the quietest measurement; the load says how many processes wanted them, and above 2 all is slower.",
         "",
-        table(head, body),
+        markdown_table(head, body).rstrip(),
         "",
     ]
 
