@@ -43,6 +43,7 @@ class Session:
     def __init__(self, cluster: ClusterConfig, root: Path) -> None:
         self.cluster, self.root = cluster, Path(root).absolute()
         self.started = False  # by us: somebody else's runtime is never shut down
+        self.dashboard = True  # whether the state of Ray's actors can be asked for, as far as is known
 
     @property
     def ray(self) -> Any:
@@ -51,7 +52,7 @@ class Session:
         import ray
 
         if not ray.is_initialized():
-            _start(ray, self.cluster, self.root)
+            self.dashboard = _start(ray, self.cluster, self.root)
             self.started = True
         return ray
 
@@ -123,7 +124,8 @@ def prepare_environment(cluster: ClusterConfig) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _start(ray: Any, cluster: ClusterConfig, root: Path) -> None:
+def _start(ray: Any, cluster: ClusterConfig, root: Path) -> bool:
+    """Start Ray or join a cluster; whether it has a dashboard."""
     logs = root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -138,6 +140,7 @@ def _start(ray: Any, cluster: ClusterConfig, root: Path) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     if cluster.address == "local":
         _link(logs / "ray", Path(context.address_info["session_dir"]) / "logs")
+    return bool(context.dashboard_url)
 
 
 @contextlib.contextmanager

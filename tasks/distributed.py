@@ -31,6 +31,7 @@ from tasks.loader import Rows
 from tasks.progress import Report, silent
 from tasks.stopping import STOP_FILE, asked_to_stop, noted_signals
 from tasks.storage import Storage
+from tasks.trainer import trainer_of
 
 if TYPE_CHECKING:
     from tasks.tracking import Run, Tracker
@@ -210,7 +211,7 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
             run.log(numbers(row), row["step"])
     with session(cluster, store.root) as current:
         assert current.ray.is_initialized()
-        trainer = _trainer(job, step, store, cluster)
+        trainer = trainer_of(worker, job, f"{step.kind}-{step.name}-{step.fingerprint}", store, cluster, current)
         outcome: dict[str, BaseException] = {}
 
         def fit() -> None:
@@ -248,26 +249,6 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
     if result is None:
         raise StepError(f"{step.step}: the workers ended without a result; their logs: {logs}")
     return result
-
-
-def _trainer(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpus = cluster.gpus_per_worker
-    resources = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
-    home = str(store.root / "ray") if cluster.address == "local" else store.storage.uri("ray")
-    return TorchTrainer(
-        worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cluster.execution.workers, use_gpu=gpus > 0, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=f"{step.kind}-{step.name}-{step.fingerprint}",
-            storage_path=home,
-            failure_config=FailureConfig(max_failures=cluster.execution.max_failures),
-        ),
-    )
 
 
 def worker(config: dict[str, Any]) -> None:

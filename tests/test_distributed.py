@@ -87,6 +87,11 @@ def test_three_workers_of_ray_have_the_losses_of_one(store, ray_session, tmp_pat
     assert len(alone) == len(many) == 50
     assert np.abs(many / alone - 1).max() <= 1e-6
     assert train_model(step, store, cluster_of(2)).status == "cached"
+    # What needs Ray's dashboard, which is not there, would hold up the end of each training.
+    with session(ClusterConfig(), tmp_path) as current:  # the one of all tests
+        logs = list((current.root / "logs" / "ray" / "train").glob("*sys-controller*.log"))
+    assert any("Started training worker group of size 3" in log.read_text() for log in logs)
+    assert not any("PlacementGroupCleaner" in log.read_text() for log in logs)
 
 
 @pytest.mark.ray

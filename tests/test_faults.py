@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from benchmarks.faults.judge import differing, kept, outcome, resumed_early, rew
 from benchmarks.faults.page import latest, page
 from benchmarks.faults.proxy import Proxy
 from benchmarks.faults.trials import ENDED, category
+from benchmarks.faults.whole import repeated, versions
 
 
 @pytest.fixture
@@ -94,6 +97,20 @@ def test_a_record_written_again_and_a_training_from_too_early_show() -> None:
     after = FILES | {"dataset/d-1/record.json": b"[]", "tokenizer/t-2/record.json": json.dumps({"metrics": {"resumed_from": 2}}).encode()}
     assert rewritten(FILES, after) == ["dataset/d-1/record.json"]
     assert resumed_early(FILES, after) == ["tokenizer/t-2"]
+
+
+def test_a_step_that_two_runs_say_to_have_done_shows() -> None:
+    said = "extract: ran in 2.0 s  tokens/k-3\nextract: cached  tokens/k-3\ntrain_tokenizer: ran in 1 min 2 s  tokenizer/t-2\n"
+    assert repeated(said) == []
+    assert repeated(f"{said}extract: ran in 0.1 s  tokens/k-3\n") == ["artifact tokens/k-3"]
+
+
+def test_versions_are_counted_in_the_registry(tmp_path: Path) -> None:
+    assert versions(tmp_path / "none.db") == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        connection.execute("create table model_versions (name text)")
+        connection.executemany("insert into model_versions values (?)", [("a",), ("a",)])
+    assert versions(tmp_path / "mlflow.db") == 2
 
 
 def test_flips_hit_what_is_read_again() -> None:

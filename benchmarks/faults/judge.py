@@ -18,6 +18,7 @@ _PASSING = (
     "metrics.json",
     "failure.json",
     "stop.json",
+    "README.md",
 )
 _BESIDE = (".leases/", ".locks/", ".damaged/", ".probe", "mlflow/", "ray/")
 

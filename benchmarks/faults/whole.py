@@ -1,6 +1,6 @@
-"""Faults in the whole chain as a person runs it: the command line, Ray Train, Ray actors, MLflow, in processes of their own.
+"""Faults in the whole chain as a person runs it: the command line, Prefect, Ray Train, Ray actors, MLflow, in processes of their own.
 
-A tokenizer run on small pictures: ingest, training, extraction, features, evaluation.
+Digits: ingest, tokenizer, extraction, features, generator, evaluation, registration.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +37,7 @@ LONGEST = 420.0  # seconds after which a run hangs
 DISK = 96 << 20  # bytes of the disk that is filled
 PATIENCE = 20.0  # seconds
 LINES = 3  # of a clear message, at most
-STEPS = 8
+NAME, STEPS = "whole", 8
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -68,7 +71,7 @@ def kill_tree(mark: str) -> int:
 
 def _is_worker(process: psutil.Process) -> bool:
     title = " ".join(process.cmdline())
-    return title.startswith("ray::") and ("Worker" in title or "Encoder" in title)
+    return title.startswith("ray::") and any(name in title for name in ("Worker", "Encoder", "Drawer"))
 
 
 #: Kind of kill to the processes that it hits.
@@ -165,12 +168,13 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an undisturbed run, of the same command again, and of what the training step took beside its training."""
+    """Seconds of an undisturbed run, of the same command again, and of what its two training steps took beside their training."""
 
     where: str
     undisturbed: float
     again: float
-    orchestration: float
+    first: float
+    second: float
     load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
 
     def row(self) -> dict[str, Any]:
@@ -178,10 +182,24 @@ class Cost:
         return {"level": "cost", **asdict(self)}
 
 
-def orchestration(files: dict[str, bytes]) -> float:
-    """Seconds of the training step that were no training: Ray's start, workers, lease, checks, tracking, the record."""
-    record = next(json.loads(data) for path, data in files.items() if path.startswith("tokenizer/") and path.endswith("/record.json"))
+def orchestration(files: dict[str, bytes], kind: str) -> float:
+    """Seconds of a training step that were no training: workers, lease, checks, tracking, the record; Ray's start, in the first one."""
+    record = next(json.loads(data) for path, data in files.items() if path.startswith(f"{kind}/") and path.endswith("/record.json"))
     return round(record["seconds"] - record["metrics"]["train_seconds"], 1)
+
+
+def repeated(log: str) -> list[str]:
+    """Artifacts that the runs of a log say to have made more than once."""
+    made = Counter(re.findall(r"^\w+: ran in .*?(\w+/\S+)$", log, re.MULTILINE))
+    return sorted(f"artifact {name}" for name, count in made.items() if count > 1)
+
+
+def versions(database: Path) -> int:
+    """Versions of models in a tracking database."""
+    if not database.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return int(connection.execute("select count(*) from model_versions").fetchone()[0])
 
 
 class Whole:
@@ -189,17 +207,15 @@ class Whole:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        short.pictures(folder / "source", 80)
+        folder.mkdir(parents=True, exist_ok=True)
         train = {"steps": STEPS, "batch": 8, "log_every": 1, "validate_every": 4, "checkpoint_every": 2}
+        vq = {"codes": 8, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2}
         run = {
-            "name": "whole",
-            "data": {"source": f"folder:{folder}/source", "size": 8, "fit": "pad", "validation": 0.25, "shard_rows": 16},
-            "tokenizer": {
-                "recipe": "vq",
-                "args": {"codes": 8, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2},
-                "train": train,
-            },
-            "evaluate": {"metrics": ["reconstruction"]},
+            "name": NAME,
+            "data": {"source": "digits", "size": 8, "fit": "resize", "limit": 160, "validation": 0.25, "shard_rows": 32},
+            "tokenizer": {"recipe": "vq", "args": vq, "train": train},
+            "generator": {"recipe": "raster", "args": {"depth": 1, "width": 16, "heads": 2}, "train": train},
+            "evaluate": {"samples": 16, "shard": 8, "metrics": ["nll", "fd", "recognition"]},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(run))
         (folder / "cluster.yaml").write_text(yaml.safe_dump({"execution": {"workers": 1, "device": "cpu"}, "extract_actors": 1}))
@@ -210,7 +226,7 @@ class Whole:
     def start(self, place: Place, root: str = "root", environment: dict[str, str] | None = None) -> Run:
         """Start the run."""
         self._number += 1
-        arguments = ["run", str(self.folder / "run.yaml"), "--cluster", str(self.folder / "cluster.yaml"), "--no-prefect"]
+        arguments = ["run", str(self.folder / "run.yaml"), "--cluster", str(self.folder / "cluster.yaml")]
         arguments += ["--root", str(place.root(root)), "--store", place.uri]
         return Run(place, arguments, f"{os.getpid()}-{self._number}", environment or {})
 
@@ -231,7 +247,8 @@ class Whole:
                 again = self.start(place)
                 again.ending()
                 files = place.files()
-                self.costs.append(Cost(where, round(seconds, 1), round(time.monotonic() - again.began, 1), orchestration(files)))
+                spent = [orchestration(files, kind) for kind in ("tokenizer", "generator")]
+                self.costs.append(Cost(where, round(seconds, 1), round(time.monotonic() - again.began, 1), *spent))
                 print(self.costs[-1], flush=True)
                 self._wanted[where] = outcome(files), seconds
             finally:
@@ -262,6 +279,7 @@ class Whole:
                 result.detail += ENDED
             if second is not None:
                 result.first = second.ending()
+                result.detail += f", the second one ended {time.monotonic() - first.began - moment:.1f} s later"
                 result.runs += 1
             ending = first.ending()
             result.first = ending if result.first in ("", "done") else result.first
@@ -275,8 +293,13 @@ class Whole:
             after = place.files()
             result.lost += differing(wanted, outcome(after))
             if kind != "flip":
-                result.twice += rewritten(before, after) + resumed_early(before, after)
-            if tracking is not None and (steps := tracking.steps("loss")) != list(range(1, STEPS + 1)):
+                said = (place.folder / "log").read_text(errors="replace")
+                result.twice += rewritten(before, after) + resumed_early(before, after) + repeated(said)
+            if kind != "twice":
+                database = (tracking.folder if tracking is not None else place.root()) / "mlflow.db"
+                if (count := versions(database)) != 1:
+                    result.lost.append(f"the registry has {count} versions")
+            if tracking is not None and (steps := tracking.steps("loss")) != sorted(2 * list(range(1, STEPS + 1))):
                 result.lost.append(f"metrics: steps {steps}")
             if not result.ok:
                 result.detail += " | " + (place.folder / "log").read_text(errors="replace")[-1500:]
