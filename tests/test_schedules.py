@@ -89,6 +89,12 @@ def aliases(store: Store) -> dict[str, int]:
         return dict(database.execute("select alias, version from registered_model_aliases where name = 'toy'").fetchall())
 
 
+def test_what_cannot_work_is_refused_before_any_step(source: Path, here: Store) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="register.gate"):
+        scheduled(retrain(source, "register.gate=nll"), here)
+    assert here.records("dataset") == []
+
+
 @pytest.mark.slow
 def test_a_source_that_grows(source: Path, here: Store) -> None:  # noqa: F811
     config = retrain(source)
