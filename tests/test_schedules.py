@@ -90,7 +90,7 @@ def aliases(store: Store) -> dict[str, int]:
 
 
 def test_what_cannot_work_is_refused_before_any_step(source: Path, here: Store) -> None:  # noqa: F811
-    with pytest.raises(ConfigError, match="register.gate"):
+    with pytest.raises(ConfigError, match=r"register\.gate"):
         scheduled(retrain(source, "register.gate=nll"), here)
     assert here.records("dataset") == []
 
