@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from flows.guard import guard
+from flows.guard import ending, guard
 from flows.options import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 #: Command to the module that holds it: a command's module is imported when the command is used.
@@ -93,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     if next(iter(given), None) in GUARDED and not {"-h", "--help"} & set(given):
         guard()
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(code_of(given))
+    code = code_of(given)
+    ending()
+    sys.exit(code)
 
 
 def code_of(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 Ray's and Prefect's local servers are our children. Were they ended at the same moment as the run, it could neither save its
 state nor say that it has stopped. So the work goes on in a child with a session of its own, and its parent, which alone stays
-in the terminal's group, hands each signal to it once.
+in the terminal's group, hands each signal to it once. Where the child ends without a word (out of memory; Ray ends the process
+that has lost its daemon), the parent says so, and ends what the child has left behind.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import sys
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_told: list[int] = []  # in the child: where it says that it ends by itself
 
 
 def guard() -> None:
-    """Return in a child process; the parent never returns, it ends with the child's exit code.
+    """Return in a child process, which calls ``ending`` at its end; the parent never returns, it ends with the child's exit code.
 
     The child dies with its parent, so that killing this command always ends the work. Call it before threads are started.
     """
@@ -30,8 +32,11 @@ def guard() -> None:
     # Held until the handlers stand, so that no signal falls between.
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    heard, told = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(heard)
+        _told.append(told)
         os.setsid()
         _die_with(parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
@@ -45,9 +50,28 @@ def guard() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
             signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    os.set_blocking(heard, False)  # processes that the child has left may hold the other end open
+    os.close(told)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(BlockingIOError):
+        if os.read(heard, 1):
+            os._exit(code if code >= 0 else 128 - code)
+    how = f"exit code {code}" if code >= 0 else f"{signal.Signals(-code).name}, as when memory runs out"
+    sys.stderr.write(
+        f"tokenloom: the run ended without a word ({how}): it was killed, or lost a Ray process that it needs. "
+        "What is finished is kept: the same command goes on\n"
+    )
+    sys.stderr.flush()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGTERM)
     os._exit(code if code >= 0 else 128 - code)
+
+
+def ending() -> None:
+    """In the child: what there was to say is said, so the parent need not say anything."""
+    if _told:
+        os.write(_told[0], b".")
 
 
 def _die_with(parent: int) -> None:

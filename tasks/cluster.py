@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import ClusterConfig
+from tasks.errors import StepError
 
 #: Environment that Ray reads at import and at start; the person's own values win.
 QUIET = {
@@ -125,7 +126,11 @@ def prepare_environment(cluster: ClusterConfig) -> None:
 
 
 def _start(ray: Any, cluster: ClusterConfig, root: Path) -> bool:
-    """Start Ray or join a cluster; whether it has a dashboard."""
+    """Start Ray or join a cluster; whether it has a dashboard.
+
+    Raises:
+        StepError: it does not start, or there is no cluster.
+    """
     logs = root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -135,8 +140,14 @@ def _start(ray: Any, cluster: ClusterConfig, root: Path) -> bool:
         given |= {"address": "local", "num_cpus": cpus(cluster), "include_dashboard": False, "object_store_memory": 256 << 20}
     else:
         given["address"] = cluster.address
-    with _signals_kept():
-        context = ray.init(**given)
+    try:
+        with _signals_kept():
+            context = ray.init(**given)
+    except Exception as error:
+        ray.shutdown()
+        what = "Ray did not start on this machine" if cluster.address == "local" else f"no Ray cluster at address={cluster.address}"
+        said = next(iter(str(error).strip().splitlines()), repr(error))
+        raise StepError(f"{what}: {said} Ray's logs: /tmp/ray/session_latest/logs; the same command goes on") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     if cluster.address == "local":
         _link(logs / "ray", Path(context.address_info["session_dir"]) / "logs")

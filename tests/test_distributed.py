@@ -257,3 +257,17 @@ def test_training_is_tracked_once(store, root, ray_session) -> None:
     history = tracker.client.get_metric_history(run_id, "loss")
     assert [m.step for m in history] == list(range(1, 13))
     assert run.data.tags["tokenloom.artifact"] == outcome.artifact.uri
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def absent(**given: Any) -> Any:
+        raise ConnectionError(f"Could not find any running Ray instance at {given['address']}.\nSee the docs")
+
+    monkeypatch.setattr(ray, "init", absent)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(StepError, match=r"no Ray cluster at address=host:6379: Could not find any .* at host:6379\. Ray's logs"):
+        clusters._start(ray, ClusterConfig(address="host:6379"), tmp_path)
+    with pytest.raises(StepError, match="Ray did not start on this machine: Could not find"):
+        clusters._start(ray, ClusterConfig(), tmp_path)

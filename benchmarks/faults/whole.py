@@ -265,7 +265,7 @@ class Whole:
         tracking: Tracking | None = None
         environment: dict[str, str] = {}
         try:
-            if kind == "tracking killed":
+            if kind in ("tracking killed", "twice"):  # two roots share a server, as two machines would
                 tracking = Tracking(place.folder / "tracking")
                 tracking.start()
                 environment = {"MLFLOW_TRACKING_URI": tracking.uri}
@@ -287,7 +287,8 @@ class Whole:
             before = place.files()
             if kind == "flip":
                 self._flip(place, draw, result)
-            if tracking is not None:
+            if kind == "tracking killed":
+                assert tracking is not None
                 tracking.start()
             self._finish(place, result, environment)
             after = place.files()
@@ -295,10 +296,9 @@ class Whole:
             if kind != "flip":
                 said = (place.folder / "log").read_text(errors="replace")
                 result.twice += rewritten(before, after) + resumed_early(before, after) + repeated(said)
-            if kind != "twice":
-                database = (tracking.folder if tracking is not None else place.root()) / "mlflow.db"
-                if (count := versions(database)) != 1:
-                    result.lost.append(f"the registry has {count} versions")
+            database = (tracking.folder if tracking is not None else place.root()) / "mlflow.db"
+            if (count := versions(database)) != 1:
+                result.lost.append(f"the registry has {count} versions")
             if tracking is not None and (steps := tracking.steps("loss")) != sorted(2 * list(range(1, STEPS + 1))):
                 result.lost.append(f"metrics: steps {steps}")
             if not result.ok:
