@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +107,7 @@ class Autoencoder(Tokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
-        return self.pixels(self.quantizer.lookup(checked(tokens, self.layout))).clamp(-1, 1)
+        return self.pixels(self.quantizer.lookup(checked(tokens, self.layout)).to(self.decoder.last)).clamp(-1, 1)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         image_BCHW = batch.image_BCHW
@@ -121,9 +120,12 @@ class Autoencoder(Tokenizer):
                 fake_BCHW, _ = self(image_BCHW)
             loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step)
             return {"loss": loss, "discriminator": loss.detach()}
-        listening: AbstractContextManager[list[Tensor]] = self.semantic.listening(self.decoder) if self.semantic else nullcontext([])
-        with listening as inner:
+        inner: list[Tensor] = []
+        if self.semantic is None:  # apart, since a context that may be none does not compile
             image_hat, quantized = self(image_BCHW, draws)
+        else:
+            with self.semantic.listening(self.decoder) as inner:
+                image_hat, quantized = self(image_BCHW, draws)
         parts = {"reconstruction": self.config.pixels(image_hat, image_BCHW)}
         if self.config.perceptual is not None:
             parts["perceptual"] = self.config.perceptual.weight * self._perceive(image_hat, image_BCHW)

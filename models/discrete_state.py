@@ -20,6 +20,7 @@ from models.generator import rows_of, tokens_of
 from models.parts.conditions import ClassCondition, Conditioner
 from models.parts.dropout import dropout
 from models.parts.feeds.base import Slots, TokenTable, span
+from models.parts.heads.base import Drawn
 from models.parts.heads.categorical import Categorical, guide, pick, single
 from models.parts.nets.transformer import Transformer
 from models.parts.noising import Absorbing, Noise
@@ -163,8 +164,7 @@ class DiscreteState(protocols.Generator):
         """Show the surest tokens, so that as many are masked as the curve says for the next time, at least one less than now."""
         drawn = pick(logits_BLV, sampler, moment, generator)
         masked = x_BL == self.codes
-        chosen = logits_BLV.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-        sure = choice.confidence(chosen, (moment.step + 1) / moment.steps, generator).masked_fill(~masked, -torch.inf)
+        sure = choice.confidence(Drawn(drawn, logits_BLV), (moment.step + 1) / moment.steps, generator).masked_fill(~masked, -torch.inf)
         goal = math.floor((1 - self._known((moment.step + 1) / moment.steps)) * self.layout.length)
         left = masked.sum(1, keepdim=True)
         show = (left - goal).clamp_min(1)

@@ -204,8 +204,7 @@ class GroupGenerator(protocols.Generator):
                 given = keep_L.to(device)[place].expand(rows, -1)
                 data = torch.where(given.view(*given.shape, *[1] * (data.ndim - 2)), take(forced, place), data)
             if plan.choice is not None:
-                assert drawn.chosen_BN is not None, "this head does not say how sure it is"
-                sure = plan.choice.confidence(drawn.chosen_BN, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
+                sure = plan.choice.confidence(drawn, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
                 if keep_L is not None:  # what is given is known first
                     sure = sure.masked_fill(keep_L.to(device) & ~known_BL, torch.inf)
                 place = sure.topk(plan.sizes[group], dim=1).indices
@@ -268,7 +267,9 @@ def read(h: Tensor, reads: Tensor) -> Tensor:
 def sight_of(slots: Slots, plan: Plan, cond: Conditioned, key_BT: Tensor, private_BT: Tensor | None) -> Sight:
     """What slots see of the keys' groups; everything and plain causality are told without looking at the numbers."""
     hidden = cond.seen_BP is not None and bool(cond.seen_BP.shape[1])
-    if plan.window is None and not hidden and slots.sees != "rule":
+    # A window hides earlier groups: none where a step that sees all is given nothing but its own slots.
+    near = plan.window is None or (slots.sees == "all" and key_BT.shape[1] == slots.group_BS.shape[1])
+    if near and not hidden and slots.sees != "rule":
         return None if slots.sees == "all" else "causal"
     mask = plan.visible(slots.group_BS, key_BT)
     if private_BT is not None and slots.private_BS is not None:

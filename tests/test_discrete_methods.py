@@ -14,7 +14,8 @@ from models.build import ModelSpec
 from models.draws import Draws
 from models.generator import GroupGenerator
 from models.parts.feeds.base import take
-from models.parts.orders import Even, Plan, Steps
+from models.parts.heads.base import Drawn
+from models.parts.orders import Confidence, Even, LogitConfidence, Plan, Steps
 from models.protocols import Labels, LayoutError, Tokenizer, Tokens
 
 CLASSES, ROWS = 3, 4
@@ -92,12 +93,24 @@ def test_maskgit_keeps_what_it_is_surest_of() -> None:
     known = torch.zeros(ROWS, 16, dtype=torch.bool)
     for step in model.decode_steps(LABELS, model.sampler, torch.Generator().manual_seed(0)):
         assert step.logits is not None
-        sure = step.logits.gather(-1, step.drawn[..., None])[..., 0].masked_fill(known, -torch.inf)
+        sure = step.logits.log_softmax(-1).gather(-1, step.drawn[..., None])[..., 0].masked_fill(known, -torch.inf)
         rest = sure.scatter(1, step.place_Bn, -torch.inf)
         assert bool((sure.gather(1, step.place_Bn).min(1).values >= rest.max(1).values).all())
         assert torch.equal(step.data, step.drawn.gather(1, step.place_Bn))
         known = known.scatter(1, step.place_Bn, True)
     assert bool(known.all())
+
+
+def test_sureness_is_a_probability_and_titoks_is_a_logit() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, shift = torch.randn(2, 5, 7, generator=draw), torch.randn(2, 5, 1, generator=draw)
+    ids = torch.randint(7, (2, 5), generator=draw)
+    ways = {Confidence(noise=0.0): True, LogitConfidence(noise=0.0): False}
+    for choice, same in ways.items():
+        plain, moved = (choice.confidence(Drawn(ids, given), 0.5, draw) for given in (logits, logits + shift))
+        assert torch.allclose(plain, moved, atol=1e-5) is same, "a constant at a position changes no probability there"
+    kinds = {name: type(getattr(made(name).order, "choice")) for name in ("maskgit", "titok_imagebert", "titok_uvitbert")}  # noqa: B009
+    assert kinds == {"maskgit": Confidence, "titok_imagebert": LogitConfidence, "titok_uvitbert": LogitConfidence}
 
 
 def test_arpg_queries_do_not_see_each_other() -> None:

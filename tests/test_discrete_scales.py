@@ -148,5 +148,4 @@ def test_tokens_below_the_threshold_are_drawn_again(rounds: int) -> None:
     m = 0.2
     factor = torch.tensor([sum(m**i for i in range(rounds + 1))] * 2 + [m**rounds] * 2)
     torch.testing.assert_close(drawn.data[0].bincount(minlength=4) / 40_000, p * factor, atol=8e-3, rtol=0)
-    assert drawn.chosen_BN is not None
-    torch.testing.assert_close(drawn.chosen_BN[0], p.log()[drawn.data[0]])
+    torch.testing.assert_close(drawn.log_probability_BN()[0], p.log()[drawn.data[0]])

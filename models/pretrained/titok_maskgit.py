@@ -18,7 +18,7 @@ from models.parts.mlp import GELU
 from models.parts.nets.skipped import Skipped
 from models.parts.nets.transformer import Transformer
 from models.parts.norms import PostNorm, PreNorm
-from models.parts.orders import Arccos, Confidence, Masked, Steps
+from models.parts.orders import Arccos, LogitConfidence, Masked, Steps
 from models.parts.orders.masked import gumbel
 from models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
 from models.pretrained.parity import gradient_norms
@@ -62,7 +62,7 @@ def config(info: Info) -> GroupGenerator.Config:
             curve=Arccos(),
             seen_weight=c["loss_weight_unmasked_token"],
             decoding=Steps(count=c["num_sample_steps"], curve=Arccos()),
-            choice=Confidence(noise=0.0),
+            choice=LogitConfidence(noise=0.0),
         ),
         feed=BertTokens.Config(segments=2) if bert else MaskToken.Config(prefix=1),
         net=net,

@@ -61,5 +61,4 @@ class Bitwise(Head):
         null = None if null_BND is None else self.logits(null_BND)
         logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
         ids = pick(logits, sampler, moment, generator) if forced is None else forced.view(logits.shape[:-1])
-        chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1).sum(-1)
-        return Drawn(ids if self.codebooks > 1 else ids.squeeze(-1), logits, chosen)
+        return Drawn(ids if self.codebooks > 1 else ids.squeeze(-1), logits)

@@ -75,7 +75,7 @@ class Categorical(Head):
         null = None if null_BND is None else self.logits(null_BND)
         logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
         ids = pick(logits, sampler, moment, generator) if forced is None else forced
-        return Drawn(ids, logits, logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
+        return Drawn(ids, logits)
 
 
 class Tied(Categorical):

@@ -1,6 +1,6 @@
 """The channel-wise head: the channels of a token one after another, by a small steered transformer.
 
-Shapes: B rows, N positions, M = B N, D width of the net, E of the head, Q channels (codebooks), V levels of each.
+Shapes: B rows, N positions, M = B N, D width of the net, E of the head, n channels at once, Q channels (codebooks), V levels of each.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.attention import Sight
+from models.parts.cache import LayerCache
 from models.parts.feeds.base import Feed
 from models.parts.heads.base import Drawn, Head
-from models.parts.heads.categorical import full, pick
+from models.parts.heads.categorical import pick
+from models.parts.heads.chained import Chained
 from models.parts.nets.transformer import Transformer
 from models.protocols import LayoutError, TokenLayout
 from models.sampling.sampler import Moment, Sampler
 
 
-class Channelwise(Head):
+class Channelwise(Chained):
     """TokenBridge's head (arXiv:2503.16430): ``[features, channel 1, …]`` with adaptive norms steered by features and step.
 
     Guidance is of the features, before the head.  ``order`` lists the channels as they are predicted (empty: as they are).
     """
 
     order: Tensor
-    place: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config):
@@ -59,23 +61,20 @@ class Channelwise(Head):
         self.register_buffer("order", torch.tensor(config.order or tuple(range(books))), persistent=False)
         self.register_buffer("place", torch.arange(books)[None], persistent=False)
 
-    def first(self, features_ME: Tensor) -> Tensor:
-        """The first input of the sequence."""
-        return features_ME
+    def known(self, book: int, ids_M: Tensor) -> Tensor:
+        """(M, E)."""
+        return cast(nn.Embedding, self.table[book])(ids_M)
+
+    def run(self, x_MnE: Tensor, features_ME: Tensor, books: slice, sight: Sight, cache: list[LayerCache] | None = None) -> Tensor:
+        """Hidden states (M, n, E), steered by features and step."""
+        steer = features_ME[:, None] + self.position_step[:, books]
+        x = self.net.stack(x_MnE + self.position[:, books], self.place[:, books], sight, steer, cache)
+        return self.net.norm.last(self.norm(x), steer)
 
     def logits(self, h_BND: Tensor, target_BNQ: Tensor) -> Tensor:
         """(B, N, Q, V) logits of each channel, in the order of prediction, given the true ones before it."""
         target_MQ = target_BNQ.flatten(0, 1)[:, self.order]
-        feature_ME = self.features(h_BND.flatten(0, 1))
-        known = [cast(nn.Embedding, table)(target_MQ[:, q]) for q, table in enumerate(self.table)]
-        x_MQE = self._run(torch.stack([self.first(feature_ME), *known], dim=1), feature_ME)
-        return full(torch.stack([out(x) for out, x in zip(self.out, x_MQE.unbind(1))], dim=1)).unflatten(0, h_BND.shape[:2])
-
-    def _run(self, x_MQE: Tensor, feature_ME: Tensor) -> Tensor:
-        count = x_MQE.shape[1]
-        steer = feature_ME[:, None] + self.position_step[:, :count]
-        x = self.net.stack(x_MQE + self.position[:, :count], self.place[:, :count], "causal", steer)
-        return self.net.norm.last(self.norm(x), steer)
+        return self.taught(self.features(h_BND.flatten(0, 1)), target_MQ).unflatten(0, h_BND.shape[:2])
 
     def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
         """The sum over channels, (B, N)."""
@@ -94,16 +93,14 @@ class Channelwise(Head):
         """Channel after channel from guided features; there are no guided logits, which would be mixed after the head."""
         weight = sampler.guidance.on(moment)
         h = h_BND if null_BND is None else (1 + weight) * h_BND - weight * null_BND
-        feature_ME = self.features(h.flatten(0, 1))
-        x, ids, found = self.first(feature_ME)[:, None], [], []
-        for q, out in enumerate(self.out):
-            logits = full(out(self._run(x, feature_ME)[:, -1]))
-            found.append(logits)
-            ids.append(pick(logits, sampler, moment, generator) if forced is None else forced[..., self.order[q]].flatten())
-            if q < len(self.table):
-                x = torch.cat([x, cast(nn.Embedding, self.table[q])(ids[-1])[:, None]], dim=1)
-        drawn, logits = torch.stack(ids, dim=-1), torch.stack(found, dim=-2)
+        ids: list[Tensor] = []
+
+        def choose(q: int, logits_MV: Tensor) -> Tensor:
+            ids.append(pick(logits_MV, sampler, moment, generator) if forced is None else forced[..., self.order[q]].flatten())
+            return ids[-1]
+
+        self.walk(self.features(h.flatten(0, 1)), choose)
+        drawn = torch.stack(ids, dim=-1)
         data = torch.empty_like(drawn)
         data[:, self.order] = drawn
-        chosen = logits.gather(-1, drawn.unsqueeze(-1)).squeeze(-1).sum(-1)
-        return Drawn(data.unflatten(0, h_BND.shape[:2]), None, chosen.unflatten(0, h_BND.shape[:2]))
+        return Drawn(data.unflatten(0, h_BND.shape[:2]))

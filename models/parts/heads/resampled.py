@@ -56,4 +56,4 @@ class Resampled(Categorical):
         for _ in range(self.rounds):
             unsure = probability.gather(-1, ids.unsqueeze(-1)).squeeze(-1) < self.threshold
             ids = torch.where(unsure, pick(drawn.logits, sampler, moment, generator), ids)
-        return replace(drawn, data=ids, chosen_BN=drawn.logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
+        return replace(drawn, data=ids)

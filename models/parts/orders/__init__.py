@@ -2,7 +2,7 @@
 
 from models.parts.orders.base import Choice, Order, Plan, grouped
 from models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales, WeighedScales
-from models.parts.orders.masked import Confidence, Halton, Masked, Shuffled
+from models.parts.orders.masked import Confidence, Halton, LogitConfidence, Masked, Shuffled
 from models.parts.orders.random import Annealed, Random
 from models.parts.orders.sizes import Arccos, Cosine, Curve, Even, Sizes, Steps, Straight
 
@@ -16,6 +16,7 @@ __all__ = [
     "Diagonals",
     "Even",
     "Halton",
+    "LogitConfidence",
     "Masked",
     "Order",
     "Patches",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,15 +20,19 @@ from models.draws import Draws
 from models.parts.orders.sizes import Sizes
 from models.protocols import TokenLayout
 
+if TYPE_CHECKING:
+    from models.parts.heads.base import Drawn
+
 
 class Choice(config.Config, ABC):
     """How the members of a group are chosen while decoding, where the model's own confidence decides."""
 
     @abstractmethod
-    def confidence(self, chosen_BN: Tensor, share: float, generator: torch.Generator) -> Tensor:
-        """(B, N) how sure each drawn token is: the surest are kept.
+    def confidence(self, drawn: Drawn, share: float, generator: torch.Generator) -> Tensor:
+        """(B, N) how sure each drawn token is: the surest are kept. ``share``: of the decoding steps, that will be done.
 
-        ``chosen_BN`` is the guided logit of the drawn token, ``share`` the share of the decoding steps that will be done.
+        Raises:
+            ValueError: the head has no logits.
         """
 
 

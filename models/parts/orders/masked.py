@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from models.draws import Draws
 from models.parts.orders.base import Choice, Order, Plan, known_first
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps
 from models.protocols import LayoutError, TokenLayout
+
+if TYPE_CHECKING:
+    from models.parts.heads.base import Drawn
 
 
 class Visit(config.Config, ABC):
@@ -64,15 +68,28 @@ def _halton(index: int, base: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence(Choice):
-    """The surest tokens are kept: the logit of the drawn token plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
+    """The likeliest tokens are kept: the drawn one's log-probability plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
 
     noise: float = 4.5
 
-    def confidence(self, chosen_BN: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    def confidence(self, drawn: Drawn, share: float, generator: torch.Generator) -> Tensor:
+        sure_BN = self.sure(drawn)
         if self.noise == 0:
-            return chosen_BN
-        uniform = torch.rand(chosen_BN.shape, generator=generator, device=generator.device).to(chosen_BN.device)
-        return chosen_BN + self.noise * (1 - share) * gumbel(uniform)
+            return sure_BN
+        uniform = torch.rand(sure_BN.shape, generator=generator, device=generator.device).to(sure_BN.device)
+        return sure_BN + self.noise * (1 - share) * gumbel(uniform)
+
+    def sure(self, drawn: Drawn) -> Tensor:
+        """(B, N) before the noise."""
+        return drawn.log_probability_BN()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitConfidence(Confidence):
+    """The same with the drawn token's logit, which is no probability but what TiTok's generators were released with."""
+
+    def sure(self, drawn: Drawn) -> Tensor:
+        return drawn.logit_BN()
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from models.distilled_order import Distilled
 from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition
 from models.parts.feeds.doubled import Doubled
-from models.parts.heads.likely import Likely
+from models.parts.heads.categorical import Categorical
 from models.parts.mlp import GELU
 from models.parts.nets.transformer import Init, Transformer
 from models.parts.norms import PreNorm
@@ -59,7 +59,7 @@ def oar(
             dropout=dropout,
             init=Init(scale_residual=True),
         ),
-        head=Likely.Config(),
+        head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),
         start=start,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from models.generator import GroupGenerator
-from models.parts.orders import Arccos, Confidence, Masked, Steps
+from models.parts.orders import Arccos, LogitConfidence, Masked, Steps
 from models.registry import register
 from models.zoo.generators.maskgit import maskgit
 
@@ -40,5 +40,5 @@ def titok_imagebert(
     """The released transformer by default; positions that are known weigh a tenth in the loss."""
     return replace(
         maskgit(depth, width, heads, steps, noise, classes, dropout, label_dropout),
-        order=Masked(curve=Arccos(), seen_weight=0.1, decoding=Steps(count=steps, curve=Arccos()), choice=Confidence(noise=noise)),
+        order=Masked(curve=Arccos(), seen_weight=0.1, decoding=Steps(count=steps, curve=Arccos()), choice=LogitConfidence(noise=noise)),
     )
