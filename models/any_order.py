@@ -64,6 +64,12 @@ class AnyOrder(GroupGenerator):
     feed: Doubled
     head: Categorical
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse a number of steps where bursts decide it."""
+        if self.config.burst is not None and sampler.sizes is not None:
+            raise ConfigError("sample.steps: bursts take as many steps as they need; leave it out, or build without burst")
+        super().check_sampler(sampler)
+
     @torch.no_grad()
     def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         if self.config.burst is None:

@@ -25,7 +25,7 @@ from models.parts.heads.categorical import Categorical, guide, pick, single
 from models.parts.nets.transformer import Transformer
 from models.parts.noising import Absorbing, Noise
 from models.parts.orders.base import Choice
-from models.parts.orders.sizes import Curve, Steps, Straight
+from models.parts.orders.sizes import Count, Curve, Steps, Straight
 from models.parts.time import waves
 from models.protocols import Batch, Condition, TokenLayout, Tokens
 from models.sampling.filters import draw, keep_top_k, keep_top_p
@@ -179,7 +179,7 @@ class DiscreteState(protocols.Generator):
         match sampler.sizes:
             case None:
                 return self.config.steps
-            case Steps(count=count):
+            case Steps(count=count) | Count(count=count):
                 return count
         raise ConfigError(f"sample.sizes={sampler.sizes!r}: here only a number of steps can be asked for")
 

@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 
+from models.build import ModelSpec
 from models.config import ConfigError
-from models.parts.orders import Steps
+from models.parts.orders import Arccos, Count, Even, Steps
+from models.parts.orders.sizes import asked
+from models.protocols import TokenLayout
+from models.registry import get, names
 from models.sampling.filters import draw, keep_top_k, keep_top_p
 from models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
@@ -72,8 +76,55 @@ def test_clocks_of_schedules() -> None:
     assert Moment(0, 1, 0, 4, 4).share("steps") == 0
 
 
+def test_a_schedule_named_again_stays_and_another_keeps_its_clock() -> None:
+    own = Sampler(guidance=PowerCosine(value=3.0, power=2.75, clock="begun"))
+    assert own.edited(guidance_schedule="power_cosine", guidance=2.0).guidance == PowerCosine(value=2.0, power=2.75, clock="begun")
+    assert own.edited(guidance_schedule="linear").guidance == Linear(value=3.0, clock="begun")
+
+
+LAYOUT = TokenLayout(grids=((4, 4),), vocabulary=8)
+OWN = {name: get(name).config(get(name).tiny) for name in names("generator")}
+STEPPED = [name for name, config in OWN.items() if isinstance(getattr(getattr(config, "order", None), "decoding", None), Steps)]
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_asking_for_an_orders_own_number_of_steps_changes_nothing(name: str) -> None:
+    order = OWN[name].order  # type: ignore[attr-defined]
+    own = order.decode(LAYOUT, 1, torch.Generator().manual_seed(0))
+    wanted = [Sampler().edited(steps=count).sizes for count in (order.decoding.count, 2)]
+    again, fewer = (order.decode(LAYOUT, 1, torch.Generator().manual_seed(0), sizes) for sizes in wanted)
+    assert again.sizes == own.sizes
+    assert len(fewer.sizes) == 2
+
+
+def test_masked_generators_are_among_them() -> None:
+    assert {"maskgit", "halton_maskgit", "arpg", "titok_imagebert", "titok_uvitbert"} <= set(STEPPED)
+    assert asked(Even(size=4), Count(count=3)) == Steps(count=3)
+    assert asked(Steps(count=4, curve=Arccos(), rounding="down"), Count(count=3)) == Steps(count=3, curve=Arccos(), rounding="down")
+
+
+def test_bursts_take_no_number_of_steps() -> None:
+    model = ModelSpec(
+        "generator",
+        "sigma_gpt",
+        dict(get("sigma_gpt").tiny) | {"burst": 1},
+        {},
+        {"layout": LAYOUT.to_dict(), "classes": 3, "tokenizer": None},
+    ).build()
+    with pytest.raises(ConfigError, match=r"^sample\.steps: bursts"):
+        model.check_sampler(Sampler().edited(steps=3))  # type: ignore[union-attr, operator]
+
+
 def test_steps_are_a_choice_of_the_sampler() -> None:
     assert Sampler().sizes is None
-    assert Sampler().edited(steps=6).sizes == Steps(count=6)
+    assert Sampler().edited(steps=6).sizes == Count(count=6)
     with pytest.raises(ConfigError, match=r"sample\.steps=0"):
         Sampler().edited(steps=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("discrete_interpolants", {"noise": 2.0}), ("infinity", {"length": 64})], ids=["interpolants", "infinity"]
+)
+def test_arguments_without_effect_are_refused(name: str, argument: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(argument))):
+        get(name).config(dict(get(name).tiny) | argument)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from models import config
 from models.config import ConfigError
-from models.parts.orders.sizes import Sizes, Steps
+from models.parts.orders.sizes import Count, Sizes
 
 Clock = Literal["steps", "begun", "before", "after", "almost"]
 
@@ -116,7 +116,8 @@ class Sampler(config.Config):
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
 
-        ``steps`` are along a cosine, as in MaskGIT.
+        ``steps`` follow the order's own rule with another count. A schedule that is named again stays as it is, and another one
+        keeps its clock.
 
         Raises:
             ConfigError: a value out of range, naming it.
@@ -131,8 +132,8 @@ class Sampler(config.Config):
             if value is not None and not 0 <= value <= most:
                 raise ConfigError(f"sample.{name}={value}: must be between 0 and {most}")
         schedule = self.guidance
-        if guidance_schedule is not None:
-            schedule = SCHEDULES[guidance_schedule](value=schedule.value)
+        if guidance_schedule is not None and type(schedule) is not SCHEDULES[guidance_schedule]:
+            schedule = SCHEDULES[guidance_schedule](value=schedule.value, clock=schedule.clock)
         if guidance is not None:
             schedule = replace(schedule, value=float(guidance))
         return replace(
@@ -141,5 +142,5 @@ class Sampler(config.Config):
             temperature=self.temperature if temperature is None else Constant(value=float(temperature)),
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
-            sizes=self.sizes if steps is None else Steps(count=steps),
+            sizes=self.sizes if steps is None else Count(count=steps),
         )

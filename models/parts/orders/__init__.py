@@ -4,7 +4,7 @@ from models.parts.orders.base import Choice, Order, Plan, grouped
 from models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales, WeighedScales
 from models.parts.orders.masked import Confidence, Halton, LogitConfidence, Masked, Shuffled
 from models.parts.orders.random import Annealed, Random
-from models.parts.orders.sizes import Arccos, Cosine, Curve, Even, Sizes, Steps, Straight
+from models.parts.orders.sizes import Arccos, Cosine, Count, Curve, Even, Sizes, Steps, Straight
 
 __all__ = [
     "Annealed",
@@ -12,6 +12,7 @@ __all__ = [
     "Choice",
     "Confidence",
     "Cosine",
+    "Count",
     "Curve",
     "Diagonals",
     "Even",

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.parts.orders.base import Choice, Plan, known_first
 from models.parts.orders.masked import Confidence
 from models.parts.orders.random import Random
-from models.parts.orders.sizes import Sizes
+from models.parts.orders.sizes import Sizes, asked
 from models.protocols import TokenLayout
 
 
@@ -21,7 +21,7 @@ class Found(Random):
     choice: Choice = Confidence(noise=0.0)
 
     def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        return Plan(torch.arange(layout.length)[None], (sizes or self.decoding).cut(layout.length), choice=self.choice)
+        return Plan(torch.arange(layout.length)[None], asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         return replace(known_first(plan, keep_L), sequence_BL=plan.sequence_BL)

@@ -16,7 +16,7 @@ from models import config
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.orders.base import Choice, Order, Plan, known_first
-from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps
+from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
 from models.protocols import LayoutError, TokenLayout
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Masked(Order):
 
     def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
         sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, generator)
-        return Plan(sequence, (sizes or self.decoding).cut(layout.length), choice=self.choice)
+        return Plan(sequence, asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         cut = known_first(plan, keep_L)

@@ -11,7 +11,7 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.parts.orders.base import Order, Plan, known_first
 from models.parts.orders.fixed import Raster
-from models.parts.orders.sizes import Even, Sizes
+from models.parts.orders.sizes import Even, Sizes, asked
 from models.protocols import TokenLayout
 
 
@@ -29,7 +29,7 @@ class Random(Order):
 
     def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
         noise = torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None)
-        return Plan(noise.argsort(1), (sizes or self.decoding).cut(layout.length))
+        return Plan(noise.argsort(1), asked(self.decoding, sizes).cut(layout.length))
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         return known_first(plan, keep_L)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models import config
@@ -50,6 +50,10 @@ class Sizes(config.Config, ABC):
     def cut(self, length: int) -> tuple[int, ...]:
         """Group sizes, all positive, summing to ``length``."""
 
+    def over(self, own: Sizes) -> Sizes:
+        """What becomes of an order's ``own`` rule when this one is asked for."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Even(Sizes):
@@ -87,3 +91,24 @@ class Steps(Sizes):
             # At least one position now, and one for every step to come.
             sizes.append(max(1, min(length if step == count else known, length - (count - step)) - done))
         return tuple(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Sizes):
+    """``count`` steps by the order's own rule, along a cosine where that rule knows no number of steps."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        Steps(count=self.count)  # refuses fewer than one
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        return Steps(count=self.count).cut(length)
+
+    def over(self, own: Sizes) -> Sizes:
+        return replace(own, count=self.count) if isinstance(own, Steps) else Steps(count=self.count)
+
+
+def asked(own: Sizes, wanted: Sizes | None) -> Sizes:
+    """An order's own rule, or what is asked for in its place."""
+    return own if wanted is None else wanted.over(own)

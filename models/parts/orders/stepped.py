@@ -10,7 +10,7 @@ from torch import Tensor
 from models.config import ConfigError
 from models.draws import Draws
 from models.parts.orders.base import Order, Plan
-from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps
+from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -52,7 +52,7 @@ class SteppedScales(Order):
         place: list[int] = []
         sequence = []
         for scale, size in enumerate(whole):
-            rule = sizes or Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve)
+            rule = asked(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
             cut += rule.cut(size)
             place += [start] * (len(cut) - len(place))
             noise = torch.rand((rows, size), generator=generator, device=generator.device if generator else None)

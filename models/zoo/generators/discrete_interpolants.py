@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from models.config import ConfigError
 from models.discrete_state import DiscreteState
 from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition
@@ -46,18 +47,20 @@ def discrete_interpolants(
     clock: Literal["explicit", "implicit"] = "explicit",
     weight: Literal["bound", "even"] = "even",
     sampling: Literal["flow", "masked"] = "flow",
-    noise: float = 4.5,
+    noise: float | None = None,
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
 ) -> DiscreteState.Config:
-    """``noise`` is that of the confidence in masked sampling; width is 64 times the depth and heads the depth if not given."""
+    """``noise`` is that of the confidence in masked sampling (4.5); width is 64 times the depth and heads the depth if not given."""
+    if noise is not None and sampling == "flow":
+        raise ConfigError(f"noise={noise}: is that of sampling='masked', leave it out")
     return DiscreteState.Config(
         noise=Absorbing(weight=weight),
         curve=CURVES[curve],
         steps=steps,
         clock=clock,
-        choice=Confidence(noise=noise) if sampling == "masked" else None,
+        choice=Confidence(noise=4.5 if noise is None else noise) if sampling == "masked" else None,
         net=Transformer.Config(
             width=width or 64 * depth,
             depth=depth,

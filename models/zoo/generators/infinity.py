@@ -11,6 +11,7 @@ Expect: GenEval 0.69 (2B, text to image at 1024 pixels) with official weights.
 
 from __future__ import annotations
 
+from models.config import ConfigError
 from models.generator import GroupGenerator
 from models.parts.attention import Attention
 from models.parts.conditions import Conditioner
@@ -46,19 +47,21 @@ def infinity(
     heads: int = 8,
     reach: int = 64,
     text: int = 0,
-    length: int = 512,
+    length: int | None = None,
     classes: int | None = None,
     drop_path: float | None = None,
     condition_dropout: float = 0.1,
     flips: float = 0.3,
 ) -> GroupGenerator.Config:
-    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length.
+    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length (512).
 
     ``flips``: greatest share of bits that training flips (0: no self-correction).
     """
+    if length is not None and not text:
+        raise ConfigError(f"length={length}: is that of the text's features, give text too")
     condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
     if text:
-        condition = PooledText.Config(features=text, heads=heads, length=length, dropout=condition_dropout)
+        condition = PooledText.Config(features=text, heads=heads, length=length or 512, dropout=condition_dropout)
     return GroupGenerator.Config(
         order=WeighedScales(),
         feed=Corrected.Config(correction=SelfCorrection(strength=flips)),
