@@ -5,6 +5,8 @@ Shapes: B rows, H heads, S new slots, T slots so far, E head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,24 @@ class LayerCache:
     def truncate(self, slots: int) -> None:
         """Forget all but the first slots."""
         self.used = min(self.used, slots)
+
+
+class MemoryCache:
+    """Keys and values of a memory that stands still, such as a text that every decoding step looks at."""
+
+    def __init__(self) -> None:
+        self.made: tuple[Tensor, Tensor] | None = None
+
+    def once(self, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What the first call made."""
+        if self.made is None:
+            self.made = make()
+        return self.made
+
+
+class CrossLayerCache(LayerCache):
+    """Of a layer that also looks at a memory: one generation, one memory."""
+
+    def __init__(self, rows: int, heads: int, slots: int, width: int, like: Tensor) -> None:
+        super().__init__(rows, heads, slots, width, like)
+        self.memory = MemoryCache()

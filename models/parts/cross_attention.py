@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parts.attention import Sight, attend
+from models.parts.cache import MemoryCache
 
 #: Queries, keys, values, what is seen, factor: heads side by side.
 Kernel = Callable[[Tensor, Tensor, Tensor, Sight, float], Tensor]
@@ -30,15 +31,20 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.kernel: Kernel = attend
 
-    def forward(self, x_BSD: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None) -> Tensor:
-        """(B, S, D); ``seen_BT`` is true where the memory may be looked at."""
-        return self._over(self._split(self.query(x_BSD)), memory_BTM, seen_BT)
+    def forward(self, x_BSD: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None, kept: MemoryCache | None = None) -> Tensor:
+        """(B, S, D); ``seen_BT`` is true where the memory may be looked at, ``kept`` spares later looks at this memory its projection."""
+        return self._over(self._split(self.query(x_BSD)), memory_BTM, seen_BT, kept)
 
-    def _over(self, q_BHSE: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None) -> Tensor:
+    def _over(self, q_BHSE: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None, kept: MemoryCache | None = None) -> Tensor:
+        k, v = self.project(memory_BTM) if kept is None else kept.once(lambda: self.project(memory_BTM))
+        mask = None if seen_BT is None else seen_BT[:, None, None]
+        return self.proj(self.kernel(q_BHSE, k, v, mask, 1 / math.sqrt(q_BHSE.shape[-1])))
+
+    def project(self, memory_BTM: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the memory, (B, H, T, E) each."""
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
         k, v = F.linear(memory_BTM, self.kv.weight, bias).chunk(2, dim=-1)
-        mask = None if seen_BT is None else seen_BT[:, None, None]
-        return self.proj(self.kernel(q_BHSE, self._split(k), self._split(v), mask, 1 / math.sqrt(q_BHSE.shape[-1])))
+        return self._split(k), self._split(v)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)

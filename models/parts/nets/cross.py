@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
 from models.draws import Draws
-from models.parts.attention import Sight
-from models.parts.cache import LayerCache
+from models.parts.attention import Attention, Sight
+from models.parts.cache import CrossLayerCache, LayerCache
 from models.parts.conditions import Conditioned
 from models.parts.cross_attention import CrossAttention
 from models.parts.feeds.base import Slots
@@ -44,6 +45,11 @@ class CrossTransformer(Transformer):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
+        """Empty caches; each also keeps the keys and values of the memory that its layer looks at first."""
+        attention = cast(Attention, self.attention[0])
+        return [CrossLayerCache(rows, attention.kv_heads, slots, attention.head_width, like) for _ in self.attention]
+
     def forward(
         self,
         slots: Slots,
@@ -59,7 +65,9 @@ class CrossTransformer(Transformer):
         turn, shared = self.rope(slots.place_BS) if self.rope is not None else None, self.norm.shared(steer)
         for i, (look, look_norm) in enumerate(zip(self.look, self.look_norm)):
             how = self.norm.modulate(i, steer, shared)
-            x = self.attend_to(i, x, sight, turn, how[0], cache[i] if cache else None, draws)
-            x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT)
+            layer = cache[i] if cache else None
+            x = self.attend_to(i, x, sight, turn, how[0], layer, draws)
+            kept = layer.memory if isinstance(layer, CrossLayerCache) else None
+            x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT, kept)
             x = self.transform(i, x, how[1], draws)
         return self.norm.last(x, steer)
