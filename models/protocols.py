@@ -121,6 +121,10 @@ class Tokens:
         """The ids as int64 (B, L) or (B, L, Q)."""
         return self.data.long()
 
+    def to(self, device: torch.device | str) -> Tokens:
+        """The tokens on a device."""
+        return replace(self, data=self.data.to(device), lengths=None if self.lengths is None else self.lengths.to(device))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -143,7 +147,7 @@ class Batch:
         """The batch on a device."""
         return Batch(
             None if self.image_BCHW is None else self.image_BCHW.to(device),
-            None if self.tokens is None else replace(self.tokens, data=self.tokens.data.to(device)),
+            None if self.tokens is None else self.tokens.to(device),
             None if self.condition is None else self.condition.to(device),
         )
 

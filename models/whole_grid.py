@@ -29,7 +29,9 @@ class WholeGrid(GroupGenerator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GroupGenerator.Config):
-        """``later`` weighs the mean loss of positions after the next; ``targets`` of them are drawn for each step (0: all are taken)."""
+        """``later`` weighs the loss of positions after the next, the mean over steps of each one's mean over its later positions, of
+        which ``targets`` are drawn (0: all are taken).
+        """
 
         later: float = 1.0
         targets: int = 0
@@ -59,7 +61,10 @@ class WholeGrid(GroupGenerator):
         logits = cast(Categorical, self.head).logits(net.point(h_BLD[:, step_N], place_N))
         nll_BN = F.cross_entropy(logits.transpose(1, 2), ids[:, place_N], reduction="none")
         following = step_N == place_N
-        first, later = nll_BN[:, following].mean(), nll_BN[:, ~following].mean()
+        # Where all are taken, early steps have more of them than late ones, and shall not count for more.
+        ahead_N = (self.layout.length - 1 - step_N[~following]).to(nll_BN.dtype)
+        weight_N = 1 / ahead_N if self.config.targets == 0 else torch.ones_like(ahead_N)
+        first, later = nll_BN[:, following].mean(), (nll_BN[:, ~following] @ (weight_N / weight_N.sum())).mean()
         return {"loss": first + self.config.later * later, "next": first.detach(), "later": later.detach()}
 
     def pairs(self, draws: Draws) -> tuple[Tensor, Tensor]:

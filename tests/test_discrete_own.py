@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from typing import cast
@@ -195,6 +196,19 @@ def test_later_positions_may_be_drawn_for_each_step() -> None:
     step, place = pairs[0]
     assert bool((place[16:] > step[16:]).all())
     assert int(place.max()) == 15
+
+
+def test_drawn_positions_estimate_the_loss_of_all() -> None:
+    layout = grid(4)
+    every, some_of = (small("heptapod", layout, scale=0.3, targets=n) for n in (0, 64))
+    some_of.load_state_dict(every.state_dict())
+    ids, labels = some(layout, 4)
+    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    with torch.no_grad():
+        exact = every.losses(batch, "main", Draws.whole(0, 0, 4))["later"]
+        found = torch.stack([some_of.losses(batch, "main", Draws.whole(0, s, 4))["later"] for s in range(20)])
+    assert float(exact - found.mean()) == pytest.approx(0, abs=4 * float(found.std()) / 20**0.5)
+    assert float(found.std()) < 0.1 * float((exact - math.log(16)).abs()), "else the test sees nothing"
 
 
 def test_the_first_state_learns_the_whole_image() -> None:

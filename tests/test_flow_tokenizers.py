@@ -227,10 +227,23 @@ def test_the_consistency_function_is_the_identity_without_noise() -> None:
 
 def test_noise_levels_run_from_the_smallest_to_the_largest() -> None:
     decoder = consistency()
-    sigma = decoder.sigmas(torch.tensor([0.0, 0.26, 0.49, 1.0]), 5)
-    torch.testing.assert_close(sigma[[0, 3]], torch.tensor([SMALLEST, decoder.config.largest]))
-    assert float(sigma[1]) == float(sigma[2])  # both are on the second of five levels
+    sigma = decoder.sigmas(torch.arange(5.0), 5)
+    torch.testing.assert_close(sigma[[0, 4]], torch.tensor([SMALLEST, decoder.config.largest]))
+    assert bool((sigma.diff() > 0).all())
     assert [decoder.level_count(p) for p in (0.0, 0.34, 0.67, 0.999)] == [10, 20, 40, 40]
+
+
+def test_two_noise_levels_of_a_step_are_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, asked = consistency(), []
+    sigmas = decoder.sigmas
+    monkeypatch.setattr(decoder, "sigmas", lambda place, levels: asked.append((place, levels)) or sigmas(place, levels))
+    image, z = torch.rand(400, 1, SIZE, SIZE) * 2 - 1, torch.randn(400, 4, 4)
+    for step in range(10):
+        decoder.losses(z, image, Draws.whole(0, step, 400, 10))
+    assert {levels for _, levels in asked} == {10, 20, 40}
+    for (low, levels), (high, _) in zip(asked[::2], asked[1::2]):
+        assert torch.equal(high, low + 1)
+        assert set(low.tolist()) == {float(i) for i in range(levels - 1)}
 
 
 def test_the_base_is_copied_and_stays_as_it_is() -> None:

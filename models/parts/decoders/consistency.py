@@ -78,7 +78,7 @@ class Consistency(GenerativeDecoder):
             raise ConfigError(f"decoder: the base's tokens must be continuous on a square grid, they are {layout}")
         self.base = base.requires_grad_(False)
         self.shape = (layout.channels, rows, columns)
-        self.net = config.net.build(size=rows, channels=layout.channels, dim=dim, length=length, hides=False)
+        self.net = config.net.build(size=rows, channels=layout.channels, dim=dim, length=length)
         self.register_buffer("noise", starting_noise(config.seed, 2, *self.shape)[0], persistent=False)
 
     def adopt(self, tokenizer: Tokenizer | None) -> None:
@@ -97,7 +97,7 @@ class Consistency(GenerativeDecoder):
         s = sigma_B[:, None, None, None]
         skip = 1 / ((s - SMALLEST).square() + 1)
         out = (s - SMALLEST) / (s.square() + 1).sqrt()
-        return skip * x_Bchw + out * self.net(x_Bchw / (s.square() + 1).sqrt(), sigma_B.log() / 4, z_BNZ)
+        return skip * x_Bchw + out * self.net(x_Bchw / (s.square() + 1).sqrt(), sigma_B.log() / 4, self.net.embed(z_BNZ))
 
     def pixels(self, x_Bchw: Tensor) -> Tensor:
         """Unclamped images (B, C, H, W) of clean latents, by the base's decoder."""
@@ -107,11 +107,10 @@ class Consistency(GenerativeDecoder):
         """The base's latents (B, c, h, w) of images."""
         return self.base.encode(image_BCHW).data.transpose(1, 2).unflatten(2, self.shape[1:])
 
-    def sigmas(self, share_B: Tensor, levels: int) -> Tensor:
-        """Noise levels (B,) at these shares (0 the smallest, 1 the largest) of the grid of ``levels``, rounded down to it."""
-        place_B = (share_B * (levels - 1)).floor() / (levels - 1)
+    def sigmas(self, place_B: Tensor, levels: int) -> Tensor:
+        """Noise levels (B,) at these places on the grid of ``levels``: 0 is the smallest, ``levels - 1`` the largest."""
         low, high = SMALLEST ** (1 / RHO), self.config.largest ** (1 / RHO)
-        return (low + place_B * (high - low)) ** RHO
+        return (low + place_B / (levels - 1) * (high - low)) ** RHO
 
     def level_count(self, progress: float) -> int:
         """Levels at this share of the training run: doubled at even intervals from the first number to the last."""
@@ -123,8 +122,8 @@ class Consistency(GenerativeDecoder):
         config, levels = self.config, self.level_count(draws.progress)
         x_Bchw = self.clean(image_BCHW)
         noise_Bchw, first_Bchw = draws.normal(2, *self.shape).to(x_Bchw).unbind(1)
-        share_B = draws.uniform().to(x_Bchw) * (levels - 2) / (levels - 1)
-        low_B, high_B = self.sigmas(share_B, levels), self.sigmas(share_B + 1 / (levels - 1) + 1e-4, levels)
+        place_B = (draws.uniform().to(x_Bchw) * (levels - 1)).floor()
+        low_B, high_B = self.sigmas(place_B, levels), self.sigmas(place_B + 1, levels)
         # one pass for both: the upper one of two neighbours, and the first step of decoding from fresh noise
         top_B = torch.full_like(high_B, config.largest)
         noisy = torch.cat([x_Bchw + high_B[:, None, None, None] * noise_Bchw, x_Bchw + config.largest * first_Bchw])
