@@ -62,11 +62,11 @@ def test_the_worst_rule_decides() -> None:
     assert Claim("", (Quality("raster"), Passes(count=16))).judge("better", ENTRIES, spread).word == "not"
 
 
-def test_every_generator_is_an_entry_with_a_claim_that_can_be_checked() -> None:
+def test_each_entry_is_a_generator_with_a_claim_that_can_be_checked() -> None:
     names = [entry.name for entry in generators.SUITE]
     discrete = {name for name in registry.names() if registry.get(name).kind == "generator"}
     assert len(set(names)) == len(names)
-    assert set(names) == discrete
+    assert set(names) <= discrete  # a new recipe needs no entry
     assert set(CLAIMS) == set(names) - {generators.REFERENCE}
     tests = "\n".join(file.read_text() for file in HERE.glob("test_*.py"))
     for name, claim in CLAIMS.items():

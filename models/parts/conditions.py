@@ -179,7 +179,8 @@ class ClassCondition(Conditioner):
         """Embed labels.
 
         Raises:
-            ValueError: a text condition, or a label outside the classes.
+            ValueError: a text condition.
+            IndexError: a label outside of the table (serving and sampling refuse labels before they come here).
         """
         if not isinstance(condition, Labels):
             raise ValueError(f"this model is conditioned on class labels, got {type(condition).__name__}")

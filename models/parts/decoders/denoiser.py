@@ -31,7 +31,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """(noisy image, time, tokens, which of them are seen) to something of the image's shape; unseen tokens are a learned mask."""
+    """(noisy image, time, embedded tokens) to something of the image's shape."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config):
@@ -48,15 +48,15 @@ class Denoiser(nn.Module):
                     f"net.width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: positive, heads divide the width"
                 )
 
-        def build(self, *, size: int, channels: int, dim: int, length: int, hides: bool = True) -> Denoiser:
-            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels; ``hides``: not all of them are always seen.
+        def build(self, *, size: int, channels: int, dim: int, length: int) -> Denoiser:
+            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
 
             Raises:
                 ConfigError: the patch does not divide the size.
             """
-            return Denoiser(self, size, channels, dim, length, hides)
+            return Denoiser(self, size, channels, dim, length)
 
-    def __init__(self, config: Config, size: int, channels: int, dim: int, length: int, hides: bool) -> None:
+    def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
         super().__init__()
         if size % config.patch:
             raise ConfigError(f"net.patch={config.patch}: does not divide the size {size}")
@@ -65,7 +65,6 @@ class Denoiser(nn.Module):
         slots = self.side**2 + length
         self.patches = nn.Linear(channels * config.patch**2, width)
         self.tokens = nn.Linear(dim, width)
-        self.unseen = nn.Parameter(0.02 * torch.randn(width)) if hides else None
         # As large as what they are added to: beside a noise of unit size a smaller position would long be overlooked.
         self.position = nn.Parameter(torch.randn(slots, width))
         nn.init.normal_(self.tokens.weight)
@@ -82,13 +81,13 @@ class Denoiser(nn.Module):
         nn.init.normal_(self.out.weight, std=0.1 * width**-0.5)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor | None = None) -> Tensor:
-        """The prediction (B, C, H, W) at times (B,), from the tokens, or those of them where ``seen_BN``."""
+    def embed(self, z_BNZ: Tensor) -> Tensor:
+        """What tokens (B, N, Z) are to the net, (B, N, D); a decoder may put something else in their places."""
+        return self.tokens(z_BNZ)
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, z_BND: Tensor) -> Tensor:
+        """The prediction (B, C, H, W) at times (B,), from embedded tokens."""
         x_BPD = self.patches(F.pixel_unshuffle(x_BCHW, self.patch).flatten(2).transpose(1, 2))
-        z_BND = self.tokens(z_BNZ)
-        if seen_BN is not None:
-            assert self.unseen is not None, "this net was built to see all tokens"
-            z_BND = torch.where(seen_BN[..., None], z_BND, self.unseen.to(z_BND.dtype))
         x_BSD = torch.cat([x_BPD, z_BND], 1) + self.position
         time_BD = self.time(t_B)
         h_BPD = self.stack(x_BSD, cond_BD=time_BD)[:, : x_BPD.shape[1]]

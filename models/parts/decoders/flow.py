@@ -5,12 +5,13 @@ Shapes: B rows, N tokens, Z channels of a token, C H W image.  x_t = (1 - t) noi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
@@ -57,6 +58,7 @@ class Flow(GenerativeDecoder):
         config.reveal.check(length, config.steps)
         self.config, self.length = config, length
         self.net = config.net.build(size=size, channels=channels, dim=dim, length=length)
+        self.unseen = nn.Parameter(0.02 * torch.randn(config.net.width))  # stands for every token that a step does not see
         self.register_buffer("noise", starting_noise(config.seed, channels, size, size), persistent=False)
 
     def fewest(self, length: int) -> int:
@@ -68,7 +70,7 @@ class Flow(GenerativeDecoder):
         u_B, keep_B = draws.uniform(), self.config.reveal.keep(draws, self.length)
         seen_BN, t_B = self.config.reveal.seen(u_B, keep_B, self.length), self.time(u_B.to(image_BCHW))
         t = t_B[:, None, None, None]
-        image_hat = self.net((1 - t) * noise_BCHW + t * image_BCHW, t_B, z_BNZ, seen_BN)
+        image_hat = self.image((1 - t) * noise_BCHW + t * image_BCHW, t_B, z_BNZ, seen_BN)
         error_B = (image_hat - image_BCHW).square().flatten(1).mean(1)
         weight_B = (1 - t_B).clamp_min(NEAREST) ** -self.config.weighting
         return {"flow": (weight_B * error_B).mean()}, {"reconstruction": error_B.detach().mean()}
@@ -77,9 +79,14 @@ class Flow(GenerativeDecoder):
         """The time at which the clock stands."""
         return u_B / (u_B + self.config.shift * (1 - u_B))
 
+    def image(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor) -> Tensor:
+        """The image that x_t at times (B,) is on the way to, given the tokens where ``seen_BN``."""
+        z_BND = self.net.embed(z_BNZ)
+        return self.net(x_BCHW, t_B, torch.where(seen_BN[..., None], z_BND, self.unseen.to(z_BND.dtype)))
+
     def velocity(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor) -> Tensor:
         """Of x_t at times (B,), given the tokens where ``seen_BN``."""
-        image_hat = self.net(x_BCHW, t_B, z_BNZ, seen_BN)
+        image_hat = self.image(x_BCHW, t_B, z_BNZ, seen_BN)
         return (image_hat - x_BCHW) / (1 - t_B).clamp_min(NEAREST)[:, None, None, None]
 
     def _guided(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor) -> Tensor:
@@ -107,4 +114,4 @@ class Flow(GenerativeDecoder):
 
     def sample(self, z_BNZ: Tensor, keep_B: Tensor) -> Tensor:
         """The image that the last step points to: where the flow ends, or, for tokens that cover a part of it, its preview."""
-        return list(self.trajectory(z_BNZ, keep_B))[-1][1]
+        return deque(self.trajectory(z_BNZ, keep_B), maxlen=1)[0][1]  # no earlier step is kept

@@ -91,22 +91,17 @@ class FlexibleScale(Feed):
         return self.quantizer.accumulate(state[0], group, data, self._grids(plan))
 
     def _grids(self, plan: Plan) -> list[tuple[int, int]]:
-        """The grids of the plan's groups, which are whole scales.
+        """The grids of the plan's groups, which are whole scales; told by their sizes, so that the device is asked for no positions.
 
         Raises:
             LayoutError: the first one has more than one position, or a group is no scale.
         """
-        sizes = {self.layout.scale_sizes[: s + 1]: grid for s, grid in enumerate(self.layout.grids)}
-        starts = {sum(before[:-1]): grid for before, grid in sizes.items()}
-        found = [starts.get(first) for first in self._firsts(plan)]
-        if plan.sizes[0] != 1 or any(g is None or g[0] * g[1] != n for g, n in zip(found, plan.sizes)):
+        whole = iter(self.layout.grids)
+        found = [next((grid for grid in whole if grid[0] * grid[1] == size), None) for size in plan.sizes]
+        clear = len(plan.sizes) == len(self.layout.grids) or len(set(self.layout.scale_sizes)) == len(self.layout.grids)
+        if plan.sizes[0] != 1 or None in found or not clear:
             raise LayoutError(f"this feed needs groups that are scales, the first of one position, not {plan.sizes}")
         return cast(list[tuple[int, int]], found)
-
-    @staticmethod
-    def _firsts(plan: Plan) -> list[int]:
-        row = plan.sequence_BL[0].tolist()
-        return [row[plan.start(g)] for g in range(plan.groups)]
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
         """(1, h w, D) positions of one grid."""

@@ -1,6 +1,6 @@
 """Next-neighbour feed: a token predicts the one to its right and the one below it.
 
-Shapes: B rows, L positions, S slots, P prefix slots, N predicted positions.
+Shapes: B rows, L positions, S slots, P prefix slots, N predicted positions, M held ones.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ class Neighbours(Shifted):
         super().__init__(config, layout, width)
         if len(layout.grids) > 1 or layout.frames > 1:
             raise LayoutError(f"next neighbours need one grid, not {layout.grids} of {layout.frames} frames")
-        self.columns = layout.grids[0][1]
+        self.grid = layout.grids[0]
 
     def check(self, plan: Plan) -> None:
-        if len(plan.sequence_BL) > 1 or plan.sizes[0] != 1:
-            raise LayoutError("next neighbours need one order for all rows that starts at one position")
+        rows, columns = self.grid
+        diagonals = tuple(min(d, rows - 1) - max(0, d - columns + 1) + 1 for d in range(rows + columns - 1))
+        if len(plan.sequence_BL) > 1 or plan.sizes != diagonals:
+            raise LayoutError(f"next neighbours need the diagonals of the grid, the same for all rows, not groups of {plan.sizes}")
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         self.check(plan)
@@ -48,26 +50,25 @@ class Neighbours(Shifted):
         x = self.drop(torch.cat([cond.prefix_BPD, self.table(take(data, held))], dim=1), draws)
         first = prefix_groups(cond.prefix_BPD)
         group = torch.cat([first, plan.group_L[None, : held.shape[1]] + 1], dim=1)
-        reads = self._reads(plan.sequence_BL[0].tolist(), held[0].tolist(), first.shape[1], x.device)
+        reads = self._reads(plan.sequence_BL[0], held[0], first.shape[1])
         return Slots(x, group, torch.cat([nowhere(first), held], dim=1), reads)
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
-        members = plan.members(group)[0].tolist()
+        members = plan.members(group)[0]
         if group == 0:
+            self.check(plan)
             first = prefix_groups(cond.prefix_BPD)
-            reads = self._reads(members, [], first.shape[1], first.device)
+            reads = self._reads(members, members[:0], first.shape[1])
             return Slots(cond.prefix_BPD, first, nowhere(first), reads, sees="causal")
         held = plan.members(group - 1)
-        return Slots(
-            self.table(state), torch.full_like(held, group), held, self._reads(members, held[0].tolist(), 0, held.device), sees="all"
-        )
+        return Slots(self.table(state), torch.full_like(held, group), held, self._reads(members, held[0], 0), sees="all")
 
-    def _reads(self, asked: list[int], held: list[int], prefix: int, device: torch.device) -> Tensor:
-        """(1, N, 2) slots of the left and the upper neighbour of each position, -1 beyond the edge."""
-        slot = {place: prefix + i for i, place in enumerate(held)}
-        pairs = []
-        for place in asked:
-            row, column = divmod(place, self.columns)
-            left, above = (slot[place - 1] if column else -1), (slot[place - self.columns] if row else -1)
-            pairs.append((left, above) if place else (prefix - 1, prefix - 1))
-        return torch.tensor([pairs], device=device)
+    def _reads(self, asked_N: Tensor, held_M: Tensor, prefix: int) -> Tensor:
+        """(1, N, 2) slots of the left and the upper neighbour of each position, -1 beyond the edge; ``held_M`` stand after the prefix."""
+        rows, columns = self.grid
+        # One row and column more than the grid, in which nothing stands: index -1 is beyond either edge.
+        slot = torch.full((rows + 1, columns + 1), -1, device=held_M.device)
+        slot[held_M // columns, held_M % columns] = torch.arange(prefix, prefix + len(held_M), device=held_M.device)
+        row, column = asked_N // columns, asked_N % columns
+        pairs = torch.stack([slot[row, column - 1], slot[row - 1, column]], dim=-1)
+        return torch.where(asked_N[:, None] == 0, prefix - 1, pairs)[None]

@@ -10,8 +10,8 @@ vector of the *global* batch, chosen by a draw that all ranks share and contribu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,7 @@ class Codebook(nn.Module):
             self.register_buffer("_candidates", torch.zeros(k, c), persistent=False)
         if config.start is not None:
             self.register_buffer("started", torch.tensor(False))
+        self._ready = False
         self._sample: Tensor | None = None
         self.register_buffer("_weights", torch.tensor(weights)[:, None], persistent=False)
         self.register_buffer("_counts", torch.zeros(g, k), persistent=False)
@@ -137,7 +138,13 @@ class Codebook(nn.Module):
     @property
     def ready(self) -> bool:
         """False until codes that start from data have done so; the same on all ranks."""
-        return self.config.start is None or bool(self.started)
+        if not self._ready:  # what has started stays so, and the device is not asked again
+            self._ready = self.config.start is None or bool(self.started)
+        return self._ready
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self._ready = False
 
     @torch.no_grad()
     def nearest(self, z_NC: Tensor) -> Tensor:
@@ -150,11 +157,10 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def observe(self, groups: list[tuple[Tensor, Tensor]], draws: Draws) -> None:
         """Add one micro-batch to the step's statistics: per group vectors (B, P, C) and their ids (B, P)."""
-        for g, (z_BPC, ids_BP) in enumerate(groups):
-            flat = ids_BP.flatten()
-            self._counts[g] += torch.bincount(flat, minlength=self.config.codes).to(self._counts)
-            if isinstance(self.config.update, EMA):
-                self._sums.index_add_(0, flat, z_BPC.flatten(0, 1).to(self._sums) * self._weights[g])
+        self._counts += counts([ids for _, ids in groups], self.config.codes).to(self._counts)
+        if isinstance(self.config.update, EMA):
+            for g, (z_BPC, ids_BP) in enumerate(groups):
+                self._sums.index_add_(0, ids_BP.flatten(), z_BPC.flatten(0, 1).to(self._sums) * self._weights[g])
         if not self.ready:
             assert self.config.start is not None
             taken = sample([z for z, _ in groups], self.config.start.samples * self.config.codes, draws)
@@ -162,13 +168,14 @@ class Codebook(nn.Module):
         if self.config.revival is not None:
             group_K, row_K, u_K = self._choices(draws)
             for g, (z_BPC, _) in enumerate(groups):
-                mine = (group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)
-                position = (u_K[mine] * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
-                self._candidates[mine] += z_BPC[row_K[mine] - draws.start, position].to(self._candidates)
+                code = ((group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)).nonzero()[:, 0]
+                position = (u_K[code] * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
+                index = torch.stack([code, row_K[code] - draws.start, position]).to(z_BPC.device, non_blocking=True)
+                self._candidates.index_add_(0, index[0], z_BPC[index[1], index[2]].to(self._candidates))
 
     def _choices(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """For each code the group, global row and relative position of the vector that would replace it."""
-        u_K3 = draws.fork("revival").shared_uniform(self.config.codes, 3)
+        """For each code the group, global row and relative position of the vector that would replace it, on the host."""
+        u_K3 = replace(draws.fork("revival"), device=torch.device("cpu")).shared_uniform(self.config.codes, 3)
         group_K = (u_K3[:, 0] * len(self.groups)).long().clamp_max(len(self.groups) - 1)
         row_K = (u_K3[:, 1] * draws.total).long().clamp_max(draws.total - 1)
         return group_K, row_K, u_K3[:, 2]
@@ -269,7 +276,10 @@ def metrics(usage_GK: Tensor, groups: tuple[str, ...], decay: float, weight_G1: 
 
 def counts(groups: Sequence[Tensor], codes: int) -> Tensor:
     """How often each code occurs in each group's ids: (G, K) int64."""
-    return torch.stack([torch.bincount(ids.flatten(), minlength=codes) for ids in groups])
+    found = torch.zeros((len(groups), codes), dtype=torch.int64, device=groups[0].device)
+    for row, ids in zip(found, groups):  # unlike bincount it need not know the largest id, which a GPU would have to be asked for
+        row.index_add_(0, ids.flatten(), row.new_ones(ids.numel()))
+    return found
 
 
 def perplexity(counts: Tensor) -> Tensor:
