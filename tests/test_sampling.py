@@ -13,7 +13,7 @@ from models.parts.orders import Arccos, Count, Even, Steps
 from models.parts.orders.sizes import asked
 from models.protocols import TokenLayout
 from models.registry import get, names
-from models.sampling.filters import draw, keep_top_k, keep_top_p
+from models.sampling.filters import draw, inverse, keep_top_k, keep_top_p
 from models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
 
@@ -30,6 +30,16 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
     assert keep_top_p(logits, 0.81).isfinite().tolist() == [True, True, True, False]
     assert keep_top_p(logits, 1e-9).isfinite().tolist() == [True, False, False, False]
     assert torch.equal(keep_top_p(logits, 1.0), logits)
+
+
+def test_no_number_draws_what_has_no_probability() -> None:
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf])
+    last = 1 - 2.0**-24
+    p = float(torch.tensor(0.0).sub(torch.tensor([0.0, 1.0]).logsumexp(0)).exp())
+    numbers = torch.tensor([0.0, 0.99 * p, 1.01 * p, 0.9, last, 1.0])
+    assert inverse(logits.expand(6, 5), numbers).tolist() == [1, 1, 3, 3, 3, 3]
+    flat = torch.zeros(1 << 14)
+    assert inverse(flat, torch.tensor(last)).item() >= (1 << 14) - 2
 
 
 def test_draws_follow_the_softmax() -> None:

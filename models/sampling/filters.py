@@ -26,10 +26,19 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """(…) ids drawn from the softmax of logits.
+    """(…) ids drawn from the softmax of logits, one uniform number each.
 
-    By the exponential race: argmax of p / e with e ~ Exp(1).  The noise is drawn on the generator's device,
-    so a CPU generator gives the same ids whatever device the logits are on (up to rounding of the logits).
+    The numbers come from the generator's device, so a CPU generator gives the same ids whatever device the logits are on
+    (up to rounding), and no more than one number an id has to travel there.
     """
-    noise = torch.empty(logits.shape, device=generator.device, dtype=torch.float32).exponential_(generator=generator)
-    return (logits.float().softmax(-1) / noise.clamp_min_(1e-20).to(logits.device)).argmax(-1)
+    uniform = torch.rand(logits.shape[:-1], generator=generator, device=generator.device)
+    return inverse(logits, uniform.to(logits.device))
+
+
+def inverse(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The ids (…) at which the cumulated softmax of logits passes numbers (…) in [0, 1); never one of probability zero."""
+    cumulated = logits.float().softmax(-1).cumsum(-1)
+    total = cumulated[..., -1:].contiguous()
+    # The second one is the last id with a probability: where a number rounds up to the total, nothing passes it.
+    found = torch.searchsorted(cumulated, uniform.unsqueeze(-1) * total, right=True)
+    return torch.minimum(found, torch.searchsorted(cumulated, total)).squeeze(-1)
