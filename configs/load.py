@@ -64,6 +64,8 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
     except ConfigError as error:
         raise ConfigError(f"{where}, {error}") from error
+    except ValueError as error:  # an impossible date or number
+        raise ConfigError(f"{where}: not valid YAML: {error}; quote what is a text") from error
 
 
 def shipped(folder: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from models.config import Added, Execution, Identity
 from models.settings import ExecutionSettings, TrainSettings
 
+NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"  # a folder, an experiment and a registered model can have it
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors and values are immutable."""
@@ -163,7 +165,7 @@ class EvaluateConfig(Section):
 class RegisterConfig(Section):
     """Registration in MLflow and the gate of the alias ``champion``."""
 
-    name: Identity[str | None] = Field(None, description="registered model's name; the run's name if not given")
+    name: Identity[str | None] = Field(None, pattern=NAME, description="registered model's name; the run's name if not given")
     floor: Identity[dict[str, float]] = Field(default_factory=dict, description="metric: least value for the first champion")
     gate: Identity[str] = Field("fd", description="metric on which a challenger must not be worse than the champion")
 
@@ -171,7 +173,7 @@ class RegisterConfig(Section):
 class RunConfig(Section):
     """One run: raw images in, an evaluated, registered model out; without ``generator`` an evaluated tokenizer."""
 
-    name: Identity[str] = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="run name and registered model's name")
+    name: Identity[str] = Field(pattern=NAME, description="run name and registered model's name")
     data: Identity[DataConfig]
     tokenizer: Identity[TokenizerConfig]
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)

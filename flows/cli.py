@@ -93,9 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     if next(iter(given), None) in GUARDED and not {"-h", "--help"} & set(given):
         guard()
     signal.signal(signal.SIGTERM, _terminated)
-    code = code_of(given)
-    ending()
-    sys.exit(code)
+    try:
+        sys.exit(code_of(given))
+    finally:
+        ending()
 
 
 def code_of(arguments: list[str] | None = None) -> int:

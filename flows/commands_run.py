@@ -50,10 +50,13 @@ def run(
     from configs.load import load_cluster, load_run
     from flows import planning, results
     from flows.screen import screen
+    from models.config import ConfigError
 
     config = load_run(run, sets)
     work = workspace(config.name, root, store, load_cluster(cluster, sets))
     planned = planning.plan(config, work.store, work.tracker.uri)
+    if only and only not in (there := [one.name for one in planned]):
+        raise ConfigError(f"run {config.name} has no step {only}; it has: {', '.join(there)}")
     if all(one.status == "cached" for one in planned):
         work.tracker.sync()  # what an absent server has missed; nothing is loaded when there is nothing to send
         done = results.steps_of(planned)
@@ -108,8 +111,9 @@ def _finish(config: RunConfig, work: Workspace, done: list[Done], as_json: bool,
 @click.command(epilog=epilog("tokenloom plan digits_var", "tokenloom plan digits_var --set generator.args.depth=6"))
 @run_options
 @place_options
+@cluster_options
 @json_option
-def plan(run: str, sets: tuple[str, ...], root: str | None, store: str | None, as_json: bool) -> None:
+def plan(run: str, sets: tuple[str, ...], root: str | None, store: str | None, cluster: str | None, as_json: bool) -> None:
     """What `run` would do and why, running nothing.
 
     Shows each step, its fingerprint, whether its artifact is in the store, and else which change makes it run.
@@ -119,7 +123,7 @@ def plan(run: str, sets: tuple[str, ...], root: str | None, store: str | None, a
     from flows.screen import table
 
     config = load_run(run, sets)
-    work = workspace(config.name, root, store, load_cluster(None, sets))
+    work = workspace(config.name, root, store, load_cluster(cluster, sets))
     planned = planning.plan(config, work.store, work.tracker.uri)
     if any(one.status != "cached" for one in planned):
         planning.check(config, work.store, planned)

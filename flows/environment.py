@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -12,9 +13,10 @@ def prepare(root: Path) -> None:
 
     Prefect keeps its database under the root folder, as everything else does; a profile of one's own is still read.
     """
-    home = Path.home() / ".prefect"
-    if "PREFECT_HOME" not in os.environ and (home / "profiles.toml").is_file():
-        os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        profiles = Path.home() / ".prefect" / "profiles.toml"
+        if "PREFECT_HOME" not in os.environ and profiles.is_file():
+            os.environ.setdefault("PREFECT_PROFILES_PATH", str(profiles))
     for name, value in {
         "PREFECT_HOME": str(root / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Workspace:
                 f"--root {str(folder)!r}: cannot be made: {error.strerror}; choose another with --root or TOKENLOOM_ROOT"
             ) from error
         uri = store or os.environ.get("TOKENLOOM_STORE") or str(folder / "store")
+        if re.match(r"\w+:/(?!/)", uri):
+            raise ConfigError(f"--store {uri!r}: an address has two slashes after the colon, as in s3://bucket/prefix")
         if "://" not in uri:
             uri = str(Path(uri).expanduser().absolute())
         return cls(name, folder, uri, cluster or load_cluster())

@@ -68,7 +68,7 @@ class ExecutionSettings:
 
     workers: Execution[int] = 2
     threads: Execution[int] = 1  # torch threads of each worker
-    device: Execution[str] = "auto"  # auto, cpu or cuda
+    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
     micro_batch: Execution[int] = 0  # rows a rank passes through the model at once; 0: its whole share
     compile: Execution[bool] = False
     sharding: Execution[Literal["ddp", "fsdp"]] = "ddp"  # of a generator's state over several workers; a tokenizer's is always whole

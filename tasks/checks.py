@@ -156,3 +156,5 @@ def _build(spec: ModelSpec, section: str) -> Method:
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(section) else f"{section}: {text}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"{section}.args {spec.args}: no {spec.recipe} has these sizes ({type(error).__name__}: {error})") from error

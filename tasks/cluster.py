@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import ClusterConfig
+from models.config import ConfigError
 from tasks.errors import StepError
+
+log = logging.getLogger(__name__)
 
 #: Environment that Ray reads at import and at start; the person's own values win.
 QUIET = {
@@ -90,6 +93,22 @@ def shutdown() -> None:
 def cpus(cluster: ClusterConfig) -> int:
     """Logical CPUs of a local runtime: every worker fits beside one actor of another step, also on a small machine."""
     return max(os.cpu_count() or 1, cluster.execution.workers + 1, cluster.extract_actors + 1)
+
+
+def check_room(ray: Any, cluster: ClusterConfig, processes: int) -> None:
+    """See that so many processes find their CPUs and GPUs; a cluster may grow, so there it is a warning.
+
+    Raises:
+        ConfigError: this machine has fewer GPUs.
+    """
+    have, gpus = ray.cluster_resources(), processes * cluster.gpus_per_worker
+    if gpus <= have.get("GPU", 0) and processes <= have.get("CPU", 0):
+        return
+    wanted = f"{processes} processes want {processes} CPUs and {gpus:g} GPUs"
+    there = f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
+    if cluster.address == "local":
+        raise ConfigError(f"cluster.gpus_per_worker={cluster.gpus_per_worker:g}: {wanted}, this machine has {there}: lower one of them")
+    log.warning("%s, the cluster has %s now: they wait for more nodes", wanted, there)
 
 
 def runtime_env(cluster: ClusterConfig) -> dict[str, Any]:

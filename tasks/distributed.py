@@ -23,7 +23,7 @@ from models.config import ConfigError
 from models.settings import OptimizerSettings, TrainSettings
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.checks import check_sharding, check_training, check_warm_start
-from tasks.cluster import node_root, session, worker_root
+from tasks.cluster import check_room, node_root, session, worker_root
 from tasks.collapse import WARNINGS, found
 from tasks.curves import Tail, numbers, read_curves
 from tasks.errors import ArtifactError, Preempted, StepError
@@ -210,7 +210,7 @@ def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: R
         for row in done:
             run.log(numbers(row), row["step"])
     with session(cluster, store.root) as current:
-        assert current.ray.is_initialized()
+        check_room(current.ray, cluster, cluster.execution.workers)
         trainer = trainer_of(worker, job, f"{step.kind}-{step.name}-{step.fingerprint}", store, cluster, current)
         outcome: dict[str, BaseException] = {}
 

@@ -55,16 +55,15 @@ def _finished(
     todo: list[int], shards: Sequence[Wanted], step: Step, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
-    from tasks.cluster import session, worker_root
+    from tasks.cluster import check_room, session, worker_root
 
     generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
     with session(cluster, store.root) as current:
-        ray = current.ray
+        ray, count = current.ray, min(cluster.extract_actors, len(todo))
+        check_room(ray, cluster, count)
         actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Drawer)
         given = (store.uri, worker_root(cluster, store.root), generator.to_dict(), tokenizer.to_dict(), step.config["sample"])
-        actors = [
-            actor.remote(*given, cluster.execution.threads, cluster.execution.device) for _ in range(min(cluster.extract_actors, len(todo)))
-        ]
+        actors = [actor.remote(*given, cluster.execution.threads, cluster.execution.device) for _ in range(count)]
         idle, waiting = list(actors), list(reversed(todo))
         running: dict[Any, tuple[int, Any]] = {}
         try:

@@ -127,15 +127,16 @@ def _earlier(store: Store) -> dict[str, dict[str, Any]]:
 
 def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Any:
     """Yield (key, file entry) as the actors finish shards, in any order."""
-    from tasks.cluster import session, worker_root
+    from tasks.cluster import check_room, session, worker_root
 
     with session(cluster, store.root) as current:
-        ray = current.ray
+        ray, count = current.ray, min(cluster.extract_actors, len(todo))
+        check_room(ray, cluster, count)
         options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker, "max_restarts": 2, "max_task_retries": 2}
         actor = ray.remote(max_concurrency=DEPTH, **options)(Encoder)
         root, run = worker_root(cluster, store.root), cluster.execution
         given = (store.uri, root, step.inputs["tokenizer"].to_dict(), run.threads, run.device)
-        idle = [actor.remote(*given) for _ in range(min(cluster.extract_actors, len(todo)))]
+        idle = [actor.remote(*given) for _ in range(count)]
         actors, waiting = list(idle), list(reversed(todo))
         idle = [each for _ in range(DEPTH) for each in actors]  # each has a place for every shard that it may hold
         running: dict[Any, tuple[str, Any]] = {}

@@ -47,6 +47,8 @@ class Storage:
         if parts.scheme == "s3":
             if not parts.netloc:
                 raise ConfigError(f"store {uri!r}: give s3://bucket/prefix")
+            if parts.query or parts.fragment:
+                raise ConfigError(f"store {uri!r}: a prefix cannot hold '?' or '#'")
             self.is_local = False
             self._base = "/".join([parts.netloc, *[p for p in parts.path.split("/") if p]])
         elif parts.scheme in ("", "file"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from configs.schema import ClusterConfig
 from tasks.artifacts import Store
@@ -40,7 +41,7 @@ def trainer_of(
 
     gpus = cluster.gpus_per_worker
     resources = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
-    home = str(store.root / "ray") if cluster.address == "local" else store.storage.uri("ray")
+    home = str(store.root / "ray") if cluster.address == "local" else quote(store.storage.uri("ray"), safe=":/")
     return Trainer(
         worker,
         train_loop_config={"job": job},

@@ -59,5 +59,11 @@ def champion(store: Store, name: str, tracking: str | None) -> Artifact | None:
     tags = tags_of(tracking, name, CHAMPION) if tracking is not None else None
     if tags is None:
         promoted = [r for r in store.records("registration") if r.config["name"] == name and r.metrics.get("promoted")]
-        return promoted[-1].inputs["generator"] if promoted else None
+        found = promoted[-1].inputs["generator"] if promoted else None
+        if found is not None and not store.storage.exists(f"{found.folder}/record.json"):
+            raise ConfigError(
+                f"generator.warm_start: the champion of {name} was made from {found.id}, which is not in the store: restore it, give "
+                "another generator, or leave warm_start out"
+            )
+        return found
     return store.resolve(tags["tokenloom.generator"], "generator") if "tokenloom.generator" in tags else None

@@ -271,3 +271,20 @@ def test_a_cluster_that_is_not_there_is_one_clear_error(tmp_path: Path, monkeypa
         clusters._start(ray, ClusterConfig(address="host:6379"), tmp_path)
     with pytest.raises(StepError, match="Ray did not start on this machine: Could not find"):
         clusters._start(ray, ClusterConfig(), tmp_path)
+
+
+class Room:
+    """Ray, as far as its resources go."""
+
+    def __init__(self, **resources: float) -> None:
+        self.cluster_resources = lambda: resources
+
+
+def test_workers_without_room_are_refused_here_and_announced_on_a_cluster(caplog: pytest.LogCaptureFixture) -> None:
+    here, there = (cluster_of(8).model_copy(update={"gpus_per_worker": 1.0, "address": address}) for address in ("local", "auto"))
+    clusters.check_room(Room(CPU=8.0, GPU=8.0), here, 8)
+    with pytest.raises(ConfigError, match=r"gpus_per_worker=1: 8 processes want 8 CPUs and 8 GPUs, this machine has 8 and 0"):
+        clusters.check_room(Room(CPU=8.0), here, 8)
+    assert not caplog.records
+    clusters.check_room(Room(CPU=8.0, GPU=4.0), there, 8)
+    assert "the cluster has 8 and 4 now: they wait for more nodes" in caplog.text

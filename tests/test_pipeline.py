@@ -100,6 +100,12 @@ def test_the_second_run_does_nothing_and_loads_nothing(first: tuple[Path, dict[s
     assert "tokenloom ui" in table.stdout
 
 
+def test_a_step_that_the_run_does_not_have_is_refused_though_all_is_there(first: tuple[Path, dict[str, Any]]) -> None:
+    done = tokenloom(first[0], "run", "smoke_var", "--only", "train_base")
+    assert done.returncode == 2
+    assert "run smoke-var has no step train_base" in done.stderr
+
+
 def test_samples_of_the_registered_model(first: tuple[Path, dict[str, Any]]) -> None:
     import numpy as np
 

@@ -35,6 +35,19 @@ def test_commands_exist() -> None:
             assert command in commands, f"`tokenloom {command}` is not a command"
 
 
+def test_options_exist() -> None:
+    import click
+
+    from flows.cli import cli
+
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for name, rest in re.findall(r"\btokenloom ([a-z]+)\b([^`\n#|]*)", page.read_text()):
+            command = cli.get_command(click.Context(cli), name)
+            assert command is not None
+            there = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+            assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= there, f"{page.name}: tokenloom {name}{rest}"
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", README, re.MULTILINE))

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -224,6 +225,17 @@ def test_what_a_warm_start_needs_is_said_before_work(source: Path, store: Store)
     assert other["tokenizer"] != made["tokenizer"]
     with pytest.raises(ConfigError, match=r"generator\.warm_start: other-.* knows the codes of tokenizer other-.*this run has toy-"):
         planning.plan(run(source, "tokenizer.pinned=true", f"generator.warm_start={other['generator'].id}"), store)
+
+
+def test_a_champion_whose_generator_is_gone_is_said_by_name(source: Path, store: Store) -> None:  # noqa: F811
+    made = complete(run(source), store)
+    registered = SimpleNamespace(config={"name": "toy"}, metrics={"promoted": True}, inputs={"generator": made["generator"]})
+    records = store.records
+    with mock.patch.object(store, "records", lambda kind: [registered] if kind == "registration" else records(kind)):
+        assert warm_start.champion(store, "toy", None) == made["generator"]
+        store.storage.delete(f"{made['generator'].folder}/record.json")
+        with pytest.raises(ConfigError, match=r"generator\.warm_start: the champion of toy was made from toy-.*restore it"):
+            warm_start.champion(store, "toy", None)
 
 
 def test_shapes_are_strict() -> None:
