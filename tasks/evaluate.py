@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tasks.scores import Judged
     from tasks.tracking import Tracker
 
-VERSION = 2
+VERSION = 3  # of how generators are judged: samples of a seed are part of it
+VERSION_CODED = 2  # of how tokenizers are, which draw nothing
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
 HELD_OUT_LIMIT = 10_000
 NEAREST = 20  # samples shown beside their nearest training images
@@ -56,7 +57,8 @@ def plan_evaluate(
         if not measured:
             raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a tokenizer alone; add {TOKENIZER_METRICS[0]}")
         # What says how samples are drawn and judged does not shape these numbers.
-        return Step("evaluate", VERSION, "evaluation", name, {"evaluate": {"metrics": measured, "features": evaluate.features}}, inputs)
+        alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
+        return Step("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
     if evaluate.neighbours >= evaluate.samples:
         raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
     config = {"evaluate": identity(evaluate), "sample": identity(sample)}
@@ -200,7 +202,7 @@ def _protocol(
     dataset = store.record(step.inputs["dataset"])
     weights = network / "classifier.safetensors"
     protocol: dict[str, Any] = {
-        "version": VERSION,
+        "version": VERSION_CODED if judged is None else VERSION,
         "reference": {
             "dataset": dataset.artifact.fingerprint,
             "splits": ["validation", "test"],
