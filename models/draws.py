@@ -1,12 +1,14 @@
 """Random draws without state: a function of (seed, step), the same for any number of workers.
 
-Every draw is made for the whole global batch on the CPU and sliced to the rows at hand, so one or
-N workers, and any micro-batch, see the same numbers, and a run resumes from its step alone.
+Draws are made for the whole global batch on the CPU and sliced to the rows at hand, so one or N workers, and any
+micro-batch, see the same numbers, and a run resumes from its step alone.  ``coins``, of which dropout wants one a value,
+are a hash of the place instead: made where they are wanted, for the rows at hand, and the same there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +39,10 @@ class Draws:
     stream: str = ""
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(seed_of(self.seed, self.step, self.stream))
+        seed = seed_of(self.seed, self.step, self.stream)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._key = torch.tensor(seed & _LOW, dtype=torch.int32, device=self.device)
+        self._tosses = 0
 
     @classmethod
     def whole(cls, seed: int, step: int, rows: int, steps: int = 1, device: torch.device | str = "cpu", stream: str = "") -> Draws:
@@ -63,6 +68,15 @@ class Draws:
         whole = torch.rand((self.total, *shape), generator=self._generator)
         return whole[self.start : self.stop].to(self.device)
 
+    def coins(self, rate: float, *shape: int) -> Tensor:
+        """Booleans, true with probability ``rate``, one block of ``shape`` a row: (rows, *shape)."""
+        self._tosses += 1
+        key = _mixed(self._key + self._tosses)
+        place_N = _mixed(torch.arange(math.prod(shape), dtype=torch.int32, device=self.device) + key)
+        row_B = _mixed(torch.arange(self.start, self.stop, dtype=torch.int32, device=self.device) ^ _mixed(key + 1))
+        bits_BN = _mixed(place_N ^ row_B[:, None])
+        return ((bits_BN & _LOW) < int(rate * (_LOW + 1))).view(self.rows, *shape)
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers: (rows, *shape), float32."""
         whole = torch.randn((self.total, *shape), generator=self._generator)
@@ -79,3 +93,15 @@ class Draws:
     def shared_permutation(self, length: int) -> Tensor:
         """One permutation shared by the whole global batch: (length,)."""
         return torch.randperm(length, generator=self._generator).to(self.device)
+
+
+_LOW = (1 << 31) - 1
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Integers of 32 bits, each turned into another one that looks random (lowbias32 of Wellons' hash prospector)."""
+    x = x ^ (x >> 16 & 0xFFFF)
+    x = x * 0x7FEB352D
+    x = x ^ (x >> 15 & 0x1FFFF)
+    x = x * (0x846CA68B - (1 << 32))
+    return x ^ (x >> 16 & 0xFFFF)

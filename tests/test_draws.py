@@ -1,0 +1,83 @@
+"""Draws are functions of (seed, step, stream, row): the same for any share of the batch, and as random as they should be."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.draws import Draws
+from models.parts.dropout import drop_path, dropout
+
+KINDS = ("coins", "uniform", "normal", "permutation")
+
+
+def drawn(draws: Draws, kind: str) -> Tensor:
+    return draws.coins(0.3, 5, 7) if kind == "coins" else draws.permutation(6) if kind == "permutation" else getattr(draws, kind)(5, 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_share_of_a_batch_has_its_rows(kind: str) -> None:
+    whole = Draws.whole(3, 4, 8, stream="x")
+    first, second = drawn(whole, kind), drawn(whole, kind)
+    assert not torch.equal(first, second)
+    for start, stop in ((0, 8), (0, 3), (3, 8), (5, 6)):
+        part = Draws(3, 4, 1, start, stop, 8, stream="x")
+        assert torch.equal(drawn(part, kind), first[start:stop])
+        assert torch.equal(drawn(part, kind), second[start:stop])
+    for other in (Draws.whole(4, 4, 8, stream="x"), Draws.whole(3, 5, 8, stream="x"), Draws.whole(3, 4, 8, stream="y"), whole.fork("z")):
+        assert not torch.equal(drawn(other, kind), first)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_coins_fall_at_their_rate_everywhere(rate: float) -> None:
+    steps = torch.stack([Draws.whole(0, step, 32).coins(rate, 64) for step in range(200)]).double()
+    deviation = (rate * (1 - rate)) ** 0.5
+    for over in ((0, 1, 2), (0, 1), (0, 2), (1, 2)):  # all, each place, each row, each step
+        mean = steps.mean(over)
+        count = steps.numel() / max(1, mean.numel())
+        far = (mean - rate).abs() / (deviation / count**0.5)
+        assert float(far.max()) < 5.2, over
+        if mean.numel() > 30:
+            assert float(far.square().mean()) == pytest.approx(1, abs=5 * (2 / mean.numel()) ** 0.5), over
+
+
+def test_coins_of_neighbours_know_nothing_of_each_other() -> None:
+    one = [Draws.whole(seed, step, 16) for seed, step in itertools.product(range(4), range(50))]
+    tosses = torch.stack([torch.stack([draws.coins(0.5, 40), draws.coins(0.5, 40)]) for draws in one]).double() * 2 - 1
+    pairs = {
+        "places": tosses[..., 1:] * tosses[..., :-1],
+        "rows": tosses[..., 1:, :] * tosses[..., :-1, :],
+        "calls": tosses[:, 1] * tosses[:, 0],
+        "steps": tosses[1:50] * tosses[:49],
+        "seeds": tosses[50:100] * tosses[:50],
+        "diagonals": tosses[..., 1:, 1:] * tosses[..., :-1, :-1],
+    }
+    for name, product in pairs.items():
+        assert abs(float(product.mean())) < 4.5 / product.numel() ** 0.5, name
+
+
+def test_dropout_keeps_the_mean_and_is_left_out_without_draws() -> None:
+    x = torch.ones(64, 50, 20)
+    for rate in (0.1, 0.6):
+        kept = dropout(x, rate, Draws.whole(0, 0, 64))
+        assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
+        assert float(kept.mean()) == pytest.approx(1, abs=0.02)
+        rows = drop_path(x, rate, Draws.whole(0, 0, 64)).flatten(1)
+        assert bool((rows == rows[:, :1]).all())
+        assert 0 < float((rows[:, 0] == 0).float().mean()) < 1
+    assert dropout(x, 0.1, None) is x
+    assert dropout(x, 0.0, Draws.whole(0, 0, 64)) is x
+
+
+def test_dropout_compiles_into_one_graph_for_all_steps() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, draws: dropout(dropout(x, 0.2, draws), 0.2, draws), backend="eager", fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    x = torch.ones(4, 8)
+    for step in range(4):
+        plain = Draws.whole(0, step, 4)
+        assert torch.equal(compiled(x, Draws.whole(0, step, 4)), dropout(dropout(x, 0.2, plain), 0.2, plain))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
