@@ -251,6 +251,7 @@ def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(na
     data = torch.zeros_like(order).scatter(1, order, torch.cat([step.data for step in steps], dim=1))
     done = 0
     for step in steps:
+        assert torch.equal(step.data, step.drawn.gather(1, step.place_Bn))
         known = torch.zeros(rows, length, dtype=torch.bool).scatter(1, order[:, :done], True)
         for place in range(length):
             open_B = ~known[:, place]
