@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import sys
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _LEAST_DISK = 2 * 1024**3  # bytes; a small run with its environment's databases
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, verify: bool, schema: bool, root: str | None, store: str | None, cluster: str | None, as_json: bool) -> None:
-    """Check what a run needs: versions, disk, cores, a store that can be written, tracking, and the artifacts."""
+    """Check what a run needs: versions, disk, cores, GPUs, a store that can be written, tracking, and the artifacts."""
     from configs.load import load_cluster, schema_text
 
     if schema:
@@ -49,6 +49,7 @@ def doctor(ctx: click.Context, verify: bool, schema: bool, root: str | None, sto
         ("libraries", _libraries),
         ("pins", _pins),
         ("cores", lambda: _cores(work)),
+        ("gpus", lambda: _gpus(work)),
         ("disk", lambda: _disk(work)),
         ("store", lambda: _store(work)),
         ("tracking", lambda: _tracking(work)),
@@ -101,6 +102,19 @@ def _cores(work: Workspace) -> str:
     return f"{cores}{hint}"
 
 
+def _gpus(work: Workspace) -> str:
+    from tasks.cluster import gpus
+
+    wanted, found = gpus(work.cluster)
+    if found is None:
+        return f"{wanted:g} of the Ray cluster at {work.cluster.address} (it is not asked)" if wanted else "none asked for"
+    if found < wanted:
+        raise RuntimeError(
+            f"{found} here, the cluster file wants {wanted:g}: lower execution.workers or extract_actors, or choose another one"
+        )
+    return f"{found} here, {wanted:g} asked for"
+
+
 def _disk(work: Workspace) -> str:
     free = shutil.disk_usage(work.root).free
     if free < _LEAST_DISK:
@@ -120,14 +134,18 @@ def _store(work: Workspace) -> str:
 
 
 def _tracking(work: Workspace) -> str:
-    address = os.environ.get("MLFLOW_TRACKING_URI") or work.cluster.tracking_uri
-    if address is None or not address.startswith("http"):
-        return f"{address or 'sqlite in ' + str(work.root)} (no server needed)"
+    from tasks import addresses
+
+    address, shown = work.tracker.uri, work.tracker.shown
+    if not address.startswith("http"):
+        return f"{shown} (no server needed)" if address.startswith("sqlite") else f"{shown} (not asked)"
+    wanted = addresses.request(address, "api/2.0/mlflow/registered-models/search?max_results=1")  # /health answers without a login
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=5):
-            return f"{address} answers"
-    except (OSError, urllib.error.URLError) as error:
-        raise RuntimeError(f"{address} does not answer ({error}); runs go on, metrics wait, registration fails") from error
+        with urllib.request.urlopen(wanted, timeout=5):
+            return f"{shown} answers"
+    except (OSError, http.client.HTTPException) as error:
+        said = "answers, but wants a login that it knows" if getattr(error, "code", 0) in (401, 403) else "does not answer"
+        raise RuntimeError(f"{shown} {said} ({error}); runs go on, metrics wait, registration fails") from error
 
 
 def _artifacts(work: Workspace, deep: bool) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.options import emit, epilog, json_option, place_options, workspace
+from flows.options import cluster_options, emit, epilog, json_option, place_options, workspace
 
 if TYPE_CHECKING:
     from tasks.artifacts import Store
@@ -71,6 +71,7 @@ def _classes(text: str | None) -> list[int] | None:
     help="FILE.png: a grid. FILE.npz: arrays images uint8 (N,H,W,C) and labels.",
 )
 @place_options
+@cluster_options
 @json_option
 def sample(
     model: str,
@@ -83,22 +84,25 @@ def sample(
     out: Path,
     root: str | None,
     store: str | None,
+    cluster: str | None,
     as_json: bool,
 ) -> None:
     """Draw samples from a model.
 
     MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
     still training.  A model that is asked in words draws captions that it has seen, unless --text says which.
+    Of a cluster file only its tracking_uri counts here: where the registry is.
     """
     if out.suffix not in (".png", ".npz"):
         raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
     wanted = _classes(classes)
+    from configs.load import load_cluster
     from flows.screen import screen
     from tasks.sample import sample_model
 
-    work = workspace("tokenloom", root, store)
+    work = workspace("tokenloom", root, store, load_cluster(cluster))
     tracker = work.tracker if model.startswith("models:/") else None
     with screen() as shown:
         document = sample_model(

@@ -19,7 +19,10 @@ from flows.options import cluster_options, emit, epilog, json_option, place_opti
 @cluster_options
 @json_option
 def ui(mlflow_port: int | None, prefect_port: int | None, root: str | None, store: str | None, cluster: str | None, as_json: bool) -> None:
-    """Open the MLflow and Prefect pages of a root folder on 127.0.0.1, until Ctrl-C."""
+    """Open the MLflow and Prefect pages of a root folder on 127.0.0.1, until Ctrl-C.
+
+    Where runs are tracked by a server (`tracking_uri` of the cluster file, else MLFLOW_TRACKING_URI), its address is shown.
+    """
     from configs.load import load_cluster
     from flows import prefect_api as servers
 
@@ -28,32 +31,20 @@ def ui(mlflow_port: int | None, prefect_port: int | None, root: str | None, stor
     mlflow = servers.port("--mlflow-port", mlflow_port, 5000)
     logs = work.root / "logs"
     commands = {"Prefect": (servers.server_command(prefect), f"http://127.0.0.1:{prefect}", "/api/health")}
-    if work.cluster.tracking_uri is None:
-        tracking = f"sqlite:///{work.root / 'mlflow.db'}"
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "ui",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(mlflow),
-            "--backend-store-uri",
-            tracking,
-            "--workers",
-            "1",
-        ]
+    tracking = work.tracker.uri
+    if not tracking.startswith("http"):  # a database: its page is shown here; `ps` would show a password on the command line
+        command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(mlflow), "--workers", "1"]
         commands["MLflow"] = (command, f"http://127.0.0.1:{mlflow}", "/health")
     with contextlib.ExitStack() as held:
         started = {}
         for what, (command, address, health) in commands.items():
             log_file = str(logs / f"{what.lower()}-ui.log")
-            started[what] = (held.enter_context(servers.process(command, log_file)), address + health, log_file)
-        for what, (process, url, log_file) in started.items():
-            servers.wait_for(url, process, what, log_file)
+            process = servers.process(command, log_file, {"MLFLOW_BACKEND_STORE_URI": tracking} if what == "MLflow" else None)
+            started[what] = (held.enter_context(process), address + health, log_file)
+        for what, (each, url, log_file) in started.items():
+            servers.wait_for(url, each, what, log_file)
         addresses = {what.lower(): address for what, (_, address, _) in commands.items()}
-        addresses.setdefault("mlflow", work.cluster.tracking_uri or "")
+        addresses.setdefault("mlflow", work.tracker.shown)
         if as_json:
             emit(addresses)
             sys.stdout.flush()

@@ -58,9 +58,12 @@ def epilog(*lines: str) -> str:
 
 
 def workspace(name: str, root: str | None, store: str | None, cluster: Any = None) -> Workspace:
-    """The surroundings of a command, with logs going to a file and quiet libraries."""
+    """The surroundings of a command, with logs going to a file, quiet libraries and a cluster file without a login in it."""
     from flows import environment
+    from tasks import addresses
 
+    if cluster is not None:
+        cluster = cluster.model_copy(update={"tracking_uri": addresses.unnamed(cluster.tracking_uri)})
     work = Workspace.open(name, root, store, cluster)
     environment.prepare(work.root)
     environment.log_to(work.root)

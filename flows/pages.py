@@ -41,8 +41,8 @@ def results(config: RunConfig, work: Workspace) -> None:
             if len(data) <= _LARGEST:
                 url = "data:image/png;base64," + base64.b64encode(data).decode()
                 create_image_artifact(url, key=_key(config.name, name), description=str(path))
-    address = work.cluster.tracking_uri
-    if address and address.startswith("http"):
+    address = work.tracker.shown
+    if address.startswith("http"):
         with _quietly():
             create_link_artifact(address, key=_key(config.name, "mlflow"), link_text=f"Experiment {config.name} in MLflow")
 

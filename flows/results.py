@@ -37,7 +37,7 @@ def where(work: Workspace, evaluation: Artifact | None) -> dict[str, str]:
     places = {"sample grid": str(shown["samples"])} if "samples" in shown else {}
     if shown:
         places["more pictures"] = str(next(iter(shown.values())).parent)
-    places["MLflow"] = work.tracker.uri
+    places["MLflow"] = work.tracker.shown
     places["UIs"] = f"tokenloom ui{_root_option(work)}"
     return places
 

@@ -95,6 +95,17 @@ def cpus(cluster: ClusterConfig) -> int:
     return max(os.cpu_count() or 1, cluster.execution.workers + 1, cluster.extract_actors + 1)
 
 
+def gpus(cluster: ClusterConfig) -> tuple[float, int | None]:
+    """GPUs that a run asks for at a time, and those that this machine has (None where the run works elsewhere, or asks for none)."""
+    processes = max(cluster.execution.workers, cluster.extract_actors)
+    wanted = processes * cluster.gpus_per_worker or float(cluster.execution.device == "cuda")
+    if not wanted or cluster.address != "local":
+        return wanted, None
+    import torch
+
+    return wanted, torch.cuda.device_count()
+
+
 def check_room(ray: Any, cluster: ClusterConfig, processes: int) -> None:
     """See that so many processes find their CPUs and GPUs; a cluster may grow, so there it is a warning.
 

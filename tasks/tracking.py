@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks import addresses
 from tasks.errors import Preempted
 from tasks.leases import file_lock
 from tasks.records import Step
@@ -37,7 +38,8 @@ class Tracker:
     """Where runs are tracked.
 
     Args:
-        uri: of an MLflow server; ``MLFLOW_TRACKING_URI``, else SQLite under the root, if not given.
+        uri: of an MLflow server; ``MLFLOW_TRACKING_URI``, else SQLite under the root, if not given. A server's login does not stay in it
+            (``tasks/addresses.py``).
         root: local root folder, for the database, pictures and the spool.
         experiment: MLflow experiment of the runs.
         artifacts: address (``s3://…``) below which MLflow's own files lie; under the root, or where a server keeps them, if not given.
@@ -46,7 +48,7 @@ class Tracker:
 
     def __init__(self, uri: str | None, root: Path, experiment: str, artifacts: str | None = None) -> None:
         self.root = Path(root).absolute()
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        self.uri = addresses.tracking(uri, self.root)
         self.experiment, self._artifacts = experiment, artifacts
         self.away = False
         self._warned = False
@@ -101,8 +103,7 @@ class Tracker:
     @property
     def shown(self) -> str:
         """The address without credentials."""
-        scheme, _, rest = self.uri.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        return addresses.shown(self.uri)
 
     @property
     def client(self) -> Any:

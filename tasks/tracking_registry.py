@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ConfigError
+from tasks.addresses import request
 from tasks.errors import StepError
 from tasks.tracking import Tracker
 from tasks.tracking_runs import FINGERPRINT
@@ -273,14 +273,8 @@ def tags_of(uri: str, name: str, alias: str) -> dict[str, str] | None:
 
 
 def _get(uri: str, what: str, **query: str) -> Any:
-    """One answer of MLflow's REST interface, with the login that MLflow's own client would use."""
-    request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}?{urllib.parse.urlencode(query)}")
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        request.add_header("Authorization", f"Bearer {token}")
-    elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        login = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}".encode()
-        request.add_header("Authorization", f"Basic {base64.b64encode(login).decode()}")
-    with urllib.request.urlopen(request, timeout=2) as answer:
+    """One answer of MLflow's REST interface."""
+    with urllib.request.urlopen(request(uri, f"api/2.0/mlflow/{what}?{urllib.parse.urlencode(query)}"), timeout=2) as answer:
         return json.load(answer)
 
 

@@ -192,7 +192,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _err = call(capsys, "doctor", "--json", "--verify")
     assert code == 0, out
     checks = {row["check"]: row for row in json.loads(out)["checks"]}
-    assert checks.keys() == {"python", "libraries", "pins", "cores", "disk", "store", "tracking", "artifacts"}
+    assert checks.keys() == {"python", "libraries", "pins", "cores", "gpus", "disk", "store", "tracking", "artifacts"}
     assert "1 complete, hashes verified" in checks["artifacts"]["found"]
     file = tmp_path / "root" / "store" / "dataset" / reference / "note.txt"
     file.write_bytes(b"jello")  # the same size: only the hash tells
