@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.options import cluster_options, emit, epilog, json_option, place_options, run_options, workspace
 
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
 
 @click.command(
     epilog=epilog(
         "tokenloom submit digits_var --queue tokenloom --job-definition tokenloom --store s3://bucket/store",
-        "tokenloom submit my_run.yaml --queue gpu --job-definition tokenloom-nodes --nodes 4 --cluster ray_cluster --store s3://bucket/store",
+        "tokenloom submit my_run.yaml --queue gpu --job-definition tokenloom-nodes --store s3://bucket/store --nodes 4 \\",
+        "    --cluster ray_cluster --set cluster.execution.workers=4 --set cluster.extract_actors=4",
         "tokenloom submit digits_var --queue q --job-definition d --store s3://bucket/store --dry-run",
     )
 )
@@ -52,11 +56,12 @@ def submit(
     config, where = load_run(run, sets), load_cluster(cluster, sets)
     place = workspace(config.name, root, store, where).store_uri
     _check_reachable(place, where, nodes)
+    _check_recipe(config)  # nothing is sent that would fail there as it would here
     # The machines form the cluster themselves, and their image carries the code.
     plain = where.model_dump(mode="json") | {"address": "local", "ship_code": False}
     submission = batch.Submission(config.model_dump(mode="json", by_alias=True), plain, place.rstrip("/"))
     name = batch.job_name(config.name, planning.fingerprint(config))
-    job = batch.Job(name, queue, definition, ("node", submission.uri), nodes, _environment())
+    job = batch.Job(name, queue, definition, ("tokenloom", "node", submission.uri), nodes, _environment())
     if dry_run:
         emit({"request": job.request(), "submission": {"uri": submission.uri, "run": submission.run, "cluster": submission.cluster}})
         return
@@ -78,6 +83,32 @@ def _check_reachable(store: str, cluster: Any, nodes: int) -> None:
         raise ConfigError("cluster.tracking_uri: holds a password, and submissions are kept; give it to the job definition as a secret")
     if nodes > cluster.execution.workers:
         raise ConfigError(f"--nodes {nodes}: cluster.execution.workers={cluster.execution.workers} leave some of them idle")
+
+
+def _check_recipe(config: RunConfig) -> None:
+    """As much of ``planning.check`` as needs neither the store nor the data, which are not here.
+
+    Models that stand on artifacts of the store are looked at no further than their settings.
+    """
+    from models.build import ModelSpec
+    from models.config import ConfigError
+    from tasks.checks import check_models, stands_on
+    from tasks.gate import check_names
+    from tasks.sources import opener
+
+    opener(config.data)
+    section, method = config.tokenizer, config.generator
+    if section.use is None and (section.base is None or section.base.use is None):
+        check_models(config, classes=10)  # any number: the data's is not known
+    else:
+        stands_on(section)
+        if method is not None:
+            try:
+                ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)).config()
+            except ConfigError as error:
+                raise ConfigError(f"generator: {error}") from error
+    if method is not None:
+        check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
 
 
 def _environment() -> dict[str, str]:

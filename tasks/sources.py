@@ -90,11 +90,20 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         ConfigError: unknown, missing or empty source.
     """
+    return opener(config)()
+
+
+def opener(config: DataConfig) -> Callable[[], Source]:
+    """What opens the source that a configuration names; nothing is looked at yet.
+
+    Raises:
+        ConfigError: unknown source.
+    """
     kind, _, where = config.source.partition(":")
     if kind in _NAMED and not where:
-        return _NAMED[kind]()
+        return _NAMED[kind]
     if kind in _PLACED and where:
-        return _PLACED[kind](where)
+        return partial(_PLACED[kind], where)
     known = ", ".join([*_NAMED, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
     raise ConfigError(f"data.source {config.source!r} is unknown; there are: {known}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 from configs.load import build, load_run
 from configs.schema import ClusterConfig
 from flows import prefect_api
-from flows.cli import cli
+from flows.cli import cli, code_of
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -96,6 +97,8 @@ def test_servers_listen_on_loopback_and_passwords_are_files() -> None:
         assert "postgres-password" in service["secrets"]
         assert not re.search(r"password\s*[:=]\s*\w", str(service.get("environment", "")), re.I)
     assert "ports" not in services["postgres"]
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}  # MLflow itself reads and writes its artifacts
+    assert {name for name, value in services["mlflow"]["environment"].items() if value == f"${{{name}:-}}"} == keys
     assert set(compose["secrets"]) == {secret for service in services.values() for secret in service["secrets"]}
     databases = set(re.findall(r"^CREATE DATABASE (\w+);", (INFRA / "postgres.sql").read_text(), re.M))
     assert databases == set(re.findall(r"@postgres:5432/(\w+)", str(compose)))
@@ -104,18 +107,32 @@ def test_servers_listen_on_loopback_and_passwords_are_files() -> None:
         assert ignored.returncode == 0, secret
 
 
+def test_servers_write_into_folders_that_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings.models.server.ui import ServerUISettings
+
+    (compose,) = documents("compose.yaml")
+    service = compose["services"]["prefect"]
+    assert service["read_only"] is True
+    for name, value in service["environment"].items():
+        monkeypatch.setenv(name, value)
+    pages = Path(ServerUISettings().static_directory or "/the/package")  # to which Prefect copies its pages when it starts
+    for folder in (pages, Path(service["environment"]["PREFECT_HOME"])):
+        assert any(folder.is_relative_to(place) for place in service["tmpfs"]), folder
+
+
 def test_the_image_holds_what_is_copied_and_starts_the_command() -> None:
     text = (INFRA / "Dockerfile").read_text()
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.M):
         assert all((ROOT / source).exists() for source in sources.split())
-    assert 'ENTRYPOINT ["tokenloom"]' in text
+    # Prefect's Kubernetes worker puts its own command into the container's arguments: an entry point would swallow it.
+    assert not re.search(r"^ENTRYPOINT", text, re.M)
+    assert 'CMD ["tokenloom", "--help"]' in text
     assert re.search(r"^USER loom$", text, re.M)
 
 
 def test_jobs_are_submitted_as_the_definitions_expect() -> None:
     text = "".join(path.read_text() for path in sorted(TERRAFORM.glob("*.tf")))
-    for line in re.findall(r'"tokenloom (submit [^\n]*)"\n', text):
-        check_command([re.sub(r"\$\{.*?\}", "x", word) for word in re.sub(r"\$\{[^}]*\}", "x", line).split()])
+    assert re.search(r"^ +command += \[\"tokenloom\", ", text, re.M)  # the image has no entry point
     assert cli.get_command(click.Context(cli), "node") is not None
     asked = set(re.findall(r"\bvar\.(\w+)", text))
     assert asked == set(re.findall(r'^variable "(\w+)"', text, re.M))
@@ -127,6 +144,39 @@ def test_jobs_are_submitted_as_the_definitions_expect() -> None:
     assert job is not None
     assert set(re.findall(r'"(\w+):\w+"', job[1])) == {"s3"}
     assert '"*"' not in job[1]
+
+
+def submissions() -> list[str]:
+    """Every command that submits a run and is shown somewhere, with what Terraform puts into it and without an ellipsis."""
+    from flows.commands_cloud import submit
+
+    terraform = (TERRAFORM / "outputs.tf").read_text().replace("${var.nodes}", "2")
+    shown = re.findall(r'"tokenloom (submit [^\n]*)"\n', re.sub(r"\$\{.*?\}", "x", terraform))
+    shown += re.findall(r"`tokenloom (submit [^`]+)`", (ROOT / "docs" / "operate.md").read_text())
+    shown += re.findall(r"tokenloom (submit .+)", (submit.epilog or "").replace("\\\n", " "))
+    return [re.sub(r"RUN|my_run.yaml", "smoke_var", line).replace("…", "x") for line in shown]
+
+
+@pytest.mark.parametrize("line", submissions())
+def test_commands_that_submit_would_be_taken(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOKENLOOM_ROOT", str(tmp_path))
+    monkeypatch.delenv("TOKENLOOM_STORE", raising=False)
+    assert code_of([*line.split(), *([] if "--dry-run" in line else ["--dry-run"])]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    cluster = build(ClusterConfig, shown["submission"]["cluster"], (), "cluster")
+    nodes = shown["request"].get("nodeOverrides", {"numNodes": 1})["numNodes"]
+    # One GPU each: more would wait for machines that never come.
+    assert max(cluster.execution.workers, cluster.extract_actors) * cluster.gpus_per_worker <= nodes
+    assert nodes == 1 or cluster.execution.workers == nodes
+
+
+def test_commands_of_terraform_are_there() -> None:
+    lines = submissions()
+    assert len(lines) >= 6
+    assert sum("--cluster gpu" in line for line in lines) == 1
+    assert len([line for line in lines if "--nodes" in line]) == 3
 
 
 def test_terraform_takes_the_files(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def test_a_run_becomes_a_job(client: Any, capsys: pytest.CaptureFixture[str]) ->
     assert made["submitted"] is True
     (job,) = client.describe_jobs(jobs=[made["job"]])["jobs"]
     assert job["jobName"] == made["name"]
-    command, address = job["container"]["command"]
-    assert command == "node"
+    *command, address = job["container"]["command"]
+    assert command == ["tokenloom", "node"]  # the image has no entry point
     written = json.loads(client.written[address])
     assert written["run"] == config.model_dump(mode="json", by_alias=True)
     assert written["store"] == STORE
@@ -113,7 +113,7 @@ def test_a_job_that_is_over_does_not_stand_in_the_way(
 def test_several_nodes_are_one_multi_node_job_that_aws_would_take(client: Any) -> None:
     from botocore.validate import validate_parameters
 
-    request = Job("a-b", "loom", "tokenloom", ("node", "s3://x/y"), 3, {"PREFECT_API_URL": "http://p/api"}).request()
+    request = Job("a-b", "loom", "tokenloom", ("tokenloom", "node", "s3://x/y"), 3, {"PREFECT_API_URL": "http://p/api"}).request()
     shape = client.meta.service_model.operation_model("SubmitJob").input_shape
     validate_parameters(request, shape)
     with pytest.raises(Exception, match="numNode"):
@@ -121,7 +121,7 @@ def test_several_nodes_are_one_multi_node_job_that_aws_would_take(client: Any) -
     (override,) = request["nodeOverrides"]["nodePropertyOverrides"]
     assert request["nodeOverrides"]["numNodes"] == 3
     assert override["targetNodes"] == "0:"
-    assert override["containerOverrides"]["command"] == ["node", "s3://x/y"]
+    assert override["containerOverrides"]["command"] == ["tokenloom", "node", "s3://x/y"]
     assert override["containerOverrides"]["environment"] == [{"name": "PREFECT_API_URL", "value": "http://p/api"}]
     assert "containerOverrides" not in request
 
@@ -153,6 +153,11 @@ def test_a_dry_run_prints_the_request_and_touches_nothing(capsys: pytest.Capture
         (["--nodes", "5"], "--nodes 5: cluster.execution.workers=2 leave some of them idle"),
         (["--set", "cluster.address=ray://x:1"], "cluster.address='ray://x:1': the job makes its own Ray cluster"),
         (["--set", "cluster.tracking_uri=http://me:secret@m"], "cluster.tracking_uri: holds a password"),
+        (["--set", "generator.recipe=nonsense"], "unknown generator recipe 'nonsense'"),
+        (["--set", "tokenizer.args.codes=1"], "at least 2 codes"),
+        (["--set", "tokenizer={use: digits-var}", "--set", "generator.recipe=nonsense"], "unknown generator recipe 'nonsense'"),
+        (["--set", "register.gate=nonsense"], "register.gate: no metric is named 'nonsense'"),
+        (["--set", "data.source=digitz"], "data.source 'digitz' is unknown"),
         (["--queue", "nowhere"], "queue 'nowhere'"),
         (["--job-definition", "nothing"], "job definition 'nothing'"),
     ],
@@ -162,6 +167,13 @@ def test_what_cannot_work_is_said(more: list[str], message: str, client: Any, ca
     said = capsys.readouterr().err
     assert message in said
     assert "secret" not in said.replace("as a secret", "")
+    assert not client.written or "--job-definition" in more  # AWS alone knows that one
+
+
+@pytest.mark.parametrize("sets", [["tokenizer={use: digits-var}"], ["data.source=folder:/on/the/machine/of/the/job"]])
+def test_what_only_the_job_can_see_is_left_to_it(sets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(["submit", "smoke_var", *OPTIONS, "--dry-run", *(word for each in sets for word in ("--set", each))]) == 0
+    assert json.loads(capsys.readouterr().out)["submission"]["run"]["name"] == "smoke-var"
 
 
 def test_addresses_go_along_and_passwords_do_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ locals {
   )
   container = {
     image                = local.image
-    command              = ["--help"] # `tokenloom submit` puts `node s3://…` here
+    command              = ["tokenloom", "--help"] # `tokenloom submit` puts `tokenloom node s3://…` here
     jobRoleArn           = aws_iam_role.job.arn
     executionRoleArn     = aws_iam_role.start.arn
     environment          = local.environment
