@@ -128,7 +128,38 @@ def condition_of(value: Any) -> Conditioner.Config | None:
     return next((found for each in inside if (found := condition_of(each)) is not None), None)
 
 
-class ClassCondition(Conditioner):
+class Labelled(Conditioner):
+    """A condition on class labels; the label after the last class is the null one."""
+
+    def __init__(self, classes: int, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise config.ConfigError(f"condition.dropout={rate}: must be in [0, 1)")
+        self.classes, self.rate = classes, rate
+
+    def null(self, condition: Condition) -> Labels:
+        assert isinstance(condition, Labels)
+        return Labels(torch.full_like(condition.label_B, self.classes))
+
+    def drop(self, condition: Condition, draws: Draws | None) -> Labels:
+        assert isinstance(condition, Labels)
+        if draws is None or self.rate == 0:
+            return condition
+        return Labels(torch.where(draws.uniform() < self.rate, self.classes, condition.label_B))
+
+
+def class_count(own: int | None, classes: int) -> int:
+    """The classes of a model with ``own`` (None: those of the data).
+
+    Raises:
+        ConfigError: the data has more.
+    """
+    if classes > (own or classes):
+        raise config.ConfigError(f"condition.classes={own}: the data has {classes} classes; give at least {classes}, or leave it out")
+    return own or classes
+
+
+class ClassCondition(Labelled):
     """A learned vector for each class and one for the null class, as one prefix slot and as the vector."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -143,18 +174,10 @@ class ClassCondition(Conditioner):
         spare: int = 0
 
         def build(self, classes: int, width: int) -> ClassCondition:
-            own = self.classes or classes
-            if classes > own:
-                raise config.ConfigError(
-                    f"condition.classes={own}: the data has {classes} classes; give at least {classes}, or leave it out"
-                )
-            return ClassCondition(self, own, width)
+            return ClassCondition(self, class_count(self.classes, classes), width)
 
     def __init__(self, config: Config, classes: int, width: int) -> None:
-        super().__init__()
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f"condition.dropout={config.dropout}: must be in [0, 1)")
-        self.classes, self.rate = classes, config.dropout
+        super().__init__(classes, config.dropout)
         self.table = nn.Embedding(classes + 1 + config.spare, width)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
 
@@ -162,18 +185,6 @@ class ClassCondition(Conditioner):
     def prefix(self) -> int:
         """Prefix slots P."""
         return 1
-
-    def null(self, condition: Condition) -> Labels:
-        """The null condition of as many rows."""
-        assert isinstance(condition, Labels)
-        return Labels(torch.full_like(condition.label_B, self.classes))
-
-    def drop(self, condition: Condition, draws: Draws | None) -> Labels:
-        """Labels with a share replaced by null (arXiv:2207.12598); unchanged without draws."""
-        assert isinstance(condition, Labels)
-        if draws is None or self.rate == 0:
-            return condition
-        return Labels(torch.where(draws.uniform() < self.rate, self.classes, condition.label_B))
 
     def forward(self, condition: Condition) -> Conditioned:
         """Embed labels.

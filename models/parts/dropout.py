@@ -14,6 +14,11 @@ def dropout(x: Tensor, rate: float, draws: Draws | None) -> Tensor:
     return x.masked_fill(draws.coins(rate, *x.shape[1:]), 0) / (1 - rate)
 
 
+def branch(x: Tensor, rate: float, path_rate: float, draws: Draws | None) -> Tensor:
+    """What a residual branch adds: some of its values, in some of the rows."""
+    return drop_path(dropout(x, rate, draws), path_rate, draws)
+
+
 def drop_path(x: Tensor, rate: float, draws: Draws | None) -> Tensor:
     """Zero whole rows of a residual branch (stochastic depth, arXiv:1603.09382); identity without draws."""
     if draws is None or rate == 0:

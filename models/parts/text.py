@@ -11,9 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError
 from models.draws import Draws
-from models.parts.conditions import Conditioned, Conditioner, Reads
+from models.parts.conditions import Conditioned, Conditioner, Labelled, Reads, class_count
 from models.parts.cross_attention import AttentivePool
 from models.protocols import Condition, Labels, TextFeatures
 
@@ -83,7 +82,7 @@ class PooledText(Conditioner):
         return Conditioned(vector.new_empty(len(vector), 0, vector.shape[-1]), vector, None, self.memory(text), seen)
 
 
-class ClassText(Conditioner):
+class ClassText(Labelled):
     """Class labels as texts of learned features, for nets that look at a memory."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -96,14 +95,10 @@ class ClassText(Conditioner):
         dropout: float = 0.1
 
         def build(self, classes: int, width: int) -> ClassText:
-            own = self.classes or classes
-            if classes > own:
-                raise ConfigError(f"condition.classes={own}: the data has {classes} classes; give at least {classes}, or leave it out")
-            return ClassText(self, own, width)
+            return ClassText(self, class_count(self.classes, classes), width)
 
     def __init__(self, config: Config, classes: int, width: int) -> None:
-        super().__init__()
-        self.classes, self.rate = classes, config.dropout
+        super().__init__(classes, config.dropout)
         self.text = PooledText(PooledText.Config(features=width, heads=config.heads, length=config.length), width)
         self.table = nn.Parameter(torch.empty(classes, config.length, width))
         nn.init.trunc_normal_(self.table, std=1.0)
@@ -112,18 +107,6 @@ class ClassText(Conditioner):
     def prefix(self) -> int:
         """None."""
         return 0
-
-    def null(self, condition: Condition) -> Labels:
-        """The null class for all rows."""
-        assert isinstance(condition, Labels)
-        return Labels(torch.full_like(condition.label_B, self.classes))
-
-    def drop(self, condition: Condition, draws: Draws | None) -> Labels:
-        """Labels with a share replaced by null; unchanged without draws."""
-        assert isinstance(condition, Labels)
-        if draws is None or self.rate == 0:
-            return condition
-        return Labels(torch.where(draws.uniform() < self.rate, self.classes, condition.label_B))
 
     def forward(self, condition: Condition) -> Conditioned:
         """Look up the classes' texts.

@@ -17,7 +17,7 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.parts.attention import Attention, Sight
 from models.parts.conditions import Conditioned
-from models.parts.dropout import drop_path, dropout
+from models.parts.dropout import branch
 from models.parts.feeds.base import Slots
 from models.parts.mlp import GELU, MLP
 from models.parts.nets.mamba import Selective
@@ -101,11 +101,11 @@ class ScaleNet(SlotNet):
             own, across, last = self.norm.modulate(i, steer, shared)
             parts = self.norm.enter(i, 0, x_BSD, own).split(sizes, dim=1)
             y = torch.cat([attention(part, None, None, None) for part in parts], dim=1)
-            x_BSD = self.norm.join(i, 0, x_BSD, self._branch(self.norm.gate(y, own), i, draws))
+            x_BSD = self.norm.join(i, 0, x_BSD, branch(self.norm.gate(y, own), self.config.dropout, self.drop_rates[i], draws))
             y = mixer(self.norm.enter(i, 1, x_BSD, across), cache[i] if cache else None)
-            x_BSD = self.norm.join(i, 1, x_BSD, self._branch(self.norm.gate(y, across), i, draws))
+            x_BSD = self.norm.join(i, 1, x_BSD, branch(self.norm.gate(y, across), self.config.dropout, self.drop_rates[i], draws))
             y = mlp(self.norm.enter(i, 2, x_BSD, last))
-            x_BSD = self.norm.join(i, 2, x_BSD, self._branch(self.norm.gate(y, last), i, draws))
+            x_BSD = self.norm.join(i, 2, x_BSD, branch(self.norm.gate(y, last), self.config.dropout, self.drop_rates[i], draws))
         return self.norm.last(x_BSD, steer)
 
     def _sizes(self, slots: Slots, sight: Sight, before: int) -> list[int]:
@@ -126,6 +126,3 @@ class ScaleNet(SlotNet):
                 "feed asks for something else: use order=Scales() without a window and a feed of next scales, as in var"
             )
         return sizes
-
-    def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
-        return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)

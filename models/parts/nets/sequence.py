@@ -18,7 +18,7 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.parts.attention import Sight
 from models.parts.conditions import Conditioned
-from models.parts.dropout import drop_path, dropout
+from models.parts.dropout import branch
 from models.parts.feeds.base import Slots
 from models.parts.mlp import MLP
 from models.parts.nets.slots import SlotNet, steering
@@ -150,14 +150,11 @@ class SequenceNet(SlotNet):
         for i, mixer in enumerate(self.mixer):
             how = self.norm.modulate(i, steer, shared)
             y = mixer(self.norm.enter(i, 0, x_BSD, how[0]), cache[i] if cache else None)
-            x_BSD = self.norm.join(i, 0, x_BSD, self._branch(self.norm.gate(y, how[0]), i, draws))
+            x_BSD = self.norm.join(i, 0, x_BSD, branch(self.norm.gate(y, how[0]), self.config.dropout, self.drop_rates[i], draws))
             if len(self.mlp):
                 y = self.mlp[i](self.norm.enter(i, 1, x_BSD, how[1]))
-                x_BSD = self.norm.join(i, 1, x_BSD, self._branch(self.norm.gate(y, how[1]), i, draws))
+                x_BSD = self.norm.join(i, 1, x_BSD, branch(self.norm.gate(y, how[1]), self.config.dropout, self.drop_rates[i], draws))
         return self.norm.last(x_BSD, steer)
-
-    def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
-        return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)
 
 
 def initialise(net: nn.Module, std: float, residual: float) -> None:

@@ -17,7 +17,7 @@ from models.draws import Draws
 from models.parts.attention import Attention, Sight
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
-from models.parts.dropout import drop_path, dropout
+from models.parts.dropout import branch
 from models.parts.feeds.base import Slots
 from models.parts.mlp import MLP, SwiGLU
 from models.parts.nets.slots import SlotNet, steering
@@ -146,12 +146,9 @@ class Transformer(SlotNet):
     ) -> Tensor:
         """The attention branch of a block, joined."""
         y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), sight, turn, cache)
-        return self.norm.join(index, 0, x_BSD, self._branch(self.norm.gate(y, how), index, draws))
+        return self.norm.join(index, 0, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
 
     def transform(self, index: int, x_BSD: Tensor, how: Branch | None, draws: Draws | None) -> Tensor:
         """The MLP branch of a block, joined."""
         y = self.mlp[index](self.norm.enter(index, 1, x_BSD, how))
-        return self.norm.join(index, 1, x_BSD, self._branch(self.norm.gate(y, how), index, draws))
-
-    def _branch(self, y: Tensor, block: int, draws: Draws | None) -> Tensor:
-        return drop_path(dropout(y, self.config.dropout, draws), self.drop_rates[block], draws)
+        return self.norm.join(index, 1, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))

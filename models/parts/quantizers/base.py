@@ -8,11 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from models import config as configs
 from models.draws import Draws
 from models.protocols import Quantized, TokenLayout
+
+
+def joined(ids: list[Tensor]) -> Tensor:
+    """Ids (B, L, Q) of parts with ids (B, L) or (B, L, q)."""
+    return torch.cat([i if i.ndim == 3 else i[..., None] for i in ids], -1)
 
 
 class Quantizer(nn.Module, ABC):

@@ -38,7 +38,7 @@ class Clusters(VQ):
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
         """Centres in place of features; in training with ``draws`` the centres' statistics take the batch in."""
         with torch.no_grad(), torch.autocast(z_BCHW.device.type, enabled=False):
-            z_BLC = self._sphere(exact(z_BCHW).flatten(2).transpose(1, 2))
+            z_BLC = self.codebook.placed(exact(z_BCHW).flatten(2).transpose(1, 2))
             ids_BL = self.codebook.nearest(z_BLC.flatten(0, 1)).view(z_BLC.shape[:2])
             if self.training and draws is not None:
                 self.codebook.observe([(z_BLC, ids_BL)], draws)

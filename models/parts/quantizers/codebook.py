@@ -146,6 +146,10 @@ class Codebook(nn.Module):
         super()._load_from_state_dict(*given)
         self._ready = False
 
+    def placed(self, z: Tensor) -> Tensor:
+        """Vectors (…, C) where the metric compares them: on the unit sphere for the cosine metric."""
+        return F.normalize(z, dim=-1) if self.config.metric == "cosine" else z
+
     @torch.no_grad()
     def nearest(self, z_NC: Tensor) -> Tensor:
         """Ids (N,) of the nearest codes; the lowest id among equals."""

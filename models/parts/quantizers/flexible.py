@@ -72,21 +72,17 @@ class Flexible(Quantizer):
         self.sizes = config.trained or tuple(range(1, config.scales[-1])) or (1,)
         self.codebook = config.codebook.build(("full", "drawn"), (1.0, 1.0))
 
-    def _sphere(self, z: Tensor) -> Tensor:
-        """Unit length along the last dimension for the cosine metric."""
-        return F.normalize(z, dim=-1) if self.config.codebook.metric == "cosine" else z
-
     def _at(self, z_BCHW: Tensor, grid: Grid) -> Tensor:
         """The latent at a grid's size as vectors (B, h w, C)."""
         z_BChw = z_BCHW if z_BCHW.shape[2:] == pair(grid) else F.interpolate(z_BCHW, size=pair(grid), mode="area")
-        return self._sphere(z_BChw.flatten(2).transpose(1, 2))
+        return self.codebook.placed(z_BChw.flatten(2).transpose(1, 2))
 
     def _nearest(self, z_BPC: Tensor) -> Tensor:
         return self.codebook.nearest(z_BPC.flatten(0, 1)).view(z_BPC.shape[:2])
 
     def _vectors(self, ids_BP: Tensor, grid: Grid) -> Tensor:
         """Code vectors of one grid, (B, C, h, w)."""
-        weight = self._sphere(self.codebook.weight)
+        weight = self.codebook.placed(self.codebook.weight)
         return F.embedding(ids_BP, weight).transpose(1, 2).unflatten(2, pair(grid))
 
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:

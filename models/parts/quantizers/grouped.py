@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
+from models.parts.quantizers.base import Quantizer, joined
 from models.protocols import Quantized, TokenLayout
 
 
@@ -54,20 +54,17 @@ class Grouped(Quantizer):
     def ready(self) -> bool:
         return all(cast(Quantizer, part).ready for part in self.parts)
 
-    def _joined(self, ids: list[Tensor]) -> Tensor:
-        return torch.cat([i if i.ndim == 3 else i[..., None] for i in ids], -1)
-
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
         """Quantize; losses are means over the groups, so that they are as large as one quantizer's of all channels."""
         pieces = z_BCHW.chunk(len(self.parts), 1)
         found = [part(z, None if draws is None else draws.fork(f"group{i}")) for i, (part, z) in enumerate(zip(self.parts, pieces))]
         losses = {name: torch.stack([q.losses[name] for q in found]).mean() for name in found[0].losses}
         usage = torch.cat([q.stats["usage"] for q in found])
-        return Quantized(torch.cat([q.z for q in found], 1), self._joined([q.ids for q in found]), losses, {"usage": usage})
+        return Quantized(torch.cat([q.z for q in found], 1), joined([q.ids for q in found]), losses, {"usage": usage})
 
     def encode(self, z_BCHW: Tensor) -> Tensor:
         """Ids (B, L, Q), the first group first."""
-        return self._joined([cast(Quantizer, part).encode(z) for part, z in zip(self.parts, z_BCHW.chunk(len(self.parts), 1))])
+        return joined([cast(Quantizer, part).encode(z) for part, z in zip(self.parts, z_BCHW.chunk(len(self.parts), 1))])
 
     def lookup(self, ids_BLQ: Tensor) -> Tensor:
         """Codes (B, C, H, W)."""

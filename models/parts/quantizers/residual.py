@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
+from models.parts.quantizers.base import Quantizer, joined
 from models.parts.quantizers.codebook import exact
 from models.parts.quantizers.fsq import FSQ, Clamp
 from models.parts.quantizers.gradients import Rotation, Straight
@@ -108,16 +108,13 @@ class Residual(Quantizer):
                 total = self.config.gradient(*channels_last).permute(0, 3, 1, 2)
             losses = {name: torch.stack([q.losses[name] for q in found]).sum() for name in found[0].losses}
         usage = torch.cat([q.stats["usage"] for q in found])
-        return Quantized(total, self._joined([q.ids for q in found]), losses, {"usage": usage})
-
-    def _joined(self, ids: list[Tensor]) -> Tensor:
-        return torch.cat([i if i.ndim == 3 else i[..., None] for i in ids], -1)
+        return Quantized(total, joined([q.ids for q in found]), losses, {"usage": usage})
 
     @torch.no_grad()
     def encode(self, z_BCHW: Tensor) -> Tensor:
         """Ids (B, L, Q), the first stage first."""
         with torch.autocast(z_BCHW.device.type, enabled=False):
-            return self._joined([q.ids for q in self.run(z_BCHW)])
+            return joined([q.ids for q in self.run(z_BCHW)])
 
     def partial(self, ids_BLQ: Tensor) -> list[Tensor]:
         """The sum of the codes (B, C, H, W) after each stage."""

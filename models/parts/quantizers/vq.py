@@ -53,17 +53,13 @@ class VQ(Quantizer):
     def ready(self) -> bool:
         return self.codebook.ready
 
-    def _sphere(self, z: Tensor) -> Tensor:
-        """Unit length along the last dimension for the cosine metric."""
-        return F.normalize(z, dim=-1) if self.config.codebook.metric == "cosine" else z
-
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
         """Quantize; in training with ``draws`` the codebook's statistics take the batch in."""
         with torch.autocast(z_BCHW.device.type, enabled=False):
-            z_BHWC = self._sphere(exact(z_BCHW).permute(0, 2, 3, 1))
+            z_BHWC = self.codebook.placed(exact(z_BCHW).permute(0, 2, 3, 1))
             z_NC = z_BHWC.flatten(0, 2)
             ids_BL = self.codebook.nearest(z_NC).view(len(z_BCHW), -1)
-            q_BHWC = self._sphere(F.embedding(ids_BL, self.codebook.weight.to(z_NC.dtype))).view_as(z_BHWC)
+            q_BHWC = self.codebook.placed(F.embedding(ids_BL, self.codebook.weight.to(z_NC.dtype))).view_as(z_BHWC)
             # equation 3 of arXiv:1711.00937
             losses = {"commitment": self.config.beta * F.mse_loss(z_BHWC, q_BHWC.detach())}
             if isinstance(self.config.codebook.update, Learned):
@@ -78,7 +74,7 @@ class VQ(Quantizer):
 
     def _entropy(self, z_NC: Tensor, temperature: float = 0.01) -> Tensor:
         """Mean entropy of a vector's code distribution less the entropy of the mean distribution (of the local rows)."""
-        table = self._sphere(self.codebook.weight)
+        table = self.codebook.placed(self.codebook.weight)
         distance_NK = z_NC.square().sum(1, keepdim=True) + table.square().sum(1) - 2 * z_NC @ table.T
         affinity_NK = -distance_NK / temperature
         p_NK = affinity_NK.softmax(-1)
@@ -93,7 +89,7 @@ class VQ(Quantizer):
 
     def lookup(self, ids_BL: Tensor) -> Tensor:
         """Code vectors (B, C, H, W) of ids."""
-        z_BLC = self._sphere(F.embedding(ids_BL, self.codebook.weight))
+        z_BLC = self.codebook.placed(F.embedding(ids_BL, self.codebook.weight))
         return z_BLC.transpose(1, 2).unflatten(2, self.grid)
 
     def after_step(self, draws: Draws) -> dict[str, float]:
