@@ -146,10 +146,9 @@ class GroupGenerator(protocols.Generator):
         return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse steps that the order does not leave open."""
-        if sampler.sizes is not None:
-            # A fresh layout: one that was built with the model on the meta device has positions without values.
-            self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        """Refuse steps that the order does not leave open, and tokens that it cannot order."""
+        # A fresh layout: one that was built with the model on the meta device has positions without values.
+        self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
 
     @torch.no_grad()
     def decode_steps(

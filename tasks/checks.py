@@ -10,7 +10,7 @@ from configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
 from models.build import ModelSpec, parameters
 from models.config import ConfigError
 from models.parts.nets.classifier import shape_of
-from models.protocols import Generator, Method
+from models.protocols import Generator, LayoutError, Method
 from models.settings import ExecutionSettings
 from tasks.serving.drawing import default_sampler
 
@@ -88,7 +88,11 @@ def check_models(
     given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
     made = ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given)
     generator = cast(Generator, _build(made, "generator"))
-    generator.check_sampler(default_sampler(generator).edited(**identity(config.sample)))
+    sampler = default_sampler(generator).edited(**identity(config.sample))
+    try:
+        generator.check_sampler(sampler)
+    except LayoutError as error:
+        raise ConfigError(f"generator: recipe {method.recipe!r} does not fit the tokenizer's tokens: {error}") from error
     if start is not None:
         check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
 

@@ -79,6 +79,10 @@ def test_help_lists_all_commands_and_exit_codes(capsys: pytest.CaptureFixture[st
         (["plan", "smoke_var", "--set", "cluster.execution.device=tpu"], "device"),
         (["run", "smoke_var", "--set", "generator.args.depth=0"], "generator"),
         (["run", "smoke_var", "--set", "generator.args.depth=-1"], "generator"),
+        (
+            ["run", "smoke_raster", "--set", "generator={recipe: token_shuffle, args: {depth: 2, side: 3}, train: {steps: 1}}"],
+            "does not divide",
+        ),
         (["plan", "smoke_var", "--set", "name=2020-13-45"], "not valid YAML"),
         (["run", "smoke_var", "--only", "dance"], "dance"),
         (["dance"], "No such command 'dance'"),
