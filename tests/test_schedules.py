@@ -296,6 +296,9 @@ def test_a_registry_behind_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "word")
     assert tags_of("http://127.0.0.1:5000", "toy", "challenger") == {}
     assert asked[-1].headers == {"Authorization": "Basic bWU6d29yZA=="}
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")  # MLflow's client prefers a user and password too
+    assert tags_of("http://127.0.0.1:5000", "toy", "challenger") == {}
+    assert asked[-1].headers == {"Authorization": "Basic bWU6d29yZA=="}
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
     assert tags_of("http://127.0.0.1:5000", "toy", "challenger") == {}
     assert asked[-1].headers == {"Authorization": "Bearer abc"}
