@@ -42,7 +42,8 @@ finished it. *Clear error*: it ended with one message that says what to do, and 
 or are missing. *Again*: work done again that had been kept. Faults that came after the end of their run are not counted.
 
 Each seed counts once, by its last result. Trials that failed led to corrections and were repeated with the same seed: eight flips of
-image shards (made again in another order of rows, or not at all) and one full disk (a traceback in place of a message) failed at first.
+image shards (made again in another order of rows, or not at all), one full disk (a traceback in place of a message) and one killed raylet
+(Ray ended the run without a word) failed at first. So did two trials that were wrong themselves: runs from two roots, each with a registry.
 """
 
 
