@@ -132,7 +132,8 @@ def test_overfits_one_batch(name: str) -> None:
     untrained = image_error(model, batch)
     history = list(optimize(model, batch, 150, lr=5e-3))
     if key in history[0]:
-        first, last = history[0][key], history[-1][key]
+        # One step's loss is a draw where a step draws what it masks, so the last ten are asked.
+        first, last = history[0][key], sum(row[key] for row in history[-10:]) / 10
     else:  # a stage without pixels comes first
         first, last = untrained, image_error(model, batch)
     assert last < 0.5 * first, (first, last)
