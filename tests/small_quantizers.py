@@ -90,3 +90,13 @@ def preimage(quantizer: Quantizer, z_BCHW: Tensor) -> Tensor:
     levels = quantizer.levels[:, None, None]
     half, offset = (levels - 1) * (1 + 1e-3) / 2, 0.5 * (levels % 2 == 0)
     return torch.atanh((z_BCHW * (levels // 2) + offset) / half) - torch.atanh(offset / half)
+
+
+def check_inputs(quantizer: Any, data: Tensor) -> None:
+    """The inputs of a next-scale generator are the same in one pass over three rows of true tokens and scale after scale."""
+    f_hat, inputs = quantizer.start(3), []
+    for scale, part in enumerate(quantizer.split(data)):
+        f_hat, following = quantizer.accumulate(f_hat, scale, part)
+        inputs.append(following)
+    torch.testing.assert_close(torch.cat(inputs[:-1], 1), quantizer.next_inputs(data))
+    torch.testing.assert_close(f_hat, quantizer.lookup(data))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_quantizers import ALL, GRID, ROWS, build, latents, vq
+from small_quantizers import ALL, GRID, ROWS, build, check_inputs, latents, vq
 
 from models.config import ConfigError
 from models.draws import Draws
@@ -165,12 +165,7 @@ def test_teacher_inputs_of_bits_equal_incremental_inputs() -> None:
     quantizer = build("multiscale_bsq")
     assert isinstance(quantizer, MultiScaleBSQ)
     bits = torch.randint(2, (3, 21, 5))
-    f_hat, inputs = quantizer.start(3), []
-    for scale, part in enumerate(quantizer.split(bits)):
-        f_hat, following = quantizer.accumulate(f_hat, scale, part)
-        inputs.append(following)
-    torch.testing.assert_close(torch.cat(inputs[:-1], 1), quantizer.next_inputs(bits))
-    torch.testing.assert_close(f_hat, quantizer.lookup(bits))
+    check_inputs(quantizer, bits)
 
 
 def test_self_correction_teaches_the_bits_that_mend_the_flipped_sum() -> None:

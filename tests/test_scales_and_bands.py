@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from small_quantizers import check_inputs
 from tiny_tokenizers import DIM, ROWS, SIZE, build, images, latents, train
 from torch import Tensor, nn
 
@@ -168,12 +169,7 @@ def test_band_inputs_equal_incremental_inputs() -> None:
     quantizer = Frequency.Config(codebook=Codebook.Config(codes=32, dim=DIM), scales=(1, 2, 4)).build((4, 4))
     quantizer.codebook.weight.data.normal_()
     ids = torch.randint(32, (3, 21))
-    f_hat, inputs = quantizer.start(3), []
-    for scale, part in enumerate(quantizer.split(ids)):
-        f_hat, following = quantizer.accumulate(f_hat, scale, part)
-        inputs.append(following)
-    torch.testing.assert_close(torch.cat(inputs[:-1], 1), quantizer.next_inputs(ids))
-    torch.testing.assert_close(f_hat, quantizer.lookup(ids))
+    check_inputs(quantizer, ids)
     assert isinstance(quantizer, MultiScale), "so next-scale generators take it"
 
 
