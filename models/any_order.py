@@ -19,7 +19,7 @@ from models.parts.feeds.base import take
 from models.parts.feeds.doubled import Doubled
 from models.parts.heads.categorical import Categorical, guide
 from models.parts.orders.base import Plan, known_first
-from models.protocols import Condition, TokenLayout, Tokens
+from models.protocols import Conditions, TokenLayout, Tokens
 from models.sampling.filters import draw, keep_top_k, keep_top_p
 from models.sampling.sampler import Moment, Sampler
 
@@ -71,23 +71,23 @@ class AnyOrder(GroupGenerator):
         super().check_sampler(sampler)
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, conditions: Conditions, sampler: Sampler, generator: torch.Generator) -> Tokens:
         if self.config.burst is None:
-            return super().generate(condition, sampler, generator)
-        return Tokens(self._last(self.bursts(condition, sampler, generator, self.config.burst)), self.layout)
+            return super().generate(conditions, sampler, generator)
+        return Tokens(self._last(self.bursts(conditions, sampler, generator, self.config.burst)), self.layout)
 
     @torch.no_grad()
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, conditions: Conditions, sampler: Sampler, generator: torch.Generator) -> Tokens:
         if self.config.burst is None:
-            return super().inpaint(tokens, keep_L, condition, sampler, generator)
+            return super().inpaint(tokens, keep_L, conditions, sampler, generator)
         self.layout.check(tokens.layout)
-        steps = self.bursts(condition, sampler, generator, self.config.burst, tokens_of(tokens), keep_L)
+        steps = self.bursts(conditions, sampler, generator, self.config.burst, tokens_of(tokens), keep_L)
         return Tokens(self._last(steps), self.layout)
 
     @torch.no_grad()
     def bursts(
         self,
-        condition: Condition,
+        conditions: Conditions,
         sampler: Sampler,
         generator: torch.Generator,
         burst: Burst,
@@ -98,7 +98,7 @@ class AnyOrder(GroupGenerator):
 
         Schedules of the sampler see the row that is furthest behind.
         """
-        rows, length, device = rows_of(condition), self.layout.length, next(self.parameters()).device
+        rows, length, device = rows_of(conditions), self.layout.length, next(self.parameters()).device
         plan = self.order.decode(self.layout, rows, generator)
         known_B = torch.zeros(rows, dtype=torch.int64, device=device)
         data = torch.zeros((rows, length), dtype=torch.int64, device=device) if given is None else given.clone()
@@ -109,7 +109,7 @@ class AnyOrder(GroupGenerator):
         entry = torch.arange(length, device=device)
         while (behind := int(known_B.min())) < length:
             moment = Moment(behind, length, behind, behind + 1, length)
-            p_BLV = self._asked(data, sequence_BL, known_B, condition, sampler, moment)
+            p_BLV = self._asked(data, sequence_BL, known_B, conditions, sampler, moment)
             open_BL = entry >= known_B[:, None]
             drawn_BL = torch.where(open_BL, draw(p_BLV.log(), generator), take(data, sequence_BL))
             best: tuple[Tensor, Tensor, Tensor] | None = None
@@ -119,7 +119,7 @@ class AnyOrder(GroupGenerator):
                     index = torch.where(open_BL, self._noise(open_BL.shape, generator, device), entry - length).argsort(1)
                 order_BL = take(sequence_BL, index)
                 drawn, p = take(drawn_BL, index), take(p_BLV, index)
-                tried = self._verified(data, order_BL, drawn, p, known_B, condition, sampler, moment, generator)
+                tried = self._verified(data, order_BL, drawn, p, known_B, conditions, sampler, moment, generator)
                 if best is None:
                     best = tried
                 else:
@@ -138,7 +138,7 @@ class AnyOrder(GroupGenerator):
         drawn_BL: Tensor,
         p_BLV: Tensor,
         known_B: Tensor,
-        condition: Condition,
+        conditions: Conditions,
         sampler: Sampler,
         moment: Moment,
         generator: torch.Generator,
@@ -151,7 +151,7 @@ class AnyOrder(GroupGenerator):
         rows, length = sequence_BL.shape
         filled = data.scatter(1, sequence_BL, drawn_BL)
         chain = Plan(sequence_BL, (1,) * length)
-        q_BLV = self._probabilities(lambda asked: self(filled, asked, chain), condition, sampler, moment)
+        q_BLV = self._probabilities(lambda asked: self(filled, asked, chain), conditions, sampler, moment)
         ratio_BL = (q_BLV / p_BLV.clamp_min(1e-30)).gather(-1, drawn_BL.unsqueeze(-1)).squeeze(-1)
         entry = torch.arange(length, device=data.device)
         # The first open token has q = p.
@@ -164,23 +164,25 @@ class AnyOrder(GroupGenerator):
         values = torch.where((run_B < length)[:, None] & (entry == at), other, drawn_BL)
         return sequence_BL, values, (run_B + 1).clamp_max(length)
 
-    def _asked(self, data: Tensor, sequence_BL: Tensor, known_B: Tensor, condition: Condition, sampler: Sampler, moment: Moment) -> Tensor:
+    def _asked(
+        self, data: Tensor, sequence_BL: Tensor, known_B: Tensor, conditions: Conditions, sampler: Sampler, moment: Moment
+    ) -> Tensor:
         """(B, L, V) probabilities of all entries when the first ``known_B`` are known; those of known entries mean nothing."""
         known_BL = known_B.clamp_max(sequence_BL.shape[1] - 1)[:, None].expand_as(sequence_BL)
 
-        def hidden(asked: Condition) -> Tensor:
+        def hidden(asked: Conditions) -> Tensor:
             cond = self.condition(asked)
             slots = self.feed.asked(data, sequence_BL, known_BL, cond)
             sight = sight_of(slots, Plan(sequence_BL, (1,) * self.layout.length), cond, slots.group_BS, slots.private_BS)
             return read(self.net(slots, sight, cond), slots.reads)
 
-        return self._probabilities(hidden, condition, sampler, moment)
+        return self._probabilities(hidden, conditions, sampler, moment)
 
-    def _probabilities(self, hidden: Any, condition: Condition, sampler: Sampler, moment: Moment) -> Tensor:
+    def _probabilities(self, hidden: Any, conditions: Conditions, sampler: Sampler, moment: Moment) -> Tensor:
         """What a sampler draws from: guided, at its temperature, filtered."""
         weight = sampler.guidance.on(moment)
-        null = self.head.logits(hidden(self.condition.null(condition))) if weight else None
-        logits = guide(self.head.logits(hidden(condition)), null, weight) / max(sampler.temperature.on(moment), 1e-6)
+        null = self.head.logits(hidden(self.condition.null(conditions))) if weight else None
+        logits = guide(self.head.logits(hidden(conditions)), null, weight) / max(sampler.temperature.on(moment), 1e-6)
         return keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p).softmax(-1)
 
     @staticmethod

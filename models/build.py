@@ -19,13 +19,14 @@ from torch import Tensor
 from models import registry
 from models.config import Config, ConfigError
 from models.protocols import Method, TokenLayout
+from models.signals import SignalSpec, upgraded
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A recipe with its arguments and what the data gives: enough to build the model anywhere.
 
-    ``given`` of a tokenizer: ``size``, ``channels``.  Of a generator: ``layout``, ``classes`` and ``tokenizer``
+    ``given`` of a tokenizer: ``signal`` (``SignalSpec`` as plain data).  Of a generator: ``layout``, ``classes`` and ``tokenizer``
     (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that stands on
     other models (its config's ``needs``) also ``tokenizer`` (the spec of its base) and ``features`` (the classifier's shape).
     """
@@ -35,6 +36,9 @@ class ModelSpec:
     args: dict[str, Any] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "given", upgraded(self.given))
 
     def config(self) -> Config:
         """The recipe's full config.
@@ -60,8 +64,10 @@ class ModelSpec:
         if given.get("tokenizer"):
             tokenizer = ModelSpec.from_dict(given["tokenizer"])
             # Of what the tokenizer was given itself, the image alone counts: its own base is inside of it.
-            given = {k: tokenizer.given[k] for k in ("size", "channels") if k in tokenizer.given} | given
+            given = {k: tokenizer.given[k] for k in ("signal",) if k in tokenizer.given} | given
             given["tokenizer"] = tokenizer.config()
+        if "signal" in given:
+            given["signal"] = SignalSpec.from_dict(given["signal"])
         try:
             return cast(Method, cast(Any, self.config()).build(**given))
         except (ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator, tokens_of
 from models.parts.orders.base import Plan
-from models.protocols import Batch, Condition, TokenLayout
+from models.protocols import Batch, Conditions, TokenLayout
 from models.sampling.sampler import Constant
 
 
@@ -42,15 +42,14 @@ class Distilled(GroupGenerator):
         if draws.progress < self.config.start:
             return super().losses(batch, phase, draws)
         assert batch.tokens is not None
-        assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         ids = tokens_of(batch.tokens)
-        plan = Plan(self.found(ids, batch.condition), (1,) * self.layout.length)
-        return {"loss": self._nll(ids, batch.condition, plan, draws if self.training else None).mean()}
+        plan = Plan(self.found(ids, batch.conditions), (1,) * self.layout.length)
+        return {"loss": self._nll(ids, batch.conditions, plan, draws if self.training else None).mean()}
 
     @torch.no_grad()
-    def found(self, data: Tensor, condition: Condition) -> Tensor:
+    def found(self, data: Tensor, conditions: Conditions) -> Tensor:
         """(B, L) orders of these tokens: decoding that is given them, and chooses only where to go next."""
         sampler = replace(self.sampler, guidance=Constant(value=0.0), sizes=None)
         unused = torch.Generator(device="cpu").manual_seed(0)
-        return torch.cat([step.place_Bn for step in self.decode_steps(condition, sampler, unused, forced=data)], dim=1)
+        return torch.cat([step.place_Bn for step in self.decode_steps(conditions, sampler, unused, forced=data)], dim=1)

@@ -21,7 +21,7 @@ from models.parts.feeds.base import Feed, Slots, take
 from models.parts.heads.base import Head
 from models.parts.nets.slots import SlotNet
 from models.parts.orders.base import Order, Plan
-from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from models.protocols import Batch, Conditions, Tokenizer, TokenLayout, Tokens
 from models.sampling.sampler import Moment, Sampler
 
 
@@ -92,9 +92,9 @@ class GroupGenerator(protocols.Generator):
             raise protocols.LayoutError(f"this generator is bound to its grids {self.layout.grids}: {error}") from error
         return other.train(self.training)
 
-    def forward(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
+    def forward(self, data: Tensor, conditions: Conditions, plan: Plan, draws: Draws | None = None) -> Tensor:
         """Teacher forcing: hidden states (B, N, D) or (B, N, K, D) in the order of the plan's sequence, N being L over the feed's share."""
-        plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
+        plan, cond = plan.to(data.device), self.condition(self.condition.drop(conditions, draws))
         if self.feed.passes == "whole" and plan.groups > 1:
             # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
             return torch.cat([self._parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
@@ -108,13 +108,12 @@ class GroupGenerator(protocols.Generator):
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         plan = self.order.plan(self.layout, draws)
         given = target = tokens_of(batch.tokens)
         if self.training:
             given, target = self.feed.told(target, draws)
-        nll = self._nll(given, batch.condition, plan, draws if self.training else None, target)
+        nll = self._nll(given, batch.conditions, plan, draws if self.training else None, target)
         if plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:
@@ -125,9 +124,9 @@ class GroupGenerator(protocols.Generator):
             parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
         return parts
 
-    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
+    def _nll(self, data: Tensor, conditions: Conditions, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
         """(B, L) in the order of the plan's sequence; ``said`` are the targets where they are not the tokens given."""
-        h = self(data, condition, plan, draws)
+        h = self(data, conditions, plan, draws)
         target = take(data if said is None else said, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
             return self.head.nll(h, target)
@@ -141,9 +140,8 @@ class GroupGenerator(protocols.Generator):
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
-        return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+        return -self._nll(tokens_of(batch.tokens), batch.conditions, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, and tokens that it cannot order."""
@@ -153,7 +151,7 @@ class GroupGenerator(protocols.Generator):
     @torch.no_grad()
     def decode_steps(
         self,
-        condition: Condition,
+        conditions: Conditions,
         sampler: Sampler,
         generator: torch.Generator,
         forced: Tensor | None = None,
@@ -165,16 +163,16 @@ class GroupGenerator(protocols.Generator):
         With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L, …) tokens are taken instead
         of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring and in-painting.  ``plan`` replaces the order's.
         """
-        rows, device = rows_of(condition), next(self.parameters()).device
+        rows, device = rows_of(conditions), next(self.parameters()).device
         if plan is None:
             plan = self.order.decode(self.layout, rows, generator, sampler.sizes)
             plan = plan if keep_L is None else self.order.around(plan, keep_L)
         plan = plan.to(device)
         moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), self.layout.length) for g in range(plan.groups)]
         guided = any(sampler.guidance.on(moment) != 0 for moment in moments)
-        cond = self.condition(condition)
+        cond = self.condition(conditions)
         if guided:
-            cond = stack(cond, self.condition(self.condition.null(condition)))
+            cond = stack(cond, self.condition(self.condition.null(conditions)))
         both = plan.repeat(2) if guided else plan
         whole = self.feed.passes == "whole"
         cache = None if whole else self.net.cache(len(cond.vector_BD), self.feed.slots(plan, self.condition.prefix), cond.vector_BD)
@@ -214,19 +212,19 @@ class GroupGenerator(protocols.Generator):
             yield Decoded(group, place, data, h[:rows], drawn.logits, drawn.data, slots, state)
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, conditions: Conditions, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """One sample per row of the condition."""
-        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, generator))
+        return self._collect(rows_of(conditions), self.decode_steps(conditions, sampler, generator))
 
     @torch.no_grad()
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, conditions: Conditions, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
         What is kept is seen by all that is drawn where the order may start anywhere, else only by what comes later.
         """
         self.layout.check(tokens.layout)
-        steps = self.decode_steps(condition, sampler, generator, tokens_of(tokens), keep_L)
-        return self._collect(rows_of(condition), steps)
+        steps = self.decode_steps(conditions, sampler, generator, tokens_of(tokens), keep_L)
+        return self._collect(rows_of(conditions), steps)
 
     def _collect(self, rows: int, steps: Iterator[Decoded]) -> Tokens:
         result: Tensor | None = None
@@ -244,9 +242,9 @@ def tokens_of(tokens: Tokens) -> Tensor:
     return tokens.ids if tokens.layout.discrete else tokens.data
 
 
-def rows_of(condition: Condition) -> int:
-    """Number of rows of a condition."""
-    return condition.rows
+def rows_of(conditions: Conditions) -> int:
+    """Number of rows of a request."""
+    return conditions.rows
 
 
 def read(h: Tensor, reads: Tensor) -> Tensor:

@@ -50,12 +50,11 @@ class WholeGrid(GroupGenerator):
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: nats a token of the next one (``next``) plus, weighted, of all later ones (``later``)."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         ids, given = tokens_of(batch.tokens), draws if self.training else None
         step_N, place_N = (t.to(ids.device) for t in self.pairs(draws))
         plan = self.order.plan(self.layout, None).to(ids.device)
-        cond = self.condition(self.condition.drop(batch.condition, given))
+        cond = self.condition(self.condition.drop(batch.conditions, given))
         slots, net = self.feed.parallel(ids, plan, cond, given), cast(Pointed, self.net)
         h_BLD = read(net.trunk(slots, sight_of(slots, plan, cond, slots.group_BS, slots.private_BS), cond, draws=given), slots.reads)
         logits = cast(Categorical, self.head).logits(net.point(h_BLD[:, step_N], place_N))

@@ -28,6 +28,7 @@ from tasks.collapse import WARNINGS, found
 from tasks.curves import Tail, numbers, read_curves
 from tasks.errors import ArtifactError, Preempted, StepError
 from tasks.loader import Rows
+from tasks.modalities.spec import signal_of
 from tasks.progress import Report, silent
 from tasks.stopping import STOP_FILE, asked_to_stop, noted_signals
 from tasks.storage import Storage
@@ -149,7 +150,7 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     if step.kind == "generator":
         given = {"layout": data["layout"], "classes": len(data["classes"])}
     else:
-        given = {"size": data["size"], "channels": data["channels"]}
+        given = {"signal": signal_of(data)}
     if below["tokenizer"] is not None:
         given["tokenizer"] = store.record(below["tokenizer"]).notes["spec"]
     if below["features"] is not None:
@@ -173,8 +174,8 @@ def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if step.kind == "generator":
         asking = Asking.of(spec)
-        if asking.reads != "labels":
-            splits = {split: reading(rows, asking) for split, rows in splits.items()}
+        splits = {split: reading(rows, asking) for split, rows in splits.items()}
+        if asking.texted:
             notes["texts"] = seen_texts(splits["train"], store)
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")

@@ -15,8 +15,11 @@ from typing import Any
 
 from configs.schema import ClusterConfig
 from models.config import ConfigError
+from models.signals import upgraded
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work, canonical_json, sha256_of
+from tasks.checks import refuse_other_signal
 from tasks.errors import ArtifactError, StepError
+from tasks.modalities.spec import signal_of
 from tasks.progress import Report, silent
 from tasks.views import parse_views, view_of
 
@@ -40,11 +43,7 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
         images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
     except (ArtifactError, KeyError):
         return step  # an input is still to be made
-    for what in ("size", "channels"):
-        if images[what] != given[what]:
-            raise ConfigError(
-                f"data.{what}={images[what]}, but tokenizer {tokenizer.id} was trained for {what}={given[what]}: use another tokenizer"
-            )
+    refuse_other_signal(upgraded(given)["signal"], signal_of(images), f"tokenizer {tokenizer.id}")
     return step
 
 

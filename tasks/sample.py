@@ -187,8 +187,8 @@ def sample_model(
     parts = []
     for shard, start in enumerate(range(0, total, SHARD)):
         report("sample", start, total, {})
-        condition = pair.asking.condition(asked[start : start + SHARD])
-        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, shard))
+        conditions = pair.asking.conditions(asked[start : start + SHARD])
+        parts.append(sample_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, shard))
     report("sample", total, total, {})
     images = np.concatenate(parts)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
+from models import signals
 from models.build import ModelSpec, parameters, save_model
 from tasks import png
 from tasks.artifacts import Artifact, Step, Store, Work
@@ -78,7 +79,7 @@ def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", r
     """An untrained tiny tokenizer as an artifact."""
     notes = store.record(dataset).notes
     args = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | ({"scales": [1, 2, 4]} if recipe == "var_vq" else {})
-    spec = ModelSpec("tokenizer", recipe, args, {}, {"size": notes["size"], "channels": notes["channels"]})
+    spec = ModelSpec("tokenizer", recipe, args, {}, {"signal": signals.image(notes["size"], notes["channels"]).to_dict()})
     step = Step("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
 
     def body(work: Work) -> dict[str, int]:

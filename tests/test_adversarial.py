@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models import signals
 from models.autoencoder import Autoencoder
 from models.build import ModelSpec
 from models.config import ConfigError
@@ -26,7 +27,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def tokenizer(**args: Any) -> Autoencoder:
     torch.manual_seed(0)
     base = {"channels": 8, "multipliers": [1, 1], "patch": 4, "codes": 32, "dim": 4}
-    model = ModelSpec("tokenizer", "vq", base | args, {}, {"size": 16, "channels": 1}).build()
+    model = ModelSpec("tokenizer", "vq", base | args, {}, {"signal": signals.image(16, 1).to_dict()}).build()
     assert isinstance(model, Autoencoder)
     return model
 

@@ -44,17 +44,18 @@ sys.meta_path[:] = [Bare()]
 
 import runpy
 import torch
+from models import signals
 import models, tasks.train_loop, tasks.loader, tasks.tokens
 runpy.run_module("models", run_name="__main__")
 
-from models import registry
+from models import registry, signals
 from models.build import ModelSpec
 from models.draws import Draws
 from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.protocols import Batch, Labels, Tokens
 
 def codec(name):
-    recipe, given = registry.get(name), {"size": 16, "channels": 1}
+    recipe, given = registry.get(name), {"signal": signals.image(16, 1).to_dict()}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
         given["tokenizer"] = codec(recipe.axes["codec"]).to_dict()
@@ -77,12 +78,12 @@ for name in registry.names():
     spec = codec(name if recipe.kind == "tokenizer" else recipe.axes["codec"])
     model = spec.build()
     stand(model, spec)
-    batch = Batch(image_BCHW=torch.rand(4, 1, 16, 16), condition=Labels(torch.arange(4) % 3))
+    batch = Batch(signal=torch.rand(4, 1, 16, 16), conditions=Labels(torch.arange(4) % 3))
     if recipe.kind == "generator":
         given = {"layout": model.layout.to_dict(), "classes": 3, "tokenizer": spec.to_dict()}
-        tokens = model.eval().encode(batch.image_BCHW)
+        tokens = model.eval().encode(batch.signal)
         model = ModelSpec("generator", name, dict(recipe.tiny), {}, given).build()
-        batch = Batch(tokens=tokens, condition=batch.condition)
+        batch = Batch(tokens=tokens, conditions=batch.conditions)
     model.train()
     for phase in model.phases:
         if not model.phase_parameters(phase):
@@ -92,9 +93,9 @@ for name in registry.names():
         optimizer.step()
     model.eval()
     if recipe.kind == "generator":
-        print(name, tuple(model.generate(batch.condition, model.sampler, torch.Generator().manual_seed(0)).data.shape))
+        print(name, tuple(model.generate(batch.conditions, model.sampler, torch.Generator().manual_seed(0)).data.shape))
     else:
-        print(name, tuple(model.decode(model.encode(batch.image_BCHW)).shape))
+        print(name, tuple(model.decode(model.encode(batch.signal)).shape))
 print("bare: done")
 """
 

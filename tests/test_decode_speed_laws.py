@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import registry
+from models import registry, signals
 from models.build import ModelSpec
 from models.draws import Draws
 from models.flow_tokenizer import FlowTokenizer
@@ -38,7 +38,9 @@ LABELS = Labels(torch.arange(ROWS) % CLASSES)
 def made(name: str, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec("tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec(
+        "tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
+    )
     given = {"layout": cast(Any, codec.build()).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
     torch.manual_seed(0)
     model = ModelSpec("generator", name, {**recipe.tiny, **changes}, {}, given).build()
@@ -155,7 +157,7 @@ def test_a_window_over_kept_slots_stays_a_mask(monkeypatch: pytest.MonkeyPatch) 
 def flow() -> Flow:
     entry = registry.get("flextok")
     torch.manual_seed(0)
-    model = ModelSpec("tokenizer", "flextok", dict(entry.tiny), {}, {"size": 16, "channels": 1}).build().eval()
+    model = ModelSpec("tokenizer", "flextok", dict(entry.tiny), {}, {"signal": signals.image(16, 1).to_dict()}).build().eval()
     assert isinstance(model, FlowTokenizer)
     assert isinstance(model.decoder, Flow)
     return model.decoder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import registry
+from models import registry, signals
 from models.build import ModelSpec
 from models.draws import Draws
 from models.generator import GroupGenerator
@@ -24,10 +24,14 @@ CLASSES, ROWS = 3, 4
 def made(name: str, seed: int = 0, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec("tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec(
+        "tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
+    )
     if (needs := getattr(codec.config(), "needs", ())) and "tokenizer" in needs:
         base = registry.get(codec.recipe).axes["codec"]
-        codec.given["tokenizer"] = ModelSpec("tokenizer", base, dict(registry.get(base).tiny), {}, {"size": 16, "channels": 1}).to_dict()
+        codec.given["tokenizer"] = ModelSpec(
+            "tokenizer", base, dict(registry.get(base).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
+        ).to_dict()
     tokenizer = codec.build()
     assert isinstance(tokenizer, Tokenizer)
     given = {"layout": tokenizer.layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}

@@ -21,6 +21,7 @@ import toy
 from conftest import write_image_rows
 
 from configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
+from models import signals
 from models.config import ConfigError
 from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
 from tasks import cluster as clusters
@@ -41,7 +42,7 @@ def dataset_of(store: Store) -> Artifact:
     def body(work: Any) -> dict[str, Any]:
         rows = [write_image_rows(store, 150, size=8), write_image_rows(store, 70, split="validation", size=8)]
         shards = [asdict(shard) for split in rows for shard in split.shards]
-        work.notes |= {"size": 8, "channels": 1, "classes": ["a", "b", "c", "d"], "shards": shards}
+        work.notes |= {"signal": signals.image(8, 1).to_dict(), "classes": ["a", "b", "c", "d"], "shards": shards}
         for shard in shards:
             work.add_file(shard["path"])
         return {"train": 150}

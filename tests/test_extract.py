@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configs.schema import ClusterConfig, DataConfig
-from models import registry
+from models import registry, signals
 from models.build import ModelSpec, load_model, save_model
 from models.config import ConfigError
 from models.settings import ExecutionSettings
@@ -66,7 +66,7 @@ def dataset(store: Store, images: Path, **options: Any) -> Outcome:
 
 def tokenizer(store: Store, data: Artifact, seed: int = 0) -> Artifact:
     """An untrained tiny multi-scale tokenizer."""
-    spec = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"size": 16, "channels": 1})
+    spec = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"signal": signals.image(16, 1).to_dict()})
 
     def body(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -102,11 +102,11 @@ def test_tokens_are_what_the_tokenizer_says(store: Store, images: Path, actors: 
         assert len(tokens) == len(pixels) == outcome.metrics[split] > 0
         rows = np.arange(len(tokens))
         image, found = pixels.get(rows), tokens.get(rows)
-        assert image.image_BCHW is not None
+        assert image.signal is not None
         assert found.tokens is not None
         with torch.inference_mode():
-            assert torch.equal(found.tokens.ids, model.encode(image.image_BCHW).ids)
-        assert found.condition.label_B.tolist() == image.condition.label_B.tolist()  # type: ignore[union-attr]
+            assert torch.equal(found.tokens.ids, model.encode(image.signal).ids)
+        assert found.conditions["class"].label_B.tolist() == image.conditions["class"].label_B.tolist()  # type: ignore[union-attr]
     lineage = read_tokens(store.storage.local_path(notes["shards"][0]["path"])).lineage
     assert lineage["tokenizer"] == codec.id
     assert lineage["images"] == pictures["shards"][0]["sha256"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models import registry
+from models import registry, signals
 from models.build import ModelSpec
 from models.config import ConfigError
 from models.parts.jpeg import DIAGONALS, ZIGZAG, Jpeg, huffman, legal, quantization
@@ -38,7 +38,7 @@ def picture(data: bytes) -> Ints:
 
 
 def tokenizer(size: int = 16, channels: int = 1, **args: int) -> JpegTokenizer:
-    built = ModelSpec("tokenizer", "jpeg", {"length": 160, **args}, {}, {"size": size, "channels": channels}).build()
+    built = ModelSpec("tokenizer", "jpeg", {"length": 160, **args}, {}, {"signal": signals.image(size, channels).to_dict()}).build()
     assert isinstance(built, JpegTokenizer)
     return built
 

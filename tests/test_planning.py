@@ -14,6 +14,7 @@ from PIL import Image
 from configs.load import build, load_run
 from configs.schema import RunConfig, identity
 from flows import planning
+from models import signals
 from models.config import ConfigError
 from tasks.artifacts import Artifact, Outcome, Step, Store, Work
 from tasks.errors import ArtifactError
@@ -220,7 +221,13 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     dataset = ingest(config.name, config.data, store).artifact
     step = planning.tokenizer_step(config, store, dataset)
     assert isinstance(step, Step)
-    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
+    spec = {
+        "kind": "tokenizer",
+        "recipe": "var_vq",
+        "args": dict(config.tokenizer.args),
+        "set": {},
+        "given": {"signal": signals.image(16, 1).to_dict()},
+    }
     stand_in(step, store, {"spec": spec})
     used = run(source, "tokenizer={use: toy}")
     with pytest.raises(ConfigError, match=r"data\.size=8.*size=16"):

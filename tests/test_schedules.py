@@ -24,6 +24,7 @@ from configs.load import load_run
 from configs.schema import ClusterConfig, RunConfig
 from flows import planning
 from flows.pipeline import pipeline
+from models import signals
 from models.build import ModelSpec, load_model
 from models.config import ConfigError
 from models.settings import ExecutionSettings
@@ -245,7 +246,7 @@ def test_shapes_are_strict() -> None:
         "var_vq",
         {"scales": [1, 2], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 1},
         {},
-        {"size": 8, "channels": 1},
+        {"signal": signals.image(8, 1).to_dict()},
     ).to_dict()
     given = {"layout": layout, "classes": 2, "tokenizer": tokenizer}
     small, deep = (ModelSpec("generator", "var", {"depth": d, "width": 16, "heads": 1}, {}, given) for d in (1, 2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import registry
+from models import registry, signals
 from models.autoencoder import Autoencoder
 from models.build import ModelSpec
 from models.config import ConfigError
@@ -20,7 +20,7 @@ from models.two_stage import TwoStage, code_vectors
 from tasks.train_state import TrainState
 
 ROWS, SIZE, STEPS = 8, 16, 10
-BASE = ModelSpec("tokenizer", "maskgit_vqgan", dict(registry.get("maskgit_vqgan").tiny), {}, {"size": SIZE, "channels": 1})
+BASE = ModelSpec("tokenizer", "maskgit_vqgan", dict(registry.get("maskgit_vqgan").tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})
 
 
 def base(seed: int = 7) -> Autoencoder:
@@ -32,7 +32,7 @@ def base(seed: int = 7) -> Autoencoder:
 
 def spec(**args: Any) -> ModelSpec:
     tiny = dict(registry.get("titok").tiny) | {"stage2": 0.5} | args
-    return ModelSpec("tokenizer", "titok", tiny, {}, {"size": SIZE, "channels": 1, "tokenizer": BASE.to_dict()})
+    return ModelSpec("tokenizer", "titok", tiny, {}, {"signal": signals.image(SIZE, 1).to_dict(), "tokenizer": BASE.to_dict()})
 
 
 def titok(seed: int = 0, adopt: bool = True, **args: Any) -> TwoStage:
@@ -236,7 +236,7 @@ def test_code_vectors_are_what_the_base_looks_up(recipe: str) -> None:
     """Also of a codebook whose codes are no multiple of the tokens of an image, and of unit vectors."""
     torch.manual_seed(0)
     args = dict(registry.get(recipe).tiny) | {"codes": 21}
-    model = ModelSpec("tokenizer", recipe, args, {}, {"size": SIZE, "channels": 1}).build()
+    model = ModelSpec("tokenizer", recipe, args, {}, {"signal": signals.image(SIZE, 1).to_dict()}).build()
     assert isinstance(model, Autoencoder)
     vectors = code_vectors(model)
     ids = torch.randint(21, (3, model.layout.length), generator=torch.Generator().manual_seed(0))
@@ -252,13 +252,13 @@ def test_without_a_base_only_the_first_stage_is_impossible() -> None:
 
 
 def test_a_base_that_does_not_fit_is_refused() -> None:
-    alone = replace(spec(), given={"size": SIZE, "channels": 1})
+    alone = replace(spec(), given={"signal": signals.image(SIZE, 1).to_dict()})
     with pytest.raises(ConfigError, match="given none"):
         alone.build()
     with pytest.raises(ConfigError, match=r"net\.patch=8"):
         spec(patch=8).build()
-    many = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"size": SIZE, "channels": 1})
-    for other in (many, ModelSpec("tokenizer", "kl", dict(registry.get("kl").tiny), {}, {"size": SIZE, "channels": 1})):
+    many = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})
+    for other in (many, ModelSpec("tokenizer", "kl", dict(registry.get("kl").tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})):
         with pytest.raises(ConfigError, match=r"tokenizer|patch"):
             replace(spec(), given=spec().given | {"tokenizer": other.to_dict()}).build()
     with pytest.raises(ConfigError, match="stage2"):

@@ -21,6 +21,7 @@ from conftest import write_image_rows
 from safetensors.torch import load_file
 from test_storage_s3 import s3  # noqa: F401 - a fixture
 
+from models import signals
 from models.build import parameters
 from models.config import ConfigError
 from models.settings import OptimizerSettings
@@ -254,8 +255,8 @@ def test_flat_adamw_is_adamw() -> None:
     """The flat fused optimizer does what torch's own does on separate tensors, decay groups and clipping included."""
     settings = OptimizerSettings(lr=0.05, weight_decay=0.3, clip=0.5, warmup=0.0, schedule="constant")
     torch.manual_seed(0)
-    model = toy.toy(width=5).build(size=4, channels=1)
-    twin = toy.toy(width=5).build(size=4, channels=1)
+    model = toy.toy(width=5).build(signal=signals.image(4, 1))
+    twin = toy.toy(width=5).build(signal=signals.image(4, 1))
     twin.load_state_dict(model.state_dict())
     phase = PhaseOptimizer(model, "autoencoder", settings)
     theirs = dict(twin.phase_parameters("autoencoder"))

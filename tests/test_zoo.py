@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import registry
+from models import registry, signals
 from models.build import ModelSpec, load_model, save_model
 from models.coarse_fine import CoarseToFine
 from models.config import ConfigError
@@ -29,7 +29,7 @@ NAMES = registry.names()
 def tokenizer_spec(name: str) -> ModelSpec:
     """The tiny tokenizer of a recipe, given what it stands on: the base that its row of the table names, the data's classifier."""
     recipe = registry.get(name)
-    given: dict[str, Any] = {"size": SIZE, "channels": CHANNELS}
+    given: dict[str, Any] = {"signal": signals.image(SIZE, CHANNELS).to_dict()}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
         given["tokenizer"] = tokenizer_spec(recipe.axes["codec"]).to_dict()
@@ -73,9 +73,9 @@ def batch_of(model: Method, rows: int = ROWS, seed: int = 0) -> Batch:
     label = Labels(torch.arange(rows) % CLASSES)
     if isinstance(model, Generator):
         shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
-        return Batch(tokens=Tokens(torch.randint(model.layout.vocabulary, shape, generator=draw), model.layout), condition=label)
+        return Batch(tokens=Tokens(torch.randint(model.layout.vocabulary, shape, generator=draw), model.layout), conditions=label)
     coarse = torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1
-    return Batch(image_BCHW=torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear"), condition=label)
+    return Batch(signal=torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear"), conditions=label)
 
 
 def optimize(model: Method, batch: Batch, steps: int, lr: float = 3e-3) -> Iterator[dict[str, float]]:
@@ -144,9 +144,9 @@ def image_error(model: Method, batch: Batch) -> float:
     """Squared error of a tokenizer's images after encoding and decoding; 0 for a generator."""
     if not isinstance(model, Tokenizer):
         return 0.0
-    assert batch.image_BCHW is not None
+    assert batch.signal is not None
     model.eval()
-    return float((model.decode(model.encode(batch.image_BCHW)) - batch.image_BCHW).square().mean())
+    return float((model.decode(model.encode(batch.signal)) - batch.signal).square().mean())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,9 +158,9 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
     again, spec = load_model(tmp_path)
     model.eval()
     batch = batch_of(model)
-    if isinstance(model, Tokenizer) and isinstance(again, Tokenizer) and batch.image_BCHW is not None:
-        tokens = model.encode(batch.image_BCHW)  # needs nothing but the model's own weights
-        assert torch.equal(again.encode(batch.image_BCHW).data, tokens.data)
+    if isinstance(model, Tokenizer) and isinstance(again, Tokenizer) and batch.signal is not None:
+        tokens = model.encode(batch.signal)  # needs nothing but the model's own weights
+        assert torch.equal(again.encode(batch.signal).data, tokens.data)
         assert torch.equal(again.decode(tokens), model.decode(tokens))
         if spec.config().needs:  # losses need what the model stands on
             again = build(name).eval()
@@ -180,7 +180,7 @@ def test_same_seed_same_loss(name: str) -> None:
 def test_tokenizer_round_trip(name: str) -> None:
     model = build(name).eval()
     assert isinstance(model, Tokenizer)
-    tokens = model.encode(batch_of(model).image_BCHW)  # type: ignore[arg-type]
+    tokens = model.encode(batch_of(model).signal)  # type: ignore[arg-type]
     assert tokens.data.shape[0] == ROWS
     if tokens.layout.discrete:
         assert int(tokens.ids.min()) >= 0
@@ -215,14 +215,14 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
         pass
     model.eval()
     assert batch.tokens is not None
-    assert isinstance(batch.condition, Labels)
+    assert isinstance(batch.conditions["class"], Labels)
     ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
-    steps = list(model.decode_steps(batch.condition, sampler, torch.Generator().manual_seed(0), forced=ids))
+    steps = list(model.decode_steps(batch.conditions, sampler, torch.Generator().manual_seed(0), forced=ids))
     plan = model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0))
     if plan.choice is not None:
         pytest.skip("the model chooses its own groups")
     with torch.no_grad():
-        taught = model(ids, batch.condition, plan)
+        taught = model(ids, batch.conditions, plan)
         h = torch.cat([s.h_BnD for s in steps], dim=1)
         torch.testing.assert_close(h, taught.repeat_interleave(h.shape[1] // taught.shape[1], dim=1), atol=2e-5, rtol=1e-5)
         nll = torch.cat([model.head.nll(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
@@ -239,12 +239,12 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
         pass
     model.eval()
     assert batch.tokens is not None
-    assert isinstance(batch.condition, Labels)
+    assert isinstance(batch.conditions["class"], Labels)
     logits = {}
-    null = model.condition.null(batch.condition)
+    null = model.condition.null(batch.conditions)
     # The same groups in all three, also where the model would choose them by its logits.
     plan = replace(model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0)), choice=None)
-    for key, condition, weight in (("c", batch.condition, 0.0), ("u", null, 0.0), ("g", batch.condition, 2.0)):
+    for key, condition, weight in (("c", batch.conditions, 0.0), ("u", null, 0.0), ("g", batch.conditions, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
         steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids, plan=plan)
         found = [s.logits for s in steps]

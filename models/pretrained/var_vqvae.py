@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models import signals
 from models.autoencoder import Autoencoder
 from models.parts.nets.conv import Geometry
 from models.parts.quantizers.codebook import Codebook
@@ -55,7 +56,7 @@ def config(info: Mapping[str, Any]) -> Autoencoder.Config:
 
 def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
-    return config(info).build(size=info["config"]["image"], channels=3)
+    return config(info).build(signal=signals.image(info["config"]["image"], 3))
 
 
 def quantizer_rules(official: str, ours: str) -> tuple[Rule, ...]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from models.build import load_model
 from models.draws import seed_of
-from models.protocols import Condition, Generator, Labels, Tokenizer
+from models.protocols import Conditions, Generator, Labels, Tokenizer
 from models.sampling.sampler import Sampler
 from tasks.serving.asking import Asking, Wanted
 
@@ -87,16 +87,16 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def sample_images(
-    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Condition, sampler: Sampler, seed: int, shard: int = 0
+    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Conditions, sampler: Sampler, seed: int, shard: int = 0
 ) -> NDArray[np.uint8]:
-    """Images (N, H, W, C) uint8 of these labels (N,), or of this condition, drawn from the stream of (seed, shard) alone.
+    """Images (N, H, W, C) uint8 of these labels (N,), or under these conditions, drawn from the stream of (seed, shard) alone.
 
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
     """
     device = next(generator.parameters()).device
     stream = torch.Generator().manual_seed(seed_of(seed, "sample", shard))
-    condition = Labels(torch.tensor(wanted, dtype=torch.int64)) if isinstance(wanted, np.ndarray) else wanted
-    tokens = generator.generate(condition.to(device), sampler, stream)
+    conditions = Conditions.of(Labels(torch.tensor(wanted, dtype=torch.int64))) if isinstance(wanted, np.ndarray) else wanted
+    tokens = generator.generate(conditions.to(device), sampler, stream)
     return to_uint8(tokenizer.decode(tokens))
 
 
@@ -104,7 +104,7 @@ def sample_shards(pair: Pair, wanted: Wanted, seed: int, rows: int = SHARD) -> N
     """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted, seed and rows alone."""
     pair.asking.check(wanted)
     parts = [
-        sample_images(pair.generator, pair.tokenizer, pair.asking.condition(wanted[start : start + rows]), pair.sampler, seed, shard)
+        sample_images(pair.generator, pair.tokenizer, pair.asking.conditions(wanted[start : start + rows]), pair.sampler, seed, shard)
         for shard, start in enumerate(range(0, len(wanted), rows))
     ]
     return np.concatenate(parts)

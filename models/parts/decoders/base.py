@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models import config as configs
 from models.draws import Draws
 from models.protocols import Tokenizer
+from models.signals import Shape
 
 
 class GenerativeDecoder(nn.Module, ABC):
@@ -23,8 +24,8 @@ class GenerativeDecoder(nn.Module, ABC):
         """What a decoder is made from."""
 
         @abstractmethod
-        def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> GenerativeDecoder:
-            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
+        def build(self, *, shape: Shape, channels: int, dim: int, length: int, **given: Any) -> GenerativeDecoder:
+            """For images of ``shape`` (rows, columns) and ``length`` tokens of ``dim`` channels.
 
             Raises:
                 ConfigError: they do not fit.

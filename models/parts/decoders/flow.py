@@ -18,6 +18,7 @@ from models.draws import Draws
 from models.parts.decoders.base import GenerativeDecoder, starting_noise
 from models.parts.decoders.denoiser import Denoiser
 from models.parts.decoders.reveal import Reveal
+from models.signals import Shape
 
 NEAREST = 0.05  # to the image: times after 1 - NEAREST count as this one where they divide
 
@@ -50,16 +51,16 @@ class Flow(GenerativeDecoder):
             if self.guidance and not self.reveal.null():
                 raise ConfigError(f"decoder.guidance={self.guidance}: training must also drop all tokens of some rows (reveal.none)")
 
-        def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> Flow:
-            return Flow(self, size, channels, dim, length)
+        def build(self, *, shape: Shape, channels: int, dim: int, length: int, **given: Any) -> Flow:
+            return Flow(self, shape, channels, dim, length)
 
-    def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
+    def __init__(self, config: Config, shape: Shape, channels: int, dim: int, length: int) -> None:
         super().__init__()
         config.reveal.check(length, config.steps)
         self.config, self.length = config, length
-        self.net = config.net.build(size=size, channels=channels, dim=dim, length=length)
+        self.net = config.net.build(shape=shape, channels=channels, dim=dim, length=length)
         self.unseen = nn.Parameter(0.02 * torch.randn(config.net.width))  # stands for every token that a step does not see
-        self.register_buffer("noise", starting_noise(config.seed, channels, size, size), persistent=False)
+        self.register_buffer("noise", starting_noise(config.seed, channels, *shape), persistent=False)
 
     def fewest(self, length: int) -> int:
         return max(1, int(self.config.reveal.needed(torch.zeros(1, device="cpu"), length)))

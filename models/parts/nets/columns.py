@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.parts.nets.base import Net, PixelDecoder
+from models.signals import Shape, text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +39,16 @@ class Columns(Net):
         """Columns to each side that a latent, or a strip of pixels, depends on."""
         return 2 * self.blocks * (self.kernel // 2)
 
-    def grid(self, size: int) -> tuple[int, int]:
-        if size % self.strip or size < self.strip:
-            raise ConfigError(f"size={size}: not divisible by net.strip={self.strip}")
-        return 1, size // self.strip
+    def grid(self, shape: Shape) -> Shape:
+        if shape[1] % self.strip or shape[1] < self.strip:
+            raise ConfigError(f"size={text(shape)}: not divisible by net.strip={self.strip}")
+        return 1, shape[1] // self.strip
 
-    def encoder(self, size: int, channels: int, latent: int) -> ColumnEncoder:
-        return ColumnEncoder(self, size, channels, latent)
+    def encoder(self, shape: Shape, channels: int, latent: int) -> ColumnEncoder:
+        return ColumnEncoder(self, shape[0], channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> ColumnDecoder:
-        return ColumnDecoder(self, size, channels, latent)
+    def decoder(self, shape: Shape, channels: int, latent: int) -> ColumnDecoder:
+        return ColumnDecoder(self, shape[0], channels, latent)
 
 
 class ColumnBlock(nn.Module):

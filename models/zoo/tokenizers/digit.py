@@ -25,6 +25,7 @@ from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.kmeans import KMeans
 from models.protocols import Tokenizer
 from models.registry import register
+from models.signals import SignalSpec
 from models.zoo.tokenizers._small import Small
 
 
@@ -39,12 +40,12 @@ class OnFeatures(Autoencoder):
         def needs(self) -> tuple[str, ...]:
             return ("features",) if isinstance(cast(Frozen, self.net).source, Classified) else ()
 
-        def build(self, *, size: int, channels: int, **given: Any) -> OnFeatures:
-            """The tokenizer of square images, on the classifier that ``features`` describes if it needs one."""
+        def build(self, *, signal: SignalSpec, **given: Any) -> OnFeatures:
+            """The tokenizer of images, on the classifier that ``features`` describes if it needs one."""
             net = cast(Frozen, self.net)
             if "features" in self.needs:
                 net = replace(net, source=Classified(shape=given.get("features")))
-            return OnFeatures(replace(self, net=net), size, channels)
+            return OnFeatures(replace(self, net=net), signal)
 
     def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
         if "features" in cast(OnFeatures.Config, self.config).needs:

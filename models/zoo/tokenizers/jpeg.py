@@ -24,6 +24,7 @@ from models.draws import Draws
 from models.parts.jpeg import Ints, Jpeg
 from models.protocols import Batch, Tokenizer, TokenLayout, Tokens
 from models.registry import register
+from models.signals import SignalSpec
 
 END = 256
 
@@ -38,13 +39,13 @@ class JpegTokenizer(Tokenizer):
         quality: int
         length: int
 
-        def build(self, *, size: int, channels: int, **given: Any) -> JpegTokenizer:
-            """The tokenizer of square images."""
-            return JpegTokenizer(self, size, channels)
+        def build(self, *, signal: SignalSpec, **given: Any) -> JpegTokenizer:
+            """The tokenizer of images."""
+            return JpegTokenizer(self, signal)
 
-    def __init__(self, config: Config, size: int, channels: int) -> None:
+    def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()
-        self.config, self.codec = config, Jpeg(config.quality, channels, size, size)
+        self.config, self.codec = config, Jpeg(config.quality, signal.channels, *signal.plane)
         if config.length < 6 * self.codec.blocks:  # at most 24 bits a block's mean, and every byte may need another one
             raise ConfigError(f"length={config.length}: the blocks' means alone may need {6 * self.codec.blocks} bytes")
         self._layout = TokenLayout(grids=((1, config.length),), vocabulary=END + 1, axis="sequence")
@@ -73,8 +74,8 @@ class JpegTokenizer(Tokenizer):
         return self.codec.image(self.coefficients(tokens)).to(tokens.data.device)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        assert batch.image_BCHW is not None, "a tokenizer is measured on images"
-        error = (self.decode(self.encode(batch.image_BCHW)) - batch.image_BCHW).square().mean()
+        assert batch.signal is not None, "a tokenizer is measured on images"
+        error = (self.decode(self.encode(batch.signal)) - batch.signal).square().mean()
         return {"loss": error, "reconstruction": error, "mse": error}
 
 
