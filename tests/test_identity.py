@@ -15,7 +15,7 @@ from models.build import FORMAT, ModelSpec
 from models.config import Added, Config, ConfigError, Mark, canonical, from_dict, tags
 from tasks import records
 from tasks.artifacts import Store
-from tasks.records import Step
+from tasks.records import StepSpec
 
 
 def test_every_config_type_of_a_recipe_has_a_tag() -> None:
@@ -111,14 +111,14 @@ def test_a_resolved_spec_does_not_ask_the_recipe(monkeypatch: pytest.MonkeyPatch
         ModelSpec.from_dict({**spec.to_dict(), "format": FORMAT + 1})
 
 
-def _store(tmp_path: Path) -> tuple[Store, Step]:
+def _store(tmp_path: Path) -> tuple[Store, StepSpec]:
     store = Store(str(tmp_path / "store"), tmp_path / "root")
-    step = Step("features", 1, "features", "x", {"a": 1})
+    step = StepSpec("features", 1, "features", "x", {"a": 1})
     store.execute(step, lambda work: work.put("shards/a.bin", b"data") and {})
     return store, step
 
 
-def _rewritten(store: Store, step: Step, number: int | None) -> None:
+def _rewritten(store: Store, step: StepSpec, number: int | None) -> None:
     path = f"{step.folder}/record.json"
     plain = json.loads(store.storage.read(path))
     plain.pop("sha256")
