@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ConfigError, canonical
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, OldRecordError
 from tasks.leases import file_lock, file_lock_held, object_lease, object_lease_held
 from tasks.records import (
     KINDS,
@@ -26,7 +26,7 @@ from tasks.records import (
     Artifact,
     Outcome,
     Record,
-    Step,
+    StepSpec,
     canonical_json,
     code_commit,
     library_versions,
@@ -38,7 +38,7 @@ from tasks.work import Work
 
 log = logging.getLogger(__name__)
 
-__all__ = ["KINDS", "RECORD", "Artifact", "Outcome", "Record", "Step", "Store", "Work", "canonical_json", "sha256_of"]
+__all__ = ["KINDS", "RECORD", "Artifact", "Outcome", "Record", "StepSpec", "Store", "Work", "canonical_json", "sha256_of"]
 
 
 class Store:
@@ -55,6 +55,7 @@ class Store:
     def __init__(self, uri: str, root: Path) -> None:
         self.storage = Storage(uri)
         self.root = Path(root).absolute()
+        self._told_of_old = False
         self.storage.check()
 
     @property
@@ -67,11 +68,11 @@ class Store:
         """The node cache: anything in it can be made again."""
         return self.root / "cache"
 
-    def artifact(self, step: Step) -> Artifact:
+    def artifact(self, step: StepSpec) -> Artifact:
         """The reference of what a step makes, there or not."""
         return Artifact(step.kind, step.name, step.fingerprint, self.storage.uri(step.folder))
 
-    def find(self, step: Step) -> Artifact | None:
+    def find(self, step: StepSpec) -> Artifact | None:
         """The whole artifact of a step, also one made under another name; None when it must be made."""
         for artifact in self._candidates(step):
             try:
@@ -82,7 +83,7 @@ class Store:
                     log.warning("%s", error)
         return None
 
-    def _candidates(self, step: Step) -> Iterator[Artifact]:
+    def _candidates(self, step: StepSpec) -> Iterator[Artifact]:
         yield self.artifact(step)
         for folder in self.storage.folders(step.kind):
             name, _, fingerprint = folder.rpartition("-")
@@ -113,7 +114,11 @@ class Store:
             raise ArtifactError(f"{self.storage.uri(path)}: no record, so there is no such artifact") from error
 
     def records(self, kind: str | None = None) -> list[Record]:
-        """All readable records, oldest first; a damaged one costs a warning."""
+        """All readable records, oldest first; a damaged one costs a warning, all those of an older version one together.
+
+        Raises:
+            ConfigError: a newer version wrote one.
+        """
         artifacts = []
         for each in KINDS if kind is None else (kind,):
             for folder in self.storage.folders(each):
@@ -124,13 +129,25 @@ class Store:
                 found = list(pool.map(self._record_or_none, artifacts))
         else:
             found = [self._record_or_none(a) for a in artifacts]
-        return sorted((r for r in found if r), key=lambda r: (r.created, r.artifact.id))
+        old = [each for each in found if isinstance(each, OldRecordError)]
+        if old and not self._told_of_old:
+            self._told_of_old = True
+            log.warning(
+                "%s: %d artifacts of an older version, whose fingerprints were others, are not used and left as they are; "
+                "what a run needs of them is made again (first: %s)",
+                self.uri,
+                len(old),
+                str(old[0]).partition(": ")[0],
+            )
+        return sorted((r for r in found if isinstance(r, Record)), key=lambda r: (r.created, r.artifact.id))
 
-    def _record_or_none(self, artifact: Artifact) -> Record | None:
+    def _record_or_none(self, artifact: Artifact) -> Record | OldRecordError | None:
         if not self.storage.exists(f"{artifact.folder}/{RECORD}"):
             return None
         try:
             return self.record(artifact)
+        except OldRecordError as error:
+            return error
         except ArtifactError as error:
             log.warning("%s", error)
             return None
@@ -233,7 +250,7 @@ class Store:
         # Beside a local store, so that runs with different roots meet at the same lock.
         return (self.storage.local_path(".locks") if self.storage.is_local else self.root / "locks") / f"{key}.lock"
 
-    def execute(self, step: Step, body: Callable[[Work], dict[str, Any]], again: bool = False) -> Outcome:
+    def execute(self, step: StepSpec, body: Callable[[Work], dict[str, Any]], again: bool = False) -> Outcome:
         """Make a step's artifact unless it is there; the body returns its metrics.
 
         Args:
@@ -280,7 +297,7 @@ class Store:
         shutil.rmtree(work.scratch, ignore_errors=True)
         return record
 
-    def explain(self, step: Step) -> str:
+    def explain(self, step: StepSpec) -> str:
         """Why a step would run, for people: what is damaged, or what changed against the nearest artifact; "" when it would not."""
         from tasks.lineage import explain
 

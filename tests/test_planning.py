@@ -16,7 +16,7 @@ from configs.schema import RunConfig, identity
 from flows import planning
 from models import signals
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.errors import ArtifactError
 from tasks.ingest import ingest
 
@@ -50,7 +50,7 @@ def run(source: Path, *sets: str) -> RunConfig:
     return build(RunConfig, document, sets, "test")
 
 
-def stand_in(step: Step, store: Store, notes: dict[str, Any] | None = None) -> Artifact:
+def stand_in(step: StepSpec, store: Store, notes: dict[str, Any] | None = None) -> Artifact:
     """Complete a step's artifact without its work."""
 
     def body(work: Work) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     config = run(source)
     dataset = ingest(config.name, config.data, store).artifact
     step = planning.tokenizer_step(config, store, dataset)
-    assert isinstance(step, Step)
+    assert isinstance(step, StepSpec)
     spec = {
         "kind": "tokenizer",
         "recipe": "var_vq",
@@ -230,7 +230,7 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     }
     stand_in(step, store, {"spec": spec})
     used = run(source, "tokenizer={use: toy}")
-    with pytest.raises(ConfigError, match=r"data\.size=8.*size=16"):
+    with pytest.raises(ConfigError, match=r"made for shape 16x16, the data has 8x8"):
         planning.check(used, store, planning.plan(used, store))
 
 

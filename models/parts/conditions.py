@@ -205,7 +205,7 @@ class ClassCondition(Labelled):
     """A learned vector for each class and one for the null class, as one prefix slot and as the vector."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Conditioner.Config, tag="condition.class"):
         """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training.
 
         ``spare`` rows after the null class are kept for official tables that have them.
@@ -246,7 +246,7 @@ class TextCondition(Single):
     what = "text features"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Conditioner.Config, tag="condition.text_features"):
         """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
 
         features: int

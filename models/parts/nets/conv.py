@@ -18,7 +18,7 @@ from models.signals import Shape, text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry(Net):
+class Geometry(Net, tag="net.conv"):
     """What encoder and decoder have in common.
 
     ``channels`` times ``multipliers[i]`` is the width of level i; the first and the last convolution take and give ``patch`` by
