@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from models.config import ConfigError
+from tokenloom.models.core.config import ConfigError
 
 #: Rows and columns of an image or of a grid.
 Shape = tuple[int, int]

@@ -44,15 +44,16 @@ sys.meta_path[:] = [Bare()]
 
 import runpy
 import torch
-from models import signals
-import models, tasks.train_loop, tasks.loader, tasks.tokens
-runpy.run_module("models", run_name="__main__")
+from tokenloom.models import signals
+import tokenloom.models, tokenloom.tasks.training.train_loop, tokenloom.tasks.data.loader, tokenloom.tasks.data.tokens
+runpy.run_module("tokenloom.models", run_name="__main__")
 
-from models import registry, signals
-from models.build import ModelSpec
-from models.draws import Draws
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
-from models.protocols import Batch, Labels, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models import signals
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
+from tokenloom.models.core.protocols import Batch, Labels, Tokens
 
 def codec(name):
     recipe, given = registry.get(name), {"signal": signals.image(16, 1).to_dict()}

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from words import LAYOUT, READ, TEXTS, model, noisy, spec, trained
 
-from models import signals
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.characters import Characters
-from models.protocols import Batch, Conditions, Labels, Text, TextFeatures, Tokens
-from models.registry import get
-from models.sampling.sampler import Sampler
+from tokenloom.models import signals
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Conditions, Labels, Text, TextFeatures, Tokens
+from tokenloom.models.core.registry import get
+from tokenloom.models.parts.characters import Characters
+from tokenloom.models.sampling.sampler import Sampler
 
 
 @pytest.mark.parametrize("prefix", ["summary", "all"])

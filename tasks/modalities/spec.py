@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models import signals
+from tokenloom.models import signals
 
 
 def signal_of(notes: Mapping[str, Any]) -> dict[str, Any]:

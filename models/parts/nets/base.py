@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.signals import Shape
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.signals import Shape
 
 
 class Inner(NamedTuple):

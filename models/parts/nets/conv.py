@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.parts.nets.base import Net, PixelDecoder
-from models.signals import Shape, text
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.base import Net, PixelDecoder
+from tokenloom.models.signals import Shape, text
 
 
 @dataclass(frozen=True, kw_only=True)
