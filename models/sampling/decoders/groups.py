@@ -1,0 +1,33 @@
+"""Group-wise decoding: one step for each group of the plan, as most methods are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from models.protocols import Condition, Tokens
+from models.sampling.decoders.base import Decoder
+from models.sampling.sampler import Sampler
+from models.sampling.session import Decoded, Decodable, DecodingSession, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupWise(Decoder):
+    """All that is drawn holds, except where the order keeps only what it is surest of."""
+
+    def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
+        return None
+
+    def steps(self, session: DecodingSession) -> Iterator[Decoded]:
+        """Group after group, until all positions are decided or all rows have ended."""
+        for group in range(session.plan.groups):
+            yield session.commit(session.verify(session.propose(group)))
+            if session.done:
+                return
+
+    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: Any, **given: Any) -> tuple[Tokens, Trace]:
+        session = DecodingSession(model, condition, sampler, draws, **given)
+        for _ in self.steps(session):
+            pass
+        return session.tokens(), session.trace
