@@ -16,31 +16,17 @@ from torch import Tensor, nn
 from models import config, protocols
 from models.draws import Draws
 from models.parts.attention import Sight
-from models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
+from models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from models.parts.feeds.base import Feed, Slots, take
 from models.parts.heads.base import Head
 from models.parts.nets.slots import SlotNet
 from models.parts.orders.base import Order, Plan
 from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
-from models.sampling.sampler import Moment, Sampler
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One decoding step: the group, its layout positions (B or 1, n) and drawn tokens (B, n, …), and what they were drawn from.
-
-    Hidden states of the conditional rows (B, n, D), guided logits (B, n, …) where the head has them, the slots fed, and the feed's
-    state afterwards.  Where the order chooses by confidence, logits and ``drawn`` are those of all positions.
-    """
-
-    group: int
-    place_Bn: Tensor
-    data: Tensor
-    h_BnD: Tensor
-    logits: Tensor | None
-    drawn: Tensor
-    slots: Slots
-    state: Any
+from models.sampling.decoders.base import Decoder
+from models.sampling.decoders.groups import GroupWise
+from models.sampling.sampler import Sampler
+from models.sampling.session import Decoded as Decoded
+from models.sampling.session import DecodingSession, Trace
 
 
 class GroupGenerator(protocols.Generator):
@@ -146,11 +132,26 @@ class GroupGenerator(protocols.Generator):
         return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse steps that the order does not leave open, and tokens that it cannot order."""
+        """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
         self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.decoder_of(sampler).check(self, sampler)
 
-    @torch.no_grad()
+    def decoder_of(self, sampler: Sampler) -> Decoder:
+        """The sampler's decoder, or this generator's own: group after group."""
+        return sampler.decoder or GroupWise()
+
+    def states(
+        self, slots: Slots, plan: Plan, cond: Conditioned, key_BT: Tensor, private_BT: Tensor | None, cache: list[Any] | None
+    ) -> Tensor:
+        """The net on new slots whose keys, with those in the cache, have these groups and segments."""
+        return self.net(slots, sight_of(slots, plan, cond, key_BT, private_BT), cond, cache)
+
+    def read(self, states: Tensor, slots: Slots) -> Tensor:
+        """Hidden states of the predicted positions: (B, n, D) or (B, n, K, D)."""
+        h = read(states, slots.reads)
+        return h.repeat_interleave(slots.share, dim=1) if slots.share > 1 else h
+
     def decode_steps(
         self,
         condition: Condition,
@@ -160,83 +161,34 @@ class GroupGenerator(protocols.Generator):
         keep_L: Tensor | None = None,
         plan: Plan | None = None,
     ) -> Iterator[Decoded]:
-        """Decode group after group, with caches where the feed is causal, yielding each step.
+        """Decode group after group, yielding each step.
 
-        With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L, …) tokens are taken instead
-        of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring and in-painting.  ``plan`` replaces the order's.
+        ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
+        and in-painting.  ``plan`` replaces the order's.
         """
-        rows, device = rows_of(condition), next(self.parameters()).device
-        if plan is None:
-            plan = self.order.decode(self.layout, rows, generator, sampler.sizes)
-            plan = plan if keep_L is None else self.order.around(plan, keep_L)
-        plan = plan.to(device)
-        moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), self.layout.length) for g in range(plan.groups)]
-        guided = any(sampler.guidance.on(moment) != 0 for moment in moments)
-        cond = self.condition(condition)
-        if guided:
-            cond = stack(cond, self.condition(self.condition.null(condition)))
-        both = plan.repeat(2) if guided else plan
-        whole = self.feed.passes == "whole"
-        cache = None if whole else self.net.cache(len(cond.vector_BD), self.feed.slots(plan, self.condition.prefix), cond.vector_BD)
-        state = self.feed.start(both, cond)
-        seen: Tensor | None = None
-        known_BL = torch.zeros((rows, self.layout.length), dtype=torch.bool, device=device)
-        for group, moment in enumerate(moments):
-            slots = self.feed.step(state, both, cond, group)
-            ranks = slots.group_BS if seen is None else _beside(seen, slots.group_BS)
-            private = slots.private_BS
-            if private is not None and seen is not None:  # what stays in sight is hidden from none
-                private = _beside(torch.full_like(seen, -1), private)
-            states = self.net(slots, sight_of(slots, plan, cond, ranks, private), cond, cache)
-            if cache is not None:
-                new = slots.x_BSD.shape[1]
-                seen = ranks[:, : ranks.shape[1] - new + (new if slots.kept is None else slots.kept)]
-                for layer in cache:
-                    layer.truncate(seen.shape[1])
-            h = read(states, slots.reads)
-            h = h.repeat_interleave(slots.share, dim=1) if slots.share > 1 else h
-            place = plan.sequence_BL if plan.choice else plan.members(group)
-            teacher = None if forced is None or keep_L is not None else take(forced, place)
-            drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, generator, teacher)
-            data = drawn.data
-            if forced is not None and keep_L is not None:
-                given = keep_L.to(device)[place].expand(rows, -1)
-                data = torch.where(given.view(*given.shape, *[1] * (data.ndim - 2)), take(forced, place), data)
-            if plan.choice is not None:
-                sure = plan.choice.confidence(drawn, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
-                if keep_L is not None:  # what is given is known first
-                    sure = sure.masked_fill(keep_L.to(device) & ~known_BL, torch.inf)
-                place = sure.topk(plan.sizes[group], dim=1).indices
-                data = take(data, place)
-                known_BL = known_BL.scatter(1, place, True)
-            both_places = place.repeat(2, 1) if guided and len(place) > 1 else place
-            state = self.feed.push(state, both, group, data.repeat(2, *[1] * (data.ndim - 1)) if guided else data, both_places)
-            yield Decoded(group, place, data, h[:rows], drawn.logits, drawn.data, slots, state)
+        yield from GroupWise().steps(DecodingSession(self, condition, sampler, generator, plan=plan, given=forced, keep_L=keep_L))
 
-    @torch.no_grad()
+    def decode(self, condition: Condition, sampler: Sampler, generator: torch.Generator, **given: Any) -> tuple[Tokens, Trace]:
+        """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
+
+        Raises:
+            ConfigError: the decoder cannot work on this generator.
+        """
+        decoder = self.decoder_of(sampler)
+        decoder.check(self, sampler)
+        return decoder.run(self, condition, sampler, generator, **given)
+
     def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """One sample per row of the condition."""
-        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, generator))
+        return self.decode(condition, sampler, generator)[0]
 
-    @torch.no_grad()
     def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
-        What is kept is seen by all that is drawn where the order may start anywhere, else only by what comes later.
+        What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
         """
         self.layout.check(tokens.layout)
-        steps = self.decode_steps(condition, sampler, generator, tokens_of(tokens), keep_L)
-        return self._collect(rows_of(condition), steps)
-
-    def _collect(self, rows: int, steps: Iterator[Decoded]) -> Tokens:
-        result: Tensor | None = None
-        for step in steps:
-            if result is None:
-                result = step.data.new_zeros((rows, self.layout.length, *step.data.shape[2:]))
-            index = step.place_Bn.expand(rows, -1)
-            result.scatter_(1, index.view(*index.shape, *[1] * (result.ndim - 2)).expand(*index.shape, *result.shape[2:]), step.data)
-        assert result is not None
-        return Tokens(result, self.layout)
+        return self.decode(condition, sampler, generator, given=tokens_of(tokens), keep_L=keep_L)[0]
 
 
 def tokens_of(tokens: Tokens) -> Tensor:
@@ -279,8 +231,3 @@ def sight_of(slots: Slots, plan: Plan, cond: Conditioned, key_BT: Tensor, privat
         own = slot[key_BT.shape[1] - slots.group_BS.shape[1] :, None] == slot
         mask = mask & (torch.cat([cond.seen_BP, rest], dim=1)[:, None] | own)
     return mask.unsqueeze(1)
-
-
-def _beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:
-    rows = max(len(first_BT), len(second_BS))
-    return torch.cat([first_BT.expand(rows, -1), second_BS.expand(rows, -1)], dim=1)

@@ -241,7 +241,8 @@ class DecodingSession:
 
     def rollback(self, mark: Mark) -> None:
         """Go back to a mark: caches are truncated, recurrent states restored, later tokens forgotten."""
-        self.state, self.used, self.rank_BT, self.segment_BT, self.data = mark.state, mark.used, mark.rank_BT, mark.segment_BT, mark.data
+        self.state, self.used = mark.state, mark.used
+        self.rank_BT, self.segment_BT, self.data = (None if t is None else t.clone() for t in (mark.rank_BT, mark.segment_BT, mark.data))
         self.known_BL, self.length_B, self.ended_B = mark.known_BL.clone(), mark.length_B.clone(), mark.ended_B.clone()
         self.at_1.fill_(mark.used)
         states = iter(mark.recurrent)

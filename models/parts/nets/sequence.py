@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,8 @@ class Places(nn.Module):
 
 class SequenceNet(SlotNet):
     """Blocks of a mixer and, where there is one, an MLP, over slots in sequence order."""
+
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "state"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.sequence"):

@@ -13,7 +13,7 @@ from models.sampling.session import Decoded, Decodable, DecodingSession, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupWise(Decoder):
+class GroupWise(Decoder, tag="decoder.groups"):
     """All that is drawn holds, except where the order keeps only what it is surest of."""
 
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
