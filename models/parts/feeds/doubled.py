@@ -5,7 +5,7 @@ Shapes: B rows, L positions, S slots, P prefix slots, n members of a group, m cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.draws import Draws
 from models.parts.conditions import Conditioned
 from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
-from models.parts.feeds.shifted import Shifted
+from models.parts.feeds.shifted import Shifted, at
 from models.parts.orders.base import Plan
 from models.protocols import TokenLayout
 
@@ -116,6 +116,11 @@ class Doubled(Shifted):
             private_BS=private,
             kept=kept,
         )
+
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        slots = super().window(token_Bn, entry_Bn, plan, cond)
+        aim = self.position_target[at(plan.sequence_BL, entry_Bn + 1)]
+        return replace(slots, x_BSD=slots.x_BSD + self.position[slots.place_BS] + aim)
 
     def push(self, state: Aimless, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         held = self.table(data) + self.position[place_Bn]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.base import Feed, Slots, nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
 from models.parts.mlp import MLP, SwiGLU
 from models.parts.orders.base import Plan
@@ -38,6 +38,8 @@ class Merged(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Merged:
             return Merged(self, layout, width)
+
+    window = Feed.window  # a slot holds several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)

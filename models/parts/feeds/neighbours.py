@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, take
+from models.parts.feeds.base import Feed, Slots, nowhere, prefix_groups, take
 from models.parts.feeds.shifted import Shifted
 from models.parts.orders.base import Plan
 from models.protocols import LayoutError, TokenLayout
@@ -31,6 +31,8 @@ class Neighbours(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Neighbours:
             return Neighbours(self, layout, width)
+
+    window = Feed.window  # a token is predicted from two slots
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)

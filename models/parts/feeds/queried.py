@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.base import Feed, Slots, nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
 from models.parts.orders.base import Plan
 from models.protocols import TokenLayout
@@ -31,6 +31,8 @@ class Queried(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Queried:
             return Queried(self, layout, width)
+
+    window = Feed.window  # queries are slots of their own
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
