@@ -11,7 +11,7 @@ from torch import Tensor
 from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator, tokens_of
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.protocols import Batch, Condition, TokenLayout
 from models.sampling.sampler import Constant
 

@@ -39,7 +39,16 @@ def main(folder: Path) -> None:
     """Run everything with Ray, Prefect left out, then the training that stops halfway."""
     import subprocess
 
-    command = ["tokenloom", "run", str(FIXTURE / "run.yaml"), "--no-prefect", "--root", str(folder / "root"), "--store", str(folder / "store")]
+    command = [
+        "tokenloom",
+        "run",
+        str(FIXTURE / "run.yaml"),
+        "--no-prefect",
+        "--root",
+        str(folder / "root"),
+        "--store",
+        str(folder / "store"),
+    ]
     subprocess.run(command, check=True)
     store = Store(str(folder / "store"), folder / "root")
     job, _ = make_job(interrupted(store, roles(store)), store, CLUSTER)

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.parts.feeds.base import Feed
 from models.parts.heads.categorical import Categorical, guide
 from models.parts.nets.sequence import State
+from models.parts.visibility import Causal, Mask
 from models.protocols import Condition, Tokens
 from models.sampling.filters import keep_top_k, keep_top_p
 from models.sampling.rejection import acceptable, draw_from, leading, residual
@@ -227,10 +228,10 @@ class ChainSession(DecodingSession):
         count = slots.x_BSD.shape[1]
         self.trace.call(count)
         if self.model.net.keeps == "state":
-            return self.model.net(slots, "causal", self.cond, self.cache)
+            return self.model.net(slots, Causal(), self.cond, self.cache)
         slot_RS = self.at_R[:, None] + torch.arange(count, device=self.device)
         visible = torch.arange(self.room, device=self.device) <= slot_RS[:, :, None]
-        return self.model.net(slots, self._unpadded(visible, slot_RS).unsqueeze(1), self.cond, self.cache)
+        return self.model.net(slots, Mask(self._unpadded(visible, slot_RS)), self.cond, self.cache)
 
     def _probabilities(self, h_RnD: Tensor, entry_Bn: Tensor) -> Tensor:
         """(B, n, V) what these entries are drawn from: guided, at their temperature, filtered."""

@@ -17,12 +17,16 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from models.parts.conditions import Conditioned, Conditioner, stack
-from models.parts.feeds.base import Feed, Slots, take
-from models.parts.heads.base import Drawn, Head
+from models.parts.conditions import Conditioner, stack
+from models.parts.drawn import Drawn
+from models.parts.feeds.base import Feed, take
+from models.parts.heads.base import Head
 from models.parts.nets.sequence import State
 from models.parts.nets.slots import SlotNet
-from models.parts.orders.base import Order, Plan
+from models.parts.orders.base import Order
+from models.parts.plan import Plan
+from models.parts.slots import Slots, visibility_of
+from models.parts.visibility import Groups, Mask, Segments, Visibility
 from models.protocols import Condition, TokenLayout, Tokens
 from models.sampling.sampler import Moment, Sampler
 
@@ -34,7 +38,7 @@ _NEVER = 1 << 40
 
 
 class Decodable(Protocol):
-    """What a session needs of a generator: its parts, and the net under the mask that its feed and plan ask for."""
+    """What a session needs of a generator."""
 
     layout: TokenLayout
     order: Order
@@ -42,10 +46,6 @@ class Decodable(Protocol):
     feed: Feed
     net: SlotNet
     head: Head
-
-    def states(
-        self, slots: Slots, plan: Plan, cond: Conditioned, key_BT: Tensor, private_BT: Tensor | None, cache: list[Any] | None
-    ) -> Tensor: ...
 
     def read(self, states: Tensor, slots: Slots) -> Tensor: ...
 
@@ -237,7 +237,9 @@ class DecodingSession:
         recurrent = tuple(layer.copy() for layer in self.cache or [] if isinstance(layer, State))
         data = None if self.data is None else self.data.clone()
         rank, segment = (None if t is None else t.clone() for t in (self.rank_BT, self.segment_BT))
-        return Mark(self.state, self.used, rank, segment, recurrent, data, self.known_BL.clone(), self.length_B.clone(), self.ended_B.clone())
+        return Mark(
+            self.state, self.used, rank, segment, recurrent, data, self.known_BL.clone(), self.length_B.clone(), self.ended_B.clone()
+        )
 
     def rollback(self, mark: Mark) -> None:
         """Go back to a mark: caches are truncated, recurrent states restored, later tokens forgotten."""
@@ -267,39 +269,42 @@ class DecodingSession:
     def _run(self, slots: Slots) -> Tensor:
         """The net on new slots; afterwards the cache holds those that stay."""
         new = slots.x_BSD.shape[1]
-        kept = new if slots.kept is None else slots.kept
+        cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
         if self.cache is None:
-            return self.model.states(slots, self.both, self.cond, slots.group_BS, slots.private_BS, None)
+            return self.model.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
-            return self._fixed(slots, new, kept)
+            return self._fixed(slots, new, cached)
         ranks = slots.group_BS if self.rank_BT is None else beside(self.rank_BT, slots.group_BS)
-        private = slots.private_BS
-        if private is not None and self.rank_BT is not None:  # what stays visible is hidden from none
-            private = beside(torch.full_like(self.rank_BT, -1), private)
-        states = self.model.states(slots, self.both, self.cond, ranks, private, self.cache)
-        self.used += kept
+        segment = slots.segment_BS
+        if segment is not None and self.rank_BT is not None:  # what is cached is hidden from none
+            segment = beside(torch.full_like(self.rank_BT, -1), segment)
+        states = self.model.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
+        self.used += cached
         self.rank_BT = ranks[:, : self.used]
         for layer in self.cache:
             layer.truncate(self.used)
         return states
 
-    def _fixed(self, slots: Slots, new: int, kept: int) -> Tensor:
+    def _visibility(self, slots: Slots, key_BT: Tensor | None = None, segment_BT: Tensor | None = None) -> Visibility:
+        return visibility_of(slots, self.plan.window, self.cond.seen_BP, key_BT, segment_BT)
+
+    def _fixed(self, slots: Slots, new: int, cached: int) -> Tensor:
         """The same over the whole buffer: unfilled slots have a rank that no group reaches."""
         rank, segment = self.rank_BT, self.segment_BT
         assert rank is not None
         assert segment is not None
         index = (self.at_1 + torch.arange(new, device=self.device)).expand(len(rank), -1)
         rank.scatter_(1, index, slots.group_BS.expand_as(index))
-        private = torch.full_like(index, -1) if slots.private_BS is None else slots.private_BS.expand_as(index)
-        segment.scatter_(1, index, private)
-        visible = self.both.visible(slots.group_BS, rank) & ((segment[:, None] == -1) | (segment[:, None] == private[:, :, None]))
-        visible = self._unpadded(visible, index)
-        states = self.model.net(slots, visible.unsqueeze(1), self.cond, self.cache)
-        rank.scatter_(1, index[:, kept:], _NEVER)
-        segment.scatter_(1, index[:, :kept], -1)
-        self.used += kept
-        self.at_1 += kept
+        own = torch.full_like(index, -1) if slots.segment_BS is None else slots.segment_BS.expand_as(index)
+        segment.scatter_(1, index, own)
+        visible = Groups(slots.group_BS, rank, self.plan.window) & Segments(own, segment)
+        seen = self._unpadded(visible.seen(new, rank.shape[1], self.device), index)
+        states = self.model.net(slots, Mask(seen), self.cond, self.cache)
+        rank.scatter_(1, index[:, cached:], _NEVER)
+        segment.scatter_(1, index[:, :cached], -1)
+        self.used += cached
+        self.at_1 += cached
         return states
 
     def _unpadded(self, visible_BST: Tensor, index_BS: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from models.sampling.chain import ChainSession, refusal
 from models.sampling.decoders.base import Decoder
 from models.sampling.rejection import draw_from
 from models.sampling.sampler import Sampler
-from models.sampling.session import Decodable, Trace
+from models.sampling.session import Trace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from models.protocols import Condition, Tokens
 from models.sampling.decoders.base import Decoder
 from models.sampling.sampler import Sampler
-from models.sampling.session import Decoded, Decodable, DecodingSession, Trace
+from models.sampling.session import Decodable, Decoded, DecodingSession, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
