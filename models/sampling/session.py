@@ -83,7 +83,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The draw for a group: hidden states of the conditional rows (B, n, D), tokens and logits drawn from them, their places (B or 1, n)."""
+    """The draw for a group: hidden states of the conditional rows (B, n, D), what was drawn from them, and places (B or 1, n)."""
 
     group: int
     slots: Slots
