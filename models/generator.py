@@ -25,9 +25,10 @@ from models.parts.slots import Slots, visibility_of
 from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from models.sampling.decoders.base import Decoder
 from models.sampling.decoders.groups import GroupWise
+from models.sampling.proposal import Decoded as Decoded
 from models.sampling.sampler import Sampler
-from models.sampling.session import Decoded as Decoded
-from models.sampling.session import DecodingSession, Trace
+from models.sampling.session import DecodingSession
+from models.sampling.trace import Trace
 
 
 class GroupGenerator(protocols.Generator):

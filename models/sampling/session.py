@@ -10,15 +10,13 @@ Shapes: B rows, L positions, n positions of a group, S slots, T slots that the c
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from models.parts.conditions import Conditioner, stack
-from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed, take
 from models.parts.heads.base import Head
 from models.parts.nets.sequence import State
@@ -28,7 +26,9 @@ from models.parts.plan import Plan
 from models.parts.slots import Slots, visibility_of
 from models.parts.visibility import Groups, Mask, Segments, Visibility
 from models.protocols import Condition, TokenLayout, Tokens
+from models.sampling.proposal import Decoded, Mark, Proposal
 from models.sampling.sampler import Moment, Sampler
+from models.sampling.trace import Trace
 
 #: ``growing``: attention looks at the filled part of its cache; ``fixed``: at the whole buffer, under a mask, so that shapes stay.
 Shapes = Literal["growing", "fixed"]
@@ -48,82 +48,6 @@ class Decodable(Protocol):
     head: Head
 
     def read(self, states: Tensor, slots: Slots) -> Tensor: ...
-
-
-@dataclass
-class Trace:
-    """What a session has done: steps, calls of nets by role, slots that went through them a row, tokens a row, seconds since opening.
-
-    Tokens may be numbers on the device; reading ``tokens`` waits for them.
-    """
-
-    steps: int = 0
-    calls: dict[str, int] = field(default_factory=dict)
-    slots: int = 0
-    committed: list[int | Tensor] = field(default_factory=list)
-    begun: float = field(default_factory=time.perf_counter)
-    seconds: float = 0.0
-
-    def call(self, slots: int, role: str = "net") -> None:
-        """Count a call of a net over so many slots a row."""
-        self.calls[role] = self.calls.get(role, 0) + 1
-        self.slots += slots
-
-    def step(self, tokens: int | Tensor) -> None:
-        """Count a step that made so many tokens permanent: of each row, or (B,)."""
-        self.steps += 1
-        self.committed.append(tokens)
-        self.seconds = time.perf_counter() - self.begun
-
-    @property
-    def tokens(self) -> float:
-        """Tokens that were made permanent, the mean over rows."""
-        return float(sum(t if isinstance(t, int) else t.float().mean() for t in self.committed))
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The draw for a group: hidden states of the conditional rows (B, n, D), what was drawn from them, and places (B or 1, n)."""
-
-    group: int
-    slots: Slots
-    h_BnD: Tensor
-    drawn: Drawn
-    place_Bn: Tensor
-    data: Tensor
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One decoding step: the group, its layout positions (B or 1, n) and tokens (B, n, …), and what they were drawn from.
-
-    Hidden states of the conditional rows (B, n, D), guided logits (B, n, …) where the head has them, the slots fed, and the feed's
-    state afterwards.  Where the order chooses by confidence, logits and ``drawn`` are those of all positions.
-    """
-
-    group: int
-    place_Bn: Tensor
-    data: Tensor
-    h_BnD: Tensor
-    logits: Tensor | None
-    drawn: Tensor
-    slots: Slots
-    state: Any
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point to go back to: the feed's state, how much of the cache is filled and with what, and what is known."""
-
-    state: Any
-    used: int
-    rank_BT: Tensor | None
-    segment_BT: Tensor | None
-    recurrent: tuple[State, ...]
-    data: Tensor | None
-    known_BL: Tensor
-    length_B: Tensor
-    ended_B: Tensor
 
 
 class DecodingSession:

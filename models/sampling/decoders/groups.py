@@ -8,8 +8,10 @@ from typing import Any
 
 from models.protocols import Condition, Tokens
 from models.sampling.decoders.base import Decoder
+from models.sampling.proposal import Decoded
 from models.sampling.sampler import Sampler
-from models.sampling.session import Decodable, Decoded, DecodingSession, Trace
+from models.sampling.session import Decodable, DecodingSession
+from models.sampling.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from models.sampling.chain import ChainSession, Outcome, refusal
 from models.sampling.decoders.base import Decoder
 from models.sampling.rejection import draw_from
 from models.sampling.sampler import Sampler
-from models.sampling.session import Decodable, Trace
+from models.sampling.session import Decodable
+from models.sampling.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
