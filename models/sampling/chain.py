@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.parts.feeds.base import Feed
-from models.parts.heads.categorical import Categorical, guide
-from models.parts.nets.sequence import State
-from models.parts.visibility import Causal, Mask
-from models.protocols import Condition, Tokens
-from models.sampling.filters import keep_top_k, keep_top_p
-from models.sampling.rejection import acceptable, draw_from, leading, residual
-from models.sampling.sampler import Sampler
-from models.sampling.session import Decodable, DecodingSession
+from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.nets.sequence import State
+from tokenloom.models.parts.visibility import Causal, Mask
+from tokenloom.models.sampling.filters import keep_top_k, keep_top_p
+from tokenloom.models.sampling.rejection import acceptable, draw_from, leading, residual
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import Decodable, DecodingSession
 
 
 def refusal(model: Decodable, sampler: Sampler) -> str | None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.parts.drawn import Drawn
-from models.parts.nets.sequence import State
-from models.parts.slots import Slots
+from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.nets.sequence import State
+from tokenloom.models.parts.slots import Slots
 
 
 @dataclass(frozen=True)

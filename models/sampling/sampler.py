@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models import config
-from models.config import Added, ConfigError
-from models.parts.orders.sizes import Count, Sizes
-from models.sampling.decoders.base import Decoder
+from tokenloom.models.core import config
+from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.parts.orders.sizes import Count, Sizes
+from tokenloom.models.sampling.decoders.base import Decoder
 
 Clock = Literal["steps", "begun", "before", "after", "almost"]
 

@@ -1,7 +1,7 @@
 """Decoding as a session: what is decided so far, the caches that belong to it, and the verbs that move it on.
 
 ``propose`` runs the net and draws, ``verify`` says what of it holds, ``commit`` makes that permanent, ``rollback`` goes back to a
-mark.  Decoders (``models.sampling.decoders``) are loops over these verbs.  Between opening and ``tokens`` nothing waits for a value of
+mark.  Decoders (``tokenloom.models.sampling.decoders``) are loops over these verbs.  Between opening and ``tokens`` nothing waits for a value of
 the device, and with ``shapes="fixed"`` a step's shapes depend on its group's size alone.
 
 Shapes: B rows, L positions, n positions of a group, S slots, T slots that the cache has room for, D width.  Under guidance the net has
@@ -16,19 +16,19 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from models.parts.conditions import Conditioner, stack
-from models.parts.feeds.base import Feed, take
-from models.parts.heads.base import Head
-from models.parts.nets.sequence import State
-from models.parts.nets.slots import SlotNet
-from models.parts.orders.base import Order
-from models.parts.plan import Plan
-from models.parts.slots import Slots, visibility_of
-from models.parts.visibility import Groups, Mask, Segments, Visibility
-from models.protocols import Condition, TokenLayout, Tokens
-from models.sampling.proposal import Decoded, Mark, Proposal
-from models.sampling.sampler import Moment, Sampler
-from models.sampling.trace import Trace
+from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
+from tokenloom.models.parts.conditions import Conditioner, stack
+from tokenloom.models.parts.feeds.base import Feed, take
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.nets.sequence import State
+from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots, visibility_of
+from tokenloom.models.parts.visibility import Groups, Mask, Segments, Visibility
+from tokenloom.models.sampling.proposal import Decoded, Mark, Proposal
+from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.trace import Trace
 
 #: ``growing``: attention looks at the filled part of its cache; ``fixed``: at the whole buffer, under a mask, so that shapes stay.
 Shapes = Literal["growing", "fixed"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from models import config
-from models.config import ConfigError
+from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
 
 
 class Decoder(config.Config, ABC):

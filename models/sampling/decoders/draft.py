@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from models.config import ConfigError
-from models.protocols import Condition, LayoutError, Tokens
-from models.sampling.chain import ChainSession, refusal
-from models.sampling.decoders.base import Decoder
-from models.sampling.rejection import draw_from
-from models.sampling.sampler import Sampler
-from models.sampling.session import Trace
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Condition, LayoutError, Tokens
+from tokenloom.models.sampling.chain import ChainSession, refusal
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.rejection import draw_from
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import Trace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from models.protocols import Condition, Tokens
-from models.sampling.decoders.base import Decoder
-from models.sampling.proposal import Decoded
-from models.sampling.sampler import Sampler
-from models.sampling.session import Decodable, DecodingSession
-from models.sampling.trace import Trace
+from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.proposal import Decoded
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import Decodable, DecodingSession
+from tokenloom.models.sampling.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)

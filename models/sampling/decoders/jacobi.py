@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
-from models.protocols import Condition, Tokens
-from models.sampling.chain import ChainSession, Outcome, refusal
-from models.sampling.decoders.base import Decoder
-from models.sampling.rejection import draw_from
-from models.sampling.sampler import Sampler
-from models.sampling.session import Decodable
-from models.sampling.trace import Trace
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.sampling.chain import ChainSession, Outcome, refusal
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.rejection import draw_from
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import Decodable
+from tokenloom.models.sampling.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,211 @@
+"""The generator that most methods are: one loop over groups, whatever the order, feed, net and head.
+
+Shapes: B rows, L positions, N predicted positions, S slots, T keys, K hidden states of a slot, D width, Q codebooks,
+C channels.  Tokens are ids (B, L) or (B, L, Q), or latents (B, L, C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenloom.models.core import config, protocols
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
+from tokenloom.models.parts.feeds.base import Feed, take
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots, visibility_of
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.decoders.groups import GroupWise
+from tokenloom.models.sampling.proposal import Decoded as Decoded
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import DecodingSession
+from tokenloom.models.sampling.trace import Trace
+
+
+class GroupGenerator(protocols.Generator):
+    """Predicts the positions group by group: ``p(x) = prod_g prod_{i in g} p(x_i | earlier groups, condition)``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, tag="model.groups"):
+        """One value for each axis of a method."""
+
+        order: Order
+        feed: Feed.Config
+        net: SlotNet.Config
+        head: Head.Config
+        condition: Conditioner.Config = ClassCondition.Config()
+        sampler: Sampler = Sampler()
+
+        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
+            """The generator for these tokens.
+
+            Raises:
+                ConfigError, LayoutError: a part that does not fit the tokens or the classes.
+            """
+            return GroupGenerator(self, layout, classes, tokenizer)
+
+    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
+        super().__init__()
+        self.config, self.layout, self.given = config, layout, (classes, tokenizer)
+        self.order, self.sampler = config.order, config.sampler
+        self.condition = config.condition.build(classes, config.net.width)
+        self.feed = config.feed.build(layout, config.net.width, tokenizer)
+        self.net = config.net.build(layout)
+        self.head = config.head.build(layout, config.net.width, self.feed)
+
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        """Copy, frozen, what the feed needs of the tokenizer."""
+        if tokenizer is not None:
+            self.feed.adopt(tokenizer)
+
+    def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
+        """The same weights for tokens of other grids, where no weight belongs to a grid.
+
+        Raises:
+            LayoutError: weights of this generator belong to its grids.
+        """
+        try:
+            other = GroupGenerator(self.config, replace(self.layout, grids=grids), *self.given).to(next(self.parameters()).device)
+            other.load_state_dict(self.state_dict())
+        except (RuntimeError, ValueError) as error:
+            raise protocols.LayoutError(f"this generator is bound to its grids {self.layout.grids}: {error}") from error
+        return other.train(self.training)
+
+    def forward(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
+        """Teacher forcing: hidden states (B, N, D) or (B, N, K, D) in the order of the plan's sequence, N being L over the feed's share."""
+        plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
+        if self.feed.passes == "whole" and plan.groups > 1:
+            # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
+            return torch.cat([self._parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
+        return self._parallel(data, plan, cond, draws)
+
+    def _parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Tensor:
+        slots = self.feed.parallel(data, plan, cond, draws)
+        visibility = visibility_of(slots, plan.window, cond.seen_BP)
+        return read(self.net(slots, visibility, cond, draws=draws), slots.output_index)
+
+    def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
+        assert batch.tokens is not None
+        assert batch.condition is not None
+        self.layout.check(batch.tokens.layout)
+        plan = self.order.plan(self.layout, draws)
+        given = target = tokens_of(batch.tokens)
+        if self.training:
+            given, target = self.feed.told(target, draws)
+        nll = self._nll(given, batch.condition, plan, draws if self.training else None, target)
+        if plan.weight_BL is None:
+            parts = {"loss": nll.mean()}
+        else:
+            weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))
+            parts = {"loss": (nll * weight).sum(1).mean()}
+        sizes = self.layout.scale_sizes
+        if len(sizes) > 1 and plan.sizes == sizes:
+            parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
+        return parts
+
+    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
+        """(B, L) in the order of the plan's sequence; ``said`` are the targets where they are not the tokens given."""
+        h = self(data, condition, plan, draws)
+        target = take(data if said is None else said, plan.sequence_BL.to(data.device))
+        if h.shape[1] == target.shape[1]:
+            return self.head.nll(h, target)
+        return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Not where the order chooses the members of a group by confidence."""
+        return self.order.decode(self.layout, 1, torch.Generator().manual_seed(0)).choice is None
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
+        assert batch.tokens is not None
+        assert batch.condition is not None
+        plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
+        return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
+        # A fresh layout: one that was built with the model on the meta device has positions without values.
+        self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.decoder_of(sampler).check(self, sampler)
+
+    def decoder_of(self, sampler: Sampler) -> Decoder:
+        """The sampler's decoder, or this generator's own: group after group."""
+        return sampler.decoder or GroupWise()
+
+    def read(self, states: Tensor, slots: Slots) -> Tensor:
+        """Hidden states of the predicted positions: (B, n, D) or (B, n, K, D)."""
+        h = read(states, slots.output_index)
+        return h.repeat_interleave(slots.tokens_per_slot, dim=1) if slots.tokens_per_slot > 1 else h
+
+    def decode_steps(
+        self,
+        condition: Condition,
+        sampler: Sampler,
+        generator: torch.Generator,
+        forced: Tensor | None = None,
+        keep_L: Tensor | None = None,
+        plan: Plan | None = None,
+    ) -> Iterator[Decoded]:
+        """Decode group after group, yielding each step.
+
+        ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
+        and in-painting.  ``plan`` replaces the order's.
+        """
+        yield from GroupWise().steps(DecodingSession(self, condition, sampler, generator, plan=plan, given=forced, keep_L=keep_L))
+
+    def decode(self, condition: Condition, sampler: Sampler, generator: torch.Generator, **given: Any) -> tuple[Tokens, Trace]:
+        """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
+
+        Raises:
+            ConfigError: the decoder cannot work on this generator.
+        """
+        decoder = self.decoder_of(sampler)
+        decoder.check(self, sampler)
+        return decoder.run(self, condition, sampler, generator, **given)
+
+    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+        """One sample per row of the condition."""
+        return self.decode(condition, sampler, generator)[0]
+
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+        """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
+
+        What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
+        """
+        self.layout.check(tokens.layout)
+        return self.decode(condition, sampler, generator, given=tokens_of(tokens), keep_L=keep_L)[0]
+
+
+def tokens_of(tokens: Tokens) -> Tensor:
+    """Ids as int64, or latents."""
+    return tokens.ids if tokens.layout.discrete else tokens.data
+
+
+def rows_of(condition: Condition) -> int:
+    """Number of rows of a condition."""
+    return condition.rows
+
+
+def read(h: Tensor, output_index: Tensor) -> Tensor:
+    """Hidden states at the slots that predict: (B, S, D) at (B or 1, N) gives (B, N, D).
+
+    With K states a slot, (B, K, S, D) at (B or 1, N, K) gives (B, N, K, D), each divided by the number of states that its
+    position has and zero where it has none, so that their sum over K is a mean.
+    """
+    if output_index.ndim == 2:
+        return h.gather(1, output_index.unsqueeze(-1).expand(len(h), -1, h.shape[-1]))
+    there = output_index >= 0
+    index = output_index.clamp_min(0).transpose(1, 2).unsqueeze(-1).expand(len(h), -1, -1, h.shape[-1])  # (B, K, N, D)
+    weight = there / there.sum(-1, keepdim=True)
+    return h.gather(2, index).transpose(1, 2) * weight.unsqueeze(-1).to(h.dtype)
