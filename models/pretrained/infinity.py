@@ -22,7 +22,7 @@ from models.parts.norms import AdaLN
 from models.parts.orders import Scales, WeighedScales
 from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from models.parts.quantizers.patched import Patched
-from models.parts.rope import Rope2D
+from models.parts.rope import Rope
 from models.parts.similarity import Cosine
 from models.parts.slots import Slots
 from models.parts.text import PooledText
@@ -66,7 +66,7 @@ def config(info: Info) -> GroupGenerator.Config:
             mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
             attention=Attention.Config(similarity=Cosine(), bias="qv"),
             # The largest map of the 1M schedule has 64 positions a side.
-            rope=Rope2D.Config(reach=64),
+            rope=Rope.Config(reach=64),
             init=Init(std=0.0),
         ),
         head=Bitwise.Config(),

@@ -17,7 +17,7 @@ from models.parts.mlp import SwiGLU
 from models.parts.nets.transformer import Transformer
 from models.parts.norms import PreNorm
 from models.parts.orders import Raster
-from models.parts.rope import Rope2D
+from models.parts.rope import Rope
 from models.parts.slots import visibility_of
 from models.pretrained.llama_blocks import llama_blocks
 from models.pretrained.names import NameMap, Rename
@@ -39,7 +39,7 @@ def llama_net(c: Mapping[str, Any]) -> Transformer.Config:
         norm=PreNorm.Config(kind="rms", eps=c["norm_eps"]),
         mlp=SwiGLU.Config(multiple_of=c["multiple_of"]),
         attention=Attention.Config(),
-        rope=Rope2D.Config(base=float(c["rope_base"])),
+        rope=Rope.Config(base=float(c["rope_base"])),
     )
 
 

@@ -16,7 +16,7 @@ from models.parts.conditions import Conditioned
 from models.parts.feeds.base import nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
 from models.parts.plan import Plan
-from models.parts.rope import Rope2D, rotate
+from models.parts.rope import Rope, rotate
 from models.parts.slots import Slots
 from models.parts.visibility import Causal
 from models.protocols import LayoutError, TokenLayout
@@ -87,7 +87,7 @@ class Instructed(Shifted):
     class Config(Shifted.Config):
         """``rope`` and ``heads`` are those of the net."""
 
-        rope: Rope2D.Config = Rope2D.Config()
+        rope: Rope.Config = Rope.Config()
         heads: int
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Instructed:

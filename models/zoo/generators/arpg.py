@@ -19,7 +19,7 @@ from models.parts.nets.transformer import Transformer
 from models.parts.nets.two_pass import TwoPass
 from models.parts.norms import PreNorm
 from models.parts.orders import Arccos, Random, Steps
-from models.parts.rope import Rope2D
+from models.parts.rope import Rope
 from models.registry import register
 from models.sampling.sampler import Linear, Sampler
 
@@ -56,7 +56,7 @@ def arpg(
                 norm=PreNorm.Config(kind="rms", eps=1e-5),
                 mlp=SwiGLU.Config(multiple_of=32),
                 attention=Attention.Config(bias="none"),
-                rope=Rope2D.Config(),
+                rope=Rope.Config(),
                 dropout=dropout,
             ),
             depth=depth // 2,

@@ -23,7 +23,7 @@ from models.parts.nets.transformer import Init
 from models.parts.norms import AdaLN
 from models.parts.orders import WeighedScales
 from models.parts.quantizers.self_correction import SelfCorrection
-from models.parts.rope import Rope2D
+from models.parts.rope import Rope
 from models.parts.similarity import Cosine
 from models.parts.text import ClassText, PooledText
 from models.registry import register
@@ -72,7 +72,7 @@ def infinity(
             norm=AdaLN.Config(sharing="shared"),
             mlp=GELU.Config(),
             attention=Attention.Config(similarity=Cosine(), bias="qv"),
-            rope=Rope2D.Config(reach=reach),
+            rope=Rope.Config(reach=reach),
             drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
             init=Init(std=0.0, scale_residual=True),
         ),

@@ -17,7 +17,7 @@ from models.parts.mlp import SwiGLU
 from models.parts.nets.transformer import Transformer
 from models.parts.norms import PreNorm
 from models.parts.orders import Raster
-from models.parts.rope import Rope2D
+from models.parts.rope import Rope
 from models.registry import register
 from models.sampling.sampler import Constant, Sampler
 
@@ -52,7 +52,7 @@ def raster(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=SwiGLU.Config(multiple_of=32),
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
         ),
         head=Categorical.Config(bias="no"),

@@ -18,7 +18,7 @@ from models.parts.mlp import SwiGLU
 from models.parts.nets.shuffle import Unshuffled
 from models.parts.norms import PreNorm
 from models.parts.orders import Patches
-from models.parts.rope import Rope2D
+from models.parts.rope import Rope
 from models.registry import register
 from models.sampling.sampler import Constant, Sampler
 
@@ -56,7 +56,7 @@ def token_shuffle(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=mlp,
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
             share=side**2,
             blocks=blocks,
