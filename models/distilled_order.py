@@ -23,7 +23,7 @@ class Distilled(GroupGenerator):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupGenerator.Config):
+    class Config(GroupGenerator.Config, tag="model.distilled_order"):
         """``start``: share of training after which found orders are trained on; the order must choose by confidence."""
 
         start: float = 0.7

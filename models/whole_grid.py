@@ -29,7 +29,7 @@ class WholeGrid(GroupGenerator):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupGenerator.Config):
+    class Config(GroupGenerator.Config, tag="model.whole_grid"):
         """``later`` weighs the loss of positions after the next, the mean over steps of each one's mean over its later positions, of
         which ``targets`` are drawn (0: all are taken).
         """

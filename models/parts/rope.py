@@ -24,7 +24,7 @@ class Rope(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="rope.grid"):
         """``base`` of the geometric frequencies; with a ``reach`` every grid is spread, in whole steps, over one whose longer side has
         that many positions (Infinity).  ``axes`` by name: of images, or e.g. ("time",) of a series, ("time", "row", "column") of video."""
 
