@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.config import ConfigError
-from models.layout import LayoutError, TokenLayout
-from models.parts.rope import Rope, rotate
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.layout import LayoutError, TokenLayout
+from tokenloom.models.parts.rope import Rope, rotate
 
 IMAGE = TokenLayout(grids=((2, 3),), vocabulary=8)
 SCALES = TokenLayout(grids=((1, 1), (2, 2)), vocabulary=8)

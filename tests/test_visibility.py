@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.parts.attention import attend
-from models.parts.slots import Slots, visibility_of
-from models.parts.visibility import Causal, Everything, Groups, Mask, Padding, Segments, Tree, Visibility
+from tokenloom.models.parts.attention import attend
+from tokenloom.models.parts.slots import Slots, visibility_of
+from tokenloom.models.parts.visibility import Causal, Everything, Groups, Mask, Padding, Segments, Tree, Visibility
 
 CPU = torch.device("cpu")
 GROUPS = torch.tensor([[-1, 0, 0, 1, 2]])

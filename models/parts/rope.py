@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import config
-from models.config import Added, ConfigError
-from models.layout import AxisName, TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.layout import AxisName, TokenLayout
 
 
 class Rope(nn.Module):
