@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.layout import LayoutError, TokenLayout
+from tokenloom.models.core.layout import LayoutError, TokenLayout
 from tokenloom.models.parts.rope import Rope, rotate
 
 IMAGE = TokenLayout(grids=((2, 3),), vocabulary=8)

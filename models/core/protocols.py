@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.layout import LayoutError as LayoutError
+from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
 from tokenloom.models.core.requests import Labels as Labels
 from tokenloom.models.core.requests import Text as Text
 from tokenloom.models.core.requests import TextFeatures as TextFeatures
-from tokenloom.models.layout import LayoutError as LayoutError
-from tokenloom.models.layout import TokenLayout as TokenLayout
 
 if TYPE_CHECKING:
     from tokenloom.models.sampling.sampler import Sampler

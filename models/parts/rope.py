@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
-from tokenloom.models.layout import AxisName, TokenLayout
+from tokenloom.models.core.layout import AxisName, TokenLayout
 
 
 class Rope(nn.Module):
