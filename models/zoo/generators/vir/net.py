@@ -62,8 +62,8 @@ class Retention(Mixer):
     def forward(self, x_BSD: Tensor, state: State | None = None) -> Tensor:
         rows, slots, width = x_BSD.shape
         q, k, v = self.qkv(x_BSD).view(rows, slots, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
-        turn = self._turn(state.start if state else 0, slots)
-        q, k = rotate(q, turn), rotate(k, turn) / math.sqrt(self.head_width)
+        rotations = self._rotations(state.start if state else 0, slots)
+        q, k = rotate(q, rotations), rotate(k, rotations) / math.sqrt(self.head_width)
         if state is None:
             y = parallel(q, k, v, self.log_decay_H) if slots <= self.chunk else chunkwise(q, k, v, self.log_decay_H, self.chunk)[0]
         else:
@@ -77,7 +77,7 @@ class Retention(Mixer):
         y = F.rms_norm(y, (self.head_width,), eps=self.eps).to(x_BSD.dtype).transpose(1, 2).reshape(rows, slots, width)
         return self.out(y if self.gate is None else F.silu(self.gate(x_BSD)) * y)
 
-    def _turn(self, start: int | Tensor, slots: int) -> Tensor:
+    def _rotations(self, start: int | Tensor, slots: int) -> Tensor:
         """Rotations (B or 1, 1, S, E/2, 2) of the slots from an index on, that of all rows or (B or 1,)."""
         step_BS = torch.arange(slots, device=self.frequency.device) + (start if isinstance(start, int) else start[:, None])
         angle = step_BS.view(-1, 1, slots, 1) * self.frequency
