@@ -1,8 +1,8 @@
 """Decoding as a session: what is decided so far, the caches that belong to it, and the verbs that move it on.
 
 ``propose`` runs the net and draws, ``verify`` says what of it holds, ``commit`` makes that permanent, ``rollback`` goes back to a
-mark.  Decoders (``tokenloom.models.sampling.decoders``) are loops over these verbs.  Between opening and ``tokens`` nothing waits for a value of
-the device, and with ``shapes="fixed"`` a step's shapes depend on its group's size alone.
+mark.  Decoders (``sampling.decoders``) are loops over these verbs.  Between opening and ``tokens`` nothing waits for a value of
+the device, and with ``shapes="fixed"`` the shapes of a step depend on the size of its group alone.
 
 Shapes: B rows, L positions, n positions of a group, S slots, T slots that the cache has room for, D width.  Under guidance the net has
 2 B rows: conditional ones, then null ones.
