@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tokenloom.configs.schema import ClusterConfig, DataConfig
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, save_model
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks.data.loader import Loader, Rows

@@ -27,7 +27,7 @@ from tokenizers import training as codec_training
 
 from tokenloom.configs.load import load_cluster
 from tokenloom.configs.schema import RunConfig
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.protocols import Tokenizer
 

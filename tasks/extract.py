@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenloom.configs.schema import ClusterConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.signals import upgraded
+from tokenloom.models.core.signals import upgraded
 from tokenloom.tasks.data.views import parse_views, view_of
 from tokenloom.tasks.modalities.spec import signal_of
 from tokenloom.tasks.runtime.checks import refuse_other_signal

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenloom.models import pretrained, signals
+from tokenloom.models import pretrained
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, parameters, save_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, Tokenizer

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters, save_model
 from tokenloom.tasks.data import png
 from tokenloom.tasks.evaluate import evaluate, plan_evaluate

@@ -44,12 +44,12 @@ sys.meta_path[:] = [Bare()]
 
 import runpy
 import torch
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 import tokenloom.models, tokenloom.tasks.training.train_loop, tokenloom.tasks.data.loader, tokenloom.tasks.data.tokens
 runpy.run_module("tokenloom.models", run_name="__main__")
 
 from tokenloom.models.core import registry
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of

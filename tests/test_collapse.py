@@ -70,7 +70,7 @@ class Lazy(Tokenizer):
     """A tokenizer that has sixteen codes and reports the use of one."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PlainConfig):
+    class Config(PlainConfig, tag="test.lazy"):
         def build(self, *, signal: Any) -> Lazy:
             return Lazy()
 

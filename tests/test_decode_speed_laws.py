@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_tokenizers import DIM, SHAPE, SIZE, build, images, train
 from torch import Tensor, nn
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws

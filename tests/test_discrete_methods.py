@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Labels, LayoutError, Tokenizer, Tokens

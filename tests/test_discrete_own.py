@@ -12,8 +12,7 @@ import torch
 from test_discrete_more import PLAIN, grid, small, some
 from torch import Tensor
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator

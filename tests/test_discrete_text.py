@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens

@@ -21,7 +21,7 @@ import toy
 from conftest import write_image_rows
 
 from tokenloom.configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
 from tokenloom.tasks.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model

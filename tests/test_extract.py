@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from tokenloom.configs.schema import ClusterConfig, DataConfig
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, load_model, save_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import ExecutionSettings

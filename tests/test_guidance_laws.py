@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.config import Config, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Conditions, Generator, Labels, LayoutError, TokenLayout, Tokens

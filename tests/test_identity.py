@@ -10,8 +10,7 @@ from typing import Annotated
 
 import pytest
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import FORMAT, ModelSpec
 from tokenloom.models.core.config import Added, Config, ConfigError, Mark, canonical, from_dict, tags
 from tokenloom.tasks.store import records

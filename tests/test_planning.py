@@ -14,7 +14,7 @@ from PIL import Image
 from tokenloom.configs.load import build, load_run
 from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.flows import planning
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tokenloom.configs.schema import BaseConfig, ClusterConfig
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch

@@ -14,8 +14,7 @@ from small_quantizers import check_inputs
 from tiny_tokenizers import DIM, ROWS, SIZE, build, images, latents, train
 from torch import Tensor, nn
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws

@@ -24,7 +24,7 @@ from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import ClusterConfig, RunConfig
 from tokenloom.flows import planning
 from tokenloom.flows.pipeline import pipeline
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import ExecutionSettings

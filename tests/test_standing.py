@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from tokenloom.configs.schema import BaseConfig, ClusterConfig, RunConfig
 from tokenloom.flows import planning
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import Config as PlainConfig
 from tokenloom.models.core.config import ConfigError
@@ -41,7 +40,7 @@ class Above(Tokenizer):
     """Brightness levels of a base's reconstruction, shifted by a learned number and by what ``finish`` has seen."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PlainConfig):
+    class Config(PlainConfig, tag="test.above"):
         stands_on: tuple[str, ...] = ("tokenizer", "features")
         trained: bool = True
 

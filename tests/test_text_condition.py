@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from words import LAYOUT, READ, TEXTS, model, noisy, spec, trained
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws

@@ -21,7 +21,7 @@ from conftest import write_image_rows
 from safetensors.torch import load_file
 from test_storage_s3 import s3  # noqa: F401 - a fixture
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import OptimizerSettings

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import Config as BaseConfig
 from tokenloom.models.core.draws import Draws
@@ -38,7 +37,7 @@ class Toy(Method):
     phases = ("autoencoder", "discriminator")
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
+    class Config(BaseConfig, tag="test.toy"):
         """Width, number of extra layers (for timing), the step whose loss is NaN (-1: none), and how many more metrics it returns."""
 
         width: int = 16

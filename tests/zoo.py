@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from tokenloom.models import signals
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens

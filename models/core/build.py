@@ -20,7 +20,7 @@ from torch import Tensor
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import Config, ConfigError, from_dict
 from tokenloom.models.core.protocols import Method, TokenLayout
-from tokenloom.models.signals import SignalSpec, upgraded
+from tokenloom.models.core.signals import SignalSpec, upgraded
 
 #: Number of the form of ``model.json``, raised when what is written can no longer be read by an older version.
 FORMAT = 2

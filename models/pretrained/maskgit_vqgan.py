@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.parts.nets.base import signed, unit
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned
 from tokenloom.models.parts.quantizers.vq import VQ

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.parts.nets.base import signed, unit
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries
 from tokenloom.models.parts.nets.vit import Blocks

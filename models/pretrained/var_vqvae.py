@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.quantizers.codebook import Codebook
 from tokenloom.models.parts.quantizers.multiscale import MultiScale

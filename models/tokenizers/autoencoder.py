@@ -18,12 +18,12 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import perplexity
 from tokenloom.models.parts.semantic import Semantic
-from tokenloom.models.signals import SignalSpec
 
 
 class Autoencoder(Tokenizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 
 
 def signal_of(notes: Mapping[str, Any]) -> dict[str, Any]:

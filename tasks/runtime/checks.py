@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
-from tokenloom.models import signals
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, LayoutError, Method

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer
-from tokenloom.models.signals import Shape
+from tokenloom.models.core.signals import Shape
 
 
 class GenerativeDecoder(nn.Module, ABC):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.time import waves
-from tokenloom.models.signals import Shape, text
 
 
 class TimeEmbedding(nn.Module):

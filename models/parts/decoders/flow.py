@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.reveal import Reveal
-from tokenloom.models.signals import Shape
 
 NEAREST = 0.05  # to the image: times after 1 - NEAREST count as this one where they divide
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.signals import Shape
+from tokenloom.models.core.signals import Shape
 
 
 class Inner(NamedTuple):

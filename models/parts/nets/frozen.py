@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.nets.classifier import Classifier
 from tokenloom.models.parts.nets.conv import Geometry
-from tokenloom.models.signals import Shape, text
 
 
 class Source(configs.Config, ABC):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
 from tokenloom.models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_grid
-from tokenloom.models.signals import Shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.queries import Queries, QueryEncoder
 from tokenloom.models.parts.nets.vit import patch_grid
-from tokenloom.models.signals import Shape
 
 
 @dataclass(frozen=True, kw_only=True)

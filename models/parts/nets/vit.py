@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.visibility import EVERYTHING, Visibility
-from tokenloom.models.signals import Shape, text
 
 
 class Blocks(nn.Module):

@@ -18,12 +18,12 @@ from torch import nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.models.core.registry import register
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.nets.classifier import Classifier
 from tokenloom.models.parts.nets.dino import Dino
 from tokenloom.models.parts.nets.frozen import Classified, Frozen
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.kmeans import KMeans
-from tokenloom.models.signals import SignalSpec
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
 from tokenloom.models.zoo.tokenizers._small import Small
 from tokenloom.models.zoo.tokenizers.digit.quantizer import Clusters

@@ -22,7 +22,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.registry import register
-from tokenloom.models.signals import SignalSpec
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.tokenizers.autoencoder import checked
 from tokenloom.models.zoo.tokenizers.jpeg.codec import Ints, Jpeg
 

@@ -17,10 +17,10 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer
+from tokenloom.models.core.signals import Shape, SignalSpec
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.losses import Pixels
-from tokenloom.models.signals import Shape, SignalSpec
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
 
 SMALLEST = 0.002  # noise below this is none

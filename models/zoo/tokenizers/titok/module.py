@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Quantized, Tokenizer
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.nets.queries import ProxyPixels, Queries
 from tokenloom.models.parts.nets.vit import patch_grid
-from tokenloom.models.signals import SignalSpec
 from tokenloom.models.tokenizers.autoencoder import Autoencoder, code_reports
 
 
