@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.parts.agreement import agree
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -74,6 +75,7 @@ class GroupGenerator(protocols.Generator):
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width, self.feed)
+        agree(layout, order=self.order, feed=self.feed, net=self.net, head=self.head, condition=self.condition)
 
     def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
