@@ -6,7 +6,7 @@ A model on disk is ``model.json`` (the spec) and ``weights.safetensors``; no pic
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -66,6 +66,18 @@ class ModelSpec:
             return cast(Method, cast(Any, self.config()).build(**given))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.kind} recipe {self.recipe!r}: {error}") from error
+
+    def check_roles(self, roles: Collection[str]) -> None:
+        """Refuse to train without the trained models that the config needs.
+
+        Raises:
+            ConfigError: naming the role that nothing has.
+        """
+        if missing := [role for role in self.config().needs if role not in roles]:
+            raise ConfigError(
+                f"{self.kind} {self.recipe!r} needs a trained model in the role {missing[0]!r} and was given "
+                f"{', '.join(sorted(roles)) or 'none'}: add the step that makes it, or an objective that does without"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

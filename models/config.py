@@ -49,7 +49,7 @@ class Config:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Of a whole model: the trained models that it stands on, of ``tokenizer`` (for a tokenizer: its base) and ``features``."""
+        """Of a whole model: roles of the trained models that it depends on, e.g. ``features``; a tokenizer's base is ``tokenizer``."""
         return ()
 
     @classmethod

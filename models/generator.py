@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models import config, protocols
+from models.config import Added
 from models.draws import Draws
+from models.objectives.base import Objective
+from models.objectives.nll import NLL
 from models.parts.attention import Sight
 from models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
 from models.parts.feeds.base import Feed, Slots, take
@@ -22,6 +25,7 @@ from models.parts.heads.base import Head
 from models.parts.nets.slots import SlotNet
 from models.parts.orders.base import Order, Plan
 from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from models.protocols import tokens_of as tokens_of
 from models.sampling.sampler import Moment, Sampler
 
 
@@ -56,6 +60,14 @@ class GroupGenerator(protocols.Generator):
         head: Head.Config
         condition: Conditioner.Config = ClassCondition.Config()
         sampler: Sampler = Sampler()
+        objective: Added[Objective.Config] = NLL.Config()
+
+        def __post_init__(self) -> None:
+            self.objective.check(self)
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return self.objective.needs
 
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
             """The generator for these tokens.
@@ -73,11 +85,13 @@ class GroupGenerator(protocols.Generator):
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width, self.feed)
+        self.objective = config.objective.build()
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        """Copy, frozen, what the feed needs of the tokenizer."""
-        if tokenizer is not None:
-            self.feed.adopt(tokenizer)
+    def adopt(self, **roles: nn.Module) -> None:
+        """Copy, frozen, what the feed needs of the tokenizer and the objective of its own roles."""
+        if "tokenizer" in roles:
+            self.feed.adopt(cast(Tokenizer, roles["tokenizer"]))
+        self.objective.adopt(**{role: roles[role] for role in self.config.objective.needs if role in roles})
 
     def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
         """The same weights for tokens of other grids, where no weight belongs to a grid.
@@ -97,38 +111,23 @@ class GroupGenerator(protocols.Generator):
         plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
         if self.feed.passes == "whole" and plan.groups > 1:
             # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
-            return torch.cat([self._parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
-        return self._parallel(data, plan, cond, draws)
+            return torch.cat([self.parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
+        return self.parallel(data, plan, cond, draws)
 
-    def _parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Tensor:
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
+        """Hidden states of one pass, as ``forward`` has them; ``net`` is a part of the net that is run in its place."""
         slots = self.feed.parallel(data, plan, cond, draws)
         sight = sight_of(slots, plan, cond, slots.group_BS, slots.private_BS)
-        return read(self.net(slots, sight, cond, draws=draws), slots.reads)
+        return read((self.net if net is None else net)(slots, sight, cond, draws=draws), slots.reads)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
-        assert batch.tokens is not None
-        assert batch.condition is not None
-        self.layout.check(batch.tokens.layout)
-        plan = self.order.plan(self.layout, draws)
-        given = target = tokens_of(batch.tokens)
-        if self.training:
-            given, target = self.feed.told(target, draws)
-        nll = self._nll(given, batch.condition, plan, draws if self.training else None, target)
-        if plan.weight_BL is None:
-            parts = {"loss": nll.mean()}
-        else:
-            weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))
-            parts = {"loss": (nll * weight).sum(1).mean()}
-        sizes = self.layout.scale_sizes
-        if len(sizes) > 1 and plan.sizes == sizes:
-            parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
-        return parts
+        """The loss of the config's objective."""
+        return self.objective.losses(self, batch, phase, draws)
 
-    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
-        """(B, L) in the order of the plan's sequence; ``said`` are the targets where they are not the tokens given."""
+    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
+        """(B, L) negative log-likelihoods in nats in the order of the plan's sequence, of ``target`` where it is not the tokens given."""
         h = self(data, condition, plan, draws)
-        target = take(data if said is None else said, plan.sequence_BL.to(data.device))
+        target = take(data if target is None else target, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
             return self.head.nll(h, target)
         return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
@@ -143,7 +142,7 @@ class GroupGenerator(protocols.Generator):
         assert batch.tokens is not None
         assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
-        return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+        return -self.nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, and tokens that it cannot order."""
@@ -237,11 +236,6 @@ class GroupGenerator(protocols.Generator):
             result.scatter_(1, index.view(*index.shape, *[1] * (result.ndim - 2)).expand(*index.shape, *result.shape[2:]), step.data)
         assert result is not None
         return Tokens(result, self.layout)
-
-
-def tokens_of(tokens: Tokens) -> Tensor:
-    """Ids as int64, or latents."""
-    return tokens.ids if tokens.layout.discrete else tokens.data
 
 
 def rows_of(condition: Condition) -> int:

@@ -10,6 +10,8 @@ Expect: ImageNet 256 FID 2.70 without guidance in the paper; here the likelihood
 
 from __future__ import annotations
 
+from models.generator import GroupGenerator
+from models.objectives.whole_grid import WholeGrid
 from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition
 from models.parts.feeds import Shifted
@@ -21,7 +23,6 @@ from models.parts.orders import Raster
 from models.parts.rope import Rope2D
 from models.registry import register
 from models.sampling.sampler import Constant, Sampler
-from models.whole_grid import WholeGrid
 
 
 @register(
@@ -44,9 +45,9 @@ def heptapod(
     later: float = 1.0,
     classes: int | None = None,
     dropout: float = 0.1,
-) -> WholeGrid.Config:
+) -> GroupGenerator.Config:
     """``targets`` later positions a step (0: all); width is 64 times the depth and heads the depth if not given."""
-    return WholeGrid.Config(
+    return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
         net=Pointed.Config(
@@ -63,6 +64,5 @@ def heptapod(
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=0.0),
         sampler=Sampler(guidance=Constant(value=0.0)),
-        later=later,
-        targets=targets,
+        objective=WholeGrid.Config(later=later, targets=targets),
     )

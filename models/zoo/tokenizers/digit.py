@@ -23,7 +23,6 @@ from models.parts.nets.frozen import Classified, Frozen
 from models.parts.quantizers.clusters import Clusters
 from models.parts.quantizers.codebook import EMA, Codebook, Revival
 from models.parts.quantizers.kmeans import KMeans
-from models.protocols import Tokenizer
 from models.registry import register
 from models.zoo.tokenizers._small import Small
 
@@ -46,7 +45,8 @@ class OnFeatures(Autoencoder):
                 net = replace(net, source=Classified(shape=given.get("features")))
             return OnFeatures(replace(self, net=net), size, channels)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
+        features = roles.get("features")
         if "features" in cast(OnFeatures.Config, self.config).needs:
             if not isinstance(features, Classifier):
                 raise ConfigError("features: this tokenizer stands on the data's classifier and was given none")

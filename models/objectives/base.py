@@ -1,0 +1,128 @@
+"""The objective axis: what a training minimises, given a model.
+
+Shapes: B rows, L positions, N predicted positions, D width, Q codebooks, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, TypeVar, get_type_hints
+
+from torch import Tensor, nn
+
+from models import config
+from models.draws import Draws
+from models.parts.conditions import Conditioned
+from models.parts.feeds.base import Feed
+from models.parts.orders.base import Order, Plan
+from models.protocols import Batch, Condition, TokenLayout
+
+
+class GroupModel(Protocol):
+    """What an objective may use of a generator that predicts group by group (``models.generator.GroupGenerator``)."""
+
+    training: bool
+    layout: TokenLayout
+    order: Order
+    feed: Feed
+    net: Any
+    head: Any
+    condition: Any
+    sampler: Any
+
+    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
+        """(B, L) negative log-likelihoods in nats, in the order of the plan's sequence."""
+
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
+        """Hidden states (B, N, D) of one teacher-forced pass, of ``net`` where another than the model's is given."""
+
+    def decode_steps(self, condition: Condition, sampler: Any, generator: Any, forced: Tensor | None = None) -> Iterator[Any]:
+        """The decoding, step by step."""
+
+
+ConfigType = TypeVar("ConfigType", bound="type[Objective.Config]")
+
+
+class Objective(ABC):
+    """A loss over a model.  It has no weights of its own; trained models that it needs (a teacher, a reference) it holds frozen."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        """Fields of one objective."""
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            """Roles of the trained models that the loss uses, e.g. ``("reference", "reward")``."""
+            return ()
+
+        def check(self, model: Any) -> None:
+            """Refuse the config of a model that cannot be trained so.
+
+            Raises:
+                ConfigError: naming the part that does not fit.
+            """
+
+        @abstractmethod
+        def build(self) -> Objective:
+            """The objective."""
+
+        @classmethod
+        def parse(cls, value: Mapping[str, Any], where: str) -> Objective.Config:
+            """An objective as a run file has it: ``{nll: {}}``, ``{whole_grid: {later: 0.5}}``.
+
+            Raises:
+                ConfigError: another name, an unknown or missing field, or a value of the wrong type.
+            """
+            known = objectives()
+            if len(value) != 1 or next(iter(value)) not in known:
+                raise config.ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(known)} with its fields, e.g. {{nll: {{}}}}")
+            (name, given), *_ = value.items()
+            kind, where = known[name], f"{where}.{name}"
+            hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}
+            if unknown := [key for key in given or {} if key not in hints]:
+                raise config.ConfigError(f"{where}: unknown field {unknown[0]!r}; fields here: {', '.join(hints) or 'none'}")
+            try:
+                return kind(**{key: config.coerce(item, hints[key], f"{where}.{key}") for key, item in (given or {}).items()})
+            except TypeError as error:  # a field without a default
+                raise config.ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
+
+    def adopt(self, **roles: nn.Module) -> None:  # noqa: B027 - most need nothing
+        """Take the trained models that the config's ``needs`` names: frozen, and outside of the state that is saved."""
+
+    @abstractmethod
+    def losses(self, model: Any, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        """Scalar means over the batch's rows: ``loss`` (differentiated) and detached parts to log; randomness from ``draws`` alone."""
+
+
+_NAMED: dict[str, type[Objective.Config]] = {}
+
+
+def named(name: str) -> Any:
+    """Decorator that gives an objective's config its name in run files."""
+
+    def decorate(kind: ConfigType) -> ConfigType:
+        other = _NAMED.setdefault(name, kind)
+        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise config.ConfigError(f"objective {name!r} is there twice: {other.__module__} and {kind.__module__}")
+        return kind
+
+    return decorate
+
+
+@cache
+def _discover() -> None:
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def objectives() -> dict[str, type[Objective.Config]]:
+    """Every objective that a run file can name, with its config type: the modules of this folder are discovered."""
+    _discover()
+    return dict(sorted(_NAMED.items()))
