@@ -27,7 +27,7 @@ import torch
 from configs.schema import ClusterConfig, DataConfig
 from models.build import ModelSpec, load_model, save_model
 from models.settings import ExecutionSettings
-from tasks.artifacts import Artifact, Step, Store, Work
+from tasks.artifacts import Artifact, StepSpec, Store, Work
 from tasks.extract import _ROWS, Encoder, extract, plan_extract
 from tasks.ingest import ingest
 from tasks.loader import Loader, Rows
@@ -48,7 +48,7 @@ def tokenizer(store: Store, dataset: Artifact, channels: int) -> Artifact:
         work.notes |= {"spec": spec.to_dict(), "layout": {**model.layout.to_dict(), "tokenizer": work.step.fingerprint}}
         return {}
 
-    return store.execute(Step("train_tokenizer", 1, "tokenizer", "bench", {"args": args}, {"dataset": dataset}), body).artifact
+    return store.execute(StepSpec("train_tokenizer", 1, "tokenizer", "bench", {"args": args}, {"dataset": dataset}), body).artifact
 
 
 @torch.inference_mode()

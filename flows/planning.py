@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from configs.schema import RunConfig, identity
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Step, Store, canonical_json, sha256_of
+from tasks.artifacts import Artifact, StepSpec, Store, canonical_json, sha256_of
 from tasks.errors import ArtifactError
 
 
@@ -24,7 +24,7 @@ class Planned:
     status: Literal["cached", "run", "unknown"]
     reason: str
     artifact: Artifact | None = None
-    step: Step | None = None
+    step: StepSpec | None = None
 
     @property
     def fingerprint(self) -> str | None:
@@ -39,7 +39,7 @@ class Planned:
 
 def tokenizer_step(
     config: RunConfig, store: Store, dataset: Artifact, base: Artifact | None = None, features: Artifact | None = None
-) -> Step | Artifact:
+) -> StepSpec | Artifact:
     """The training of the run's tokenizer on what it stands on, or the tokenizer that it uses (``use``, ``pinned``).
 
     Raises:
@@ -52,7 +52,7 @@ def tokenizer_step(
     return plan_tokenizer(config.name, config.tokenizer, dataset, store, base, features)
 
 
-def base_step(config: RunConfig, store: Store, dataset: Artifact) -> Step | Artifact:
+def base_step(config: RunConfig, store: Store, dataset: Artifact) -> StepSpec | Artifact:
     """The training of the tokenizer that the run's tokenizer stands on, or the one that it uses.
 
     Raises:
@@ -87,21 +87,21 @@ def given_tokenizer(config: RunConfig, store: Store) -> Artifact | None:
     return None
 
 
-def extract_step(config: RunConfig, store: Store, dataset: Artifact, tokenizer: Artifact) -> Step:
+def extract_step(config: RunConfig, store: Store, dataset: Artifact, tokenizer: Artifact) -> StepSpec:
     """Every image of the dataset as tokens."""
     from tasks.extract import plan_extract
 
     return plan_extract(config.name, dataset, tokenizer, store, tuple(config.extract.views))
 
 
-def features_step(config: RunConfig, store: Store, dataset: Artifact) -> Step:
+def features_step(config: RunConfig, store: Store, dataset: Artifact) -> StepSpec:
     """The network that judges samples; it depends on the dataset and the protocol alone."""
     from tasks.features import plan_features
 
     return plan_features(dataset, config.evaluate, store)
 
 
-def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer: Artifact, tracking: str | None = None) -> Step:
+def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer: Artifact, tracking: str | None = None) -> StepSpec:
     """The training of the generator, from fresh weights or a warm start; ``tracking`` is where the champion is looked up.
 
     Raises:
@@ -122,14 +122,14 @@ def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer:
 
 def evaluate_step(
     config: RunConfig, store: Store, tokenizer: Artifact, dataset: Artifact, features: Artifact, generator: Artifact | None = None
-) -> Step:
+) -> StepSpec:
     """Samples, numbers and pictures under the run's protocol; without a generator those of the tokenizer alone."""
     from tasks.evaluate import plan_evaluate
 
     return plan_evaluate(config.name, generator, tokenizer, dataset, features, config.sample, config.evaluate, store)
 
 
-def register_step(config: RunConfig, store: Store, evaluation: Artifact, generator: Artifact, tokenizer: Artifact) -> Step:
+def register_step(config: RunConfig, store: Store, evaluation: Artifact, generator: Artifact, tokenizer: Artifact) -> StepSpec:
     """A version in the model registry, and the gate of its alias."""
     from tasks.register import plan_register
 
@@ -143,7 +143,7 @@ class Link:
     name: str
     role: str
     needs: tuple[str, ...]
-    build: Callable[..., Step | Artifact] | None
+    build: Callable[..., StepSpec | Artifact] | None
 
 
 #: All steps that there are, in order. ``needs`` are roles made by earlier steps and keyword arguments of ``build``.

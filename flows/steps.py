@@ -23,7 +23,7 @@ from configs.schema import ClusterConfig, RunConfig
 from flows import planning
 from flows.screen import Done
 from flows.workspace import Workspace
-from tasks.artifacts import Artifact, Outcome, Step
+from tasks.artifacts import Artifact, Outcome, StepSpec
 
 if TYPE_CHECKING:
     from prefect.flows import Flow
@@ -99,7 +99,7 @@ def train_tokenizer(
     return _tokenizer(planning.tokenizer_step(config, work.store, dataset, base, features), work, "train_tokenizer")
 
 
-def _tokenizer(made: Step | Artifact, work: Workspace, name: str) -> Outcome:
+def _tokenizer(made: StepSpec | Artifact, work: Workspace, name: str) -> Outcome:
     from tasks.distributed import train_model
 
     if isinstance(made, Artifact):
@@ -184,7 +184,7 @@ train_generator_flow = _flow(train_generator)
 evaluate_flow = _flow(evaluate)
 register_flow = _flow(register)
 
-#: Step name to the step, in order.
+#: StepSpec name to the step, in order.
 STEPS: dict[str, Callable[..., Artifact]] = {
     call.__name__: call for call in (ingest, train_base, train_tokenizer, extract, features, train_generator, evaluate, register)
 }

@@ -26,7 +26,7 @@ from tasks.records import (
     Artifact,
     Outcome,
     Record,
-    Step,
+    StepSpec,
     canonical_json,
     code_commit,
     library_versions,
@@ -38,7 +38,7 @@ from tasks.work import Work
 
 log = logging.getLogger(__name__)
 
-__all__ = ["KINDS", "RECORD", "Artifact", "Outcome", "Record", "Step", "Store", "Work", "canonical_json", "sha256_of"]
+__all__ = ["KINDS", "RECORD", "Artifact", "Outcome", "Record", "StepSpec", "Store", "Work", "canonical_json", "sha256_of"]
 
 
 class Store:
@@ -67,11 +67,11 @@ class Store:
         """The node cache: anything in it can be made again."""
         return self.root / "cache"
 
-    def artifact(self, step: Step) -> Artifact:
+    def artifact(self, step: StepSpec) -> Artifact:
         """The reference of what a step makes, there or not."""
         return Artifact(step.kind, step.name, step.fingerprint, self.storage.uri(step.folder))
 
-    def find(self, step: Step) -> Artifact | None:
+    def find(self, step: StepSpec) -> Artifact | None:
         """The whole artifact of a step, also one made under another name; None when it must be made."""
         for artifact in self._candidates(step):
             try:
@@ -82,7 +82,7 @@ class Store:
                     log.warning("%s", error)
         return None
 
-    def _candidates(self, step: Step) -> Iterator[Artifact]:
+    def _candidates(self, step: StepSpec) -> Iterator[Artifact]:
         yield self.artifact(step)
         for folder in self.storage.folders(step.kind):
             name, _, fingerprint = folder.rpartition("-")
@@ -233,7 +233,7 @@ class Store:
         # Beside a local store, so that runs with different roots meet at the same lock.
         return (self.storage.local_path(".locks") if self.storage.is_local else self.root / "locks") / f"{key}.lock"
 
-    def execute(self, step: Step, body: Callable[[Work], dict[str, Any]], again: bool = False) -> Outcome:
+    def execute(self, step: StepSpec, body: Callable[[Work], dict[str, Any]], again: bool = False) -> Outcome:
         """Make a step's artifact unless it is there; the body returns its metrics.
 
         Args:
@@ -280,7 +280,7 @@ class Store:
         shutil.rmtree(work.scratch, ignore_errors=True)
         return record
 
-    def explain(self, step: Step) -> str:
+    def explain(self, step: StepSpec) -> str:
         """Why a step would run, for people: what is damaged, or what changed against the nearest artifact; "" when it would not."""
         from tasks.lineage import explain
 

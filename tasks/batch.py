@@ -97,7 +97,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Found:
+class QueuedJob:
     """A job that the queue knows."""
 
     id: str
@@ -111,7 +111,7 @@ def job_name(run: str, fingerprint: str) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9_-]', '-', run)}-{fingerprint}"
 
 
-def submit(job: Job, submission: Submission, region: str | None = None) -> Found:
+def submit(job: Job, submission: Submission, region: str | None = None) -> QueuedJob:
     """Submit a job, or find the live one of the same name.
 
     Raises:
@@ -127,7 +127,7 @@ def submit(job: Job, submission: Submission, region: str | None = None) -> Found
             return found
         submission.write()
         made = client.submit_job(**job.request())
-        return Found(made["jobId"], job.name, LIVE[0], submitted=True)
+        return QueuedJob(made["jobId"], job.name, LIVE[0], submitted=True)
     except (NoRegionError, NoCredentialsError) as error:
         raise ConfigError(f"AWS: {error}; set AWS_REGION (or --region) and credentials") from error
     except ClientError as error:
@@ -138,10 +138,10 @@ def submit(job: Job, submission: Submission, region: str | None = None) -> Found
         raise StepError(f"AWS Batch cannot be reached: {error}") from error
 
 
-def _live(client: Any, job: Job) -> Found | None:
+def _live(client: Any, job: Job) -> QueuedJob | None:
     """The job of this name that is not over; with a name filter all states are listed."""
     pages = client.get_paginator("list_jobs").paginate(jobQueue=job.queue, filters=[{"name": "JOB_NAME", "values": [job.name]}])
     for each in (one for page in pages for one in page["jobSummaryList"]):
         if each["jobName"] == job.name and each.get("status") in LIVE:
-            return Found(each["jobId"], job.name, each["status"], submitted=False)
+            return QueuedJob(each["jobId"], job.name, each["status"], submitted=False)
     return None

@@ -21,7 +21,7 @@ from configs.schema import BaseConfig, ClusterConfig, MethodConfig, identity
 from models.build import ModelSpec
 from models.config import ConfigError
 from models.settings import OptimizerSettings, TrainSettings
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.checks import check_sharding, check_training, check_warm_start
 from tasks.cluster import check_room, node_root, session, worker_root
 from tasks.collapse import WARNINGS, found
@@ -45,7 +45,7 @@ _FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
 
 def plan_tokenizer(
     name: str, config: BaseConfig, dataset: Artifact, store: Store, base: Artifact | None = None, features: Artifact | None = None
-) -> Step:
+) -> StepSpec:
     """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it stands on.
 
     Without ``config.train`` it is built only: a recipe that has nothing to train.
@@ -60,7 +60,7 @@ def plan_tokenizer(
 
 def plan_generator(
     name: str, config: MethodConfig, tokens: Artifact, tokenizer: Artifact, store: Store, warm_start: Artifact | None = None
-) -> Step:
+) -> StepSpec:
     """The step that trains a generator on tokens, from fresh weights or from those of another generator.
 
     Raises:
@@ -80,15 +80,15 @@ def plan_generator(
 
 def _plan(
     kind: str, name: str, recipe: str, args: dict[str, Any], edits: dict[str, Any], train: TrainSettings | None, inputs: dict[str, Artifact]
-) -> Step:
+) -> StepSpec:
     resolved = ModelSpec(kind, recipe, args, edits).config().to_dict()
     # How the config was arrived at and how often things are reported are noted, so that the body needs nothing but the step.
     notes = {"recipe": recipe, "args": args, "set": edits, "train": train and json.loads(json.dumps(asdict(train)))}
     config = {"recipe": recipe, "config": resolved, "train": train and identity(train)}
-    return Step(f"train_{kind}", VERSION, kind, name, config, inputs, notes)
+    return StepSpec(f"train_{kind}", VERSION, kind, name, config, inputs, notes)
 
 
-def train_model(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
+def train_model(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
     """Carry out a planned training, or find its artifact.
 
     Raises:
@@ -98,7 +98,7 @@ def train_model(step: Step, store: Store, cluster: ClusterConfig, tracker: Track
     return store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
 
 
-def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
+def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
     job, notes = make_job(step, store, cluster)
     for marker in (STOP_FILE, _FAILURE, _RESULT):
         work.storage.delete(f"{work.folder}/{marker}")
@@ -126,7 +126,7 @@ def _body(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | N
     return metrics
 
 
-def make_job(step: Step, store: Store, cluster: ClusterConfig) -> tuple[TrainJob, dict[str, Any]]:
+def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[TrainJob, dict[str, Any]]:
     """What the workers need for a planned step, and what its record notes.
 
     Raises:
@@ -196,7 +196,7 @@ def settings_of(plain: dict[str, Any]) -> TrainSettings:
     return TrainSettings(**{**plain, "optimizer": OptimizerSettings(**optimizer)})
 
 
-def _fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: Run | None, report: Report) -> dict[str, Any]:
+def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, run: Run | None, report: Report) -> dict[str, Any]:
     """Run the workers to the end, passing on their metrics; the final ones."""
     storage = store.storage
     tail = Tail(storage, job.folder)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from configs.schema import ClusterConfig, EvaluateConfig
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Step, Store, Work, sha256_of
+from tasks.artifacts import Artifact, StepSpec, Store, Work, sha256_of
 from tasks.errors import StepError
 from tasks.progress import Report
 from tasks.verification import read_verified
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def draw_samples(
-    step: Step, store: Store, cluster: ClusterConfig, config: EvaluateConfig, wanted: Wanted, work: Work, report: Report
+    step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, wanted: Wanted, work: Work, report: Report
 ) -> tuple[NDArray[np.uint8], float]:
     """A sample of each wanted label or text, and images a second of one worker; a shard that is finished is not drawn again."""
     shards = [wanted[start : start + config.shard] for start in range(0, len(wanted), config.shard)]
@@ -52,7 +52,7 @@ def draw_samples(
 
 
 def _finished(
-    todo: list[int], shards: Sequence[Wanted], step: Step, store: Store, cluster: ClusterConfig, seed: int
+    todo: list[int], shards: Sequence[Wanted], step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
     from tasks.cluster import check_room, session, worker_root

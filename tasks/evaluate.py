@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from configs.schema import TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.errors import StepError
 from tasks.progress import Report, silent
 
@@ -45,7 +45,7 @@ def plan_evaluate(
     sample: SampleConfig,
     evaluate: EvaluateConfig,
     store: Store,
-) -> Step:
+) -> StepSpec:
     """The step that judges a generator with its tokenizer, or (``generator=None``) a tokenizer alone.
 
     Raises:
@@ -58,15 +58,15 @@ def plan_evaluate(
             raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a tokenizer alone; add {TOKENIZER_METRICS[0]}")
         # What says how samples are drawn and judged does not shape these numbers.
         alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
-        return Step("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
+        return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
     if evaluate.neighbours >= evaluate.samples:
         raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
     config = {"evaluate": identity(evaluate), "sample": identity(sample)}
     inputs["generator"] = generator
-    return Step("evaluate", VERSION, "evaluation", name, config, inputs)
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
 
 
-def evaluate(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
+def evaluate(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
     """Carry out a planned evaluation, or find it; numbers and pictures also go to the tracker.
 
     Raises:
@@ -82,7 +82,7 @@ def evaluate(step: Step, store: Store, cluster: ClusterConfig, tracker: Tracker 
 def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
     """Send an evaluation's numbers, protocol and pictures to the tracker (also to one that has lost them)."""
     record = store.record(evaluation)
-    step = Step(record.step, record.version, "evaluation", evaluation.name, record.config, record.inputs, record.notes)
+    step = StepSpec(record.step, record.version, "evaluation", evaluation.name, record.config, record.inputs, record.notes)
     names = [f["path"].removeprefix(f"{evaluation.folder}/") for f in record.files]
     folder = store.fetch(evaluation, *[n for n in names if n.endswith((".png", ".json", ".html"))])
     with tracker.track(step, evaluation.uri) as run:
@@ -94,7 +94,7 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
                 run.file(folder / name)
 
 
-def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
     from models.build import load_model, parameters
     from tasks import pictures, reading, reconstruction, scores
     from tasks.captions import in_turn
@@ -194,7 +194,7 @@ def _sampler(generator: Generator, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _protocol(
-    step: Step, store: Store, config: EvaluateConfig, held_out: NDArray, held_label: NDArray, judged: Judged | None, network: Path
+    step: StepSpec, store: Store, config: EvaluateConfig, held_out: NDArray, held_label: NDArray, judged: Judged | None, network: Path
 ) -> dict[str, Any]:
     """All that a number depends on besides the model; two evaluations compare only when these agree."""
     from tasks import features, reading, recognition, scores

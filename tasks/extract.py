@@ -15,7 +15,7 @@ from typing import Any
 
 from configs.schema import ClusterConfig
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work, canonical_json, sha256_of
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work, canonical_json, sha256_of
 from tasks.errors import ArtifactError, StepError
 from tasks.progress import Report, silent
 from tasks.views import parse_views, view_of
@@ -25,7 +25,7 @@ _ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on
 DEPTH = 2  # shards that a worker holds at once, one in the encoder
 
 
-def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store, views: tuple[str, ...] = ("plain",)) -> Step:
+def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store, views: tuple[str, ...] = ("plain",)) -> StepSpec:
     """The step that tokenizes a dataset.
 
     Args:
@@ -35,7 +35,7 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
     Raises:
         ConfigError: unknown views, or images that are not of the tokenizer's size (checked when both are there).
     """
-    step = Step("extract", VERSION, "tokens", name, {"views": list(parse_views(views))}, {"dataset": dataset, "tokenizer": tokenizer})
+    step = StepSpec("extract", VERSION, "tokens", name, {"views": list(parse_views(views))}, {"dataset": dataset, "tokenizer": tokenizer})
     try:
         images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
     except (ArtifactError, KeyError):
@@ -53,7 +53,7 @@ def shard_key(tokenizer: str, image_shard: str, views: list[str]) -> str:
     return sha256_of(canonical_json([VERSION, tokenizer, image_shard, views]))[:16]
 
 
-def extract(step: Step, store: Store, cluster: ClusterConfig, report: Report = silent) -> Outcome:
+def extract(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report = silent) -> Outcome:
     """Make the tokens of a planned step; only the shards that no artifact has are encoded.
 
     Raises:
@@ -63,7 +63,7 @@ def extract(step: Step, store: Store, cluster: ClusterConfig, report: Report = s
     return store.execute(step, lambda work: _body(step, store, cluster, report, work))
 
 
-def _body(step: Step, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
     dataset, tokenizer = step.inputs["dataset"], step.inputs["tokenizer"]
     images, made_by = store.record(dataset), store.record(tokenizer)
     layout = {**made_by.notes["layout"], "tokenizer": tokenizer.fingerprint}
@@ -125,7 +125,7 @@ def _earlier(store: Store) -> dict[str, dict[str, Any]]:
     return {shard["key"]: shard for shard in shards if sizes[shard["path"]] == shard["size"]}
 
 
-def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Any:
+def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: StepSpec, store: Store, cluster: ClusterConfig, folder: str) -> Any:
     """Yield (key, file entry) as the actors finish shards, in any order."""
     from tasks.cluster import check_room, session, worker_root
 

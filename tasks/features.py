@@ -22,7 +22,7 @@ from configs.schema import EvaluateConfig
 from models.config import ConfigError
 from models.draws import seed_of
 from models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.errors import StepError
 from tasks.loader import Loader, Rows, indices
 from tasks.progress import Report, silent
@@ -86,7 +86,7 @@ def to_float(image_NHWC: Images) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> Step:
+def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> StepSpec:
     """The step that trains the feature network of a dataset.
 
     Raises:
@@ -97,15 +97,15 @@ def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> St
             f"evaluate.features={config.features!r}: Inception weights are not supported yet; "
             "use auto, a classifier trained on the data (its numbers are named fd_classifier)"
         )
-    return Step("features", VERSION, "features", dataset.name, {"protocol": asdict(PROTOCOL)}, {"dataset": dataset})
+    return StepSpec("features", VERSION, "features", dataset.name, {"protocol": asdict(PROTOCOL)}, {"dataset": dataset})
 
 
-def features(step: Step, store: Store, report: Report = silent) -> Outcome:
+def features(step: StepSpec, store: Store, report: Report = silent) -> Outcome:
     """Train the feature network, or find it; a few seconds in one process."""
     return store.execute(step, lambda work: _train(step, store, work, report))
 
 
-def _train(step: Step, store: Store, work: Work, report: Report) -> dict[str, Any]:
+def _train(step: StepSpec, store: Store, work: Work, report: Report) -> dict[str, Any]:
     dataset, protocol = step.inputs["dataset"], Protocol(**step.config["protocol"])
     classes = len(store.record(dataset).notes["classes"])
     image, label = read_images(store, dataset, ["train"], 50_000)

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from configs.schema import DataConfig, identity
 from models.config import ConfigError
-from tasks.artifacts import Outcome, Record, Step, Store, Work, canonical_json, sha256_of
+from tasks.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
 from tasks.errors import StepError
 from tasks.images import Rejected, fit_item
-from tasks.matching import SPLITS, VERSION, Plan, Unit, match, read_table, units_of
+from tasks.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
 from tasks.progress import Report, silent
 from tasks.sources import open_source, shown
 from tasks.storage import atomic
@@ -96,7 +96,7 @@ def ingest(name: str, config: DataConfig, store: Store, report: Report = silent)
     return Outcome(record.artifact, "cached", time.monotonic() - started, record.metrics)
 
 
-def _make(name: str, config: DataConfig, store: Store, plan: Plan, report: Report) -> Outcome:
+def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Report) -> Outcome:
     started = time.monotonic()
     plan.source.check()
     if config.on_bad == "stop" and plan.rejects:
@@ -124,7 +124,7 @@ def _make(name: str, config: DataConfig, store: Store, plan: Plan, report: Repor
     return outcome
 
 
-def _shard(unit: Unit, plan: Plan, config: DataConfig, staging: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
     """Make one shard in the staging folder unless an interrupted run left it there."""
     marker = staging / f"{unit.key(config, plan.classes)}.json"
     try:
@@ -175,10 +175,12 @@ def table_bytes(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> bytes:
     return sink.getvalue()
 
 
-def _commit(name: str, config: DataConfig, store: Store, plan: Plan, made: list[dict[str, Any]], staging: Path, started: float) -> Outcome:
+def _commit(
+    name: str, config: DataConfig, store: Store, plan: Matched, made: list[dict[str, Any]], staging: Path, started: float
+) -> Outcome:
     new = [m for m in made if m["file"]]
     shards = sorted({s["sha256"] for s in [*plan.kept, *new]})
-    step = Step("ingest", VERSION, "dataset", name, {"data": identity(config), "classes": plan.classes, "shards": shards})
+    step = StepSpec("ingest", VERSION, "dataset", name, {"data": identity(config), "classes": plan.classes, "shards": shards})
     if plan.base is not None and step.fingerprint == plan.base.artifact.fingerprint:
         step = dataclasses.replace(step, name=plan.base.artifact.name)  # only its tables change
     present = {row["label"] for rows in plan.rows.values() for row in rows} | {row["label"] for m in new for row in m["index"]}

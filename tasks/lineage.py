@@ -12,7 +12,7 @@ from tasks.storage import is_temporary
 from tasks.verification import ASIDE
 
 if TYPE_CHECKING:
-    from tasks.artifacts import Artifact, Record, Step, Store
+    from tasks.artifacts import Artifact, Record, StepSpec, Store
 
 _ABANDONED = 3600.0  # seconds after which an unfinished write of a dead process is rubbish
 
@@ -40,7 +40,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def explain(store: Store, step: Step) -> str:
+def explain(store: Store, step: StepSpec) -> str:
     """See ``Store.explain``."""
     if store.find(step):
         return ""
@@ -58,7 +58,7 @@ def explain(store: Store, step: Step) -> str:
     return f"{'; '.join(found[:6])}{more} (against {nearest.id}){begun}"
 
 
-def _changes(record: Record, step: Step) -> list[str]:
+def _changes(record: Record, step: StepSpec) -> list[str]:
     found = list(differences(record.config, canonical(step.config)))
     if record.version != step.version:
         found.append(f"step version: {record.version} -> {step.version}")

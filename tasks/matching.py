@@ -34,7 +34,7 @@ class Unit:
 
 
 @dataclass
-class Plan:
+class Matched:
     """What stays of an earlier dataset and what is made anew."""
 
     source: Source
@@ -65,11 +65,11 @@ def read_table(store: Store, record: Record, name: str) -> list[dict[str, Any]]:
         raise ArtifactError(f"{store.storage.uri(path)}: {error}") from error
 
 
-def match(source: Source, config: DataConfig, store: Store) -> Plan:
+def match(source: Source, config: DataConfig, store: Store) -> Matched:
     """Set the source against the datasets of the same configuration, the newest first; an exact one ends the search."""
     wanted = identity(config)
     digests: dict[str, str] = {}
-    best: Plan | None = None
+    best: Matched | None = None
     for record in reversed(store.records("dataset")):
         if record.config["data"] == wanted and record.version == VERSION:
             try:
@@ -82,17 +82,17 @@ def match(source: Source, config: DataConfig, store: Store) -> Plan:
     if best is None or config.limit is not None:
         # With a limit, one file more may push another one out: the whole is made anew.
         reason = "no dataset of this source yet" if best is None else best.reason
-        return Plan(source, list(source.classes), fresh=list(source.entries), reason=reason)
+        return Matched(source, list(source.classes), fresh=list(source.entries), reason=reason)
     return best
 
 
-def _against(record: Record, source: Source, store: Store, digests: dict[str, str]) -> Plan:
+def _against(record: Record, source: Source, store: Store, digests: dict[str, str]) -> Matched:
     """What one earlier dataset has of the source."""
     folder = record.artifact.folder
     entries = {row["entry"]: row for row in read_table(store, record, "entries.parquet")}
     # Labels of known shards stay right: old classes keep their numbers, new ones follow.
     old = list(record.notes["classes"])
-    plan = Plan(source, old + [name for name in source.classes if name not in old], base=record)
+    plan = Matched(source, old + [name for name in source.classes if name not in old], base=record)
     for entry in source.entries:
         row = entries.get(entry.name)
         if row is not None and (row["size"], row["mtime"]) != (entry.size, entry.mtime):
@@ -131,7 +131,7 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
     return plan
 
 
-def units_of(plan: Plan, config: DataConfig) -> Iterator[Unit]:
+def units_of(plan: Matched, config: DataConfig) -> Iterator[Unit]:
     """The shards to make: lost ones from the same items as before, then new ones."""
     by_name = {entry.name: entry for entry in plan.source.entries}
     taken: set[str] = set()

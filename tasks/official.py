@@ -18,7 +18,7 @@ from models.config import ConfigError
 from models.parts.conditions import ClassCondition
 from models.pretrained.parity import official_state
 from models.protocols import Generator, Tokenizer
-from tasks.artifacts import Artifact, Outcome, Record, Step, Store, Work, sha256_of
+from tasks.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work, sha256_of
 
 #: Keys under which published checkpoint files nest the state dict.
 _NESTED = ("model", "state_dict", "trainer")
@@ -65,7 +65,7 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
     info = _settings(settings)
     used = store.resolve(tokenizer, "tokenizer") if tokenizer else None
     spec, kind = _spec(family, families[family], info, used, store)
-    step = Step(
+    step = StepSpec(
         "import",
         1,
         kind,

@@ -2,7 +2,7 @@
 
 A model of a hundred small tensors costs a hundred small kernels per operation; flat, the loop around the model takes about a
 millisecond.  Parameters that decay come first, then those that do not; the gradient buffer ends in a tail of
-numbers to log, so that gradients and metrics travel in a single reduction.
+numbers to log, so that gradients and metrics travel in a single reduction; the tail grows with what a model returns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from models.protocols import Method
 from models.settings import OptimizerSettings
 
 _ALIGN = 16  # elements: each parameter starts on a 64-byte boundary, so that matrix kernels run, and round, as on fresh tensors
-TAIL = 64  # numbers that travel with the gradients
+_METRICS = 64  # metric buffers grow by so many: their length enters the order of a reduction, so one metric more should not change it
+
+
+def metric_buffer(count: int) -> int:
+    """Length of a buffer for ``count`` metrics: the next multiple of 64, at least 64."""
+    return _METRICS * max(1, -(-count // _METRICS))
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
@@ -85,28 +90,42 @@ class PhaseOptimizer:
         split = self.spans[plain[0][0]][0] if plain else end
         self.parameters = dict(decayed + plain)
         self.flat = torch.zeros(end, dtype=dtype, device=device)
-        self.buffer = torch.zeros(end + TAIL, dtype=dtype, device=device)
-        self.grad, self.tail = self.buffer[:end], self.buffer[end:]
         for name, parameter in self.parameters.items():
             start, stop = self.spans[name]
             self.flat[start:stop].copy_(parameter.detach().reshape(-1))
             parameter.data = self.flat[start:stop].view(parameter.shape)
-            parameter.grad = self.grad[start:stop].view(parameter.shape)
         self.average = self.flat.clone() if ema else None
         self._moments = {kind: torch.zeros_like(self.flat) for kind in ("exp_avg", "exp_avg_sq")}
         pieces = [(slice(0, split), settings.weight_decay), (slice(split, end), 0.0)]
         weights = [(part, nn.Parameter(self.flat[part]), decay) for part, decay in pieces if self.flat[part].numel()]
+        self._weights = [(part, weight) for part, weight, _ in weights]
         groups = [{"params": [weight], "weight_decay": decay} for _, weight, decay in weights]
         self._adam = torch.optim.AdamW(groups or [{"params": []}], lr=settings.lr, betas=settings.betas, fused=True)
         self._counts = []
-        for part, weight, _ in weights:
-            weight.grad = self.grad[part]
+        for part, weight in self._weights:
             self._counts.append(torch.zeros((), dtype=torch.float32, device=device))
             self._adam.state[weight] = {"step": self._counts[-1], **{kind: flat[part] for kind, flat in self._moments.items()}}
+
+        self._hold(torch.zeros(end + metric_buffer(0), dtype=dtype, device=device))
+
+    def _hold(self, buffer: Tensor) -> None:
+        """Make the parts of ``buffer`` the gradients of the parameters, and its end the tail."""
+        self.buffer, end = buffer, self.flat.numel()
+        self.grad, self.tail = buffer[:end], buffer[end:]
+        for name, parameter in self.parameters.items():
+            start, stop = self.spans[name]
+            parameter.grad = self.grad[start:stop].view(parameter.shape)
+        for part, weight in self._weights:
+            weight.grad = self.grad[part]
 
     def clear(self) -> None:
         """Zero the gradients and the tail."""
         self.buffer.zero_()
+
+    def fit_tail(self, count: int) -> None:
+        """Make the tail hold at least ``count`` numbers; gradients and tail keep their values."""
+        if (length := metric_buffer(count)) > self.tail.numel():
+            self._hold(torch.cat([self.buffer, self.buffer.new_zeros(length - self.tail.numel())]))
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Add up gradients and tail over the workers."""

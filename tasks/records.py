@@ -87,7 +87,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepSpec:
     """What to make: the identity part of the configuration and the inputs decide the fingerprint, the name does not.
 
     ``version`` is raised when the step's code changes what it makes; ``notes`` are recorded, not fingerprinted.

@@ -15,7 +15,7 @@ from configs.schema import ClusterConfig, EvaluateConfig, RegisterConfig, Sample
 from models.config import ConfigError
 from models.protocols import LayoutError
 from tasks import gate
-from tasks.artifacts import Artifact, Outcome, Record, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work
 from tasks.errors import ArtifactError, StepError
 from tasks.lineage import differences
 from tasks.progress import Report, silent
@@ -29,7 +29,9 @@ TAG = "tokenloom.fingerprint"
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
-def plan_register(name: str, config: RegisterConfig, evaluation: Artifact, generator: Artifact, tokenizer: Artifact, store: Store) -> Step:
+def plan_register(
+    name: str, config: RegisterConfig, evaluation: Artifact, generator: Artifact, tokenizer: Artifact, store: Store
+) -> StepSpec:
     """The step that registers an evaluated generator.
 
     Raises:
@@ -37,7 +39,7 @@ def plan_register(name: str, config: RegisterConfig, evaluation: Artifact, gener
     """
     gate.check_names(config.floor, config.gate)
     settings = {**identity(config), "name": config.name or name}
-    return Step(
+    return StepSpec(
         "register",
         VERSION,
         "registration",
@@ -47,7 +49,7 @@ def plan_register(name: str, config: RegisterConfig, evaluation: Artifact, gener
     )
 
 
-def register(step: Step, store: Store, tracker: Tracker, report: Report = silent) -> Outcome:
+def register(step: StepSpec, store: Store, tracker: Tracker, report: Report = silent) -> Outcome:
     """Register a planned model, or find that it is; a registry that has lost it is filled again.
 
     Raises:
@@ -60,7 +62,7 @@ def register(step: Step, store: Store, tracker: Tracker, report: Report = silent
     return outcome
 
 
-def _body(step: Step, store: Store, tracker: Tracker, report: Report, work: Work) -> dict[str, Any]:
+def _body(step: StepSpec, store: Store, tracker: Tracker, report: Report, work: Work) -> dict[str, Any]:
     from tasks.tracking_registry import Registry
 
     tracker.sync()
@@ -91,7 +93,7 @@ def _body(step: Step, store: Store, tracker: Tracker, report: Report, work: Work
     return facts
 
 
-def _card(step: Step, store: Store, evaluation: Record) -> str:
+def _card(step: StepSpec, store: Store, evaluation: Record) -> str:
     from tasks.model_card import model_card
 
     return model_card(
@@ -104,7 +106,7 @@ def _card(step: Step, store: Store, evaluation: Record) -> str:
     )
 
 
-def _version(step: Step, store: Store, registry: Registry, run: Run, card: str) -> Version:
+def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: str) -> Version:
     """The version of this fingerprint, made if there is none."""
     found = registry.find(step.config["name"], step.fingerprint)
     if found is not None:
@@ -147,7 +149,7 @@ def _version(step: Step, store: Store, registry: Registry, run: Run, card: str) 
         return registry.register(step.config["name"], run.id, servable, card, tags, numbers)
 
 
-def _decide(step: Step, store: Store, registry: Registry, evaluation: Record, report: Report) -> gate.Decision:
+def _decide(step: StepSpec, store: Store, registry: Registry, evaluation: Record, report: Report) -> gate.Decision:
     champion = registry.alias(step.config["name"], CHAMPION)
     if champion is None:
         return gate.floors(evaluation.metrics, step.config["floor"])
@@ -228,9 +230,9 @@ def refill(store: Store, registration: Artifact, tracker: Tracker, report: Repor
     report("register", len(registrations), len(registrations), {})
 
 
-def step_of(record: Record) -> Step:
+def step_of(record: Record) -> StepSpec:
     """The step that made a record."""
-    return Step(record.step, record.version, record.artifact.kind, record.artifact.name, record.config, record.inputs, record.notes)
+    return StepSpec(record.step, record.version, record.artifact.kind, record.artifact.name, record.config, record.inputs, record.notes)
 
 
 def _retrace(store: Store, record: Record, tracker: Tracker) -> None:

@@ -32,7 +32,7 @@ PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelReference:
     """A model that a reference means, ready to be opened."""
 
     title: str
@@ -80,13 +80,13 @@ def _resolve(reference: str, store: Store) -> Artifact:
             raise error from None
 
 
-def _of_artifact(artifact: Artifact, store: Store) -> Found:
+def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
     record = store.record(artifact)
     generator = artifact if artifact.kind == "generator" else record.inputs.get("generator")
     if generator is None:
         raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, an evaluation or a registration")
     made = store.record(generator)
-    return Found(
+    return ModelReference(
         f"generator {generator.id}",
         generator,
         made.inputs["tokenizer"],

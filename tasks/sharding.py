@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from models.config import ConfigError
 from models.protocols import Method
 from models.settings import OptimizerSettings, TrainSettings
-from tasks.optimizer import TAIL, ema_decay, learning_rate, trainable
+from tasks.optimizer import ema_decay, learning_rate, metric_buffer, trainable
 from tasks.parallel import checksum
 from tasks.train_state import TrainState
 
@@ -102,8 +102,7 @@ class ShardedOptimizer:
         self._resting = model.resting
         decayed, plain, dtype, device = trainable(model, phase)
         self.parameters = dict(decayed + plain)
-        self._numbers = torch.zeros(TAIL + 1, dtype=dtype, device=device)  # the tail, and the square of the gradient's norm
-        self.tail = self._numbers[:TAIL]
+        self._numbers = torch.zeros(metric_buffer(0) + 1, dtype=dtype, device=device)  # the tail, and the square of the gradient's norm
         groups = [([p for _, p in decayed], settings.weight_decay), ([p for _, p in plain], 0.0)]
         given = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
         self._adam = torch.optim.AdamW(given or [{"params": []}], lr=settings.lr, betas=settings.betas, foreach=True)
@@ -112,6 +111,16 @@ class ShardedOptimizer:
             for parameter in self.parameters.values():
                 moments = {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
                 self._adam.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+
+    @property
+    def tail(self) -> Tensor:
+        """The numbers to log."""
+        return self._numbers[:-1]
+
+    def fit_tail(self, count: int) -> None:
+        """Make the tail hold at least ``count`` numbers; it keeps its values."""
+        if (length := metric_buffer(count)) > self.tail.numel():
+            self._numbers = torch.cat([self.tail, self._numbers.new_zeros(length + 1 - self.tail.numel())])
 
     def clear(self) -> None:
         """Zero the gradients and the tail."""

@@ -20,7 +20,7 @@ from typing import Any
 from tasks import addresses
 from tasks.errors import Preempted
 from tasks.leases import file_lock
-from tasks.records import Step
+from tasks.records import StepSpec
 from tasks.tracking_runs import FINGERPRINT, Event, Sender, describe
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Tracker:
         self._client: Any = None
 
     @contextlib.contextmanager
-    def track(self, step: Step, artifact_folder_uri: str) -> Iterator[Run]:
+    def track(self, step: StepSpec, artifact_folder_uri: str) -> Iterator[Run]:
         """The MLflow run of a step's artifact, created or gone on with; it ends with the block."""
         run = Run(self, describe(step, artifact_folder_uri, self.experiment))
         try:

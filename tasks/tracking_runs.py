@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.leases import file_lock
-from tasks.records import Step
+from tasks.records import StepSpec
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
@@ -98,7 +98,7 @@ class Sender:
         return self._known[name]
 
 
-def describe(step: Step, uri: str, experiment: str) -> Event:
+def describe(step: StepSpec, uri: str, experiment: str) -> Event:
     """What a run's page says of a step: name, parameters, lineage."""
     inputs = {role: {"kind": a.kind, "name": a.name, "fingerprint": a.fingerprint, "uri": a.uri} for role, a in step.inputs.items()}
     tags = {FINGERPRINT: step.fingerprint, "tokenloom.step": step.step, "tokenloom.kind": step.kind, "tokenloom.artifact": uri}

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.build import ModelSpec, parameters
 from models.config import ConfigError
@@ -31,7 +32,7 @@ from tasks.curves import CurveWriter, read_curves
 from tasks.errors import Preempted, StepError
 from tasks.finishing import built, first_batches, save
 from tasks.loader import Loader, Rows, indices, share
-from tasks.optimizer import PhaseOptimizer
+from tasks.optimizer import PhaseOptimizer, metric_buffer
 from tasks.parallel import Group, device_of, repeatable
 from tasks.speed import speeds
 from tasks.storage import Storage
@@ -100,6 +101,11 @@ def train(
             if stopping and done < job.settings.steps:
                 raise Preempted(f"stopped after step {done} of {job.settings.steps}; the state is saved, the same command goes on")
         return run.finish()
+
+
+def _lengthened(sums: Tensor, count: int) -> Tensor:
+    """The sums, with zeros behind them where ``count`` metrics need more."""
+    return torch.nn.functional.pad(sums, (0, max(0, metric_buffer(count) - sums.numel())))
 
 
 class _Run:
@@ -183,6 +189,7 @@ class _Run:
                 (parts["loss"] * weight).backward()
             names = sorted(parts)
             values = torch.stack([parts[name].detach().to(phase.tail.dtype).reshape(()) for name in names])
+            phase.fit_tail(len(names) + 1)  # its last number says whether to stop
             phase.tail[: len(names)] += values * weight
         return names
 
@@ -219,7 +226,7 @@ class _Run:
         if self.held_out is None or len(self.held_out) == 0:
             return {}
         settings, phase = self.settings, self.state.phases[0].phase
-        sums, names = torch.zeros(64, dtype=torch.float64), []
+        sums, names = torch.zeros(metric_buffer(0), dtype=torch.float64), []
         with self.state.exported(), self._autocast():
             for chunk, begin in enumerate(range(0, len(self.held_out), settings.batch)):
                 total = min(settings.batch, len(self.held_out) - begin)
@@ -231,7 +238,9 @@ class _Run:
                     draws = self._draws(start + first, start + last, total, f"validation/{chunk}", settings.steps - 1)
                     parts = self.model.losses(piece, phase, draws)
                     names = sorted(parts)
+                    sums = _lengthened(sums, len(names))
                     sums[: len(names)] += torch.stack([parts[n].detach().cpu().double().reshape(()) for n in names]) * piece.rows
+        sums = _lengthened(sums, max(self.group.gather(len(names))))  # a worker without rows knows no names
         sums = self.group.sum(sums.to(self.device)) / len(self.held_out)
         values = dict(zip(names, sums.tolist()))
         loss = values.pop("loss", float("nan"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Step, Store
+from tasks.artifacts import Artifact, StepSpec, Store
 from tasks.register import CHAMPION
 from tasks.tracking_registry import tags_of
 
 
-def warm_start(wanted: str, model: str, fresh: Step, store: Store, tracking: str | None = None) -> Artifact | None:
+def warm_start(wanted: str, model: str, fresh: StepSpec, store: Store, tracking: str | None = None) -> Artifact | None:
     """The generator that a training starts from; None for fresh weights (there is no champion yet).
 
     ``champion`` is decided once for the same tokens: what this recipe has made from them is found again, whatever it started

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ArtifactError
-from tasks.records import Step, sealed, sha256_of, unsealed
+from tasks.records import StepSpec, sealed, sha256_of, unsealed
 from tasks.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Work:
         notes: recorded with the artifact; fill it in the body.
     """
 
-    def __init__(self, step: Step, storage: Storage, scratch: Path) -> None:
+    def __init__(self, step: StepSpec, storage: Storage, scratch: Path) -> None:
         self.step = step
         self.storage = storage
         self.folder = step.folder

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
 from models.build import ModelSpec, parameters, save_model
 from tasks import png
-from tasks.artifacts import Artifact, Step, Store, Work
+from tasks.artifacts import Artifact, StepSpec, Store, Work
 from tasks.draw import Drawer
 from tasks.evaluate import evaluate, plan_evaluate
 from tasks.features import Protocol, features
@@ -39,7 +39,9 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def write_dataset(store: Store, image: np.ndarray, label: np.ndarray, held_out: int, name: str = "digits") -> Artifact:
     """A dataset artifact; the last ``held_out`` rows are its validation split."""
-    step = Step("ingest", 1, "dataset", name, {"data": {"source": "digits", "fit": "pad", "held_out": held_out}, "sum": int(image.sum())})
+    step = StepSpec(
+        "ingest", 1, "dataset", name, {"data": {"source": "digits", "fit": "pad", "held_out": held_out}, "sum": int(image.sum())}
+    )
 
     def body(work: Work) -> dict[str, int]:
         shards = []
@@ -79,7 +81,7 @@ def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", r
     notes = store.record(dataset).notes
     args = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | ({"scales": [1, 2, 4]} if recipe == "var_vq" else {})
     spec = ModelSpec("tokenizer", recipe, args, {}, {"size": notes["size"], "channels": notes["channels"]})
-    step = Step("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
+    step = StepSpec("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
 
     def body(work: Work) -> dict[str, int]:
         model = build(spec, seed)
@@ -95,7 +97,7 @@ def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", r
 
 def write_tokens(store: Store, dataset: Artifact, tokenizer: Artifact, name: str = "digits-var") -> Artifact:
     """A tokens artifact without shards: evaluation codes the held-out images itself."""
-    step = Step("extract", 1, "tokens", name, {"views": ["plain"]}, {"dataset": dataset, "tokenizer": tokenizer})
+    step = StepSpec("extract", 1, "tokens", name, {"views": ["plain"]}, {"dataset": dataset, "tokenizer": tokenizer})
 
     def body(work: Work) -> dict[str, int]:
         made = store.record(tokenizer).notes
@@ -114,7 +116,7 @@ def write_generator(
     args = {"depth": 2, "width": 32, "heads": 2}
     given = {"layout": notes["layout"], "classes": len(notes["classes"]), "tokenizer": notes["tokenizer_spec"]}
     spec = ModelSpec("generator", recipe, args, {}, given)
-    step = Step(
+    step = StepSpec(
         "train_generator", 1, "generator", name, {"recipe": recipe, "args": args, "seed": seed}, {"tokens": tokens, "tokenizer": tokenizer}
     )
 
@@ -190,9 +192,9 @@ def world() -> World:
     return World(store, dataset, judge, *made)
 
 
-def quick_features(dataset: Artifact) -> Step:
+def quick_features(dataset: Artifact) -> StepSpec:
     """The feature network with few training steps."""
-    return Step("features", 1, "features", dataset.name, {"protocol": asdict(Protocol(steps=60))}, {"dataset": dataset})
+    return StepSpec("features", 1, "features", dataset.name, {"protocol": asdict(Protocol(steps=60))}, {"dataset": dataset})
 
 
 def judge_inline(

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Step, Store, Work
+from tasks.artifacts import Artifact, StepSpec, Store, Work
 from tasks.errors import ArtifactError
 from tasks.lineage import differences
 
 
-def plain_step(name: str = "numbers", **config: Any) -> Step:
-    return Step("ingest", 1, "dataset", name, config or {"train": {"steps": 1500}})
+def plain_step(name: str = "numbers", **config: Any) -> StepSpec:
+    return StepSpec("ingest", 1, "dataset", name, config or {"train": {"steps": 1500}})
 
 
-def make(store: Store, step: Step, data: bytes = b"data") -> Artifact:
+def make(store: Store, step: StepSpec, data: bytes = b"data") -> Artifact:
     return store.execute(step, lambda work: {"size": work.put("data.bin", data)["size"]}).artifact
 
 
@@ -55,7 +55,7 @@ def test_fingerprint_covers_step_version_config_and_inputs_only() -> None:
 
 
 def test_fingerprint_does_not_change_between_releases() -> None:
-    assert Step("ingest", 1, "dataset", "x", {"b": [1, 2.5, None], "a": "é"}).fingerprint == "84f9e59d7ac9"
+    assert StepSpec("ingest", 1, "dataset", "x", {"b": [1, 2.5, None], "a": "é"}).fingerprint == "84f9e59d7ac9"
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {1: 2}, Path("x"), lambda: 0])
@@ -150,8 +150,8 @@ def test_explain_names_paths_and_inputs_of_the_nearest(store: Store) -> None:
     new = make(store, plain_step("new", train={"steps": 1}))
     base = {"train": {"steps": 1500, "batch": 64}, "recipe": "var"}
 
-    def step(config: dict[str, Any], source: Artifact, name: str = "run") -> Step:
-        return Step("train_generator", 1, "generator", name, config, {"tokens": source})
+    def step(config: dict[str, Any], source: Artifact, name: str = "run") -> StepSpec:
+        return StepSpec("train_generator", 1, "generator", name, config, {"tokens": source})
 
     make(store, step({**base, "recipe": "raster", "train": {"steps": 9, "batch": 9}}, new))
     mine = make(store, step(base, data))
@@ -160,7 +160,7 @@ def test_explain_names_paths_and_inputs_of_the_nearest(store: Store) -> None:
     changed = step({**base, "train": {"steps": 2000, "batch": 64}}, data)
     assert store.explain(changed) == f"train.steps: 1500 -> 2000 (against {mine.id})"
     assert store.explain(step(base, new)) == f"input tokens: {data.id} -> {new.id} (against {mine.id})"
-    assert store.explain(Step("evaluate", 1, "evaluation", "run", {})) == "no such artifact"
+    assert store.explain(StepSpec("evaluate", 1, "evaluation", "run", {})) == "no such artifact"
 
 
 def test_differences_are_dotted_paths() -> None:
@@ -172,7 +172,7 @@ def test_differences_are_dotted_paths() -> None:
 def test_resolve_by_id_prefix_fingerprint_and_name(store: Store) -> None:
     first = make(store, plain_step("digits", a=1))
     second = make(store, plain_step("digits", a=2))
-    third = make(store, Step("train_tokenizer", 1, "tokenizer", "letters", {}))
+    third = make(store, StepSpec("train_tokenizer", 1, "tokenizer", "letters", {}))
     for reference in (first.id, first.id[:-2], first.fingerprint, first.fingerprint[:8], first.folder):
         assert store.resolve(reference) == first
     assert store.resolve("digits", "dataset") == second
@@ -184,7 +184,7 @@ def test_resolve_by_id_prefix_fingerprint_and_name(store: Store) -> None:
 
 def test_resolving_a_name_of_several_kinds_asks_which(store: Store) -> None:
     make(store, plain_step("run"))
-    generator = make(store, Step("train_generator", 1, "generator", "run", {}))
+    generator = make(store, StepSpec("train_generator", 1, "generator", "run", {}))
     with pytest.raises(ConfigError, match="several kinds"):
         store.resolve("run")
     assert store.resolve("run", "generator") == generator
@@ -207,7 +207,7 @@ def test_two_at_once_make_it_once(store: Store) -> None:
 _WORKER = textwrap.dedent(
     """
     import sys, time, pathlib
-    from tasks.artifacts import Step, Store
+    from tasks.artifacts import StepSpec, Store
 
     root, log, pause = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3])
     store = Store(str(root / "store"), root)
@@ -225,7 +225,7 @@ _WORKER = textwrap.dedent(
                 work.add_file(**payload["files"][0])
         return {"shards": 4}
 
-    print(store.execute(Step("ingest", 1, "dataset", "numbers", {}), body).status)
+    print(store.execute(StepSpec("ingest", 1, "dataset", "numbers", {}), body).status)
     """
 )
 
@@ -265,9 +265,9 @@ def test_two_processes_one_runs_and_the_other_finds_it(root: Path) -> None:
 
 def test_lineage_goes_both_ways(store: Store) -> None:
     data = make(store, plain_step())
-    tokenizer = make(store, Step("train_tokenizer", 1, "tokenizer", "t", {}, {"dataset": data}))
-    tokens = make(store, Step("extract", 1, "tokens", "t", {}, {"dataset": data, "tokenizer": tokenizer}))
-    generator = make(store, Step("train_generator", 1, "generator", "g", {}, {"tokens": tokens, "tokenizer": tokenizer}))
+    tokenizer = make(store, StepSpec("train_tokenizer", 1, "tokenizer", "t", {}, {"dataset": data}))
+    tokens = make(store, StepSpec("extract", 1, "tokens", "t", {}, {"dataset": data, "tokenizer": tokenizer}))
+    generator = make(store, StepSpec("train_generator", 1, "generator", "g", {}, {"tokens": tokens, "tokenizer": tokenizer}))
     assert store.lineage(generator)["ancestors"] == [tokenizer, tokens, data]
     assert store.lineage(data)["descendants"] == [tokenizer, tokens, generator]
     assert store.lineage(tokens) == {"ancestors": [data, tokenizer], "descendants": [generator]}

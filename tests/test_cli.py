@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from flows import cli
 from models.config import ConfigError
-from tasks.artifacts import Step, Store
+from tasks.artifacts import StepSpec, Store
 from tasks.errors import Preempted, StepError
 
 
@@ -171,7 +171,7 @@ def test_plan_of_an_empty_store_runs_nothing(capsys: pytest.CaptureFixture[str],
 
 def _artifact(root: Path) -> str:
     store = Store(str(root / "store"), root)
-    made = store.execute(Step("ingest", 1, "dataset", "toy", {"a": 1}), lambda work: work.put("note.txt", b"hello") and {"train": 3})
+    made = store.execute(StepSpec("ingest", 1, "dataset", "toy", {"a": 1}), lambda work: work.put("note.txt", b"hello") and {"train": 3})
     return made.artifact.id
 
 

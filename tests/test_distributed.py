@@ -24,7 +24,7 @@ from configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
 from models.config import ConfigError
 from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
 from tasks import cluster as clusters
-from tasks.artifacts import Artifact, Step, Store
+from tasks.artifacts import Artifact, StepSpec, Store
 from tasks.cluster import session
 from tasks.curves import read_curves
 from tasks.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model
@@ -46,10 +46,10 @@ def dataset_of(store: Store) -> Artifact:
             work.add_file(shard["path"])
         return {"train": 150}
 
-    return store.execute(Step("ingest", 1, "dataset", "noise", {"rows": 150}), body).artifact
+    return store.execute(StepSpec("ingest", 1, "dataset", "noise", {"rows": 150}), body).artifact
 
 
-def tokenizer_step(store: Store, **train: Any) -> Step:
+def tokenizer_step(store: Store, **train: Any) -> StepSpec:
     settings = TrainSettings(**{"steps": 50, "batch": 64, "log_every": 1, "checkpoint_every": 20, **train})
     return plan_tokenizer("tiny", TokenizerConfig(recipe="var_vq", args=TINY, train=settings), dataset_of(store), store)
 
@@ -58,7 +58,7 @@ def cluster_of(workers: int, **options: Any) -> ClusterConfig:
     return ClusterConfig(execution=ExecutionSettings(workers=workers, device="cpu", **options))
 
 
-def without_ray(store: Store, step: Step, workers: int, tmp_path: Path) -> str:
+def without_ray(store: Store, step: StepSpec, workers: int, tmp_path: Path) -> str:
     """The same job in plain processes, in a folder of its own."""
     job, _ = make_job(step, store, cluster_of(workers))
     job = replace(job, folder=f"tokenizer/plain{workers}-{step.fingerprint}")
@@ -197,7 +197,7 @@ def test_what_cannot_work_is_refused_before_work(store) -> None:
     with pytest.raises(ConfigError, match=r"train\.batch=2 is smaller than workers=3"):
         make_job(step, store, cluster_of(3))
     other = store.artifact(step)
-    tokens = store.execute(Step("extract", 1, "tokens", "x", {}, {"dataset": dataset, "tokenizer": other}), lambda work: {}).artifact
+    tokens = store.execute(StepSpec("extract", 1, "tokens", "x", {}, {"dataset": dataset, "tokenizer": other}), lambda work: {}).artifact
     stranger = Artifact("tokenizer", "y", "0" * 12, "")
     with pytest.raises(ConfigError, match="were made by tokenizer"):
         plan_generator("x", MethodConfig(recipe="var", train=train), tokens, stranger, store)

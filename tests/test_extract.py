@@ -17,7 +17,7 @@ from models.build import ModelSpec, load_model, save_model
 from models.config import ConfigError
 from models.settings import ExecutionSettings
 from tasks import extract as module
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.errors import ArtifactError
 from tasks.extract import extract, plan_extract, shard_key
 from tasks.ingest import ingest
@@ -31,7 +31,9 @@ class InProcess:
     def __init__(self) -> None:
         self.encoded: list[str] = []
 
-    def __call__(self, todo: Any, step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def __call__(
+        self, todo: Any, step: StepSpec, store: Store, cluster: ClusterConfig, folder: str
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         encoder = module.Encoder(store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), 1, "cpu")
         for key, shard, views in todo:
             self.encoded.append(key)
@@ -77,7 +79,7 @@ def tokenizer(store: Store, data: Artifact, seed: int = 0) -> Artifact:
         work.notes |= {"spec": spec.to_dict(), "layout": dataclasses.replace(model.layout, tokenizer=work.step.fingerprint).to_dict()}
         return {}
 
-    return store.execute(Step("train_tokenizer", 1, "tokenizer", "tiny", {"seed": seed}, {"dataset": data}), body).artifact
+    return store.execute(StepSpec("train_tokenizer", 1, "tokenizer", "tiny", {"seed": seed}, {"dataset": data}), body).artifact
 
 
 CLUSTER = ClusterConfig(extract_actors=2, execution=ExecutionSettings(workers=1, device="cpu"))

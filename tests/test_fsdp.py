@@ -49,9 +49,10 @@ def one_step(state: TrainState, group: Group) -> list[float]:
             rows_of(batch, start, stop), phase.phase, Draws(0, state.step, SETTINGS.steps, start, stop, total, stream=phase.phase)
         )
         (parts["loss"] * ((stop - start) / total)).backward()
-        phase.tail[0] += parts["loss"].detach() * ((stop - start) / total)
+        phase.fit_tail(100)  # more than it starts with, after the gradients are there
+        phase.tail[99] += parts["loss"].detach() * ((stop - start) / total)
         phase.reduce(group.sum)
-        numbers += [float(phase.tail[0]), float(phase.clip())]
+        numbers += [float(phase.tail[99]), float(phase.clip())]
         phase.step(state.step, SETTINGS.steps)
     state.step += 1
     return numbers

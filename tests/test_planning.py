@@ -15,7 +15,7 @@ from configs.load import build, load_run
 from configs.schema import RunConfig, identity
 from flows import planning
 from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, Step, Store, Work
+from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.errors import ArtifactError
 from tasks.ingest import ingest
 
@@ -49,7 +49,7 @@ def run(source: Path, *sets: str) -> RunConfig:
     return build(RunConfig, document, sets, "test")
 
 
-def stand_in(step: Step, store: Store, notes: dict[str, Any] | None = None) -> Artifact:
+def stand_in(step: StepSpec, store: Store, notes: dict[str, Any] | None = None) -> Artifact:
     """Complete a step's artifact without its work."""
 
     def body(work: Work) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     config = run(source)
     dataset = ingest(config.name, config.data, store).artifact
     step = planning.tokenizer_step(config, store, dataset)
-    assert isinstance(step, Step)
+    assert isinstance(step, StepSpec)
     spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
     stand_in(step, store, {"spec": spec})
     used = run(source, "tokenizer={use: toy}")

@@ -27,7 +27,7 @@ from stand_ins import FEW, copy_store, draw_here, judge_inline, world, write_gen
 from configs.schema import RegisterConfig
 from models.config import ConfigError
 from tasks import bundle, gate
-from tasks.artifacts import Artifact, Step, Store
+from tasks.artifacts import Artifact, StepSpec, Store
 from tasks.errors import StepError
 from tasks.register import lost, plan_register, register
 from tasks.sample import sample_model
@@ -60,7 +60,7 @@ def tracker(store: Store) -> Tracker:
     return new_tracker(store)
 
 
-def plan(store: Store, evaluation: Artifact, **config) -> Step:
+def plan(store: Store, evaluation: Artifact, **config) -> StepSpec:
     inputs = store.record(evaluation).inputs
     return plan_register("digits-var", RegisterConfig(**config), evaluation, inputs["generator"], inputs["tokenizer"], store)
 

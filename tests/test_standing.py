@@ -169,9 +169,9 @@ def test_what_cannot_stand_is_said_before_any_work(source: Path, store: Store, b
 
 def test_a_base_of_images_of_another_size(source: Path, store: Store) -> None:  # noqa: F811
     spec = {"kind": "tokenizer", "recipe": "vq", "args": TINY, "set": {}, "given": {"size": 16, "channels": 1}}
-    from tasks.artifacts import Step
+    from tasks.artifacts import StepSpec
 
-    stand_in(Step("train_tokenizer", 1, "tokenizer", "other", {}, {}), store, {"spec": spec})
+    stand_in(StepSpec("train_tokenizer", 1, "tokenizer", "other", {}, {}), store, {"spec": spec})
     config = above(source, base={"use": "other"})
     with pytest.raises(ConfigError, match=r"tokenizer\.base\.use='other'.*size 16.*data\.size is 8"):
         planning.check(config, store, planning.plan(config, store))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.config import ConfigError
-from tasks.artifacts import Step, Store
+from tasks.artifacts import StepSpec, Store
 from tasks.errors import StepError
 from tasks.storage import Storage, atomic
 
@@ -57,7 +57,7 @@ def test_a_file_in_the_way_of_an_artifact_stops_before_the_work(tmp_path: Path) 
     store = Store(str(tmp_path / "store"), tmp_path / "root")
     store.storage.write("dataset", b"a file where the folder should be")
     with pytest.raises((ConfigError, StepError), match="dataset"):
-        store.execute(Step("ingest", 1, "dataset", "x", {}), lambda work: {"n": len(work.put("x", b""))})
+        store.execute(StepSpec("ingest", 1, "dataset", "x", {}), lambda work: {"n": len(work.put("x", b""))})
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -65,7 +65,7 @@ def test_no_permission_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir(mode=0o500)
     store = Store(str(tmp_path / "store"), tmp_path / "root")
     with pytest.raises(ConfigError, match="permission"):
-        store.execute(Step("ingest", 1, "dataset", "x", {}), lambda work: pytest.fail("work began"))
+        store.execute(StepSpec("ingest", 1, "dataset", "x", {}), lambda work: pytest.fail("work began"))
 
 
 def test_denied_writes_are_a_config_error_also_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_denied_writes_are_a_config_error_also_for_root(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(store.storage, "write", denied)
     with pytest.raises(ConfigError, match=r"Permission denied.*choose another --store"):
-        store.execute(Step("ingest", 1, "dataset", "x", {}), lambda work: pytest.fail("work began"))
+        store.execute(StepSpec("ingest", 1, "dataset", "x", {}), lambda work: pytest.fail("work began"))
 
 
 def test_write_error_names_the_file(tmp_path: Path) -> None:

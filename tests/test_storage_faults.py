@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.faults.proxy import Proxy
 from tasks import leases, patience, png
-from tasks.artifacts import Step, Store, Work
+from tasks.artifacts import StepSpec, Store, Work
 from tasks.checkpoint import Checkpoints
 from tasks.errors import ArtifactError, StepError
 from tasks.ingest import ingest
@@ -160,7 +160,7 @@ def test_every_byte_of_sealed_json_counts(at: int) -> None:
 
 
 def test_a_blank_in_a_record_counts(store: Store) -> None:
-    step = Step("ingest", 1, "dataset", "x", {"a": 1})
+    step = StepSpec("ingest", 1, "dataset", "x", {"a": 1})
     store.execute(step, lambda work: {"n": len(work.put("data", b"1"))})
     path = f"{step.folder}/record.json"
     raw = store.storage.read(path)
@@ -170,7 +170,7 @@ def test_a_blank_in_a_record_counts(store: Store) -> None:
 
 
 def test_damage_is_named_put_aside_and_made_anew(store: Store) -> None:
-    step = Step("ingest", 1, "dataset", "x", {})
+    step = StepSpec("ingest", 1, "dataset", "x", {})
 
     def body(work: Work) -> dict[str, int]:
         for part in ("a", "b"):
@@ -209,7 +209,7 @@ def test_a_file_that_arrives_damaged_once_is_read_again(store: Store, monkeypatc
 def test_inspection_names_records_checkpoints_and_markers(store: Store, tmp_path: Path) -> None:
     import torch
 
-    step = Step("train_tokenizer", 1, "tokenizer", "t", {})
+    step = StepSpec("train_tokenizer", 1, "tokenizer", "t", {})
     kept = Checkpoints(store.storage, step.folder, step.fingerprint, tmp_path / "scratch")
     kept.save(1, {"w": torch.zeros(3)}, 1)
     kept.save(2, {"w": torch.ones(3)}, 1)

@@ -16,7 +16,7 @@ import pytest
 from configs.schema import DataConfig
 from models.config import ConfigError
 from tasks import png
-from tasks.artifacts import Artifact, Step, Store, Work
+from tasks.artifacts import Artifact, StepSpec, Store, Work
 from tasks.errors import ArtifactError, StepError
 from tasks.ingest import ingest
 from tasks.leases import object_lease, object_lease_held
@@ -130,7 +130,7 @@ def test_missing_bucket_is_named_before_work(s3: str, tmp_path: Path) -> None:
 
 
 def test_step_runs_once_and_is_found_by_another_machine(s3_store: Store, tmp_path: Path) -> None:
-    step = Step("ingest", 1, "dataset", "numbers", {"rows": 3})
+    step = StepSpec("ingest", 1, "dataset", "numbers", {"rows": 3})
 
     def body(work: Work) -> dict[str, int]:
         work.put("data.bin", b"payload", rows=3)
@@ -151,7 +151,7 @@ def test_step_runs_once_and_is_found_by_another_machine(s3_store: Store, tmp_pat
 
 
 def test_node_cache_is_filled_only_with_the_recorded_bytes(s3_store: Store) -> None:
-    step = Step("ingest", 1, "dataset", "numbers", {})
+    step = StepSpec("ingest", 1, "dataset", "numbers", {})
     artifact = s3_store.execute(step, lambda work: {"rows": len(work.put("data.bin", b"payload"))}).artifact
     s3_store.storage.write(f"{step.folder}/data.bin", b"pAyload")
     with pytest.raises(ArtifactError, match="wrong hash"):
@@ -207,7 +207,7 @@ def test_dead_lease_is_taken_over(s3: str, dead: dict[str, object]) -> None:
 
 
 def test_gc_leaves_a_leased_folder_alone(s3_store: Store) -> None:
-    step = Step("ingest", 1, "dataset", "begun", {})
+    step = StepSpec("ingest", 1, "dataset", "begun", {})
     s3_store.storage.write(f"{step.folder}/shards/half.parquet", b"1")
     with s3_store.lease(f"dataset-{step.fingerprint}"):
         assert s3_store.gc(dry_run=True) == []
@@ -216,7 +216,7 @@ def test_gc_leaves_a_leased_folder_alone(s3_store: Store) -> None:
 
 
 def test_references_follow_a_store_that_was_moved(s3_store: Store, tmp_path: Path) -> None:
-    made = s3_store.execute(Step("ingest", 1, "dataset", "numbers", {}), lambda work: {"n": len(work.put("x", b"1"))}).artifact
+    made = s3_store.execute(StepSpec("ingest", 1, "dataset", "numbers", {}), lambda work: {"n": len(work.put("x", b"1"))}).artifact
     for path, _ in s3_store.storage.list():
         s3_store.storage.download(path, tmp_path / "copy" / path)
     moved = Store(str(tmp_path / "copy"), tmp_path / "root2")

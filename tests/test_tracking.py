@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.records import Artifact, Step
+from tasks.records import Artifact, StepSpec
 from tasks.tracking import Tracker
 
-STEP = Step(
+STEP = StepSpec(
     "train_tokenizer",
     1,
     "tokenizer",
@@ -28,7 +28,7 @@ STEP = Step(
 )
 
 
-def history(tracker: Tracker, name: str = "loss", step: Step = STEP) -> list[tuple[int, float]]:
+def history(tracker: Tracker, name: str = "loss", step: StepSpec = STEP) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in tracker.client.get_metric_history(tracker.run_id(step.fingerprint), name)]
 
 

@@ -216,6 +216,23 @@ def test_validation_is_the_mean_over_all_rows_with_fixed_draws(store, data) -> N
     assert read_curves(store.storage, other.folder)[-1]["validation_loss"] != seen[-1]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_model_may_return_any_number_of_metrics(store, image_rows, tmp_path, world) -> None:
+    rows = (image_rows(40), image_rows(1, split="validation"))  # of two workers, one validates nothing
+    options = {"steps": 2, "batch": 16, "micro_batch": 3, "validate_every": 2, "ema": 0.5}
+    few = toy.job(store, *rows, folder="tokenizer/toy-few", **options)
+    many = toy.job(store, *rows, folder="tokenizer/toy-many", args={"metrics": 200}, **options)
+    run(world, tmp_path, few, many)
+    rows_few, rows_many = (read_curves(store.storage, job.folder) for job in (few, many))
+    for prefix, row in (("", rows_many[0]), ("", rows_many[1]), ("validation/", rows_many[1])):
+        assert [row[f"{prefix}more_{i:04d}"] for i in range(200)] == pytest.approx(list(range(200)), rel=1e-5)
+        assert row[f"{prefix}square"] == pytest.approx(rows_few[row["step"] - 1][f"{prefix}square"], rel=1e-6)
+    assert rows_many[1]["validation_loss"] == pytest.approx(rows_few[1]["validation_loss"], rel=1e-6)
+    first, second = (load_file(str(store.storage.local_path(f"{job.folder}/weights.safetensors"))) for job in (few, many))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], msg=name)
+
+
 def test_metrics_previews_and_weights_are_there(store, data) -> None:
     rows: list[dict] = []
     job = toy.job(store, *data, steps=10, log_every=5, sample_every=5)

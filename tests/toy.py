@@ -37,11 +37,12 @@ class Toy(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
-        """Width, number of extra layers (for timing), and the step whose loss is NaN (-1: none)."""
+        """Width, number of extra layers (for timing), the step whose loss is NaN (-1: none), and how many more metrics it returns."""
 
         width: int = 16
         depth: int = 0
         nan_at: int = -1
+        metrics: int = 0
 
         def build(self, size: int, channels: int, **_: Any) -> Toy:
             return Toy(self, size, channels)
@@ -82,7 +83,8 @@ class Toy(Method):
         loss = square + 0.1 * fooled
         if draws.step == self.config.nan_at:
             loss = loss * float("nan")
-        return {"loss": loss, "square": square, "fooled": fooled}
+        more = {f"more_{i:04d}": torch.tensor(float(i)) for i in range(self.config.metrics)}
+        return {"loss": loss, "square": square, "fooled": fooled, **more}
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         sums = all_reduce_sum(self._sums if self._sums is not None else torch.zeros(self.config.width + 1, dtype=torch.float64))
@@ -95,9 +97,9 @@ class Toy(Method):
         return batch.image_BCHW
 
 
-def toy(width: int = 16, depth: int = 0, nan_at: int = -1) -> Toy.Config:
+def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> Toy.Config:
     """The recipe."""
-    return Toy.Config(width=width, depth=depth, nan_at=nan_at)
+    return Toy.Config(width=width, depth=depth, nan_at=nan_at, metrics=metrics)
 
 
 def install() -> Callable[[], None]:

@@ -22,7 +22,7 @@ from configs.schema import ClusterConfig, DataConfig, MethodConfig, TokenizerCon
 from models.config import ConfigError
 from models.settings import ExecutionSettings, TrainSettings
 from tasks import distributed, extract, png
-from tasks.artifacts import Artifact, Step, Store
+from tasks.artifacts import Artifact, StepSpec, Store
 from tasks.errors import StepError
 from tasks.ingest import ingest
 from tasks.train_loop import TrainJob, train
@@ -64,10 +64,10 @@ class Journal:
 def _without_ray(journal: Journal) -> None:
     """Let training and extraction happen in this process."""
 
-    def fit(job: TrainJob, step: Step, store: Store, cluster: ClusterConfig, run: Any, report: Any) -> dict[str, Any]:
+    def fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, run: Any, report: Any) -> dict[str, Any]:
         return train(replace(job, root=str(store.root)), report=lambda row: journal.note(f"step {job.folder} {row['step']}"))
 
-    def encode(todo: Any, step: Step, store: Store, cluster: ClusterConfig, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def encode(todo: Any, step: StepSpec, store: Store, cluster: ClusterConfig, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         encoder = extract.Encoder(store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), 1, "cpu")
         for key, shard, views in todo:
             made = encoder.encode(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")
