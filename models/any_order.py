@@ -25,7 +25,7 @@ from models.sampling.sampler import Moment, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Burst(config.Config):
+class Burst(config.Config, tag="decoder.rejection"):
     """All open positions are drawn at once, and those kept that the model agrees with one after another (sigma-GPT, section 3.3).
 
     ``orders`` are tried and the one that keeps most wins.  With one order samples are distributed exactly as those of one-by-one
@@ -52,7 +52,7 @@ class AnyOrder(GroupGenerator):
     """A generator over double positions that may be sampled in bursts."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupGenerator.Config):
+    class Config(GroupGenerator.Config, tag="model.any_order"):
         """``burst``: None decodes group after group."""
 
         burst: Burst | None = None

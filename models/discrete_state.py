@@ -36,7 +36,7 @@ class DiscreteState(protocols.Generator):
     """A net that sees all tokens, some of them lost, and predicts the data at every position."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="model.discrete_state"):
         """``curve`` is the share of lost tokens over time, ``steps`` those of the chain, in loss and sampling if not asked otherwise.
 
         ``clock``: whether the net is told the time.  ``choice``: None draws every token's next state by itself (diffusion, discrete

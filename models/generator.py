@@ -51,7 +51,7 @@ class GroupGenerator(protocols.Generator):
     """Predicts the positions group by group: ``p(x) = prod_g prod_{i in g} p(x_i | earlier groups, condition)``."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="model.groups"):
         """One value for each axis of a method."""
 
         order: Order

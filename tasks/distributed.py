@@ -142,7 +142,6 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     data = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"]).notes
     notes: dict[str, Any] = {"classes": data["classes"]}
     roles, start = roles_of(step), step.inputs.get("warm_start")
-    spec.check_roles(roles)
     adopt = {role: artifact.folder for role, artifact in roles.items()} | ({"warm_start": start.folder} if start else {})
     given: dict[str, Any]
     if step.kind == "generator":
@@ -154,7 +153,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
             given[role] = store.record(artifact).notes["spec"]
         elif artifact.kind == "features":
             given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
-    spec = replace(spec, given=given)
+    spec = replace(spec, given=given, resolved=step.config["config"])
+    spec.check_roles(roles)
     if start is not None:
         check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
     if step.kind == "tokenizer":
@@ -184,7 +184,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     return job, notes
 
 
-def roles_of(step: Step) -> dict[str, Artifact]:
+def roles_of(step: StepSpec) -> dict[str, Artifact]:
     """The trained models that a training is given, by the role that they have in it; a tokenizer's base is its ``tokenizer``."""
     data = ("dataset", "tokens", "warm_start")
     return {"tokenizer" if name == "base" else name: artifact for name, artifact in step.inputs.items() if name not in data}

@@ -6,13 +6,10 @@ Shapes: B rows, L positions, N predicted positions, D width, Q codebooks, C chan
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol, TypeVar, get_type_hints
+from typing import Any, Protocol, cast, get_type_hints
 
 from torch import Tensor, nn
 
@@ -46,15 +43,12 @@ class GroupModel(Protocol):
         """The decoding, step by step."""
 
 
-ConfigType = TypeVar("ConfigType", bound="type[Objective.Config]")
-
-
 class Objective(ABC):
     """A loss over a model.  It has no weights of its own; trained models that it needs (a teacher, a reference) it holds frozen."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, ABC):
-        """Fields of one objective."""
+        """Fields of one objective; its tag is ``objective.NAME``, by which a run file calls it."""
 
         @property
         def needs(self) -> tuple[str, ...]:
@@ -100,29 +94,8 @@ class Objective(ABC):
         """Scalar means over the batch's rows: ``loss`` (differentiated) and detached parts to log; randomness from ``draws`` alone."""
 
 
-_NAMED: dict[str, type[Objective.Config]] = {}
-
-
-def named(name: str) -> Any:
-    """Decorator that gives an objective's config its name in run files."""
-
-    def decorate(kind: ConfigType) -> ConfigType:
-        other = _NAMED.setdefault(name, kind)
-        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
-            raise config.ConfigError(f"objective {name!r} is there twice: {other.__module__} and {kind.__module__}")
-        return kind
-
-    return decorate
-
-
-@cache
-def _discover() -> None:
-    package = importlib.import_module(__name__.rpartition(".")[0])
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-
-
 def objectives() -> dict[str, type[Objective.Config]]:
-    """Every objective that a run file can name, with its config type: the modules of this folder are discovered."""
-    _discover()
-    return dict(sorted(_NAMED.items()))
+    """Every objective by the name that a run file gives it: its tag without ``objective.``."""
+    axis = "objective."
+    found = {tag.removeprefix(axis): kind for tag, kind in config.tags().items() if tag.startswith(axis)}
+    return dict(sorted(cast(dict[str, type[Objective.Config]], found).items()))

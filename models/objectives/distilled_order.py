@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.objectives.base import GroupModel, Objective, named
+from models.objectives.base import GroupModel, Objective
 from models.objectives.nll import NLL
 from models.parts.orders.base import Plan
 from models.parts.orders.found import Found
@@ -24,9 +24,8 @@ class DistilledOrder(Objective):
     The order of an image is found greedily: next comes the position whose token is likeliest given those before it.
     """
 
-    @named("distilled_order")
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(Objective.Config, tag="objective.distilled_order"):
         """``start``: share of training after which found orders are trained on."""
 
         start: float = 0.7

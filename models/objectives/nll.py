@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.draws import Draws
-from models.objectives.base import GroupModel, Objective, named
+from models.objectives.base import GroupModel, Objective
 from models.protocols import Batch, tokens_of
 
 
 class NLL(Objective):
     """``-log p(x | condition)`` a token in nats, under the order's plan, with the plan's weights where it has them."""
 
-    @named("nll")
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(Objective.Config, tag="objective.nll"):
         def build(self) -> NLL:
             return NLL()
 

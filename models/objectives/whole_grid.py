@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.objectives.base import GroupModel, Objective, named
+from models.objectives.base import GroupModel, Objective
 from models.parts.nets.pointed import Pointed
 from models.parts.orders import Raster
 from models.protocols import Batch, tokens_of
@@ -26,9 +26,8 @@ class WholeGrid(Objective):
     Samples and likelihoods of the model are those of next-token prediction.
     """
 
-    @named("whole_grid")
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(Objective.Config, tag="objective.whole_grid"):
         """``later`` weighs the loss of positions after the next, the mean over steps of each one's mean over its later positions, of
         which ``targets`` are drawn (0: all are taken).
         """

@@ -40,7 +40,7 @@ class Attention(nn.Module):
     """Multi-head self-attention over visible slots, with an optional cache."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="attention.softmax"):
         """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv")."""
 
         similarity: Similarity = Scaled()

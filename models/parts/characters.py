@@ -120,7 +120,7 @@ class Characters(ReadText):
     """Captions byte by byte (UTF-8), without any vocabulary: small sets of captions need no pretrained encoder."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ReadText.Config):
+    class Config(ReadText.Config, tag="condition.characters"):
         """``length`` in bytes."""
 
         reads: ClassVar[Reads] = "text"
@@ -163,7 +163,7 @@ class Encoded(ReadText):
     """Features of a frozen text encoder, mapped to the net's width and read."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ReadText.Config):
+    class Config(ReadText.Config, tag="condition.encoded"):
         """``encoder``: folder or hub name of a text model; ``features``: the width of its last hidden states; ``length`` in its pieces."""
 
         reads: ClassVar[Reads] = "features"

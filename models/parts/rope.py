@@ -22,7 +22,7 @@ class Rope2D(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="rope.grid"):
         """``base`` of the geometric frequencies; with a ``reach`` every grid is spread, in whole steps, over one whose longer side has
         that many positions (Infinity)."""
 

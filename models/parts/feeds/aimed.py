@@ -27,7 +27,7 @@ class TargetAware(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.target_aware"):
         """Spare rows of the tables of tokens, positions and indices, for official tables that have them."""
 
         spare_tokens: int = 0
@@ -82,7 +82,7 @@ class Instructed(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.position_instructions"):
         """``rope`` and ``heads`` are those of the net."""
 
         rope: Rope2D.Config = Rope2D.Config()

@@ -39,7 +39,7 @@ class Doubled(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.double_position"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Doubled:

@@ -28,7 +28,7 @@ class FlexibleScale(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.flexible_scale"):
         """``side`` of the position map."""
 
         side: int = 32

@@ -29,7 +29,7 @@ class KnownValues(Whole):
     values: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Whole.Config):
+    class Config(Whole.Config, tag="feed.known_values"):
         """``buffer`` slots of the condition."""
 
         buffer: int = 64

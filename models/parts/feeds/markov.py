@@ -26,7 +26,7 @@ class Markov(NextScale):
     """``NextScale`` for plans of window 0: what a scale is given is all that is left of the earlier ones, and no cache outlives a scale."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(NextScale.Config):
+    class Config(NextScale.Config, tag="feed.markov_scale"):
         """As ``NextScale``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Markov:
@@ -72,7 +72,7 @@ class MaskedScales(Markov):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Markov.Config):
+    class Config(Markov.Config, tag="feed.masked_scale"):
         """As ``NextScale``."""
 
         def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> MaskedScales:

@@ -29,7 +29,7 @@ class Merged(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.merged"):
         """``share``: tokens of a group; ``blocks`` residual MLPs."""
 
         share: int = 4

@@ -29,7 +29,7 @@ class NextScale(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.next_scale"):
         """``init_std``: standard deviation of fresh embeddings (0: ``sqrt(1 / 3D)``)."""
 
         init_std: float = 0.0
@@ -116,7 +116,7 @@ class RotaryScale(NextScale):
     """``NextScale`` whose places are left to the net's rotary tables: only a vector of the scale is added (Infinity, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(NextScale.Config):
+    class Config(NextScale.Config, tag="feed.next_scale_rotary"):
         """``scales``: rows of the table of scales, at least as many as there are (0: as many)."""
 
         scales: int = 0

@@ -26,7 +26,7 @@ class Queried(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.position_queries"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Queried:

@@ -26,7 +26,7 @@ class Shifted(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.shifted"):
         """``dropout`` of the token embeddings."""
 
         dropout: float = 0.0
@@ -88,7 +88,7 @@ class Registers(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.registers"):
         """``registers``: how many there are, the largest step in group size."""
 
         registers: int = 3
@@ -142,7 +142,7 @@ class Averages(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.averages"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:

@@ -22,7 +22,7 @@ class Bitwise(Head):
     """A softmax for each codebook (Infinity's infinite-vocabulary classifier, arXiv:2412.04431): Q V outputs for V to the Q codes."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.bitwise"):
         """``init_std`` of the output map (0: zeros)."""
 
         init_std: float = 0.0

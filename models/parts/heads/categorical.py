@@ -36,7 +36,7 @@ class Categorical(Head):
     """One linear map to the logits; logits, likelihood and sampling in at least float32."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.categorical"):
         """``bias`` of the output map and the size of its initial weights (0: zeros, as LlamaGen)."""
 
         bias: Literal["yes", "no"] = "no"
@@ -82,7 +82,7 @@ class Tied(Categorical):
     """The output map is the feed's embedding table, with a bias (MaskGIT)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.tied"):
         """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
 
         extra: int = 0
@@ -109,7 +109,7 @@ class Directions(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.directions"):
         """``states`` K of the net."""
 
         states: int = 2

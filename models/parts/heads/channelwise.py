@@ -32,7 +32,7 @@ class Channelwise(Chained):
     order: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.channelwise"):
         """``net`` is the small transformer; ``eps`` of the norm after it."""
 
         net: Transformer.Config

@@ -28,7 +28,7 @@ class Factorised(Chained):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.factorised"):
         """``net`` is the small transformer, of the width of the big one."""
 
         net: Transformer.Config

@@ -28,7 +28,7 @@ class MaskedAutoencoder(SlotNet):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.masked_autoencoder"):
         """``encoder`` and ``decoder`` have one width; ``buffer`` as the feed's."""
 
         encoder: Transformer.Config

@@ -35,7 +35,7 @@ class ScaleNet(SlotNet):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.scales"):
         """Width, depth and heads, and the parts that blocks are made of; ``std`` of initial weights (0: ``sqrt(1 / 3D)``)."""
 
         width: int

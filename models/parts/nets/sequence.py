@@ -94,7 +94,7 @@ class SequenceNet(SlotNet):
     """Blocks of a mixer and, where there is one, an MLP, over slots in sequence order."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.sequence"):
         """``mlp`` None: mixers alone (Mamba); ``position_std``: initial size of learned positions (0: none)."""
 
         width: int

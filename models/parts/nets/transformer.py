@@ -27,7 +27,7 @@ from models.protocols import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Init(config.Config):
+class Init(config.Config, tag="init.normal"):
     """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if asked."""
 
     std: float = 0.02
@@ -38,7 +38,7 @@ class Transformer(SlotNet):
     """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.transformer"):
         """Width, depth and heads, and the parts that blocks are made of."""
 
         width: int

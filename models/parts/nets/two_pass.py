@@ -29,7 +29,7 @@ class TwoPass(SlotNet):
     ``depth`` blocks of cross-attention.  Queries see no query, so any number of them is asked at once."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.two_pass"):
         """The content's transformer; the query blocks have its width, heads, norms and MLPs."""
 
         content: Transformer.Config

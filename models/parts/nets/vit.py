@@ -25,7 +25,7 @@ class Blocks(nn.Module):
     """Pre-norm transformer blocks: self-attention, cross-attention if there is a context, MLP with exact GELU."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="net.vit_blocks"):
         """``ratio`` of the MLP's hidden width to ``width``; widths of the ``context`` that cross-attention reads and of the vector
         ``cond`` that steers the norms (shift, scale and a gate that starts at zero: DiT, arXiv:2212.09748); 0 is none."""
 
@@ -233,7 +233,7 @@ class Trunk(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Net):
+class ViT(Net, tag="net.vit"):
     """ViT-VQGAN's pair: patches with learned positions through blocks on both sides, each ending in two layers with a tanh between."""
 
     patch: int

@@ -15,7 +15,7 @@ from models.protocols import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Random):
+class Found(Random, tag="order.found"):
     """Training in random orders; decoding takes in each step the positions of which ``choice`` is surest (OAR, arXiv:2504.17069)."""
 
     choice: Choice = Confidence(noise=0.0)

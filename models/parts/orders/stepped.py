@@ -15,7 +15,7 @@ from models.protocols import LayoutError, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteppedScales(Order):
+class SteppedScales(Order, tag="order.stepped_scales"):
     """Scales small to large, each drawn in steps whose members are random; a scale sees itself alone (HMAR, arXiv:2506.04421).
 
     Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the
