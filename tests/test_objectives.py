@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import registry
 from models.build import ModelSpec
-from models.config import ConfigError, override
+from models.config import ConfigError, from_dict, override
 from models.draws import Draws
 from models.generator import GroupGenerator
 from models.objectives.base import GroupModel, Objective, objectives
@@ -70,6 +70,13 @@ def test_a_run_file_names_an_objective_and_its_fields() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             override(config_of("heptapod"), {"objective": wrong})
+
+
+def test_the_default_objective_is_not_in_the_stored_form_and_another_is() -> None:
+    assert "objective" not in config_of("raster").to_dict()
+    stored = config_of("heptapod").to_dict()
+    assert stored["objective"] == {"type": "objective.whole_grid", "later": 1.0, "targets": 0}
+    assert from_dict(stored) == config_of("heptapod")
 
 
 def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
