@@ -17,7 +17,8 @@ from models import config
 from models.draws import Draws
 from models.parts.conditions import Conditioned
 from models.parts.feeds.base import Feed
-from models.parts.orders.base import Order, Plan
+from models.parts.orders.base import Order
+from models.parts.plan import Plan
 from models.protocols import Batch, Condition, TokenLayout
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
+from models.config import ConfigError, stored_as_one
 from models.draws import Draws
 from models.objectives.base import GroupModel, Objective
 from models.objectives.nll import NLL
-from models.parts.orders.base import Plan
 from models.parts.orders.found import Found
+from models.parts.plan import Plan
 from models.protocols import Batch, Condition, tokens_of
 from models.sampling.sampler import Constant
 
@@ -62,3 +62,6 @@ class DistilledOrder(Objective):
         sampler = replace(model.sampler, guidance=Constant(value=0.0), sizes=None)
         unused = torch.Generator(device="cpu").manual_seed(0)
         return torch.cat([step.place_Bn for step in model.decode_steps(condition, sampler, unused, forced=data)], dim=1)
+
+
+stored_as_one("model.distilled_order", "model.groups", "objective", "objective.distilled_order")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import ConfigError
+from models.config import ConfigError, stored_as_one
 from models.draws import Draws
 from models.objectives.base import GroupModel, Objective
 from models.parts.nets.pointed import Pointed
@@ -77,3 +77,6 @@ class WholeGrid(Objective):
         first = step[:-1].repeat_interleave(targets)
         ahead = (draws.shared_uniform(len(first)).cpu() * (length - 1 - first)).long()
         return torch.cat([step, first]), torch.cat([step, (first + 1 + ahead).clamp_max(length - 1)])
+
+
+stored_as_one("model.whole_grid", "model.groups", "objective", "objective.whole_grid")

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from models.draws import Draws
 from models.parts.conditions import Conditioned
 from models.parts.dropout import dropout
-from models.parts.feeds.base import Feed, Slots, TokenTable
-from models.parts.orders.base import Plan
+from models.parts.feeds.base import Feed, TokenTable
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -104,4 +106,4 @@ class MaskToken(Whole):
             x = torch.cat([x, self.register.expand(len(x), -1, -1)], dim=1)
         place = torch.full((1, x.shape[1]), -1, device=x.device)
         place[:, self.prefix : self.prefix + self.layout.length] = torch.arange(self.layout.length, device=x.device)
-        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, sees="all", kept=0)
+        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, visibility=Everything(), cached=0)

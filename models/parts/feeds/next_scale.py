@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Feed, Slots, span
-from models.parts.orders.base import Plan
+from models.parts.feeds.base import Feed, span
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import LayoutError, Tokenizer, TokenLayout
 
 if TYPE_CHECKING:
@@ -100,7 +102,9 @@ class NextScale(Feed):
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         place = plan.members(group)
         x = self._first(cond) if state[1] is None else self.embed(state[1])
-        return Slots(self._placed(x, place), torch.full_like(place, group), place, span(0, place.shape[1], place.device), sees="all")
+        return Slots(
+            self._placed(x, place), torch.full_like(place, group), place, span(0, place.shape[1], place.device), visibility=Everything()
+        )
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.quantizer.accumulate(state[0], group, data)

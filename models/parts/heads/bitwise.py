@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed
-from models.parts.heads.base import Drawn, Head
+from models.parts.heads.base import Head
 from models.parts.heads.categorical import full, guide, pick
 from models.protocols import LayoutError, TokenLayout
 from models.sampling.sampler import Moment, Sampler

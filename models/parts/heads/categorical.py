@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed, TokenTable
-from models.parts.heads.base import Drawn, Head
+from models.parts.heads.base import Head
 from models.protocols import LayoutError, TokenLayout
 from models.sampling.filters import draw, keep_top_k, keep_top_p
 from models.sampling.sampler import Moment, Sampler

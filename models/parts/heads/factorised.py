@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed, TokenTable
-from models.parts.heads.base import Drawn, Head
+from models.parts.heads.base import Head
 from models.parts.heads.categorical import guide, pick
 from models.parts.heads.chained import Chained
 from models.parts.nets.transformer import Transformer

@@ -8,7 +8,8 @@ import torch
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Fixed, Plan, grouped
+from models.parts.orders.base import Fixed
+from models.parts.plan import Plan, grouped
 from models.protocols import LayoutError, TokenLayout
 
 

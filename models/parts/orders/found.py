@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.parts.orders.base import Choice, Plan, known_first
 from models.parts.orders.masked import Confidence
 from models.parts.orders.random import Random
 from models.parts.orders.sizes import Sizes, asked
+from models.parts.plan import Choice, Plan, known_first
 from models.protocols import TokenLayout
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from models import config
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Choice, Order, Plan, known_first
+from models.parts.orders.base import Order
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from models.parts.plan import Choice, Plan, known_first
 from models.protocols import LayoutError, TokenLayout
 
 if TYPE_CHECKING:
-    from models.parts.heads.base import Drawn
+    from models.parts.drawn import Drawn
 
 
 class Visit(config.Config, ABC):

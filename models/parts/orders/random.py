@@ -9,9 +9,10 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Order, Plan, known_first
+from models.parts.orders.base import Order
 from models.parts.orders.fixed import Raster
 from models.parts.orders.sizes import Even, Sizes, asked
+from models.parts.plan import Plan, known_first
 from models.protocols import TokenLayout
 
 

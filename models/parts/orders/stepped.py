@@ -9,8 +9,9 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Order, Plan
+from models.parts.orders.base import Order
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from models.parts.plan import Plan
 from models.protocols import LayoutError, TokenLayout
 
 
