@@ -174,6 +174,8 @@ class Record:
                     "inputs": {role: _at(storage, a) for role, a in plain["inputs"].items()},
                 }
             )
+        except ConfigError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{where}: not a record: {error}") from error
 
