@@ -195,8 +195,12 @@ class _Field(typing.NamedTuple):
     default: Any
 
 
-@cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
+    return _fields_of(kind)
+
+
+@cache
+def _fields_of(kind: type) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in dataclasses.fields(kind):

@@ -40,7 +40,7 @@ class Above(Tokenizer):
     """Brightness levels of a base's reconstruction, shifted by a learned number and by what ``finish`` has seen."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PlainConfig):
+    class Config(PlainConfig, tag="test.above"):
         stands_on: tuple[str, ...] = ("tokenizer", "features")
         trained: bool = True
 
