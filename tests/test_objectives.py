@@ -9,15 +9,15 @@ import torch
 from test_discrete_more import grid, small, some
 from torch import Tensor, nn
 
-from models import registry
-from models.build import ModelSpec
-from models.config import ConfigError, from_dict, override
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.objectives.base import GroupModel, Objective, objectives
-from models.objectives.nll import NLL
-from models.objectives.whole_grid import WholeGrid
-from models.protocols import Batch, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError, from_dict, override
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.objectives.base import GroupModel, Objective, objectives
+from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.objectives.whole_grid import WholeGrid
 
 
 class Pull(Objective):

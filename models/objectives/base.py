@@ -13,17 +13,17 @@ from typing import Any, Protocol, cast, get_type_hints
 
 from torch import Tensor, nn
 
-from models import config
-from models.draws import Draws
-from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Feed
-from models.parts.orders.base import Order
-from models.parts.plan import Plan
-from models.protocols import Batch, Condition, TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Condition, TokenLayout
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.plan import Plan
 
 
 class GroupModel(Protocol):
-    """What an objective may use of a generator that predicts group by group (``models.generator.GroupGenerator``)."""
+    """What an objective may use of a generator that predicts group by group (``tokenloom.models.generators.group_wise.GroupGenerator``)."""
 
     training: bool
     layout: TokenLayout

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import ConfigError, stored_as_one
-from models.draws import Draws
-from models.objectives.base import GroupModel, Objective
-from models.objectives.nll import NLL
-from models.parts.orders.found import Found
-from models.parts.plan import Plan
-from models.protocols import Batch, Condition, tokens_of
-from models.sampling.sampler import Constant
+from tokenloom.models.core.config import ConfigError, stored_as_one
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Condition, tokens_of
+from tokenloom.models.objectives.base import GroupModel, Objective
+from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.sampling.sampler import Constant
+from tokenloom.models.zoo.generators.oar.order import Found
 
 
 class DistilledOrder(Objective):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.draws import Draws
-from models.objectives.base import GroupModel, Objective
-from models.protocols import Batch, tokens_of
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, tokens_of
+from tokenloom.models.objectives.base import GroupModel, Objective
 
 
 class NLL(Objective):

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import ConfigError, stored_as_one
-from models.draws import Draws
-from models.objectives.base import GroupModel, Objective
-from models.parts.nets.pointed import Pointed
-from models.parts.orders import Raster
-from models.protocols import Batch, tokens_of
+from tokenloom.models.core.config import ConfigError, stored_as_one
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, tokens_of
+from tokenloom.models.objectives.base import GroupModel, Objective
+from tokenloom.models.parts.orders import Raster
+from tokenloom.models.zoo.generators.heptapod.net import Pointed
 
 
 class WholeGrid(Objective):
