@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.config import ConfigError
-from models.draws import Draws
+from models.draws import Draws, SampleDraws
 from models.generator import GroupGenerator, tokens_of
 from models.parts.orders.base import Plan
 from models.protocols import Batch, Condition, TokenLayout
@@ -52,5 +52,5 @@ class Distilled(GroupGenerator):
     def found(self, data: Tensor, condition: Condition) -> Tensor:
         """(B, L) orders of these tokens: decoding that is given them, and chooses only where to go next."""
         sampler = replace(self.sampler, guidance=Constant(value=0.0), sizes=None)
-        unused = torch.Generator(device="cpu").manual_seed(0)
+        unused = SampleDraws.of(0, 0, len(data))
         return torch.cat([step.place_Bn for step in self.decode_steps(condition, sampler, unused, forced=data)], dim=1)

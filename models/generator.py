@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import config, protocols
-from models.draws import Draws
+from models.draws import Draws, SampleDraws
 from models.parts.attention import Sight
 from models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
 from models.parts.feeds.base import Feed, Slots, take
@@ -136,26 +136,26 @@ class GroupGenerator(protocols.Generator):
     @property
     def has_log_prob(self) -> bool:
         """Not where the order chooses the members of a group by confidence."""
-        return self.order.decode(self.layout, 1, torch.Generator().manual_seed(0)).choice is None
+        return self.order.decode(self.layout, 1, SampleDraws.of(0, 0, 1)).choice is None
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
         assert batch.condition is not None
-        plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
+        plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
         return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, and tokens that it cannot order."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
-        self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
 
     @torch.no_grad()
     def decode_steps(
         self,
         condition: Condition,
         sampler: Sampler,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
         keep_L: Tensor | None = None,
         plan: Plan | None = None,
@@ -166,8 +166,9 @@ class GroupGenerator(protocols.Generator):
         of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring and in-painting.  ``plan`` replaces the order's.
         """
         rows, device = rows_of(condition), next(self.parameters()).device
+        draws = draws.to(device, rows)
         if plan is None:
-            plan = self.order.decode(self.layout, rows, generator, sampler.sizes)
+            plan = self.order.decode(self.layout, rows, draws, sampler.sizes)
             plan = plan if keep_L is None else self.order.around(plan, keep_L)
         plan = plan.to(device)
         moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), self.layout.length) for g in range(plan.groups)]
@@ -197,13 +198,13 @@ class GroupGenerator(protocols.Generator):
             h = h.repeat_interleave(slots.share, dim=1) if slots.share > 1 else h
             place = plan.sequence_BL if plan.choice else plan.members(group)
             teacher = None if forced is None or keep_L is not None else take(forced, place)
-            drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, generator, teacher)
+            drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, draws, teacher)
             data = drawn.data
             if forced is not None and keep_L is not None:
                 given = keep_L.to(device)[place].expand(rows, -1)
                 data = torch.where(given.view(*given.shape, *[1] * (data.ndim - 2)), take(forced, place), data)
             if plan.choice is not None:
-                sure = plan.choice.confidence(drawn, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
+                sure = plan.choice.confidence(drawn, group, plan.groups, draws).masked_fill(known_BL, -torch.inf)
                 if keep_L is not None:  # what is given is known first
                     sure = sure.masked_fill(keep_L.to(device) & ~known_BL, torch.inf)
                 place = sure.topk(plan.sizes[group], dim=1).indices
@@ -214,18 +215,18 @@ class GroupGenerator(protocols.Generator):
             yield Decoded(group, place, data, h[:rows], drawn.logits, drawn.data, slots, state)
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition."""
-        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, generator))
+        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, draws))
 
     @torch.no_grad()
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
         What is kept is seen by all that is drawn where the order may start anywhere, else only by what comes later.
         """
         self.layout.check(tokens.layout)
-        steps = self.decode_steps(condition, sampler, generator, tokens_of(tokens), keep_L)
+        steps = self.decode_steps(condition, sampler, draws, tokens_of(tokens), keep_L)
         return self._collect(rows_of(condition), steps)
 
     def _collect(self, rows: int, steps: Iterator[Decoded]) -> Tokens:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ConfigError
-from models.draws import Draws
+from models.draws import Draws, SampleDraws
 from models.requests import Condition as Condition
 from models.requests import Labels as Labels
 from models.requests import Text as Text
@@ -233,8 +233,8 @@ class Generator(Method):
     layout: TokenLayout
 
     @abstractmethod
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
-        """One sample per row of the condition; all randomness from ``generator``."""
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+        """One sample per row of the condition, each a function of its own condition and seed, whatever the batch."""
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.

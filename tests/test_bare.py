@@ -49,7 +49,7 @@ runpy.run_module("models", run_name="__main__")
 
 from models import registry
 from models.build import ModelSpec
-from models.draws import Draws
+from models.draws import Draws, SampleDraws
 from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.protocols import Batch, Labels, Tokens
 
@@ -92,7 +92,7 @@ for name in registry.names():
         optimizer.step()
     model.eval()
     if recipe.kind == "generator":
-        print(name, tuple(model.generate(batch.condition, model.sampler, torch.Generator().manual_seed(0)).data.shape))
+        print(name, tuple(model.generate(batch.condition, model.sampler, SampleDraws.of(0, 0, 4)).data.shape))
     else:
         print(name, tuple(model.decode(model.encode(batch.image_BCHW)).shape))
 print("bare: done")

@@ -18,7 +18,7 @@ from models import registry
 from models.autoencoder import Autoencoder
 from models.build import ModelSpec
 from models.config import ConfigError
-from models.draws import Draws
+from models.draws import Draws, SampleDraws
 from models.generator import GroupGenerator
 from models.parts.quantizers.codebook import EMA, Codebook, Learned
 from models.parts.quantizers.flexible import Flexible
@@ -187,7 +187,7 @@ def test_next_scale_generators_stand_on_them(codec: str) -> None:
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.2)
     ids, label = base.encode(images(3)).ids, Labels(torch.arange(3))
-    steps = list(model.decode_steps(label, model.sampler.edited(guidance=0.0), torch.Generator(), forced=ids))
+    steps = list(model.decode_steps(label, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, label.rows), forced=ids))
     with torch.no_grad():
         taught = model(ids, label, model.order.decode(model.layout, 3, None))
     torch.testing.assert_close(torch.cat([s.h_BnD for s in steps], 1), taught, atol=2e-5, rtol=1e-5)

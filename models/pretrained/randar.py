@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from models.draws import SampleDraws
 from models.generator import GroupGenerator
 from models.parts.conditions import ClassCondition
 from models.parts.feeds.aimed import Instructed
@@ -65,7 +66,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["labels"]), plan))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
     parallel = Plan(inputs["gen_token_order"], order.decoding.cut(length))
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=parallel))
+    labels = Labels(inputs["gen_labels"])
+    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=parallel))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "logits": logits.detach(),

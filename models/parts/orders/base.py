@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import config
 from models.config import ConfigError
-from models.draws import Draws
+from models.draws import Draws, SampleDraws
 from models.parts.orders.sizes import Sizes
 from models.protocols import TokenLayout
 
@@ -28,8 +28,8 @@ class Choice(config.Config, ABC):
     """How the members of a group are chosen while decoding, where the model's own confidence decides."""
 
     @abstractmethod
-    def confidence(self, drawn: Drawn, share: float, generator: torch.Generator) -> Tensor:
-        """(B, N) how sure each drawn token is: the surest are kept. ``share``: of the decoding steps, that will be done.
+    def confidence(self, drawn: Drawn, step: int, steps: int, draws: SampleDraws) -> Tensor:
+        """(B, N) how sure each token drawn in this step of ``steps`` is: the surest are kept.
 
         Raises:
             ValueError: the head has no logits.
@@ -130,8 +130,8 @@ class Order(config.Config, ABC):
         """The plan of one training step."""
 
     @abstractmethod
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        """The plan of sampling; ``sizes`` asks for other group sizes than the order's own.
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        """The plan of sampling ``rows`` samples, each by its own numbers; ``sizes`` asks for other group sizes than the order's own.
 
         Raises:
             ConfigError: this order fixes its groups.
@@ -152,7 +152,7 @@ class Fixed(Order):
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
         """The same plan at every step."""
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         """Decoding follows the training order."""
         if sizes is not None:
             raise ConfigError(f"sample.steps: the order {type(self).__name__} fixes its steps; leave it out")
@@ -169,6 +169,17 @@ def grouped(keys: Sequence[tuple[int, ...]], window: int | None = None) -> Plan:
         else:
             sizes.append(1)
     return Plan(torch.tensor([index]), tuple(sizes), window)
+
+
+def permutations(length: int, draws: SampleDraws | None, stream: str = "order") -> Tensor:
+    """(B, length) one for each sample, from its own seed.
+
+    Raises:
+        ValueError: a random order was given no draws.
+    """
+    if draws is None:
+        raise ValueError("a random order needs draws")
+    return draws.permutation(stream, 0, length)
 
 
 def known_first(plan: Plan, keep_L: Tensor) -> Plan:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from models import config
 from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.base import Choice, Order, Plan, known_first
+from models.draws import Draws, SampleDraws
+from models.parts.orders.base import Choice, Order, Plan, known_first, permutations
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
 from models.protocols import LayoutError, TokenLayout
 
@@ -27,7 +27,7 @@ class Visit(config.Config, ABC):
     """In which sequence positions are decoded."""
 
     @abstractmethod
-    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
         """(rows or 1, L) layout positions."""
 
 
@@ -35,15 +35,15 @@ class Visit(config.Config, ABC):
 class Shuffled(Visit):
     """A fresh permutation for each row."""
 
-    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
-        return torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None).argsort(1)
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
+        return permutations(layout.length, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Halton(Visit):
     """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
 
-    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
         if len(layout.grids) > 1 or layout.frames > 1:
             raise LayoutError(f"a Halton sequence needs one grid, not {layout.grids} of {layout.frames} frames")
         high, wide = layout.grids[0]
@@ -72,12 +72,12 @@ class Confidence(Choice):
 
     noise: float = 4.5
 
-    def confidence(self, drawn: Drawn, share: float, generator: torch.Generator) -> Tensor:
+    def confidence(self, drawn: Drawn, step: int, steps: int, draws: SampleDraws) -> Tensor:
         sure_BN = self.sure(drawn)
         if self.noise == 0:
             return sure_BN
-        uniform = torch.rand(sure_BN.shape, generator=generator, device=generator.device).to(sure_BN.device)
-        return sure_BN + self.noise * (1 - share) * gumbel(uniform)
+        uniform = draws.uniform("confidence", step, sure_BN.shape[1])
+        return sure_BN + self.noise * (1 - (step + 1) / steps) * gumbel(uniform)
 
     def sure(self, drawn: Drawn) -> Tensor:
         """(B, N) before the noise."""
@@ -133,8 +133,8 @@ class Masked(Order):
         weight_BL = torch.where(known_BL, self.seen_weight / weight, 1 / weight)
         return Plan(sequence, (length,), known_BL=known_BL, weight_BL=weight_BL)
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, generator)
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, draws)
         return Plan(sequence, asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.base import Order, Plan, known_first
+from models.draws import Draws, SampleDraws
+from models.parts.orders.base import Order, Plan, known_first, permutations
 from models.parts.orders.fixed import Raster
 from models.parts.orders.sizes import Even, Sizes, asked
 from models.protocols import TokenLayout
@@ -27,9 +27,8 @@ class Random(Order):
             raise ValueError("a random order needs draws")
         return Plan(draws.permutation(layout.length), Even(size=self.size).cut(layout.length))
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        noise = torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None)
-        return Plan(noise.argsort(1), asked(self.decoding, sizes).cut(layout.length))
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        return Plan(permutations(layout.length, draws), asked(self.decoding, sizes).cut(layout.length))
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         return known_first(plan, keep_L)

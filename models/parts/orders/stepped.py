@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.base import Order, Plan
+from models.draws import Draws, SampleDraws
+from models.parts.orders.base import Order, Plan, permutations
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
 from models.protocols import LayoutError, TokenLayout
 
@@ -46,7 +46,7 @@ class SteppedScales(Order):
         weight = (~known).float() / float(masked.sum(1).float().mean())
         return Plan(torch.arange(layout.length)[None], sizes, window=0, known_BL=known, weight_BL=weight)
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         whole, start = self._sizes(layout), 0
         cut: list[int] = []
         place: list[int] = []
@@ -55,8 +55,7 @@ class SteppedScales(Order):
             rule = asked(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
             cut += rule.cut(size)
             place += [start] * (len(cut) - len(place))
-            noise = torch.rand((rows, size), generator=generator, device=generator.device if generator else None)
-            sequence.append(start + noise.argsort(1))
+            sequence.append(start + permutations(size, draws, f"order.{scale}"))
             start += size
         return Plan(torch.cat(sequence, dim=1), tuple(cut), window=0, place_BG=torch.tensor([place]))
 
