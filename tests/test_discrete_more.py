@@ -15,7 +15,7 @@ from models import registry
 from models.any_order import AnyOrder, Burst
 from models.draws import SampleDraws
 from models.generator import GroupGenerator
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.protocols import Generator, Labels, TokenLayout, Tokens
 from models.sampling.sampler import Constant, Sampler
 
