@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from configs.schema import RunConfig, identity
-from models.config import ConfigError
-from tasks.artifacts import Artifact, StepSpec, Store, canonical_json, sha256_of
-from tasks.errors import ArtifactError
+from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, canonical_json, sha256_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def tokenizer_step(
     Raises:
         ConfigError: the tokenizer in ``use`` is not in the store.
     """
-    from tasks.distributed import plan_tokenizer
+    from tokenloom.tasks.distributed import plan_tokenizer
 
     if found := given_tokenizer(config, store):
         return found
@@ -58,7 +58,7 @@ def base_step(config: RunConfig, store: Store, dataset: Artifact) -> StepSpec | 
     Raises:
         ConfigError: the tokenizer in ``use`` is not in the store.
     """
-    from tasks.distributed import plan_tokenizer
+    from tokenloom.tasks.distributed import plan_tokenizer
 
     assert config.tokenizer.base is not None, "a run without a base has no such step"
     return given_base(config, store) or plan_tokenizer(f"{config.name}-base", config.tokenizer.base, dataset, store)
@@ -89,14 +89,14 @@ def given_tokenizer(config: RunConfig, store: Store) -> Artifact | None:
 
 def extract_step(config: RunConfig, store: Store, dataset: Artifact, tokenizer: Artifact) -> StepSpec:
     """Every image of the dataset as tokens."""
-    from tasks.extract import plan_extract
+    from tokenloom.tasks.extract import plan_extract
 
     return plan_extract(config.name, dataset, tokenizer, store, tuple(config.extract.views))
 
 
 def features_step(config: RunConfig, store: Store, dataset: Artifact) -> StepSpec:
     """The network that judges samples; it depends on the dataset and the protocol alone."""
-    from tasks.features import plan_features
+    from tokenloom.tasks.features import plan_features
 
     return plan_features(dataset, config.evaluate, store)
 
@@ -107,14 +107,14 @@ def generator_step(config: RunConfig, store: Store, tokens: Artifact, tokenizer:
     Raises:
         ConfigError: a warm start that is not in the store, or that knows the codes of another tokenizer.
     """
-    from tasks.distributed import plan_generator
+    from tokenloom.tasks.distributed import plan_generator
 
     assert config.generator is not None, "a run without a generator has no such step"
     wanted = config.generator.warm_start
     fresh = plan_generator(config.name, config.generator, tokens, tokenizer, store)
     if wanted is None:
         return fresh
-    from tasks.warm_start import warm_start
+    from tokenloom.tasks.training.warm_start import warm_start
 
     start = warm_start(wanted, config.register_.name or config.name, fresh, store, tracking)
     return plan_generator(config.name, config.generator, tokens, tokenizer, store, start)
@@ -124,14 +124,14 @@ def evaluate_step(
     config: RunConfig, store: Store, tokenizer: Artifact, dataset: Artifact, features: Artifact, generator: Artifact | None = None
 ) -> StepSpec:
     """Samples, numbers and pictures under the run's protocol; without a generator those of the tokenizer alone."""
-    from tasks.evaluate import plan_evaluate
+    from tokenloom.tasks.evaluate import plan_evaluate
 
     return plan_evaluate(config.name, generator, tokenizer, dataset, features, config.sample, config.evaluate, store)
 
 
 def register_step(config: RunConfig, store: Store, evaluation: Artifact, generator: Artifact, tokenizer: Artifact) -> StepSpec:
     """A version in the model registry, and the gate of its alias."""
-    from tasks.register import plan_register
+    from tokenloom.tasks.register import plan_register
 
     return plan_register(config.name, config.register_, evaluation, generator, tokenizer, store)
 
@@ -166,7 +166,7 @@ def links(config: RunConfig, store: Store) -> tuple[Link, ...]:
     Raises:
         ConfigError: a tokenizer whose base is missing or not needed.
     """
-    from tasks.checks import stands_on
+    from tokenloom.tasks.runtime.checks import stands_on
 
     below = () if given_tokenizer(config, store) else stands_on(config.tokenizer)
     absent = {"generator", "registration"} if config.generator is None else set()
@@ -204,7 +204,7 @@ def plan(config: RunConfig, store: Store, tracking: str | None = None) -> tuple[
 
 
 def _ingest(config: RunConfig, store: Store) -> Planned:
-    from tasks.ingest import scan
+    from tokenloom.tasks.ingest import scan
 
     found = scan(config.data, store)
     if found.fingerprint is not None and found.record is not None:
@@ -213,7 +213,7 @@ def _ingest(config: RunConfig, store: Store) -> Planned:
 
 
 def _in_registry(one: Planned, store: Store, tracking: str) -> Planned:
-    from tasks.register import lost
+    from tokenloom.tasks.register import lost
 
     assert one.artifact is not None
     if lost(store, one.artifact, tracking):
@@ -266,10 +266,10 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     Raises:
         ConfigError: naming the field and what to do.
     """
-    from tasks.asked import check_captions
-    from tasks.checks import check_models
-    from tasks.gate import check_names
-    from tasks.sources import open_source
+    from tokenloom.tasks.data.asked import check_captions
+    from tokenloom.tasks.data.sources import open_source
+    from tokenloom.tasks.evaluation.gate import check_names
+    from tokenloom.tasks.runtime.checks import check_models
 
     dataset = planned[0].artifact
     classes = len(store.record(dataset).notes["classes"]) if dataset else len(open_source(config.data).classes)

@@ -4,7 +4,7 @@ Inside a flow run a call is a Prefect task run; elsewhere (``--no-prefect``, a n
 Tasks are called, never submitted: they use Ray and signals, and both belong to the main thread.  Whether a step has to
 work is decided by its artifact in the store, never by Prefect's cache.
 
-Each step is also a flow of its own, e.g. ``flows.steps.train_tokenizer_flow``; it needs the artifacts of the steps
+Each step is also a flow of its own, e.g. ``tokenloom.flows.steps.train_tokenizer_flow``; it needs the artifacts of the steps
 before it in the store.
 """
 
@@ -19,11 +19,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from configs.schema import ClusterConfig, RunConfig
-from flows import planning
-from flows.screen import Done
-from flows.workspace import Workspace
-from tasks.artifacts import Artifact, Outcome, StepSpec
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.flows import planning
+from tokenloom.flows.screen import Done
+from tokenloom.flows.workspace import Workspace
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec
 
 if TYPE_CHECKING:
     from prefect.flows import Flow
@@ -80,7 +80,7 @@ def _reason(error: BaseException) -> str:
 @step
 def ingest(config: RunConfig, work: Workspace) -> Outcome:
     """Raw images to dataset shards; only new files are read."""
-    from tasks.ingest import ingest
+    from tokenloom.tasks.ingest import ingest
 
     return ingest(config.name, config.data, work.store, work.report)
 
@@ -100,7 +100,7 @@ def train_tokenizer(
 
 
 def _tokenizer(made: StepSpec | Artifact, work: Workspace, name: str) -> Outcome:
-    from tasks.distributed import train_model
+    from tokenloom.tasks.distributed import train_model
 
     if isinstance(made, Artifact):
         return Outcome(made, "cached", 0.0, work.store.record(made).metrics)
@@ -111,7 +111,7 @@ def _tokenizer(made: StepSpec | Artifact, work: Workspace, name: str) -> Outcome
 @step
 def extract(config: RunConfig, work: Workspace, dataset: Artifact, tokenizer: Artifact) -> Outcome:
     """Every image as tokens, shard by shard."""
-    from tasks.extract import extract
+    from tokenloom.tasks.extract import extract
 
     return extract(planning.extract_step(config, work.store, dataset, tokenizer), work.store, work.cluster, work.report)
 
@@ -119,7 +119,7 @@ def extract(config: RunConfig, work: Workspace, dataset: Artifact, tokenizer: Ar
 @step
 def features(config: RunConfig, work: Workspace, dataset: Artifact) -> Outcome:
     """The network that judges samples: one for a dataset, whatever the method."""
-    from tasks.features import features
+    from tokenloom.tasks.features import features
 
     return features(planning.features_step(config, work.store, dataset), work.store, work.report)
 
@@ -127,7 +127,7 @@ def features(config: RunConfig, work: Workspace, dataset: Artifact) -> Outcome:
 @step
 def train_generator(config: RunConfig, work: Workspace, tokens: Artifact, tokenizer: Artifact) -> Outcome:
     """Train the generator on the tokens."""
-    from tasks.distributed import train_model
+    from tokenloom.tasks.distributed import train_model
 
     made = planning.generator_step(config, work.store, tokens, tokenizer, work.tracker.uri)
     return train_model(made, work.store, work.cluster, work.tracker, work.report)
@@ -138,7 +138,7 @@ def evaluate(
     config: RunConfig, work: Workspace, tokenizer: Artifact, dataset: Artifact, features: Artifact, generator: Artifact | None = None
 ) -> Outcome:
     """Sample, measure and draw under the run's protocol."""
-    from tasks.evaluate import evaluate
+    from tokenloom.tasks.evaluate import evaluate
 
     made = planning.evaluate_step(config, work.store, tokenizer, dataset, features, generator)
     return evaluate(made, work.store, work.cluster, work.tracker, work.report)
@@ -147,7 +147,7 @@ def evaluate(
 @step
 def register(config: RunConfig, work: Workspace, evaluation: Artifact, generator: Artifact, tokenizer: Artifact) -> Outcome:
     """Put the model into the registry; it becomes champion if the gate holds."""
-    from tasks.register import register
+    from tokenloom.tasks.register import register
 
     return register(planning.register_step(config, work.store, evaluation, generator, tokenizer), work.store, work.tracker, work.report)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models import config
-from models.draws import SampleDraws
-from models.parts.drawn import Drawn
+from tokenloom.models.core import config
+from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.parts.drawn import Drawn
 
 
 class Choice(config.Config, ABC):
