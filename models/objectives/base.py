@@ -40,7 +40,7 @@ class GroupModel(Protocol):
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
         """Hidden states (B, N, D) of one teacher-forced pass, of ``net`` where another than the model's is given."""
 
-    def decode_steps(self, condition: Condition, sampler: Any, generator: Any, forced: Tensor | None = None) -> Iterator[Any]:
+    def decode_steps(self, condition: Condition, sampler: Any, draws: Any, forced: Tensor | None = None) -> Iterator[Any]:
         """The decoding, step by step."""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError, stored_as_one
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.objectives.nll import NLL
@@ -60,7 +60,7 @@ class DistilledOrder(Objective):
     def found(self, model: GroupModel, data: Tensor, condition: Condition) -> Tensor:
         """(B, L) orders of these tokens: decoding that is given them, and chooses only where to go next."""
         sampler = replace(model.sampler, guidance=Constant(value=0.0), sizes=None)
-        unused = torch.Generator(device="cpu").manual_seed(0)
+        unused = SampleDraws.of(0, 0, len(data))
         return torch.cat([step.place_Bn for step in model.decode_steps(condition, sampler, unused, forced=data)], dim=1)
 
 
