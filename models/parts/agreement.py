@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.layout import LayoutError, TokenLayout
 from tokenloom.models.parts.plan import Plan
 
@@ -77,7 +77,7 @@ class Planning(Part, Protocol):
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
         """The plan of one training step."""
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, /) -> Plan:
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, /) -> Plan:
         """The plan of sampling."""
 
 
@@ -100,7 +100,7 @@ def agree(layout: TokenLayout, *, order: Planning, feed: Following, net: Followi
     # On CPU, and by a fresh layout: a model that is built on the meta device would have positions without values.
     with torch.device("cpu"):
         fresh = replace(layout)
-        plans = [order.plan(fresh, Draws.whole(0, 0, 1)), order.decode(fresh, 1, torch.Generator().manual_seed(0))]
+        plans = [order.plan(fresh, Draws.whole(0, 0, 1)), order.decode(fresh, 1, SampleDraws.of(0, 0, 1))]
         for plan in plans:
             feed.check(plan)
             net.check(plan)

@@ -29,7 +29,7 @@ class Shifted(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.shifted"):
+    class Config(Feed.Config, tag="feed.shifted", label="shifted tokens"):
         """``dropout`` of the token embeddings."""
 
         dropout: float = 0.0
@@ -87,8 +87,17 @@ class Shifted(Feed):
         place = plan.members(group - 1)
         return Slots(self.table(state), torch.full_like(place, group), place, span(0, 1, place.device), visibility=Everything())
 
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        place = at(plan.sequence_BL, entry_Bn)
+        return Slots(self.table(token_Bn), entry_Bn + 1, place, span(0, token_Bn.shape[1], place.device), visibility=Causal())
+
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Tensor:
         return data
+
+
+def at(sequence_BL: Tensor, entry_Bn: Tensor) -> Tensor:
+    """(B, n) layout positions of entries of the sequence, of its last entry beyond its end."""
+    return sequence_BL.expand(len(entry_Bn), -1).gather(1, entry_Bn.clamp_max(sequence_BL.shape[1] - 1))
 
 
 class Registers(Shifted):
@@ -98,13 +107,15 @@ class Registers(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.registers"):
+    class Config(Shifted.Config, tag="feed.registers", label="tokens of the group before, registers"):
         """``registers``: how many there are, the largest step in group size."""
 
         registers: int = 3
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
             return Registers(self, layout, width)
+
+    window = Feed.window  # a group's slots hold several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -155,11 +166,13 @@ class Averages(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.averages"):
+    class Config(Shifted.Config, tag="feed.averages", label="averages of patches"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
             return Averages(self, layout, width)
+
+    window = Feed.window  # a slot holds several tokens
 
     def requires(self, plan: Plan) -> Traits:
         many = {"several positions from one hidden state": Trait("yes", "feed")} if plan.sizes[0] > 1 else {}

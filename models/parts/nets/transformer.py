@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Init(config.Config, tag="init.normal"):
 class Transformer(SlotNet):
     """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
 
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "slots"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.transformer"):
         """Width, depth and heads, and the parts that blocks are made of."""
@@ -54,6 +56,10 @@ class Transformer(SlotNet):
         dropout: float = 0.0
         drop_path: float = 0.0
         init: Init = Init()
+
+        @property
+        def label(self) -> str:
+            return self.words + self.norm.suffix
 
         def build(self, layout: TokenLayout) -> Transformer:
             return Transformer(self, layout)
