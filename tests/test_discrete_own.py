@@ -13,7 +13,7 @@ from test_discrete_more import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core import registry
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.heads.categorical import Categorical
@@ -42,7 +42,7 @@ def test_labels_and_codes_have_a_likelihood_that_sums_to_one() -> None:
     probability = model.log_prob(batch).exp()
     assert float(probability.sum()) == pytest.approx(1, abs=1e-4)
     assert float(probability.std()) > 1e-3
-    drawn = model.generate(Labels(torch.ones(8000, dtype=torch.int64)), PLAIN, torch.Generator().manual_seed(0)).ids
+    drawn = model.generate(Labels(torch.ones(8000, dtype=torch.int64)), PLAIN, SampleDraws.of(0, 0, 8000)).ids
     found = (drawn[:, 0] * 6 + drawn[:, 1]).bincount(minlength=36) / 8000
     assert float((found - probability).abs().sum() / 2) < 0.05
 
@@ -52,7 +52,7 @@ def test_labels_are_predicted_in_order_and_codes_from_all_labels() -> None:
     model = coarse(layout)
     ids, labels = some(layout, 1)
     assert model.coarse.head.out.out_features == 4  # type: ignore[union-attr]
-    assert len(list(model.coarse.decode_steps(labels, PLAIN, torch.Generator()))) == 9
+    assert len(list(model.coarse.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))) == 9
     label = model.label_V[ids]
     other = label.clone()
     other[0, -1] = (other[0, -1] + 1) % 4
@@ -90,7 +90,7 @@ def test_codes_are_guided_too(monkeypatch: pytest.MonkeyPatch) -> None:
     given = Tokens(model.label_V[ids], model.labels_layout)
     monkeypatch.setattr(model.coarse, "generate", lambda *_: given)
     samplers = [replace(PLAIN, guidance=Constant(value=w)) for w in (0.0, 3.0)]
-    first, second = (model.generate(labels, s, torch.Generator().manual_seed(0)).ids for s in samplers)
+    first, second = (model.generate(labels, s, SampleDraws.of(0, 0, labels.rows)).ids for s in samplers)
     assert not torch.equal(first, second)
     assert torch.equal(model.label_V[first], given.ids)
     assert torch.equal(model.label_V[second], given.ids)
@@ -145,7 +145,7 @@ def test_decoding_finds_where_to_go_and_its_cache_is_that_of_one_by_one() -> Non
     layout = grid(3)
     model = distilled(layout)
     _, labels = some(layout, 4)
-    steps = list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0)))
+    steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))
     place = torch.cat([s.place_Bn for s in steps], dim=1)
     assert torch.equal(place.sort(1).values, torch.arange(9).expand(4, -1))
     assert len(place.unique(dim=0)) > 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.layout import LayoutError as LayoutError
 from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
@@ -159,8 +159,8 @@ class Generator(Method):
     layout: TokenLayout
 
     @abstractmethod
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
-        """One sample per row of the condition; all randomness from ``generator``."""
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+        """One sample per row of the condition, each a function of its own condition and seed, whatever the batch."""
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
@@ -124,19 +124,19 @@ class GroupGenerator(protocols.Generator):
     @property
     def has_log_prob(self) -> bool:
         """Not where the order chooses the members of a group by confidence."""
-        return self.order.decode(self.layout, 1, torch.Generator().manual_seed(0)).choice is None
+        return self.order.decode(self.layout, 1, SampleDraws.of(0, 0, 1)).choice is None
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
         assert batch.condition is not None
-        plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
+        plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
         return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
-        self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
         self.decoder_of(sampler).check(self, sampler)
 
     def decoder_of(self, sampler: Sampler) -> Decoder:
@@ -152,7 +152,7 @@ class GroupGenerator(protocols.Generator):
         self,
         condition: Condition,
         sampler: Sampler,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
         keep_L: Tensor | None = None,
         plan: Plan | None = None,
@@ -162,9 +162,9 @@ class GroupGenerator(protocols.Generator):
         ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
         and in-painting.  ``plan`` replaces the order's.
         """
-        yield from GroupWise().steps(DecodingSession(self, condition, sampler, generator, plan=plan, given=forced, keep_L=keep_L))
+        yield from GroupWise().steps(DecodingSession(self, condition, sampler, draws, plan=plan, given=forced, keep_L=keep_L))
 
-    def decode(self, condition: Condition, sampler: Sampler, generator: torch.Generator, **given: Any) -> tuple[Tokens, Trace]:
+    def decode(self, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
 
         Raises:
@@ -172,19 +172,19 @@ class GroupGenerator(protocols.Generator):
         """
         decoder = self.decoder_of(sampler)
         decoder.check(self, sampler)
-        return decoder.run(self, condition, sampler, generator, **given)
+        return decoder.run(self, condition, sampler, draws, **given)
 
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition."""
-        return self.decode(condition, sampler, generator)[0]
+        return self.decode(condition, sampler, draws)[0]
 
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
         What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
         """
         self.layout.check(tokens.layout)
-        return self.decode(condition, sampler, generator, given=tokens_of(tokens), keep_L=keep_L)[0]
+        return self.decode(condition, sampler, draws, given=tokens_of(tokens), keep_L=keep_L)[0]
 
 
 def tokens_of(tokens: Tokens) -> Tensor:

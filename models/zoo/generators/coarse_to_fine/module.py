@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, tokens_of
 from tokenloom.models.parts.conditions import Conditioned
@@ -93,15 +93,16 @@ class CoarseToFine(protocols.Generator):
         return self.coarse.log_prob(replace(batch, tokens=labels)) - fine
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition: labels as the coarse model decodes them, then one pass for all codes."""
-        labels = self.coarse.generate(condition, sampler, generator)
+        labels = self.coarse.generate(condition, sampler, draws.fork("coarse"))
         length = self.layout.length
+        draws = draws.to(labels.data.device)
         last = Moment(1, 2, 0, length, length)  # the last step, for schedules
         weight = sampler.guidance.on(last)
         null = self._logits(labels.ids, self.condition.null(condition), None) if weight else None
         logits = guide(self._logits(labels.ids, condition, None), null, weight)
-        return Tokens(pick(self._own(logits, labels.ids), sampler, last, generator), self.layout)
+        return Tokens(pick(self._own(logits, labels.ids), sampler, last, draws), self.layout)
 
     def _labels(self, tokens: Tokens) -> Tokens:
         return Tokens(self.label_V[tokens_of(tokens)], self.labels_layout)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator, tokens_of
 from tokenloom.models.parts.plan import Plan
@@ -52,5 +52,5 @@ class Distilled(GroupGenerator):
     def found(self, data: Tensor, condition: Condition) -> Tensor:
         """(B, L) orders of these tokens: decoding that is given them, and chooses only where to go next."""
         sampler = replace(self.sampler, guidance=Constant(value=0.0), sizes=None)
-        unused = torch.Generator(device="cpu").manual_seed(0)
+        unused = SampleDraws.of(0, 0, len(data))
         return torch.cat([step.place_Bn for step in self.decode_steps(condition, sampler, unused, forced=data)], dim=1)
