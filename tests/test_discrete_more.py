@@ -88,9 +88,9 @@ def test_bursts_are_distributed_as_one_by_one_decoding() -> None:
     with torch.no_grad():
         for order in orders:
             plan = Plan(order[None], (1, 1, 1))
-            exact += (-model._nll(worlds, label, plan, None).sum(1)).exp() / len(orders)
+            exact += (-model.nll(worlds, label, plan, None).sum(1)).exp() / len(orders)
         together = Plan(torch.arange(3)[None], (3,))
-        blind = (-model._nll(worlds, label, together, None).sum(1)).exp()
+        blind = (-model.nll(worlds, label, together, None).sum(1)).exp()
     assert float(exact.sum()) == pytest.approx(1, abs=1e-4)
     steps = list(model.bursts(Labels(torch.zeros(rows, dtype=torch.int64)), PLAIN, SampleDraws.of(1, 0, rows), Burst()))
     found = Counter(map(tuple, steps[-1].data.tolist()))

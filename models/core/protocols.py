@@ -52,6 +52,11 @@ class Tokens:
         return replace(self, data=self.data.to(device), lengths=None if self.lengths is None else self.lengths.to(device))
 
 
+def tokens_of(tokens: Tokens) -> Tensor:
+    """Ids as int64, or latents."""
+    return tokens.ids if tokens.layout.discrete else tokens.data
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a loader yields: the rows of one rank's share of a global batch (or of a micro-batch).
@@ -125,11 +130,12 @@ class Method(nn.Module, ABC):
         """Called on every rank after the optimizers' step: EMA codebooks, revival; returns extra metrics."""
         return {}
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        """Copy, frozen, what this model needs of those that it stands on (its config's ``needs``).
+    def adopt(self, **roles: nn.Module) -> None:
+        """Copy, frozen, what this model needs of the trained models that it depends on (its config's ``needs``), by role.
 
         Called at every start of training.  ``tokenizer`` is that of a generator's tokens (VAR: codebook and Phi) or the base of
-        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data.
+        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data; objectives have roles of their own, such
+        as ``reference`` or ``teacher``.  A role that a model has no use for is ignored.
         """
 
     def finish(self, batches: Iterator[Batch]) -> None:

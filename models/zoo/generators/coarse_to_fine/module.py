@@ -69,10 +69,10 @@ class CoarseToFine(protocols.Generator):
         # Until a tokenizer is given, runs of codes share a label.
         self.register_buffer("label_V", torch.arange(layout.vocabulary) * config.labels // layout.vocabulary)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
         """Cluster the tokenizer's code vectors; the same vectors give the same labels."""
-        if tokenizer is not None:
-            self.label_V.copy_(clusters(vectors_of(tokenizer), self.config.labels, self.config.iterations))
+        if "tokenizer" in roles:
+            self.label_V.copy_(clusters(vectors_of(cast(Tokenizer, roles["tokenizer"])), self.config.labels, self.config.iterations))
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: nats a token, the sum of those of its label (``coarse``) and of the code given all labels (``fine``)."""
