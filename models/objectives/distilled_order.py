@@ -60,7 +60,7 @@ class DistilledOrder(Objective):
     def found(self, model: GroupModel, data: Tensor, condition: Condition) -> Tensor:
         """(B, L) orders of these tokens: decoding that is given them, and chooses only where to go next."""
         sampler = replace(model.sampler, guidance=Constant(value=0.0), sizes=None)
-        unused = SampleDraws.of(0, 0, condition.rows)
+        unused = SampleDraws.of(0, 0, len(data))
         return torch.cat([step.place_Bn for step in model.decode_steps(condition, sampler, unused, forced=data)], dim=1)
 
 
