@@ -80,6 +80,28 @@ def test_the_default_objective_is_not_in_the_stored_form_and_another_is() -> Non
     assert from_dict(stored) == config_of("heptapod")
 
 
+def test_the_table_of_methods_is_read_off_the_configs() -> None:
+    """A column changes with the value on that axis, for a recipe and for an edit of it."""
+    assert config_of("heptapod").axis_labels["objective"] == "whole grid"
+    assert override(config_of("heptapod"), {"objective": {"nll": {}}}).axis_labels["objective"] == "NLL"
+    masked = registry.get("maskgit").config()
+    assert (masked.axis_labels["order"], masked.axis_labels["net"]) == ("masked, by confidence", "transformer + post-norm")
+    assert override(masked, {"order.choice": None}).axis_labels["order"] == "masked, random"
+    for row in registry.table():
+        recipe = registry.get(row["name"])
+        assert {axis: label for axis, label in row.items() if label != "-"}.items() >= recipe.config().axis_labels.items()
+        assert all(label and label == label.strip() for label in recipe.axes.values()), row
+    columns = {kind: columns for kind, (columns, _) in registry.tables().items()}
+    assert {"order", "feed", "net", "head", "objective", "condition"} < set(columns["generator"])
+    assert {"net", "quantizer"} < set(columns["tokenizer"])
+    assert "order" not in columns["tokenizer"]
+
+
+def test_an_unknown_kind_of_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kind 'generater': use one of tokenizer, generator, density"):
+        registry.register("new", kind="generater", paper="", tiny={})
+
+
 def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
     with pytest.raises(ConfigError, match="order, net: predicting the whole grid needs Raster and Pointed"):
         replace(config_of("raster"), objective=WholeGrid.Config())

@@ -59,9 +59,13 @@ class Config:
     #: What stored configs call this type; "" for a type that is never stored itself.
     tag: ClassVar[str] = ""
 
-    def __init_subclass__(cls, *, tag: str = "", **kwargs: Any) -> None:
+    #: A field engineer's name for this type in tables, the words of its tag if none is given; ``label`` is that of a value.
+    words: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, tag: str = "", label: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.tag = tag
+        cls.words = label or tag.rpartition(".")[2].replace("_", " ")
         if not tag:
             return
         if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", tag):
@@ -76,6 +80,17 @@ class Config:
         """Of a whole model: roles of the trained models that it depends on, e.g. ``features``; a tokenizer's base is ``tokenizer``."""
         return ()
 
+    @property
+    def label(self) -> str:
+        """Plain name of this value in the table of methods."""
+        return self.words
+
+    @property
+    def axis_labels(self) -> dict[str, str]:
+        """Of a whole model: the label of its part on each axis that it has, the columns of the table of methods."""
+        parts = {axis: getattr(self, axis, None) for axis in AXES}
+        return {axis: part.label for axis, part in parts.items() if isinstance(part, Config)}
+
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str) -> Config:
         """A config of this axis from its plain form in a run file, ``{name: {field: value}}``, where the axis has such names.
@@ -89,6 +104,9 @@ class Config:
         """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
         return typing.cast(dict[str, Any], canonical(self))
 
+
+#: The fields of a whole model's config that are columns of the table of methods.
+AXES = ("order", "feed", "net", "head", "objective", "condition", "quantizer", "decoder")
 
 #: Tag to config type, of all modules that are imported.
 _TYPES: dict[str, type[Config]] = {}

@@ -61,6 +61,11 @@ class DiscreteState(protocols.Generator):
             if self.choice is not None and not isinstance(self.noise, Absorbing):
                 raise ConfigError("choice: only masked tokens can be chosen; leave it out or use the noise Absorbing")
 
+        @property
+        def axis_labels(self) -> dict[str, str]:
+            own = {"order": "all at once, in steps", "feed": self.noise.label, "head": "categorical", "objective": "denoising"}
+            return super().axis_labels | own
+
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> DiscreteState:
             """The generator for these tokens.
 

@@ -15,7 +15,7 @@ class NLL(Objective):
     """``-log p(x | condition)`` a token in nats, under the order's plan, with the plan's weights where it has them."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config, tag="objective.nll"):
+    class Config(Objective.Config, tag="objective.nll", label="NLL"):
         def build(self) -> NLL:
             return NLL()
 

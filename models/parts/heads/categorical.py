@@ -85,7 +85,7 @@ class Tied(Categorical):
     """The output map is the feed's embedding table, with a bias (MaskGIT)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.tied"):
+    class Config(Head.Config, tag="head.tied", label="categorical, tied"):
         """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
 
         extra: int = 0
@@ -112,7 +112,7 @@ class Directions(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.directions"):
+    class Config(Head.Config, tag="head.directions", label="categorical, one a direction"):
         """``states`` K of the net."""
 
         states: int = 2

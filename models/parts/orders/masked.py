@@ -33,7 +33,7 @@ class Visit(config.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffled(Visit, tag="order.shuffled"):
+class Shuffled(Visit, tag="order.shuffled", label="random"):
     """A fresh permutation for each row."""
 
     def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
@@ -41,7 +41,7 @@ class Shuffled(Visit, tag="order.shuffled"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halton(Visit, tag="order.halton"):
+class Halton(Visit, tag="order.halton", label="Halton sequence"):
     """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
 
     def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
@@ -68,7 +68,7 @@ def _halton(index: int, base: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confidence(Choice, tag="choice.confidence"):
+class Confidence(Choice, tag="choice.confidence", label="by confidence"):
     """The likeliest tokens are kept: the drawn one's log-probability plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
 
     noise: float = 4.5
@@ -86,7 +86,7 @@ class Confidence(Choice, tag="choice.confidence"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitConfidence(Confidence, tag="choice.logit_confidence"):
+class LogitConfidence(Confidence, tag="choice.logit_confidence", label="by confidence"):
     """The same with the drawn token's logit, which is no probability but what TiTok's generators were released with."""
 
     def sure(self, drawn: Drawn) -> Tensor:
@@ -116,6 +116,10 @@ class Masked(Order, tag="order.masked"):
     def __post_init__(self) -> None:
         if not 0 <= self.seen_weight <= 1:
             raise ConfigError(f"order.seen_weight={self.seen_weight}: must be in [0, 1]")
+
+    @property
+    def label(self) -> str:
+        return f"{self.words}, {self.visit.label if self.choice is None else self.choice.label}"
 
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
         if draws is None:

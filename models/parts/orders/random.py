@@ -36,7 +36,7 @@ class Random(Order, tag="order.random"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annealed(Raster, tag="order.annealed"):
+class Annealed(Raster, tag="order.annealed", label="random to raster"):
     """Raster order in which rows are permuted with a probability that falls from one to zero (RAR, arXiv:2411.00776).
 
     It is one until the share ``start`` of training and zero from ``end`` on; decoding is raster.

@@ -41,6 +41,15 @@ class CoarseToFine(protocols.Generator):
         labels: int
         iterations: int = 50
 
+        @property
+        def axis_labels(self) -> dict[str, str]:
+            coarse = self.coarse.axis_labels
+            return coarse | {
+                "order": f"{coarse['order']}, then all at once",
+                "feed": f"{coarse['feed']} (labels), all labels",
+                "net": f"{coarse['net']}, twice",
+            }
+
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> CoarseToFine:
             """The generator for these tokens.
 

@@ -31,10 +31,6 @@ from tokenloom.models.zoo.generators.heptapod.net import Pointed
     paper="2510.06673",
     tiny={"depth": 2, "width": 32, "heads": 2, "blocks": 1, "targets": 0, "dropout": 0.0},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="transformer + queries of the grid",
-    head="categorical at every position",
 )
 def heptapod(
     depth: int = 12,

@@ -16,7 +16,7 @@ from tokenloom.models.parts.plan import Plan, permutations
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteppedScales(Order, tag="order.stepped_scales"):
+class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked steps inside"):
     """Scales small to large, each drawn in steps whose members are random; a scale sees itself alone (HMAR, arXiv:2506.04421).
 
     Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the

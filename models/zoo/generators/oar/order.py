@@ -21,6 +21,10 @@ class Found(Random, tag="order.found"):
 
     choice: Choice = Confidence(noise=0.0)
 
+    @property
+    def label(self) -> str:
+        return f"random, then {self.choice.label}"
+
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         return Plan(torch.arange(layout.length)[None], asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
 

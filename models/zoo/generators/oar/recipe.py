@@ -31,10 +31,6 @@ from tokenloom.models.zoo.generators.oar.order import Found
     paper="2504.17069",
     tiny={"depth": 2, "width": 32, "heads": 2, "start": 0.9},
     codec="vq",
-    order="random, then found by likelihood",
-    feed="shifted tokens with double positions",
-    net="transformer",
-    head="categorical",
 )
 def oar(
     depth: int = 12,

@@ -24,7 +24,7 @@ class Resampled(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Categorical.Config, tag="head.resampled"):
+    class Config(Categorical.Config, tag="head.resampled", label="categorical, drawn again"):
         """``threshold`` on the guided probability of what was drawn, ``rounds`` of drawing again (0: none)."""
 
         threshold: float = 0.1

@@ -34,7 +34,7 @@ class Channelwise(Chained):
     order: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.channelwise"):
+    class Config(Head.Config, tag="head.channelwise", label="channel by channel"):
         """``net`` is the small transformer; ``eps`` of the norm after it."""
 
         net: Transformer.Config

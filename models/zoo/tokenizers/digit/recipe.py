@@ -62,8 +62,6 @@ DECODER = Small(patch=2)
     kind="tokenizer",
     paper="2410.12490",
     tiny={"codes": 16, "dim": 16, "channels": 8, "multipliers": [1, 1], "patch": 2},
-    net="frozen features + conv",
-    quantizer="k-means",
 )
 def digit(
     codes: int = 512,
