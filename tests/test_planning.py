@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from models.config import ConfigError
 from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tasks.errors import ArtifactError
 from tasks.ingest import ingest
+from tasks.steps.base import Context, Inputs
+from tasks.steps.ingest import INGEST
+from tasks.steps.train_tokenizer import TRAIN_TOKENIZER
 
 
 def images(folder: Path, start: int, stop: int) -> None:
@@ -63,12 +67,12 @@ def stand_in(step: StepSpec, store: Store, notes: dict[str, Any] | None = None) 
 def complete(config: RunConfig, store: Store) -> dict[str, Artifact]:
     """Ingest for real, and stand-ins for every later step of a run."""
     made: dict[str, Artifact] = {}
-    for link in planning.links(config, store):
-        if link.build is None:
-            made[link.role] = ingest(config.name, config.data, store).artifact
+    for link in planning.chain(config, store):
+        if link.step.name == "ingest":
+            made["dataset"] = ingest(config.name, config.data, store).artifact
             continue
-        step = link.build(config, store, **{role: made[role] for role in link.needs})
-        made[link.role] = step if isinstance(step, Artifact) else stand_in(step, store)
+        answer = link.step.plan(Context(config, store), {name: made[role] for name, role in link.needs.items()})
+        made[link.step.makes] = stand_in(answer, store) if isinstance(answer, StepSpec) else answer.artifact
     return made
 
 
@@ -128,8 +132,8 @@ def test_the_reason_names_the_field_with_its_old_and_new_value(source: Path, sto
     plan = {one.name: one for one in planning.plan(run(source, "generator.train.steps=3"), store)}
     assert "train.steps: 2 -> 3" in plan["train_generator"].reason
     assert "input generator" in plan["evaluate"].reason
-    assert plan["evaluate"].step is not None
-    assert plan["evaluate"].step.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
+    assert plan["evaluate"].spec is not None
+    assert plan["evaluate"].spec.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
 
 
 def test_a_lost_file_is_noticed_and_only_its_step_runs(source: Path, store: Store) -> None:
@@ -158,8 +162,8 @@ def test_a_pinned_tokenizer_stays_the_first_one(source: Path, store: Store) -> N
     assert plan["train_tokenizer"].artifact == first
     assert plan["train_tokenizer"].reason == "tokenizer.pinned"
     assert plan["extract"].status == "run"
-    assert plan["extract"].step is not None
-    assert plan["extract"].step.inputs["tokenizer"] == first
+    assert plan["extract"].spec is not None
+    assert plan["extract"].spec.inputs["tokenizer"] == first
     free = {one.name: one for one in planning.plan(run(source), store)}
     assert free["train_tokenizer"].status == "run"
 
@@ -218,7 +222,7 @@ def test_a_run_that_can_work_passes_the_check(source: Path, store: Store) -> Non
 def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> None:
     config = run(source)
     dataset = ingest(config.name, config.data, store).artifact
-    step = planning.tokenizer_step(config, store, dataset)
+    step = TRAIN_TOKENIZER.plan(Context(config, store), {"dataset": dataset})
     assert isinstance(step, StepSpec)
     spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
     stand_in(step, store, {"spec": spec})
@@ -252,17 +256,16 @@ def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> N
     from flows.workspace import Workspace
 
     work = Workspace("toy", root, str(root / "store"))
-    artifact = steps.ingest(run(source), work)
+    artifact = steps.carry_out(INGEST, run(source), work, {})
     assert [(d.name, d.status, d.artifact) for d in work.done] == [("ingest", "ran", artifact)]
-    assert steps.ingest(run(source), work) == artifact
+    assert steps.carry_out(INGEST, run(source), work, {}) == artifact
     assert [d.status for d in work.done] == ["cached"]
 
-    @steps.step
-    def broken(config: RunConfig, work: Workspace) -> Outcome:
+    def fails(_context: Context, _inputs: Inputs) -> Outcome:
         raise ArtifactError("shard.parquet: cut short")
 
     with pytest.raises(ArtifactError):
-        broken(run(source), work)
+        steps.carry_out(replace(INGEST, name="broken", run=fails), run(source), work, {})
     assert work.done[-1].row() == {
         "name": "broken", "status": "failed", "fingerprint": None, "seconds": 0.0, "uri": None, "artifact": None,
         "error": "shard.parquet: cut short",
