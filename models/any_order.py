@@ -14,18 +14,19 @@ from torch import Tensor
 
 from models import config
 from models.config import ConfigError
-from models.generator import GroupGenerator, read, rows_of, sight_of, tokens_of
+from models.generator import GroupGenerator, read, rows_of, tokens_of
 from models.parts.feeds.base import take
 from models.parts.feeds.doubled import Doubled
 from models.parts.heads.categorical import Categorical, guide
-from models.parts.orders.base import Plan, known_first
+from models.parts.plan import Plan, known_first
+from models.parts.slots import visibility_of
 from models.protocols import Condition, TokenLayout, Tokens
 from models.sampling.filters import draw, keep_top_k, keep_top_p
 from models.sampling.sampler import Moment, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Burst(config.Config):
+class Burst(config.Config, tag="decoder.rejection"):
     """All open positions are drawn at once, and those kept that the model agrees with one after another (sigma-GPT, section 3.3).
 
     ``orders`` are tried and the one that keeps most wins.  With one order samples are distributed exactly as those of one-by-one
@@ -52,7 +53,7 @@ class AnyOrder(GroupGenerator):
     """A generator over double positions that may be sampled in bursts."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupGenerator.Config):
+    class Config(GroupGenerator.Config, tag="model.any_order"):
         """``burst``: None decodes group after group."""
 
         burst: Burst | None = None
@@ -171,8 +172,8 @@ class AnyOrder(GroupGenerator):
         def hidden(asked: Condition) -> Tensor:
             cond = self.condition(asked)
             slots = self.feed.asked(data, sequence_BL, known_BL, cond)
-            sight = sight_of(slots, Plan(sequence_BL, (1,) * self.layout.length), cond, slots.group_BS, slots.private_BS)
-            return read(self.net(slots, sight, cond), slots.reads)
+            visibility = visibility_of(slots, None, cond.seen_BP)
+            return read(self.net(slots, visibility, cond), slots.output_index)
 
         return self._probabilities(hidden, condition, sampler, moment)
 

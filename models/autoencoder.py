@@ -29,7 +29,7 @@ class Autoencoder(Tokenizer):
     """VQGAN (arXiv:2012.09841) with any net of ``models/parts/nets`` and any quantizer of ``models/parts/quantizers``."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="model.autoencoder"):
         """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back (0: none).
 
         ``decoder_latent`` channels enter the decoder; 0: as many as leave the encoder.

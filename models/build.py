@@ -1,13 +1,14 @@
 """Model specs: what to build, as plain data, and the folder format of a saved model.
 
-A model on disk is ``model.json`` (the spec) and ``weights.safetensors``; no pickled classes.
+A model on disk is ``model.json`` (the spec) and ``weights.safetensors``; no pickled classes.  A saved spec carries the resolved
+config and is built from that, so that a recipe's later defaults never alter a model that is there.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import registry
-from models.config import Config, ConfigError
+from models.config import Config, ConfigError, from_dict
 from models.protocols import Method, TokenLayout
+
+#: Number of the form of ``model.json``, raised when what is written can no longer be read by an older version.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class ModelSpec:
     ``given`` of a tokenizer: ``size``, ``channels``.  Of a generator: ``layout``, ``classes`` and ``tokenizer``
     (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that stands on
     other models (its config's ``needs``) also ``tokenizer`` (the spec of its base) and ``features`` (the classifier's shape).
+    ``resolved`` is the canonical form of the full config, once it is decided: then recipe, arguments and edits only say where
+    it came from.
     """
 
     kind: str
@@ -35,13 +41,16 @@ class ModelSpec:
     args: dict[str, Any] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] | None = None
 
     def config(self) -> Config:
-        """The recipe's full config.
+        """The full config: the resolved one, or the recipe's of today.
 
         Raises:
             ConfigError: unknown recipe, argument or path, or an impossible value.
         """
+        if self.resolved is not None:
+            return from_dict(self.resolved, f"{self.kind} {self.recipe}")
         if self.recipe.startswith("official/"):  # an imported checkpoint: its family makes the config from the official settings
             from models import pretrained
 
@@ -67,14 +76,24 @@ class ModelSpec:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.kind} recipe {self.recipe!r}: {error}") from error
 
+    def resolve(self) -> ModelSpec:
+        """This spec with its config decided."""
+        return self if self.resolved is not None else replace(self, resolved=self.config().to_dict())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return {**asdict(self), "format": FORMAT}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Inverse of ``to_dict``."""
-        return cls(**{k: data[k] for k in ("kind", "recipe", "args", "set", "given")})
+        """Inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: a newer version wrote it.
+        """
+        if data.get("format", FORMAT) > FORMAT:
+            raise ConfigError(f"model {data['recipe']}: format {data['format']} is newer than {FORMAT}: update this version of Tokenloom")
+        return cls(**{k: data[k] for k in ("kind", "recipe", "args", "set", "given")}, resolved=data.get("resolved"))
 
 
 def save_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
@@ -83,7 +102,7 @@ def save_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> No
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, str(folder / "weights.safetensors"))
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{folder}: the weights could not be written: {error}") from error
-    (folder / "model.json").write_text(json.dumps(spec.to_dict(), indent=1, sort_keys=True))
+    (folder / "model.json").write_text(json.dumps(spec.resolve().to_dict(), indent=1, sort_keys=True))
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method, ModelSpec]:

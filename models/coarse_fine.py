@@ -16,9 +16,11 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator, tokens_of
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, TokenTable, nowhere, prefix_groups, span
+from models.parts.feeds.base import TokenTable, nowhere, prefix_groups, span
 from models.parts.heads.categorical import Categorical, guide, pick, single
 from models.parts.nets.transformer import Transformer
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from models.sampling.sampler import Moment, Sampler
 
@@ -31,7 +33,7 @@ class CoarseToFine(protocols.Generator):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="model.coarse_to_fine"):
         """``coarse`` predicts the labels, of which there are ``labels``; ``fine`` is the net that sees them all."""
 
         coarse: GroupGenerator.Config
@@ -119,8 +121,8 @@ class CoarseToFine(protocols.Generator):
         here = span(0, self.layout.length, label_BL.device)
         x = torch.cat([cond.prefix_BPD, self.table(label_BL) + self.position], dim=1)
         place = torch.cat([nowhere(prefix), here], dim=1)
-        slots = Slots(x, torch.zeros_like(place), place, prefix.shape[1] + here, sees="all")
-        return self.head.logits(self.fine(slots, None, cond, draws=draws)[:, prefix.shape[1] :])
+        slots = Slots(x, torch.zeros_like(place), place, prefix.shape[1] + here, visibility=Everything())
+        return self.head.logits(self.fine(slots, Everything(), cond, draws=draws)[:, prefix.shape[1] :])
 
 
 @torch.no_grad()

@@ -2,17 +2,23 @@
 
 A part nests ``Config`` (a frozen, keyword-only dataclass) and builds itself from it.  A recipe is a
 function that returns one full config; ``override`` edits it by dotted path, ``to_dict`` is its
-canonical form, from which fingerprints are made.
+canonical form, from which fingerprints are made, and ``from_dict`` reads that form back.
+
+A config type is known by its tag, a short name of its own that does not change when the class is renamed or moved.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import pkgutil
+import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -21,11 +27,13 @@ T = TypeVar("T")
 class Mark:
     """Says whether a field belongs to an artifact's identity or only to how it is executed.
 
-    A ``sparse`` field does not enter the fingerprint while it has its default value.
+    A ``sparse`` field is left out of the canonical form, and so of the fingerprint, while it has its default value.
+    ``stored`` is the name that the canonical form has for a field that was renamed.
     """
 
     role: Literal["identity", "execution"]
     sparse: bool = False
+    stored: str = ""
 
 
 #: The value shapes the result: it enters the fingerprint.
@@ -44,8 +52,24 @@ class Config:
     """Base of all part configs; every subclass must be a frozen keyword-only dataclass.
 
     Subclasses are written as ``@dataclass(frozen=True, kw_only=True) class Config(models.config.Config)``
-    nested in the class that they build; ``build(**given)`` then constructs that class.
+    nested in the class that they build; ``build(**given)`` then constructs that class.  Those that a recipe may hold
+    also give a tag, ``class Config(Head.Config, tag="head.mixture")``: unique, and never changed again.
     """
+
+    #: What stored configs call this type; "" for a type that is never stored itself.
+    tag: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, tag: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.tag = tag
+        if not tag:
+            return
+        if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", tag):
+            raise TypeError(f"{cls.__qualname__}: tag {tag!r}: use lower case letters, digits, _ and at most one dot")
+        other = _TYPES.setdefault(tag, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"tag {tag!r} of {cls.__module__}.{cls.__qualname__} belongs to {other.__module__}.{other.__qualname__}")
+        _TYPES[tag] = cls
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,14 +86,87 @@ class Config:
         raise ConfigError(f"{where}: {dict(value)!r} is not a value that can be written here; edit its fields, e.g. {where}.FIELD")
 
     def to_dict(self) -> dict[str, Any]:
-        """Canonical plain form: ``{"type": "module.Class", field: value, …}`` recursively."""
+        """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
         return typing.cast(dict[str, Any], canonical(self))
 
 
-def type_name(config: object) -> str:
-    """Stable short name of a config's type: module below ``models`` and qualified class name."""
-    cls = type(config)
-    return f"{cls.__module__.removeprefix('models.')}.{cls.__qualname__}"
+#: Tag to config type, of all modules that are imported.
+_TYPES: dict[str, type[Config]] = {}
+
+
+@cache
+def _import_all() -> None:
+    """Import every module beside this one, so that all tags are known."""
+    package = importlib.import_module(PACKAGE)
+    for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+
+
+#: The package that holds all config types, whatever it stands in.
+PACKAGE = __name__[: __name__.index("models") + len("models")]
+
+
+def tags() -> dict[str, type[Config]]:
+    """Every tag with its type."""
+    _import_all()
+    return dict(_TYPES)
+
+
+def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
+    """The config of a canonical form; fields that it does not have take their defaults.
+
+    Raises:
+        ConfigError: an unknown tag or field (a newer version wrote it), a missing field, or a value of the wrong type.
+    """
+    tag = data.get("type")
+    if not isinstance(tag, str) or (tag not in _TYPES and tag not in tags()):
+        raise ConfigError(f"{where}: no config type has the tag {tag!r}; a newer version may have: update this one")
+    kind = _TYPES[tag]
+    fields = {field.stored: field for field in _fields(kind)}
+    if unknown := sorted(data.keys() - fields.keys() - {"type"}):
+        raise ConfigError(f"{where}: {tag} has no field {unknown[0]!r}; a newer version may have: update this one")
+    values = {}
+    for name, value in data.items():
+        if name != "type":
+            field = fields[name]
+            values[field.name] = coerce(_revived(value, f"{where}.{name}"), field.hint, f"{where}.{name}")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without a default
+        raise ConfigError(f"{where}: {tag}: {str(error).partition('() ')[2]}") from error
+
+
+def _revived(value: Any, where: str) -> Any:
+    """Plain data with the configs inside of it made."""
+    if isinstance(value, Mapping):
+        if "type" in value:
+            return from_dict(value, where)
+        return {key: _revived(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_revived(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+class _Field(typing.NamedTuple):
+    """A field of a config type: name, name in the canonical form, type hint, and whether its default is left out."""
+
+    name: str
+    stored: str
+    hint: Any
+    sparse: bool
+    default: Any
+
+
+@cache
+def _fields(kind: Any) -> tuple[_Field, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for field in dataclasses.fields(kind):
+        mark = next((e for e in getattr(hints[field.name], "__metadata__", ()) if isinstance(e, Mark)), Mark("identity"))
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        found.append(_Field(field.name, mark.stored or field.name, hints[field.name], mark.sparse, default))
+    return tuple(found)
 
 
 def canonical(value: Any) -> Any:
@@ -78,9 +175,15 @@ def canonical(value: Any) -> Any:
     Raises:
         ConfigError: for a value without a stable serialization (callables, arrays, arbitrary objects, NaN).
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type_name(value), **fields}
+    if isinstance(value, Config):
+        if not value.tag:
+            raise ConfigError(f"{type(value).__module__}.{type(value).__qualname__} has no tag, so it has no stable serialization")
+        plain: dict[str, Any] = {"type": value.tag}
+        for field in _fields(type(value)):
+            item = getattr(value, field.name)
+            if not (field.sparse and item == field.default):
+                plain[field.stored] = canonical(_as_hinted(item, field.hint))
+        return plain
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -94,6 +197,14 @@ def canonical(value: Any) -> Any:
             raise ConfigError(f"mapping keys must be strings to be serialized, got {list(value)!r}")
         return {key: canonical(value[key]) for key in sorted(value)}
     raise ConfigError(f"{type(value).__name__} {value!r} has no stable serialization")
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    """A value as its type hint has it (a float that was written ``1`` is ``1.0``), unchanged where it has another type."""
+    try:
+        return coerce(value, hint, "")
+    except ConfigError:
+        return value
 
 
 def identity_of(settings: Any) -> dict[str, Any]:

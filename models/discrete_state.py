@@ -18,15 +18,17 @@ from models.config import ConfigError
 from models.draws import Draws
 from models.generator import rows_of, tokens_of
 from models.parts.conditions import ClassCondition, Conditioner
+from models.parts.drawn import Drawn
 from models.parts.dropout import dropout
-from models.parts.feeds.base import Slots, TokenTable, span
-from models.parts.heads.base import Drawn
+from models.parts.feeds.base import TokenTable, span
 from models.parts.heads.categorical import Categorical, guide, pick, single
 from models.parts.nets.transformer import Transformer
 from models.parts.noising import Absorbing, Noise
-from models.parts.orders.base import Choice
 from models.parts.orders.sizes import Count, Curve, Steps, Straight
+from models.parts.plan import Choice
+from models.parts.slots import Slots
 from models.parts.time import waves
+from models.parts.visibility import Everything
 from models.protocols import Batch, Condition, TokenLayout, Tokens
 from models.sampling.filters import draw, keep_top_k, keep_top_p
 from models.sampling.sampler import Moment, Sampler
@@ -36,7 +38,7 @@ class DiscreteState(protocols.Generator):
     """A net that sees all tokens, some of them lost, and predicts the data at every position."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="model.discrete_state"):
         """``curve`` is the share of lost tokens over time, ``steps`` those of the chain, in loss and sampling if not asked otherwise.
 
         ``clock``: whether the net is told the time.  ``choice``: None draws every token's next state by itself (diffusion, discrete
@@ -103,8 +105,8 @@ class DiscreteState(protocols.Generator):
         steer = cond.vector_BD
         if self.clock is not None:
             steer = steer + self.clock(waves(time_B, steer.shape[-1]).to(steer.dtype))
-        slots = Slots(x, torch.zeros_like(place), place, place, sees="all", condition_BSD=steer[:, None])
-        return self.head.logits(self.net(slots, None, cond, draws=draws))
+        slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=steer[:, None])
+        return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 
     @torch.no_grad()
     def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:

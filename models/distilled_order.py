@@ -11,7 +11,7 @@ from torch import Tensor
 from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator, tokens_of
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.protocols import Batch, Condition, TokenLayout
 from models.sampling.sampler import Constant
 
@@ -23,7 +23,7 @@ class Distilled(GroupGenerator):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupGenerator.Config):
+    class Config(GroupGenerator.Config, tag="model.distilled_order"):
         """``start``: share of training after which found orders are trained on; the order must choose by confidence."""
 
         start: float = 0.7

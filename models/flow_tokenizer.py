@@ -30,7 +30,7 @@ class FlowTokenizer(Tokenizer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="model.generative_decoder"):
         """Of ``net`` only the encoder is used; ``latent`` channels leave it and are mapped linearly to the quantizer's,
         standardised if there is a ``norm``."""
 

@@ -1,6 +1,6 @@
 """The generator that most methods are: one loop over groups, whatever the order, feed, net and head.
 
-Shapes: B rows, L positions, N predicted positions, S slots, T slots in sight, K hidden states of a slot, D width, Q codebooks,
+Shapes: B rows, L positions, N predicted positions, S slots, T keys, K hidden states of a slot, D width, Q codebooks,
 C channels.  Tokens are ids (B, L) or (B, L, Q), or latents (B, L, C).
 """
 
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from models import config, protocols
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
-from models.parts.feeds.base import Feed, Slots, take
+from models.parts.feeds.base import Feed, take
 from models.parts.heads.base import Head
 from models.parts.nets.slots import SlotNet
-from models.parts.orders.base import Order, Plan
+from models.parts.orders.base import Order
+from models.parts.plan import Plan
+from models.parts.slots import Slots, visibility_of
 from models.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from models.sampling.sampler import Moment, Sampler
 
@@ -47,7 +48,7 @@ class GroupGenerator(protocols.Generator):
     """Predicts the positions group by group: ``p(x) = prod_g prod_{i in g} p(x_i | earlier groups, condition)``."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="model.groups"):
         """One value for each axis of a method."""
 
         order: Order
@@ -102,8 +103,8 @@ class GroupGenerator(protocols.Generator):
 
     def _parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Tensor:
         slots = self.feed.parallel(data, plan, cond, draws)
-        sight = sight_of(slots, plan, cond, slots.group_BS, slots.private_BS)
-        return read(self.net(slots, sight, cond, draws=draws), slots.reads)
+        visibility = visibility_of(slots, plan.window, cond.seen_BP)
+        return read(self.net(slots, visibility, cond, draws=draws), slots.output_index)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
@@ -184,17 +185,18 @@ class GroupGenerator(protocols.Generator):
         for group, moment in enumerate(moments):
             slots = self.feed.step(state, both, cond, group)
             ranks = slots.group_BS if seen is None else _beside(seen, slots.group_BS)
-            private = slots.private_BS
+            private = slots.segment_BS
             if private is not None and seen is not None:  # what stays in sight is hidden from none
                 private = _beside(torch.full_like(seen, -1), private)
-            states = self.net(slots, sight_of(slots, plan, cond, ranks, private), cond, cache)
+            visibility = visibility_of(slots, plan.window, cond.seen_BP, ranks, private)
+            states = self.net(slots, visibility, cond, cache)
             if cache is not None:
                 new = slots.x_BSD.shape[1]
-                seen = ranks[:, : ranks.shape[1] - new + (new if slots.kept is None else slots.kept)]
+                seen = ranks[:, : ranks.shape[1] - new + (new if slots.cached is None else slots.cached)]
                 for layer in cache:
                     layer.truncate(seen.shape[1])
-            h = read(states, slots.reads)
-            h = h.repeat_interleave(slots.share, dim=1) if slots.share > 1 else h
+            h = read(states, slots.output_index)
+            h = h.repeat_interleave(slots.tokens_per_slot, dim=1) if slots.tokens_per_slot > 1 else h
             place = plan.sequence_BL if plan.choice else plan.members(group)
             teacher = None if forced is None or keep_L is not None else take(forced, place)
             drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, generator, teacher)
@@ -249,36 +251,18 @@ def rows_of(condition: Condition) -> int:
     return condition.rows
 
 
-def read(h: Tensor, reads: Tensor) -> Tensor:
+def read(h: Tensor, output_index: Tensor) -> Tensor:
     """Hidden states at the slots that predict: (B, S, D) at (B or 1, N) gives (B, N, D).
 
     With K states a slot, (B, K, S, D) at (B or 1, N, K) gives (B, N, K, D), each divided by the number of states that its
     position has and zero where it has none, so that their sum over K is a mean.
     """
-    if reads.ndim == 2:
-        return h.gather(1, reads.unsqueeze(-1).expand(len(h), -1, h.shape[-1]))
-    there = reads >= 0
-    index = reads.clamp_min(0).transpose(1, 2).unsqueeze(-1).expand(len(h), -1, -1, h.shape[-1])  # (B, K, N, D)
+    if output_index.ndim == 2:
+        return h.gather(1, output_index.unsqueeze(-1).expand(len(h), -1, h.shape[-1]))
+    there = output_index >= 0
+    index = output_index.clamp_min(0).transpose(1, 2).unsqueeze(-1).expand(len(h), -1, -1, h.shape[-1])  # (B, K, N, D)
     weight = there / there.sum(-1, keepdim=True)
     return h.gather(2, index).transpose(1, 2) * weight.unsqueeze(-1).to(h.dtype)
-
-
-def sight_of(slots: Slots, plan: Plan, cond: Conditioned, key_BT: Tensor, private_BT: Tensor | None) -> Sight:
-    """What slots see of the keys' groups; everything and plain causality are told without looking at the numbers."""
-    hidden = cond.seen_BP is not None and bool(cond.seen_BP.shape[1])
-    # A window hides earlier groups: none where a step that sees all is given nothing but its own slots.
-    near = plan.window is None or (slots.sees == "all" and key_BT.shape[1] == slots.group_BS.shape[1])
-    if near and not hidden and slots.sees != "rule":
-        return None if slots.sees == "all" else "causal"
-    mask = plan.visible(slots.group_BS, key_BT)
-    if private_BT is not None and slots.private_BS is not None:
-        mask = mask & ((private_BT[:, None] == -1) | (private_BT[:, None] == slots.private_BS[:, :, None]))
-    if cond.seen_BP is not None:  # padded prefix slots are hidden, but a slot always sees itself
-        rest = cond.seen_BP.new_ones((len(cond.seen_BP), key_BT.shape[1] - cond.seen_BP.shape[1]))
-        slot = torch.arange(key_BT.shape[1], device=mask.device)
-        own = slot[key_BT.shape[1] - slots.group_BS.shape[1] :, None] == slot
-        mask = mask & (torch.cat([cond.seen_BP, rest], dim=1)[:, None] | own)
-    return mask.unsqueeze(1)
 
 
 def _beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class TwoStage(Autoencoder):
     config: Config
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Autoencoder.Config):
+    class Config(Autoencoder.Config, tag="model.two_stage"):
         """``stage2`` is the share of the steps that belong to the second stage.
 
         ``base`` names the base's config for weights that are only used; None trains on the base that is given.

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.generator import GroupGenerator, read, sight_of, tokens_of
+from models.generator import GroupGenerator, read, tokens_of
 from models.parts.heads.categorical import Categorical
 from models.parts.nets.pointed import Pointed
 from models.parts.orders import Raster
+from models.parts.slots import visibility_of
 from models.protocols import Batch, TokenLayout
 
 
@@ -28,7 +29,7 @@ class WholeGrid(GroupGenerator):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GroupGenerator.Config):
+    class Config(GroupGenerator.Config, tag="model.whole_grid"):
         """``later`` weighs the loss of positions after the next, the mean over steps of each one's mean over its later positions, of
         which ``targets`` are drawn (0: all are taken).
         """
@@ -57,7 +58,7 @@ class WholeGrid(GroupGenerator):
         plan = self.order.plan(self.layout, None).to(ids.device)
         cond = self.condition(self.condition.drop(batch.condition, given))
         slots, net = self.feed.parallel(ids, plan, cond, given), cast(Pointed, self.net)
-        h_BLD = read(net.trunk(slots, sight_of(slots, plan, cond, slots.group_BS, slots.private_BS), cond, draws=given), slots.reads)
+        h_BLD = read(net.trunk(slots, visibility_of(slots, plan.window, cond.seen_BP), cond, draws=given), slots.output_index)
         logits = cast(Categorical, self.head).logits(net.point(h_BLD[:, step_N], place_N))
         nll_BN = F.cross_entropy(logits.transpose(1, 2), ids[:, place_N], reduction="none")
         following = step_N == place_N

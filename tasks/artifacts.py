@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ConfigError, canonical
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, OldRecordError
 from tasks.leases import file_lock, file_lock_held, object_lease, object_lease_held
 from tasks.records import (
     KINDS,
@@ -55,6 +55,7 @@ class Store:
     def __init__(self, uri: str, root: Path) -> None:
         self.storage = Storage(uri)
         self.root = Path(root).absolute()
+        self._told_of_old = False
         self.storage.check()
 
     @property
@@ -113,7 +114,11 @@ class Store:
             raise ArtifactError(f"{self.storage.uri(path)}: no record, so there is no such artifact") from error
 
     def records(self, kind: str | None = None) -> list[Record]:
-        """All readable records, oldest first; a damaged one costs a warning."""
+        """All readable records, oldest first; a damaged one costs a warning, all those of an older version one together.
+
+        Raises:
+            ConfigError: a newer version wrote one.
+        """
         artifacts = []
         for each in KINDS if kind is None else (kind,):
             for folder in self.storage.folders(each):
@@ -124,13 +129,25 @@ class Store:
                 found = list(pool.map(self._record_or_none, artifacts))
         else:
             found = [self._record_or_none(a) for a in artifacts]
-        return sorted((r for r in found if r), key=lambda r: (r.created, r.artifact.id))
+        old = [each for each in found if isinstance(each, OldRecordError)]
+        if old and not self._told_of_old:
+            self._told_of_old = True
+            log.warning(
+                "%s: %d artifacts of an older version, whose fingerprints were others, are not used and left as they are; "
+                "what a run needs of them is made again (first: %s)",
+                self.uri,
+                len(old),
+                str(old[0]).partition(": ")[0],
+            )
+        return sorted((r for r in found if isinstance(r, Record)), key=lambda r: (r.created, r.artifact.id))
 
-    def _record_or_none(self, artifact: Artifact) -> Record | None:
+    def _record_or_none(self, artifact: Artifact) -> Record | OldRecordError | None:
         if not self.storage.exists(f"{artifact.folder}/{RECORD}"):
             return None
         try:
             return self.record(artifact)
+        except OldRecordError as error:
+            return error
         except ArtifactError as error:
             log.warning("%s", error)
             return None

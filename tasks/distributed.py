@@ -163,7 +163,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
         given["tokenizer"] = store.record(below["tokenizer"]).notes["spec"]
     if below["features"] is not None:
         given["features"] = json.loads(store.storage.read(f"{below['features'].folder}/classifier.json"))
-    spec = replace(spec, given=given)
+    spec = replace(spec, given=given, resolved=step.config["config"])
     if start is not None:
         check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
     if step.kind == "tokenizer":

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from models.config import canonical
+from tasks.errors import ArtifactError, OldRecordError
+from tasks.records import Record
 from tasks.storage import is_temporary
 from tasks.verification import ASIDE
 
 if TYPE_CHECKING:
-    from tasks.artifacts import Artifact, Record, StepSpec, Store
+    from tasks.artifacts import Artifact, StepSpec, Store
 
 _ABANDONED = 3600.0  # seconds after which an unfinished write of a dead process is rubbish
 
@@ -131,7 +133,19 @@ def _loose(folder: str, store: Store) -> set[str]:
     files = [path for path, _ in store.storage.list(folder)]
     if not store.storage.exists(f"{folder}/record.json"):
         return set(files)
+    if _of_older_version(folder, store):
+        return set()  # which of its files are needed, the version that made it knows
     return _old_checkpoints(folder, files) | {path for path in files if path.startswith(f"{folder}/shards/")}
+
+
+def _of_older_version(folder: str, store: Store) -> bool:
+    try:
+        Record.from_bytes(store.storage.read(f"{folder}/record.json"), folder, store.storage)
+    except OldRecordError:
+        return True
+    except ArtifactError:
+        return False
+    return False
 
 
 def _referenced(store: Store) -> set[str]:

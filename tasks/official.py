@@ -93,7 +93,7 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
             work.put_file(work.scratch / file, file)
         layout = cast(Any, model).layout.to_dict()
         work.notes |= {
-            "spec": spec.to_dict(),
+            "spec": spec.resolve().to_dict(),
             "parameters": parameters(model),
             "world_size": 0,
             "family": family,

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.config import ConfigError, canonical
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, OldRecordError
 from tasks.storage import Storage
 
 KINDS = ("dataset", "tokenizer", "tokens", "generator", "features", "evaluation", "registration")
 RECORD = "record.json"
+#: Number of the form of records, raised when older versions can no longer read what is written; the first form had none.
+FORMAT = 2
 _LIBRARIES = ("tokenloom", "torch", "numpy", "pyarrow", "ray", "mlflow", "prefect", "pillow")
-
-
-_UNSEALED = {"files", "fingerprint"}  # what markers and checkpoints held before they were sealed; stores have such ones
 
 
 def canonical_json(value: Any) -> bytes:
@@ -49,8 +48,6 @@ def sealed(content: Mapping[str, Any]) -> bytes:
 def unsealed(data: bytes) -> dict[str, Any]:
     """The content of sealed JSON; raises ``ValueError`` when a single byte is not as it was written."""
     envelope = json.loads(data)
-    if isinstance(envelope, dict) and "content" not in envelope and envelope.keys() & _UNSEALED:
-        return envelope
     content = envelope.get("content") if isinstance(envelope, dict) else None
     if not isinstance(content, dict) or sealed(content) != data:
         raise ValueError("its own hash is wrong")
@@ -145,6 +142,7 @@ class Record:
     seconds: float
     created: str
     notes: dict[str, Any]
+    format: int = FORMAT
 
     def to_bytes(self) -> bytes:
         """JSON with the SHA-256 of everything else in it."""
@@ -156,12 +154,18 @@ class Record:
 
         Raises:
             ArtifactError: not JSON, a field is missing, or its own hash is wrong.
+            OldRecordError: an older version wrote it, whose fingerprints were others.
+            ConfigError: a newer version wrote it.
         """
         try:
             plain = json.loads(data)
             plain.pop("sha256")
             if data != _record_bytes(plain):  # to the byte, blanks too
                 raise ArtifactError(f"{where}: the record's own hash is wrong: the file was changed or damaged")
+            if (number := plain.get("format", 1)) > FORMAT:
+                raise ConfigError(f"{where}: format {number} is newer than {FORMAT}, which this version reads: update Tokenloom")
+            if number < FORMAT:
+                raise OldRecordError(f"{where}: an older version made this, whose fingerprints were others")
             known = {k: plain[k] for k in cls.__dataclass_fields__}
             return cls(
                 **known
@@ -170,6 +174,8 @@ class Record:
                     "inputs": {role: _at(storage, a) for role, a in plain["inputs"].items()},
                 }
             )
+        except ConfigError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{where}: not a record: {error}") from error
 

@@ -28,6 +28,7 @@ from models.parts.nets.cross import CrossTransformer
 from models.parts.orders import Raster, Scales
 from models.parts.quantizers.codebook import EMA, Codebook, Revival, counts
 from models.parts.quantizers.kmeans import KMeans
+from models.parts.visibility import Causal, Everything
 from models.protocols import Labels, LayoutError, TokenLayout
 from models.sampling.sampler import Moment, Sampler
 
@@ -73,7 +74,7 @@ def test_codebooks_drawn_with_a_cache_are_those_drawn_without(name: str, monkeyp
         """The law, without a cache: every entry again for each codebook."""
         x = head.first(features)[:, None]
         for q, out in enumerate(head.out):
-            ids = choose(q, out(run(x, features, slice(0, q + 1), "causal")[:, -1]))
+            ids = choose(q, out(run(x, features, slice(0, q + 1), Causal())[:, -1]))
             if q + 1 < len(head.out):
                 x = torch.cat([x, head.known(q, ids)[:, None]], dim=1)
 
@@ -119,13 +120,13 @@ def test_a_memory_is_projected_once_a_generation(monkeypatch: pytest.MonkeyPatch
 
 
 def masks(model: GroupGenerator, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the net is told of sight, step by step."""
+    """What the net is given as visibility, step by step."""
     told: list[Any] = []
     forward = model.net.forward
 
-    def listened(slots: Any, sight: Any, *given: Any) -> Any:
-        told.append(sight)
-        return forward(slots, sight, *given)
+    def listened(slots: Any, visibility: Any, *given: Any) -> Any:
+        told.append(visibility)
+        return forward(slots, visibility, *given)
 
     monkeypatch.setattr(model.net, "forward", listened)
     drawn(model)
@@ -136,17 +137,18 @@ def masks(model: GroupGenerator, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_step_that_is_given_all_it_sees_has_no_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = masks(made(name), monkeypatch)
     assert len(told) >= 3
-    assert all(sight is None for sight in told)
+    assert all(isinstance(visibility, Everything) for visibility in told)
 
 
 def test_a_window_over_kept_slots_stays_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("var")
     model.order = Scales(window=1)  # the feed keeps all earlier scales in the cache
     first, second, third = masks(model, monkeypatch)
-    assert first is None
-    assert second.shape[-1] == 5
-    assert second.all()
-    assert third[0, 0, 0].tolist() == [False] + [True] * 20
+    assert isinstance(first, Everything)
+    cpu = torch.device("cpu")
+    assert second.mask(4, 5, cpu).shape[-1] == 5
+    assert second.mask(4, 5, cpu).all()
+    assert third.mask(16, 21, cpu)[0, 0, 0].tolist() == [False] + [True] * 20
 
 
 # --- the flow decoder ---------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from models import registry
 from models.build import ModelSpec
 from models.draws import Draws
 from models.generator import GroupGenerator
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import take
-from models.parts.heads.base import Drawn
-from models.parts.orders import Confidence, Even, LogitConfidence, Plan, Steps
+from models.parts.orders import Confidence, Even, LogitConfidence, Steps
+from models.parts.plan import Plan
+from models.parts.visibility import Causal, Everything, Groups
 from models.protocols import Labels, LayoutError, Tokenizer, Tokens
 
 CLASSES, ROWS = 3, 4
@@ -127,14 +129,14 @@ def test_nar_mask_and_neighbours() -> None:
     plan = model.order.plan(model.layout, None)
     slots = model.feed.parallel(tokens(model), plan, model.condition(LABELS), None)
     distance = torch.tensor([r + c for _, _, r, c in model.layout.positions.tolist()])
-    held = slots.place_BS[0, 1:]
+    held = slots.position_BS[0, 1:]
     assert 15 not in held.tolist()  # the last group predicts nothing
-    seen = plan.visible(slots.group_BS, slots.group_BS)[0]
+    seen = Groups(slots.group_BS, slots.group_BS, plan.window).seen_BST[0]
     assert torch.equal(seen[1:, 1:], distance[held][:, None] >= distance[held][None])
     assert seen[:, 0].all()
     assert not seen[0, 1:].any()
     for n, place in enumerate(plan.sequence_BL[0].tolist()):
-        right, below = (int(s) for s in slots.reads[0, n])
+        right, below = (int(s) for s in slots.output_index[0, n])
         row, column = divmod(place, 4)
         if place == 0:
             assert (right, below) == (0, 0)
@@ -151,8 +153,8 @@ def test_par_mask_is_causal_then_block_causal() -> None:
     slots = model.feed.parallel(tokens(model), plan, model.condition(LABELS), None)
     # condition, four first tokens of which the last stands beside three registers, then groups of four
     group = torch.tensor([0, 1, 2, 3] + [g for g in (4, 5, 6) for _ in range(4)])
-    assert torch.equal(plan.visible(slots.group_BS, slots.group_BS)[0], group[:, None] >= group[None])
-    assert (slots.place_BS[0, 5:8] == -1).all()  # registers stand nowhere
+    assert torch.equal(Groups(slots.group_BS, slots.group_BS, plan.window).seen_BST[0], group[:, None] >= group[None])
+    assert (slots.position_BS[0, 5:8] == -1).all()  # registers stand nowhere
 
 
 def test_npp_is_given_averages_and_predicts_whole_patches() -> None:
@@ -164,7 +166,7 @@ def test_npp_is_given_averages_and_predicts_whole_patches() -> None:
     assert slots.x_BSD.shape[1] == 4  # a quarter of raster's sixteen
     table: Any = model.feed.table
     torch.testing.assert_close(slots.x_BSD[:, 1], table(ids[:, [0, 1, 4, 5]]).mean(1))
-    assert slots.place_BS[0].tolist() == [-1, 0, 1, 4]  # rows and columns of patches
+    assert slots.position_BS[0].tolist() == [-1, 0, 1, 4]  # rows and columns of patches
     decoded, taught = hidden(model, ids, plan)
     torch.testing.assert_close(decoded, taught.repeat_interleave(4, dim=1), atol=2e-5, rtol=1e-5)
 
@@ -177,23 +179,23 @@ def test_what_slots_claim_to_see_is_what_the_rule_says(name: str) -> None:
     plan = model.order.plan(model.layout, Draws.whole(0, 0, ROWS, steps=10)).to(torch.device("cpu"))
     data = tokens(model)
     slots = model.feed.parallel(data, plan, model.condition(LABELS), None)
-    mask = plan.visible(slots.group_BS, slots.group_BS)
-    if slots.sees == "causal" and plan.window is None:
+    mask = Groups(slots.group_BS, slots.group_BS, plan.window).seen_BST
+    if isinstance(slots.visibility, Causal) and plan.window is None:
         assert torch.equal(mask, torch.ones_like(mask).tril())
-    elif slots.sees == "all":
+    elif isinstance(slots.visibility, Everything):
         assert mask.all()
     seen: torch.Tensor | None = None
     sampler = model.sampler.edited(guidance=0.0)
     for step in model.decode_steps(LABELS, sampler, torch.Generator().manual_seed(0), forced=data):
         group = step.slots.group_BS[:1]
         seen = group if seen is None or model.feed.passes == "whole" else torch.cat([seen, group], dim=1)
-        mask = plan.visible(group, seen)
-        if step.slots.sees == "all" and plan.window is None:
+        mask = Groups(group, seen, plan.window).seen_BST
+        if isinstance(step.slots.visibility, Everything) and plan.window is None:
             assert mask.all()
-        elif step.slots.sees == "causal":
+        elif isinstance(step.slots.visibility, Causal):
             assert torch.equal(mask, torch.ones_like(mask).tril())
-        kept = group.shape[1] if step.slots.kept is None else step.slots.kept
-        seen = seen[:, : seen.shape[1] - group.shape[1] + kept]
+        cached = group.shape[1] if step.slots.cached is None else step.slots.cached
+        seen = seen[:, : seen.shape[1] - group.shape[1] + cached]
 
 
 @pytest.mark.parametrize("name", ["maskgit", "halton_maskgit", "arpg", "randar", "tokenbridge_ar", "raster"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from models import registry
 from models.any_order import AnyOrder, Burst
 from models.generator import GroupGenerator
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.protocols import Generator, Labels, TokenLayout, Tokens
 from models.sampling.sampler import Constant, Sampler
 

@@ -19,7 +19,8 @@ from models.draws import Draws
 from models.generator import GroupGenerator
 from models.parts.heads.categorical import Categorical
 from models.parts.nets.pointed import Pointed
-from models.parts.orders import Plan
+from models.parts.plan import Plan
+from models.parts.visibility import Everything
 from models.protocols import Batch, Labels, TokenLayout, Tokens
 from models.sampling.sampler import Constant
 from models.whole_grid import WholeGrid
@@ -225,6 +226,6 @@ def test_the_first_state_learns_the_whole_image() -> None:
     with torch.no_grad():
         cond = model.condition(labels)
         slots = model.feed.step(None, model.order.plan(layout, None), cond, 0)
-        h = cast(Pointed, model.net).trunk(slots, None, cond).expand(-1, 9, -1)
+        h = cast(Pointed, model.net).trunk(slots, Everything(), cond).expand(-1, 9, -1)
         everything = cast(Categorical, model.head).logits(cast(Pointed, model.net).point(h, torch.arange(9))).argmax(-1)
     assert torch.equal(everything, ids)

@@ -11,11 +11,16 @@ from torch import Tensor
 from models.draws import Draws
 from models.parts.dropout import drop_path, dropout
 
-KINDS = ("coins", "uniform", "normal", "permutation")
+KINDS = ("bernoulli", "uniform", "normal", "permutation")
 
 
 def drawn(draws: Draws, kind: str) -> Tensor:
-    return draws.coins(0.3, 5, 7) if kind == "coins" else draws.permutation(6) if kind == "permutation" else getattr(draws, kind)(5, 7)
+    match kind:
+        case "bernoulli":
+            return draws.bernoulli(0.3, 5, 7)
+        case "permutation":
+            return draws.permutation(6)
+    return getattr(draws, kind)(5, 7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,9 +36,31 @@ def test_any_share_of_a_batch_has_its_rows(kind: str) -> None:
         assert not torch.equal(drawn(other, kind), first)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("micro", [1, 2, 12])
+def test_workers_and_micro_batches_draw_what_one_batch_draws(workers: int, micro: int) -> None:
+    """Two calls of each kind and a fork, in the order in which a model makes them."""
+
+    def step(start: int, stop: int) -> list[Tensor]:
+        draws = Draws(5, 2, 10, start, stop, 12, stream="main")
+        shared = [draws.shared_uniform(3).expand(stop - start, -1), draws.shared_permutation(7).expand(stop - start, -1)]
+        return [drawn(each, kind) for each in (draws, draws.fork("part")) for kind in KINDS * 2] + shared
+
+    bounds = [12 * i // workers for i in range(workers + 1)]
+    parts = [step(at, min(at + micro, stop)) for start, stop in itertools.pairwise(bounds) for at in range(start, stop, micro)]
+    for whole, split in zip(step(0, 12), zip(*parts)):
+        assert torch.equal(whole, torch.cat(split))
+
+
+def test_shared_numbers_are_their_own() -> None:
+    shared = Draws.whole(0, 0, 64).shared_uniform(50)
+    assert not bool((Draws.whole(0, 0, 64).uniform(50) == shared).all(1).any()), "no row has the numbers that all share"
+    assert sorted(Draws.whole(0, 0, 1).shared_permutation(9).tolist()) == list(range(9))
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_coins_fall_at_their_rate_everywhere(rate: float) -> None:
-    steps = torch.stack([Draws.whole(0, step, 32).coins(rate, 64) for step in range(200)]).double()
+def test_bernoulli_comes_at_its_rate_everywhere(rate: float) -> None:
+    steps = torch.stack([Draws.whole(0, step, 32).bernoulli(rate, 64) for step in range(200)]).double()
     deviation = (rate * (1 - rate)) ** 0.5
     for over in ((0, 1, 2), (0, 1), (0, 2), (1, 2)):  # all, each place, each row, each step
         mean = steps.mean(over)
@@ -44,16 +71,16 @@ def test_coins_fall_at_their_rate_everywhere(rate: float) -> None:
             assert float(far.square().mean()) == pytest.approx(1, abs=5 * (2 / mean.numel()) ** 0.5), over
 
 
-def test_coins_of_neighbours_know_nothing_of_each_other() -> None:
+def test_bernoulli_of_neighbours_is_independent() -> None:
     one = [Draws.whole(seed, step, 16) for seed, step in itertools.product(range(4), range(50))]
-    tosses = torch.stack([torch.stack([draws.coins(0.5, 40), draws.coins(0.5, 40)]) for draws in one]).double() * 2 - 1
+    signs = torch.stack([torch.stack([draws.bernoulli(0.5, 40), draws.bernoulli(0.5, 40)]) for draws in one]).double() * 2 - 1
     pairs = {
-        "places": tosses[..., 1:] * tosses[..., :-1],
-        "rows": tosses[..., 1:, :] * tosses[..., :-1, :],
-        "calls": tosses[:, 1] * tosses[:, 0],
-        "steps": tosses[1:50] * tosses[:49],
-        "seeds": tosses[50:100] * tosses[:50],
-        "diagonals": tosses[..., 1:, 1:] * tosses[..., :-1, :-1],
+        "places": signs[..., 1:] * signs[..., :-1],
+        "rows": signs[..., 1:, :] * signs[..., :-1, :],
+        "calls": signs[:, 1] * signs[:, 0],
+        "steps": signs[1:50] * signs[:49],
+        "seeds": signs[50:100] * signs[:50],
+        "diagonals": signs[..., 1:, 1:] * signs[..., :-1, :-1],
     }
     for name, product in pairs.items():
         assert abs(float(product.mean())) < 4.5 / product.numel() ** 0.5, name

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_zoo as zoo
 import torch
 import toy
+import zoo
 from safetensors.torch import load_file
 
 from flows.guard import end_with_parent

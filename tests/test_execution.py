@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_zoo import CLASSES, NAMES, ROWS, batch_of, build
+from zoo import CLASSES, NAMES, ROWS, batch_of, build
 
 from models.draws import Draws
 from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_zoo as zoo
 import torch
+import zoo
 from safetensors.torch import load_file, save_file
 from torch import distributed
 

@@ -21,7 +21,7 @@ from models.generator import GroupGenerator
 from models.parts.conditions import Conditioner, condition_of
 from models.parts.heads.bitwise import Bitwise
 from models.parts.heads.channelwise import Channelwise
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.protocols import Batch, Generator, Labels, LayoutError, TokenLayout, Tokens
 from models.sampling.sampler import Sampler
 

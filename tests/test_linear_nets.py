@@ -12,9 +12,7 @@ from torch import Tensor
 from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator
-from models.parts.attention import Sight
 from models.parts.conditions import Conditioned, TextCondition
-from models.parts.feeds import Slots
 from models.parts.group_norm import GroupAdaLN
 from models.parts.nets import mamba, retention, scan_attention
 from models.parts.nets.scales import ScaleNet
@@ -22,6 +20,8 @@ from models.parts.nets.sequence import Mixer, SequenceNet
 from models.parts.nets.transformer import Transformer
 from models.parts.norms import AdaLN
 from models.parts.orders import Scales
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Everything, Groups, Mask, Visibility
 from models.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
 from models.zoo.generators.aim import aim
 from models.zoo.generators.mvar import mvar
@@ -62,10 +62,10 @@ def condition(rows: int = ROWS) -> Conditioned:
 @pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [12]], ids=["slot by slot", "blocks", "at once"])
 def test_recurrent_form_equals_parallel_form(mixer: Mixer.Config, cuts: list[int]) -> None:
     net, x, cond = net_of(mixer), normal(ROWS, 12, WIDTH, dtype=torch.float32), condition()
-    whole = net(slots_of(x), "causal", cond)
+    whole = net(slots_of(x), Causal(), cond)
     cache, parts, start = net.cache(ROWS, 12, x), [], 0
     for n in cuts:
-        parts.append(net(slots_of(x[:, start : start + n], start), "causal" if n > 1 else None, cond, cache))
+        parts.append(net(slots_of(x[:, start : start + n], start), Causal() if n > 1 else Everything(), cond, cache))
         start += n
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=1e-5)
 
@@ -77,7 +77,7 @@ def test_nothing_is_seen_of_later_slots_and_all_of_earlier_ones(mixer: Mixer.Con
     for t in (0, 5, 11):
         other = x.clone()
         other[:, t, 0] += 1
-        moved = (net(slots_of(x), "causal", cond) - net(slots_of(other), "causal", cond)).abs().amax((0, 2))
+        moved = (net(slots_of(x), Causal(), cond) - net(slots_of(other), Causal(), cond)).abs().amax((0, 2))
         assert float(moved[:t].sum()) == 0
         assert float(moved[t:].min()) > 1e-6
 
@@ -92,7 +92,7 @@ def test_the_state_does_not_grow(mixer: Mixer.Config) -> None:
     before = size(short)
     held = [t.data_ptr() for layer in short for t in layer.tensors.values()]
     for t in range(12):
-        net(slots_of(x[:, t : t + 1], t), None, condition(), short)
+        net(slots_of(x[:, t : t + 1], t), Everything(), condition(), short)
     assert size(short) == before == size(long)
     assert held == [t.data_ptr() for layer in short for t in layer.tensors.values()]
     # A transformer's cache does grow, so the comparison means something.
@@ -104,34 +104,37 @@ def test_the_state_does_not_grow(mixer: Mixer.Config) -> None:
 @torch.no_grad()
 def test_bfloat16_is_close(mixer: Mixer.Config) -> None:
     net, x, cond = net_of(mixer), normal(ROWS, 12, WIDTH, dtype=torch.float32), condition()
-    exact = net(slots_of(x), "causal", cond)
+    exact = net(slots_of(x), Causal(), cond)
     with torch.autocast("cpu", torch.bfloat16):
-        half, cache = net(slots_of(x), "causal", cond), net.cache(ROWS, 12, x)
-        steps = [net(slots_of(x[:, t : t + 1], t), None, cond, cache) for t in range(12)]
+        half, cache = net(slots_of(x), Causal(), cond), net.cache(ROWS, 12, x)
+        steps = [net(slots_of(x[:, t : t + 1], t), Everything(), cond, cache) for t in range(12)]
     assert float((half - exact).abs().mean()) < 0.02
     assert float((torch.cat(steps, 1) - exact).abs().mean()) < 0.02
 
 
+PAIRS = torch.arange(6)[None] // 2
+
+
 @pytest.mark.parametrize(
-    ("sight", "queries"),
-    [(None, 0), (torch.ones(6, 6).tril().triu(-2).bool(), 0), (torch.ones(6, 6).triu().bool(), 0), ("causal", 2)],
-    ids=["full attention", "window", "backwards", "queries"],
+    ("visibility", "queries"),
+    [
+        (Everything(), 0),
+        (Mask(torch.ones(1, 6, 6).tril().triu(-2).bool()), 0),
+        (Groups(PAIRS, PAIRS), 0),
+        (Causal(), 2),
+    ],
+    ids=["full attention", "window", "groups", "queries"],
 )
-def test_other_plans_are_refused(sight: Sight, queries: int) -> None:
+def test_other_plans_are_refused(visibility: Visibility, queries: int) -> None:
     slots = replace(slots_of(normal(ROWS, 6, WIDTH, dtype=torch.float32)), queries=queries)
     with pytest.raises(ConfigError, match="sequence order"):
-        net_of(MIXERS["selective"])(slots, sight, condition())
-
-
-def test_an_explicit_causal_mask_is_taken() -> None:
-    net, slots = net_of(MIXERS["selective"]), slots_of(normal(ROWS, 6, WIDTH, dtype=torch.float32))
-    assert torch.equal(net(slots, torch.ones(1, 1, 6, 6).tril().bool(), condition()), net(slots, "causal", condition()))
+        net_of(MIXERS["selective"])(slots, visibility, condition())
 
 
 def test_slots_are_not_forgotten() -> None:
     net, x = net_of(MIXERS["retention"]), normal(ROWS, 6, WIDTH, dtype=torch.float32)
     cache = net.cache(ROWS, 6, x)
-    net(slots_of(x), "causal", condition(), cache)
+    net(slots_of(x), Causal(), condition(), cache)
     cache[0].truncate(6)
     with pytest.raises(ConfigError, match="forget the last 2"):
         cache[0].truncate(4)
@@ -179,19 +182,19 @@ def scale_net() -> ScaleNet:
     return ScaleNet.Config(width=WIDTH, depth=1, heads=2, norm=AdaLN.Config(gamma=1.0), std=0.3).build(PYRAMID)
 
 
-def pyramid_mask() -> Tensor:
-    scale = PYRAMID.positions[:, 1]
-    return (scale[:, None] >= scale)[None, None]
+def pyramid_groups() -> Groups:
+    scale_BS = PYRAMID.positions[None, :, 1]
+    return Groups(scale_BS, scale_BS)
 
 
 @torch.no_grad()
 def test_scales_see_themselves_whole_and_all_smaller_ones() -> None:
     net, x, cond = scale_net(), normal(ROWS, PYRAMID.length, WIDTH, dtype=torch.float32), condition()
-    plain = net(slots_of(x), pyramid_mask(), cond)
+    plain = net(slots_of(x), pyramid_groups(), cond)
     for t, scale in enumerate(PYRAMID.positions[:, 1].tolist()):
         other = x.clone()
         other[:, t, 0] += 1
-        moved = (net(slots_of(other), pyramid_mask(), cond) - plain).abs().amax((0, 2))
+        moved = (net(slots_of(other), pyramid_groups(), cond) - plain).abs().amax((0, 2))
         start = sum(PYRAMID.scale_sizes[:scale])
         assert float(moved[:start].sum()) == 0
         assert float(moved[start:].min()) > 1e-6
@@ -199,10 +202,10 @@ def test_scales_see_themselves_whole_and_all_smaller_ones() -> None:
 
 def test_scale_after_scale_equals_all_at_once() -> None:
     net, x, cond = scale_net(), normal(ROWS, PYRAMID.length, WIDTH, dtype=torch.float32), condition()
-    whole, cache = net(slots_of(x), pyramid_mask(), cond), net.cache(ROWS, PYRAMID.length, x)
+    whole, cache = net(slots_of(x), pyramid_groups(), cond), net.cache(ROWS, PYRAMID.length, x)
     parts, start = [], 0
     for n in PYRAMID.scale_sizes:
-        parts.append(net(slots_of(x[:, start : start + n], start), None, cond, cache))
+        parts.append(net(slots_of(x[:, start : start + n], start), Everything(), cond, cache))
         start += n
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=1e-5)
 
@@ -224,8 +227,8 @@ def test_windows_over_scales_are_refused(order: Scales) -> None:
 def test_parts_of_scales_are_refused() -> None:
     net, x, cond = scale_net(), normal(ROWS, PYRAMID.length, WIDTH, dtype=torch.float32), condition()
     with pytest.raises(ConfigError, match="whole scales"):
-        net(slots_of(x), "causal", cond)
+        net(slots_of(x), Causal(), cond)
     cache = net.cache(ROWS, PYRAMID.length, x)
-    net(slots_of(x[:, :1]), None, cond, cache)
+    net(slots_of(x[:, :1]), Everything(), cond, cache)
     with pytest.raises(ConfigError, match="whole scales"):
-        net(slots_of(x[:, 1:4], 1), None, cond, cache)
+        net(slots_of(x[:, 1:4], 1), Everything(), cond, cache)

@@ -14,6 +14,7 @@ from models.parts.nets.conv import Geometry
 from models.parts.nets.maskgit_conv import MaskGITConv, OutputShortcutBlock
 from models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
 from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, ViT, patchify, unpatchify
+from models.parts.visibility import Causal
 
 BLOCKS = Blocks.Config(width=16, depth=2, heads=2)
 NETS: dict[str, Net] = {
@@ -124,11 +125,10 @@ def test_a_mask_hides_slots() -> None:
     """With a causal mask what comes later changes nothing before it."""
     torch.manual_seed(0)
     stack, x = BLOCKS.build(), random(2, 7, 16)
-    mask = torch.ones(7, 7).tril().bool()[None, None]
     later = x.clone()
     later[:, 5:] += 1.0
     with torch.no_grad():
-        a, b, free = stack(x, mask), stack(later, mask), stack(later)
+        a, b, free = stack(x, Causal()), stack(later, Causal()), stack(later)
     torch.testing.assert_close(a[:, :5], b[:, :5], atol=1e-6, rtol=1e-6)
     assert not torch.allclose(a[:, :5], free[:, :5], atol=1e-3)
 
@@ -141,8 +141,8 @@ def test_cross_attention_reads_the_context_that_it_may_see() -> None:
     other = context.clone()
     other[:, 2:] += 1.0
     with torch.no_grad():
-        assert not torch.allclose(stack(x, None, context), stack(x, None, other), atol=1e-3)
-        a, b = (stack(x, None, c, None, mask) for c in (context, other))
+        assert not torch.allclose(stack(x, context_BTD=context), stack(x, context_BTD=other), atol=1e-3)
+        a, b = (stack(x, context_BTD=c, context_mask=mask) for c in (context, other))
     torch.testing.assert_close(a, b)
 
 
@@ -150,12 +150,12 @@ def test_condition_gates_start_closed_and_open() -> None:
     torch.manual_seed(0)
     stack = replace(BLOCKS, cond=5).build()
     x, cond = random(2, 3, 16), random(2, 5, seed=1)
-    assert torch.equal(stack(x, None, None, cond), x)
+    assert torch.equal(stack(x, cond_BD=cond), x)
     for block in stack.blocks:
         nn.init.normal_(block.modulation.weight, std=0.1)
-    out = stack(x, None, None, cond)
+    out = stack(x, cond_BD=cond)
     assert not torch.allclose(out, x, atol=1e-3)
-    assert not torch.allclose(out, stack(x, None, None, -cond), atol=1e-3)
+    assert not torch.allclose(out, stack(x, cond_BD=-cond), atol=1e-3)
 
 
 def test_a_trunk_tells_places_apart() -> None:

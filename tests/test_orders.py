@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from models.draws import Draws
 from models.parts.orders import Diagonals, Random, Raster, Scales
+from models.parts.visibility import Groups
 from models.protocols import TokenLayout
 
 grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4)
@@ -30,19 +31,19 @@ def test_groups_partition_the_positions(sizes: list[tuple[int, int]], frames: in
 
 def test_raster_mask_is_lower_triangular() -> None:
     plan = Raster().plan(TokenLayout(grids=((3, 4),), vocabulary=8))
-    assert torch.equal(plan.visible(plan.group_BL, plan.group_BL)[0], torch.ones(12, 12).tril().bool())
+    assert torch.equal(Groups(plan.group_BL, plan.group_BL, plan.window).seen_BST[0], torch.ones(12, 12).tril().bool())
 
 
 def test_scales_mask_is_block_causal_by_scale() -> None:
     plan = Scales().plan(TokenLayout(grids=((1, 1), (2, 2), (3, 3)), vocabulary=8))
     level = torch.cat([torch.full((n,), i) for i, n in enumerate((1, 4, 9))])  # VAR: attend where level_i >= level_j
-    assert torch.equal(plan.visible(plan.group_BL, plan.group_BL)[0], level[:, None] >= level[None, :])
+    assert torch.equal(Groups(plan.group_BL, plan.group_BL, plan.window).seen_BST[0], level[:, None] >= level[None, :])
 
 
 def test_markov_window_hides_all_but_the_nearest_scales_and_keeps_the_prefix() -> None:
     plan = Scales(window=1).plan(TokenLayout(grids=((1, 1), (2, 2), (3, 3)), vocabulary=8))
     key = torch.cat([torch.tensor([[-1]]), plan.group_BL], dim=1)
-    seen = plan.visible(plan.group_BL, key)[0]
+    seen = Groups(plan.group_BL, key, plan.window).seen_BST[0]
     assert seen[-1].tolist() == [True, False] + [True] * 13
 
 

@@ -2,107 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from zoo import CHANNELS, CLASSES, EARLY, NAMES, ROWS, SIZE, batch_of, build, early, optimize, spec_of, trained
 
 from models import registry
-from models.build import ModelSpec, load_model, save_model
+from models.build import load_model, save_model
 from models.coarse_fine import CoarseToFine
 from models.config import ConfigError
 from models.draws import Draws
 from models.generator import GroupGenerator
 from models.parts.feeds.base import take
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
 from models.parts.orders.base import Fixed
-from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
-
-SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
-NAMES = registry.names()
-
-
-def tokenizer_spec(name: str) -> ModelSpec:
-    """The tiny tokenizer of a recipe, given what it stands on: the base that its row of the table names, the data's classifier."""
-    recipe = registry.get(name)
-    given: dict[str, Any] = {"size": SIZE, "channels": CHANNELS}
-    needs = recipe.config(recipe.tiny).needs
-    if "tokenizer" in needs:
-        given["tokenizer"] = tokenizer_spec(recipe.axes["codec"]).to_dict()
-    if "features" in needs:
-        given["features"] = shape_of(CHANNELS, CLASSES, Protocol(width=4, features=8))
-    return ModelSpec("tokenizer", name, dict(recipe.tiny), {}, given)
-
-
-def spec_of(name: str) -> ModelSpec:
-    """The tiny model of a recipe; a generator is paired with the tokenizer that its row of the table names."""
-    recipe = registry.get(name)
-    if recipe.kind == "tokenizer":
-        return tokenizer_spec(name)
-    codec = tokenizer_spec(recipe.axes["codec"])
-    tokenizer = codec.build()
-    assert isinstance(tokenizer, Tokenizer)
-    given = {"layout": tokenizer.layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
-    return ModelSpec("generator", name, dict(recipe.tiny), {}, given)
-
-
-def build(name: str, seed: int = 0, base_steps: int = 0) -> Method:
-    """The tiny model, with what it stands on: fresh, or a base tokenizer trained for some steps."""
-    torch.manual_seed(seed)
-    spec = spec_of(name)
-    model = spec.build()
-    stands: dict[str, Any] = {}
-    if isinstance(model, Tokenizer) and spec.given.get("tokenizer"):
-        stands["tokenizer"] = base = ModelSpec.from_dict(spec.given["tokenizer"]).build()
-        for _ in optimize(base, batch_of(base), base_steps, lr=5e-3):
-            pass
-        base.finish(iter([batch_of(base)]))
-    if isinstance(model, Tokenizer) and spec.given.get("features"):
-        stands["features"] = Classifier.of(spec.given["features"])
-    if stands:
-        model.adopt(**stands)
-    return model
-
-
-def batch_of(model: Method, rows: int = ROWS, seed: int = 0) -> Batch:
-    draw = torch.Generator().manual_seed(seed)
-    label = Labels(torch.arange(rows) % CLASSES)
-    if isinstance(model, Generator):
-        shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
-        return Batch(tokens=Tokens(torch.randint(model.layout.vocabulary, shape, generator=draw), model.layout), condition=label)
-    coarse = torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1
-    return Batch(image_BCHW=torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear"), condition=label)
-
-
-def optimize(model: Method, batch: Batch, steps: int, lr: float = 3e-3) -> Iterator[dict[str, float]]:
-    """A bare training loop over all phases."""
-    model.train()
-    trained = {phase: [p for _, p in model.phase_parameters(phase)] for phase in model.phases}  # nothing, for a codec that is not learned
-    optimizers = {phase: torch.optim.AdamW(p or [{"params": []}], lr=lr, weight_decay=0) for phase, p in trained.items()}
-    for step in range(steps):
-        parts = {}
-        for phase, optimizer in optimizers.items():
-            draws = Draws.whole(0, step, batch.rows, steps, stream=phase)
-            found = model.losses(batch, phase, draws)
-            optimizer.zero_grad()
-            if trained[phase]:
-                found["loss"].backward()
-            optimizer.step()
-            parts |= {f"{phase}/{k}": float(v) for k, v in found.items() if v.numel() == 1}
-        model.after_step(Draws.whole(0, step, batch.rows, steps, stream="after"))
-        yield parts
+from models.protocols import Generator, Labels, Tokenizer
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> None:
-    model = build(name)
-    # One step first: some parts start at zero and pass no gradient on until they have moved.
-    for _ in optimize(model, batch_of(model), 2):
-        pass
+    model = early(name)  # some parts start at zero and pass no gradient on until they have moved
     touched: set[str] = set()
     resting: set[tuple[str, ...]] = set()
     for step in (5, 9):
@@ -124,36 +45,15 @@ def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_overfits_one_batch(name: str) -> None:
-    model = build(name, base_steps=30)
-    if not any(model.phase_parameters(phase) for phase in model.phases):
+    found = trained(name)
+    if not found.learns:
         pytest.skip("nothing is learned")
-    batch = batch_of(model)
-    key = f"{model.phases[0]}/{'reconstruction' if isinstance(model, Tokenizer) else 'loss'}"
-    untrained = image_error(model, batch)
-    history = list(optimize(model, batch, 150, lr=5e-3))
-    if key in history[0]:
-        # One step's loss is a draw where a step draws what it masks, so the last ten are asked.
-        first, last = history[0][key], sum(row[key] for row in history[-10:]) / 10
-    else:  # a stage without pixels comes first
-        first, last = untrained, image_error(model, batch)
-    assert last < 0.5 * first, (first, last)
-
-
-@torch.no_grad()
-def image_error(model: Method, batch: Batch) -> float:
-    """Squared error of a tokenizer's images after encoding and decoding; 0 for a generator."""
-    if not isinstance(model, Tokenizer):
-        return 0.0
-    assert batch.image_BCHW is not None
-    model.eval()
-    return float((model.decode(model.encode(batch.image_BCHW)) - batch.image_BCHW).square().mean())
+    assert found.after < 0.5 * found.before, (found.before, found.after, len(found.history))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
-    model = build(name)
-    for _ in optimize(model, batch_of(model), 2):
-        pass
+    model = early(name)
     save_model(tmp_path, spec_of(name), model.state_dict())
     again, spec = load_model(tmp_path)
     model.eval()
@@ -163,7 +63,7 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
         assert torch.equal(again.encode(batch.image_BCHW).data, tokens.data)
         assert torch.equal(again.decode(tokens), model.decode(tokens))
         if spec.config().needs:  # losses need what the model stands on
-            again = build(name).eval()
+            again = build(name, base_steps=30).eval()
             again.load_state_dict(load_file(str(tmp_path / "weights.safetensors")), strict=True)
     draws = [Draws.whole(0, 0, ROWS) for _ in range(2)]
     with torch.no_grad():
@@ -172,13 +72,14 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_loss(name: str) -> None:
-    runs = [list(optimize(build(name), batch_of(build(name)), 3)) for _ in range(2)]
-    assert runs[0] == runs[1]
+    found = trained(name)
+    again = build(name, base_steps=30)
+    assert [row for _, row in zip(range(EARLY), optimize(again, batch_of(again), found.steps))] == found.history[:EARLY]
 
 
 @pytest.mark.parametrize("name", registry.names("tokenizer"))
 def test_tokenizer_round_trip(name: str) -> None:
-    model = build(name).eval()
+    model = early(name).eval()
     assert isinstance(model, Tokenizer)
     tokens = model.encode(batch_of(model).image_BCHW)  # type: ignore[arg-type]
     assert tokens.data.shape[0] == ROWS
@@ -192,7 +93,7 @@ def test_tokenizer_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("generator"))
 def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
-    model = build(name).eval()
+    model = early(name).eval()
     assert isinstance(model, Generator)
     labels = Labels(torch.arange(5) % CLASSES)
     sampler = model.sampler.edited(guidance=0.5, top_k=0)  # type: ignore[union-attr, operator]
@@ -207,12 +108,10 @@ def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("generator"))
 def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
-    model = build(name)
+    model = early(name)
     if not isinstance(model, GroupGenerator):
         pytest.skip("holds its own module")
     batch = batch_of(model)
-    for _ in optimize(model, batch, 3):  # away from the zeros of the start
-        pass
     model.eval()
     assert batch.tokens is not None
     assert isinstance(batch.condition, Labels)
@@ -231,12 +130,10 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("generator"))
 def test_guidance_mixes_conditional_and_null(name: str) -> None:
-    model = build(name)
+    model = early(name)
     if not isinstance(model, GroupGenerator):
         pytest.skip("holds its own module")
     batch = batch_of(model)
-    for _ in optimize(model, batch, 3):
-        pass
     model.eval()
     assert batch.tokens is not None
     assert isinstance(batch.condition, Labels)
@@ -256,7 +153,7 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("generator"))
 def test_other_steps_are_taken_or_refused_before_work(name: str) -> None:
-    model = build(name).eval()
+    model = early(name).eval()
     assert isinstance(model, Generator)
     sampler = model.sampler.edited(guidance=0.0, steps=3)  # type: ignore[union-attr, operator]
     labels, draw = Labels(torch.arange(2) % CLASSES), torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
 """Attention with its choices as values: how queries and keys are compared, which biases exist.
 
-Shapes: B rows, S slots, T slots in sight, H heads, E head width, D width.
+Shapes: B rows, S slots, T keys, H heads, E head width, D width.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from models import config
 from models.parts.cache import LayerCache
 from models.parts.rope import rotate
 from models.parts.similarity import Scaled, Similarity
-
-#: What slots see: a mask (B or 1, 1, S, T) that is true where a slot is seen, those before and itself, or everything.
-Sight = Tensor | Literal["causal"] | None
+from models.parts.visibility import Visibility
 
 
-def attend(q_BHSE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, sight: Sight, factor: float) -> Tensor:
+def attend(q_BHSE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, visibility: Visibility, factor: float) -> Tensor:
     """Attention of queries over keys and values with as many or fewer heads, heads side by side: (B, S, H E)."""
-    causal = isinstance(sight, str)
+    queries, keys = q_BHSE.shape[2], k_BHTE.shape[2]
+    kernel = visibility.kernel(queries, keys)
     out = F.scaled_dot_product_attention(
         q_BHSE,
         k_BHTE,
         v_BHTE,
-        attn_mask=None if isinstance(sight, str) else sight,
-        is_causal=causal,
+        attn_mask=visibility.mask(queries, keys, q_BHSE.device) if kernel == "mask" else None,
+        is_causal=kernel == "causal",
         scale=factor,
         enable_gqa=q_BHSE.shape[1] != k_BHTE.shape[1],
     )
@@ -40,7 +39,7 @@ class Attention(nn.Module):
     """Multi-head self-attention over visible slots, with an optional cache."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="attention.softmax"):
         """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv")."""
 
         similarity: Similarity = Scaled()
@@ -65,7 +64,7 @@ class Attention(nn.Module):
         else:
             self.q_bias = self.v_bias = None  # type: ignore[assignment]
 
-    def forward(self, x_BSD: Tensor, sight: Sight, turn: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, visibility: Visibility, turn: Tensor | None, cache: LayerCache | None) -> Tensor:
         """Attend (B, S, D) -> (B, S, D); ``turn`` are rotary tables."""
         kv_width = self.kv_heads * self.head_width
         bias = self.qkv.bias if self.q_bias is None else torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
@@ -76,4 +75,4 @@ class Attention(nn.Module):
             q, k = rotate(q, turn), rotate(k, turn)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.proj(attend(q, k, v, sight, factor))
+        return self.proj(attend(q, k, v, visibility, factor))

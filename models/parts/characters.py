@@ -18,6 +18,7 @@ from models.draws import Draws
 from models.parts.attention import Attention
 from models.parts.conditions import Conditioned, Conditioner, Reads
 from models.parts.mlp import GELU
+from models.parts.visibility import Mask
 from models.protocols import Condition, Text, TextFeatures
 
 BYTES = 256
@@ -44,9 +45,9 @@ class Reader(nn.Module):
         """The text read, (B, T + 1, D), its sum in the last slot, and what of it may be looked at, (B, T + 1): not the padding."""
         x = F.pad(x_BTD, (0, 0, 0, 1)) + self.position
         seen = F.pad(seen_BT, (0, 1), value=True)
-        sight = seen[:, None, None]
+        visibility = Mask(seen[:, None])
         for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp)):
-            x = x + attention(self.norms[2 * i](x), sight, None, None)
+            x = x + attention(self.norms[2 * i](x), visibility, None, None)
             x = x + mlp(self.norms[2 * i + 1](x))
         return self.out(self.norms[-1](x)), seen
 
@@ -120,7 +121,7 @@ class Characters(ReadText):
     """Captions byte by byte (UTF-8), without any vocabulary: small sets of captions need no pretrained encoder."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ReadText.Config):
+    class Config(ReadText.Config, tag="condition.characters"):
         """``length`` in bytes."""
 
         reads: ClassVar[Reads] = "text"
@@ -163,7 +164,7 @@ class Encoded(ReadText):
     """Features of a frozen text encoder, mapped to the net's width and read."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ReadText.Config):
+    class Config(ReadText.Config, tag="condition.encoded"):
         """``encoder``: folder or hub name of a text model; ``features``: the width of its last hidden states; ``length`` in its pieces."""
 
         reads: ClassVar[Reads] = "features"

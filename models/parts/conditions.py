@@ -163,7 +163,7 @@ class ClassCondition(Labelled):
     """A learned vector for each class and one for the null class, as one prefix slot and as the vector."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Conditioner.Config, tag="condition.class"):
         """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training.
 
         ``spare`` rows after the null class are kept for official tables that have them.
@@ -203,7 +203,7 @@ class TextCondition(Conditioner):
     """Features of a frozen text encoder through a small MLP, as prefix slots (LlamaGen t2i)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Conditioner.Config, tag="condition.text_features"):
         """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
 
         reads: ClassVar[Reads] = "features"

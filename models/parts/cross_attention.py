@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.attention import Sight, attend
+from models.parts.attention import attend
 from models.parts.cache import MemoryCache
+from models.parts.visibility import Everything, Mask, Visibility
 
-#: Queries, keys, values, what is seen, factor: heads side by side.
-Kernel = Callable[[Tensor, Tensor, Tensor, Sight, float], Tensor]
+#: Queries, keys, values, what they attend to, factor: heads side by side.
+Kernel = Callable[[Tensor, Tensor, Tensor, Visibility, float], Tensor]
 
 
 class CrossAttention(nn.Module):
@@ -37,8 +38,8 @@ class CrossAttention(nn.Module):
 
     def _over(self, q_BHSE: Tensor, memory_BTM: Tensor, seen_BT: Tensor | None, kept: MemoryCache | None = None) -> Tensor:
         k, v = self.project(memory_BTM) if kept is None else kept.once(lambda: self.project(memory_BTM))
-        mask = None if seen_BT is None else seen_BT[:, None, None]
-        return self.proj(self.kernel(q_BHSE, k, v, mask, 1 / math.sqrt(q_BHSE.shape[-1])))
+        visibility = Everything() if seen_BT is None else Mask(seen_BT[:, None])
+        return self.proj(self.kernel(q_BHSE, k, v, visibility, 1 / math.sqrt(q_BHSE.shape[-1])))
 
     def project(self, memory_BTM: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the memory, (B, H, T, E) each."""

@@ -23,7 +23,7 @@ class GroupAdaLN(BlockNorm):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config):
+    class Config(BlockNorm.Config, tag="norm.group_adaln"):
         """``groups``: number of maps."""
 
         groups: int = 4

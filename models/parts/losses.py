@@ -20,7 +20,7 @@ from models.parts.nets.discriminator import PatchDiscriminator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels(configs.Config):
+class Pixels(configs.Config, tag="loss.pixels"):
     """Mean absolute (l1) or squared (l2) difference of the pixels."""
 
     norm: Literal["l1", "l2"] = "l1"
@@ -39,7 +39,7 @@ class Perceptual(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="loss.perceptual"):
         """``weights`` is the path of the safetensors file."""
 
         weights: str
@@ -99,7 +99,7 @@ class Adversarial(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="loss.adversarial"):
         """Both sides are off until optimizer step ``start``; ``adaptive`` multiplies ``weight`` by the ratio of gradients.
 
         Then ``weight`` is the share of the adversarial gradient in that of the reconstruction; it counts as at most ``ceiling``, so

@@ -32,7 +32,7 @@ class SwiGLU(MLP):
     """Gated SiLU (arXiv:2002.05202), hidden width 2/3 ``ratio`` D rounded up to ``multiple_of``, no biases."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MLP.Config):
+    class Config(MLP.Config, tag="mlp.swiglu"):
         """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights."""
 
         multiple_of: int = 256
@@ -56,7 +56,7 @@ class GELU(MLP):
     """Two linear maps with biases around a GELU."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MLP.Config):
+    class Config(MLP.Config, tag="mlp.gelu"):
         """``ratio`` of the hidden width to the width; ``form`` of the GELU."""
 
         ratio: float = 4.0

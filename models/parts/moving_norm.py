@@ -29,7 +29,7 @@ class MovingNorm(nn.Module):
     _sums: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="norm.moving"):
         """``decay`` of the variances and, shorter so that it keeps up with a drift, ``decay_mean`` of the means, per optimizer step;
         standard deviations count as at least ``floor``."""
 

@@ -86,7 +86,7 @@ class PreNorm(BlockNorm):
     """A learned norm before each branch, nothing after it."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config):
+    class Config(BlockNorm.Config, tag="norm.pre"):
         """``kind``: rms (LlamaGen) or layer; ``last``: whether the stack ends with a norm or with the raw stream."""
 
         kind: Kind = "rms"
@@ -114,7 +114,7 @@ class PostNorm(BlockNorm):
     """A learned norm of the sum after each branch, none before the head (BERT, arXiv:1706.03762)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config):
+    class Config(BlockNorm.Config, tag="norm.post"):
         """``eps`` of the layer norms."""
 
         eps: float = 1e-12
@@ -144,7 +144,7 @@ class AdaLN(BlockNorm):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config):
+    class Config(BlockNorm.Config, tag="norm.adaln"):
         """``kind`` of the blocks' norms and ``final`` of the last one; ``gamma``: size of the initial gammas, near zero so
         that blocks start as identities."""
 

@@ -22,7 +22,7 @@ class Rope2D(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
+    class Config(config.Config, tag="rope.grid"):
         """``base`` of the geometric frequencies; with a ``reach`` every grid is spread, in whole steps, over one whose longer side has
         that many positions (Infinity)."""
 
@@ -52,9 +52,9 @@ class Rope2D(nn.Module):
         table = torch.cat([table, torch.zeros_like(table[:1])])
         self.register_buffer("turn", table, persistent=False)
 
-    def forward(self, place_BS: Tensor) -> Tensor:
+    def forward(self, position_BS: Tensor) -> Tensor:
         """(B, 1, S, E/2, 2) cosines and sines at these places (-1: none)."""
-        return self.turn[place_BS].unsqueeze(1)
+        return self.turn[position_BS].unsqueeze(1)
 
 
 def rotate(x_BHSE: Tensor, turn_B1SE2: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Semantic(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="loss.semantic"):
         """Features after ``depth`` blocks of the decoder; ``teacher`` is the classifier of the data or a DINO of a file."""
 
         depth: int

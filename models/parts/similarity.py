@@ -32,7 +32,7 @@ class Comparison(nn.Module, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled(Similarity):
+class Scaled(Similarity, tag="similarity.scaled"):
     """Dot products times ``gain / sqrt(E)``; the usual attention has gain 1, VAR without l2-norm 0.25."""
 
     gain: float = 1.0
@@ -51,7 +51,7 @@ class _Scaled(Comparison):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Similarity):
+class Cosine(Similarity, tag="similarity.cosine"):
     """Cosine similarity times a learned temperature per head, at most ``ceiling`` (arXiv:2111.09883, VAR)."""
 
     start: float = 4.0
@@ -74,7 +74,7 @@ class _Cosine(Comparison):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normed(Similarity):
+class Normed(Similarity, tag="similarity.normed"):
     """Queries and keys of each head through a learned layer norm, then scaled dot products (arXiv:2302.05442, RAR)."""
 
     eps: float = 1e-6
@@ -94,7 +94,7 @@ class _Normed(Comparison):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RootMean(Similarity):
+class RootMean(Similarity, tag="similarity.rms"):
     """Queries and keys divided by their root mean square over all heads, without weights (Halton-MaskGIT)."""
 
     eps: float = 1e-6

@@ -24,7 +24,7 @@ class PooledText(Conditioner):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Conditioner.Config, tag="condition.pooled_text"):
         """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned."""
 
         reads: ClassVar[Reads] = "features"
@@ -86,7 +86,7 @@ class ClassText(Labelled):
     """Class labels as texts of learned features, for nets that look at a memory."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Conditioner.Config, tag="condition.class_text"):
         """``length`` features a class, each of the net's width; ``dropout`` share of labels replaced by the null text."""
 
         classes: int | None = None

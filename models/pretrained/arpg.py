@@ -14,7 +14,8 @@ from models.parts.conditions import ClassCondition
 from models.parts.feeds.queried import Queried
 from models.parts.heads.categorical import Categorical
 from models.parts.nets.two_pass import TwoPass
-from models.parts.orders import Arccos, Plan, Random, Steps
+from models.parts.orders import Arccos, Random, Steps
+from models.parts.plan import Plan
 from models.pretrained.llamagen import llama_net
 from models.pretrained.names import Fuse, NameMap, Rename, Split
 from models.pretrained.parity import gradient_norms

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from models.generator import Decoded, GroupGenerator
-from models.parts.attention import Attention, Sight, attend
+from models.parts.attention import Attention, attend
 from models.parts.cross_attention import CrossAttention
-from models.parts.feeds.base import Slots
 from models.parts.feeds.next_scale import RotaryScale
 from models.parts.heads.bitwise import Bitwise
 from models.parts.mlp import GELU
@@ -25,7 +24,9 @@ from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from models.parts.quantizers.patched import Patched
 from models.parts.rope import Rope2D
 from models.parts.similarity import Cosine
+from models.parts.slots import Slots
 from models.parts.text import PooledText
+from models.parts.visibility import Groups, Mask, Visibility
 from models.pretrained.infinity_bsq import SCALES
 from models.pretrained.names import Ignore, NameMap, Rename, Rule
 from models.pretrained.parity import gradient_norms
@@ -154,7 +155,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         cond = model.condition(text)
         slots = feed.of_inputs(inputs["x_BLC_wo_prefix"], cond)
         plan = model.order.plan(model.layout, None)
-        return head.logits(model.net(slots, plan.visible(slots.group_BS, slots.group_BS).unsqueeze(1), cond))
+        return head.logits(model.net(slots, Groups(slots.group_BS, slots.group_BS, plan.window), cond))
 
     logits = logits_of()
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 2), bits.flatten(), reduction="none").view(bits.shape).mean(-1)
@@ -187,14 +188,14 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
 
 
 def _from_zero(slots: Slots) -> Slots:
-    return replace(slots, place_BS=torch.arange(slots.x_BSD.shape[1])[None])
+    return replace(slots, position_BS=torch.arange(slots.x_BSD.shape[1])[None])
 
 
-def _rounded(q: Tensor, k: Tensor, v: Tensor, sight: Sight, factor: float) -> Tensor:
+def _rounded(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, factor: float) -> Tensor:
     """Attention of values rounded to bfloat16, the result rounded too; text by text, so that sums are taken as upstream takes them."""
     half, parts = torch.bfloat16, []
     for row in range(len(q)):
-        seen = int(sight[row].sum()) if isinstance(sight, Tensor) else k.shape[2]
+        seen = int(visibility.seen_BST[row].sum()) if isinstance(visibility, Mask) else k.shape[2]
         a, b, c = (t.to(half).float() for t in (q[row], k[row, :, :seen], v[row, :, :seen]))
         parts.append((a @ b.transpose(1, 2) * factor).softmax(-1) @ c)
     return torch.stack(parts).to(half).float().transpose(1, 2).flatten(2)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator, sight_of
+from models.generator import GroupGenerator
 from models.parts.attention import Attention
 from models.parts.conditions import ClassCondition, TextCondition
 from models.parts.feeds import Shifted
@@ -18,6 +18,7 @@ from models.parts.nets.transformer import Transformer
 from models.parts.norms import PreNorm
 from models.parts.orders import Raster
 from models.parts.rope import Rope2D
+from models.parts.slots import visibility_of
 from models.pretrained.llama_blocks import llama_blocks
 from models.pretrained.names import NameMap, Rename
 from models.pretrained.parity import gradient_norms
@@ -117,4 +118,5 @@ def _train_mask(model: GroupGenerator, inputs: Mapping[str, Tensor], plan: Any) 
     """The attention mask of the teacher-forced pass with padded text."""
     cond = model.condition(TextFeatures(inputs["caption_tf"], inputs["emb_mask"]))
     slots = model.feed.parallel(inputs["idx"], plan, cond, None)
-    return cast(Tensor, sight_of(slots, plan, cond, slots.group_BS, None))
+    count = slots.x_BSD.shape[1]
+    return visibility_of(slots, plan.window, cond.seen_BP).mask(count, count, slots.x_BSD.device)

@@ -14,6 +14,7 @@ from models.parts.feeds.neighbours import Neighbours
 from models.parts.heads.categorical import Directions
 from models.parts.nets.branched import Branched
 from models.parts.orders import Diagonals
+from models.parts.visibility import Groups
 from models.pretrained import llamagen
 from models.pretrained.llama_blocks import llama_blocks
 from models.pretrained.names import NameMap, Rename, Rule
@@ -80,7 +81,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator()))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
-        "proximity_mask": plan.visible(group, group)[0],
+        "proximity_mask": Groups(group, group, plan.window).seen_BST[0],
         "logits": logits.detach(),
         "loss": loss.detach(),
         "gen_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1),

@@ -12,7 +12,8 @@ from models.generator import GroupGenerator
 from models.parts.conditions import ClassCondition
 from models.parts.feeds.aimed import Instructed
 from models.parts.heads.categorical import Categorical
-from models.parts.orders import Plan, Random, Steps
+from models.parts.orders import Random, Steps
+from models.parts.plan import Plan
 from models.parts.rope import Rope2D
 from models.pretrained.llama_blocks import llama_blocks
 from models.pretrained.llamagen import llama_net

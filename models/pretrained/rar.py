@@ -17,8 +17,10 @@ from models.parts.heads.categorical import Categorical
 from models.parts.mlp import GELU
 from models.parts.nets.transformer import Transformer
 from models.parts.norms import AdaLN
-from models.parts.orders import Annealed, Plan
+from models.parts.orders import Annealed
+from models.parts.plan import Plan
 from models.parts.similarity import Normed
+from models.parts.visibility import Causal
 from models.pretrained.names import NameMap, Rename, Split
 from models.pretrained.parity import gradient_norms, reorder
 from models.protocols import Labels, TokenLayout
@@ -102,7 +104,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         assert slots.condition_BSD is not None
         steered = torch.cat([slots.condition_BSD, cond.vector_BD[:, None] + step], dim=1)
         whole = replace(slots, x_BSD=torch.cat([slots.x_BSD, x], dim=1), condition_BSD=steered)
-        return head.logits(model.net(whole, "causal", cond)[:, 1:])
+        return head.logits(model.net(whole, Causal(), cond)[:, 1:])
 
     plan = replace(raster, sequence_BL=inputs["orders"])
     logits, target = logits_of(plan), ids.gather(1, inputs["orders"])

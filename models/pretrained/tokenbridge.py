@@ -17,7 +17,8 @@ from models.parts.mlp import GELU
 from models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from models.parts.nets.transformer import Transformer
 from models.parts.norms import AdaLN, PreNorm
-from models.parts.orders import Masked, Plan, Steps
+from models.parts.orders import Masked, Steps
+from models.parts.plan import Plan
 from models.parts.quantizers.dimensionwise import Dimensionwise
 from models.parts.similarity import Normed
 from models.pretrained.names import Fuse, Ignore, NameMap, Rename

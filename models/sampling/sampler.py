@@ -62,7 +62,7 @@ class Schedule(config.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(Schedule):
+class Constant(Schedule, tag="schedule.constant"):
     """The same value at every step."""
 
     def at(self, progress: float) -> float:
@@ -70,7 +70,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Schedule):
+class Linear(Schedule, tag="schedule.linear"):
     """From ``start`` at the first step to ``value`` at the last (VAR)."""
 
     start: float = 0.0
@@ -80,7 +80,7 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerCosine(Schedule):
+class PowerCosine(Schedule, tag="schedule.power_cosine"):
     """``value (1 - cos(pi progress^power)) / 2`` (RAR, arXiv:2411.00776)."""
 
     power: float = 1.0
@@ -93,7 +93,7 @@ SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler(config.Config):
+class Sampler(config.Config, tag="sampler"):
     """Guidance and temperature over the steps, then top-k and top-p (0 and 1 keep all codes).
 
     ``sizes`` cuts the positions into steps, for orders that leave it open (None: as the order has it).

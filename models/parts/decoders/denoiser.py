@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
     """(noisy image, time, embedded tokens) to something of the image's shape."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="net.denoiser"):
         """Transformer over patches of ``patch`` by ``patch`` pixels and all tokens; the time steers its norms."""
 
         width: int = 96

@@ -26,7 +26,7 @@ class Flow(GenerativeDecoder):
     """Learns the image at a random time; decodes by Euler steps from one fixed noise."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GenerativeDecoder.Config):
+    class Config(GenerativeDecoder.Config, tag="decoder.flow"):
         """``reveal`` says which tokens a step sees; the net predicts the image, and with it the velocity (arXiv:2511.13720).
 
         The image's squared error counts ``(1 - t) ** -weighting``: 2 makes it the velocity's error, less leans on noisy times.

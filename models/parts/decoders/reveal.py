@@ -47,7 +47,7 @@ class Reveal(configs.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested(Reveal):
+class Nested(Reveal, tag="dropout.nested"):
     """Nested dropout (arXiv:1402.0915, FlexTok): a row keeps its first k tokens, so that any prefix decodes.
 
     ``choose``: k is one of the powers of two up to N and N itself, or any number from 1 to N; all are equally likely.
@@ -82,7 +82,7 @@ class Nested(Reveal):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staged(Reveal):
+class Staged(Reveal, tag="dropout.staged"):
     """Sequential diffusion (D-AR): the k-th of ``groups`` equal groups of tokens appears when the k-th interval of the clock begins."""
 
     groups: int

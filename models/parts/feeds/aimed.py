@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.base import nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.parts.rope import Rope2D, rotate
+from models.parts.slots import Slots
+from models.parts.visibility import Causal
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -27,7 +29,7 @@ class TargetAware(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.target_aware"):
         """Spare rows of the tables of tokens, positions and indices, for official tables that have them."""
 
         spare_tokens: int = 0
@@ -55,22 +57,22 @@ class TargetAware(Shifted):
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         slots = super().step(state, plan, cond, group)
-        return replace(self._aimed(slots, plan.members(group), cond, group), sees=slots.sees)
+        return replace(self._aimed(slots, plan.members(group), cond, group), visibility=slots.visibility)
 
     def _aimed(self, slots: Slots, target_BN: Tensor, cond: Conditioned, index: int) -> Slots:
         """The slots at their places, aimed at the positions that they predict; the lead stands before the first."""
         if cond.prefix_BPD.shape[1] != 1:
             raise LayoutError("this feed needs a condition of one prefix slot")
-        x = slots.x_BSD + self.position[0, slots.place_BS + 2] + self.position_target[0, target_BN + 2]
+        x = slots.x_BSD + self.position[0, slots.position_BS + 2] + self.position_target[0, target_BN + 2]
         step = self.position_step[:, index + 1 : index + 1 + x.shape[1]]
-        group, place, reads = slots.group_BS, slots.place_BS, slots.reads
+        group, place, reads = slots.group_BS, slots.position_BS, slots.output_index
         if index == 0:
             x = torch.cat([(self.lead + self.position[:, :1]).expand(len(x), -1, -1), x], dim=1)
             step = torch.cat([self.position_step[:, :1], step], dim=1)
             group = torch.cat([group[:, :1] - 1, group], dim=1)
             place = torch.cat([nowhere(place[:, :1]), place], dim=1)
             reads = reads + 1
-        return Slots(x, group, place, reads, sees=slots.sees, condition_BSD=cond.vector_BD[:, None] + step)
+        return Slots(x, group, place, reads, visibility=slots.visibility, condition_BSD=cond.vector_BD[:, None] + step)
 
 
 class Instructed(Shifted):
@@ -82,7 +84,7 @@ class Instructed(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.position_instructions"):
         """``rope`` and ``heads`` are those of the net."""
 
         rope: Rope2D.Config = Rope2D.Config()
@@ -122,7 +124,7 @@ class Instructed(Shifted):
         reads = prefix + 2 * span(0, length, x.device)
         x_drop = self.drop(x, draws)
         if max(plan.sizes) == 1:
-            return Slots(x_drop, rank, both, reads, sees="causal")
+            return Slots(x_drop, rank, both, reads, visibility=Causal())
         # The first instruction of a group is that of the context; those after it are slots apart, seen by their own group alone.
         starts = [plan.start(g) for g, size in enumerate(plan.sizes) for _ in range(size)]
         later = torch.tensor([i for i, start in enumerate(starts) if i != start], device=x.device)
@@ -133,7 +135,7 @@ class Instructed(Shifted):
             torch.cat([rank, 2 * start * scale + later - start], dim=1),
             torch.cat([both, place[:, later]], dim=1),
             reads,
-            private_BS=torch.cat([torch.full_like(rank, -1), start], dim=1),
+            segment_BS=torch.cat([torch.full_like(rank, -1), start], dim=1),
         )
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
@@ -154,7 +156,7 @@ class Instructed(Shifted):
             torch.cat([rank, ask], dim=1),
             torch.cat([stand, place], dim=1),
             span(held, held + count, x.device),
-            kept=held + 1,
+            cached=held + 1,
         )
 
     def _woven(self, query: Tensor, token: Tensor, place: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:

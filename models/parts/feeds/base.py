@@ -1,14 +1,13 @@
 """What a feed offers: the inputs of the net, for all groups at once or for one group after another.
 
 Each feed has a parallel form (teacher forcing: the true tokens are known) and an incremental form (decoding:
-one group at a time); tests hold them equal.  Shapes: B rows, L positions, S slots, T slots in sight, P prefix slots,
+one group at a time); tests hold them equal.  Shapes: B rows, L positions, S slots, T keys, P prefix slots,
 N predicted positions, K hidden states of a slot, D width, Q codebooks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,34 +16,9 @@ from torch import Tensor, nn
 from models import config
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
+from models.parts.slots import Slots
 from models.protocols import Tokenizer, TokenLayout
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Inputs of the net, and how its outputs are read.
-
-    ``group_BS`` says from which group on a slot is seen, ``place_BS`` the layout position at which it stands (-1: none).
-    ``reads`` (B or 1, N) are the slots from which the predicted positions are read, in the order of the plan's
-    sequence; with K hidden states a slot (B or 1, N, K), a position being read as the mean of those that it has (-1: none).
-    A read state predicts ``share`` successive positions.  ``sees`` tells what is known beforehand of the mask:
-    ``all`` slots in sight, ``causal`` (each slot those before it and itself), or the ``rule`` on groups.
-    The last ``queries`` slots only ask: no slot sees them, unless it is one of them and the net lets it.  ``private_BS``
-    hides a slot from all slots of another number (-1: hidden from none).  The first ``kept`` slots stay in
-    sight of later steps (None: all).  ``condition_BSD`` steers each slot by itself.
-    """
-
-    x_BSD: Tensor
-    group_BS: Tensor
-    place_BS: Tensor
-    reads: Tensor
-    sees: Literal["rule", "causal", "all"] = "rule"
-    share: int = 1
-    queries: int = 0
-    private_BS: Tensor | None = None
-    kept: int | None = None
-    condition_BSD: Tensor | None = None
 
 
 class Feed(nn.Module, ABC):

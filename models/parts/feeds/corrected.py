@@ -29,7 +29,7 @@ class Corrected(RotaryScale):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(RotaryScale.Config):
+    class Config(RotaryScale.Config, tag="feed.self_corrected"):
         """``correction``: which scales are flipped, and how much."""
 
         correction: SelfCorrection = SelfCorrection()

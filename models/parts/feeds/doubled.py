@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.base import nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Everything
 from models.protocols import TokenLayout
 
 
@@ -39,7 +41,7 @@ class Doubled(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.double_position"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Doubled:
@@ -65,7 +67,7 @@ class Doubled(Shifted):
             held, rank, place = self._chain(data, plan.sequence_BL, cond, draws)
             x = self._aimed(held, plan.sequence_BL)
             prefix = x.shape[1] - plan.sequence_BL.shape[1]
-            return Slots(x, rank, place, prefix + span(0, plan.sequence_BL.shape[1], x.device), sees="causal")
+            return Slots(x, rank, place, prefix + span(0, plan.sequence_BL.shape[1], x.device), visibility=Causal())
         starts = [plan.start(g) for g, size in enumerate(plan.sizes) for _ in range(size)]
         return self.asked(data, plan.sequence_BL, torch.tensor([starts], device=data.device), cond, draws)
 
@@ -85,7 +87,7 @@ class Doubled(Shifted):
             torch.cat([rank.expand(len(asks), -1), asks], dim=1),
             torch.cat([place, place.gather(1, (prefix + known_BL).expand(rows, -1))], dim=1),
             prefix + length + span(0, length, data.device),
-            private_BS=torch.cat([torch.full_like(rank, -1), span(0, length, data.device)], dim=1),
+            segment_BS=torch.cat([torch.full_like(rank, -1), span(0, length, data.device)], dim=1),
         )
 
     def start(self, plan: Plan, cond: Conditioned) -> Any:
@@ -101,20 +103,20 @@ class Doubled(Shifted):
         place = torch.cat([state.closed_Bm.expand(rows, -1), state.open_B1.expand(rows, count)], dim=1)
         rank = 2 * span(start - closed, start, place.device)
         apart = torch.full((1, count), 2 * start - 1, device=place.device)
-        kept = closed
+        cached = closed
         if plan.choice is None:  # the first member is the chain's next aim
             apart[:, 0] = 2 * start
-            kept += 1
-        private = torch.cat([torch.full_like(rank, -1), span(0, count, place.device)], dim=1)
-        private[:, :kept] = -1
+            cached += 1
+        segment = torch.cat([torch.full_like(rank, -1), span(0, count, place.device)], dim=1)
+        segment[:, :cached] = -1
         return Slots(
             torch.cat([state.closed_BmD, asks], dim=1),
             torch.cat([rank, apart], dim=1),
             place,
             closed + span(0, count, place.device),
-            sees="all" if closed == 0 and count == 1 else "rule",
-            private_BS=private,
-            kept=kept,
+            visibility=Everything() if closed == 0 and count == 1 else None,
+            segment_BS=segment,
+            cached=cached,
         )
 
     def push(self, state: Aimless, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Feed, Slots, span, take
-from models.parts.orders.base import Plan
+from models.parts.feeds.base import Feed, span, take
+from models.parts.plan import Plan
 from models.parts.quantizers.flexible import Flexible
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import LayoutError, Tokenizer, TokenLayout
 
 
@@ -28,7 +30,7 @@ class FlexibleScale(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.flexible_scale"):
         """``side`` of the position map."""
 
         side: int = 32
@@ -85,7 +87,7 @@ class FlexibleScale(Feed):
         x = cond.vector_BD[:, None] + self.position_start if state[1] is None else self.embed(state[1])
         place = plan.members(group)
         x = x + self._position(self._grids(plan)[group])
-        return Slots(x, torch.full_like(place, group), place, span(0, place.shape[1], place.device), sees="all")
+        return Slots(x, torch.full_like(place, group), place, span(0, place.shape[1], place.device), visibility=Everything())
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.quantizer.accumulate(state[0], group, data, self._grids(plan))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots
 from models.parts.feeds.masked import Whole
 from models.parts.quantizers.dimensionwise import Dimensionwise, normal_levels
+from models.parts.slots import Slots
 from models.protocols import LayoutError, Tokenizer, TokenLayout
 
 
@@ -29,7 +29,7 @@ class KnownValues(Whole):
     values: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Whole.Config):
+    class Config(Whole.Config, tag="feed.known_values"):
         """``buffer`` slots of the condition."""
 
         buffer: int = 64
@@ -74,4 +74,4 @@ class KnownValues(Whole):
         x = self.norm(torch.cat([buffer, token], dim=1) + self.position)
         unknown = torch.cat([known_BL.new_zeros(len(known_BL), self.buffer), ~known_BL], dim=1).long()
         place = torch.arange(-self.buffer, self.layout.length, device=x.device).clamp_min(-1)[None]
-        return Slots(x, unknown, place, asked + self.buffer, kept=0)
+        return Slots(x, unknown, place, asked + self.buffer, cached=0)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, TokenTable
+from models.parts.feeds.base import TokenTable
 from models.parts.feeds.next_scale import NextScale
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import LayoutError, TokenLayout
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class Markov(NextScale):
     """``NextScale`` for plans of window 0: what a scale is given is all that is left of the earlier ones, and no cache outlives a scale."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(NextScale.Config):
+    class Config(NextScale.Config, tag="feed.markov_scale"):
         """As ``NextScale``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Markov:
@@ -51,7 +53,7 @@ class Markov(NextScale):
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         self.check(plan)
-        return replace(super().step(state, plan, cond, group), kept=0)
+        return replace(super().step(state, plan, cond, group), cached=0)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class MaskedScales(Markov):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Markov.Config):
+    class Config(Markov.Config, tag="feed.masked_scale"):
         """As ``NextScale``."""
 
         def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> MaskedScales:
@@ -111,7 +113,7 @@ class MaskedScales(Markov):
         place = torch.arange(start, stop, device=state.ids_BL.device)[None]
         base = self._first(cond) if state.input_BnC is None else self.embed(state.input_BnC)
         x = self._placed(base, place) + self.table(self._shown(state.ids_BL[:, start:stop], state.known_BL[:, start:stop]))
-        return Slots(x, torch.full_like(place, group), place, plan.members(group) - start, sees="all", kept=0)
+        return Slots(x, torch.full_like(place, group), place, plan.members(group) - start, visibility=Everything(), cached=0)
 
     def push(self, state: Partly, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         index = place_Bn.expand(len(data), -1)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from models.draws import Draws
 from models.parts.conditions import Conditioned
 from models.parts.dropout import dropout
-from models.parts.feeds.base import Feed, Slots, TokenTable
-from models.parts.orders.base import Plan
+from models.parts.feeds.base import Feed, TokenTable
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -60,7 +62,7 @@ class MaskToken(Whole):
     """Tokens and [MASK] with learned positions (MaskGIT, arXiv:2202.04200); there is no cache, each step is given all slots anew."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.mask_token"):
         """``prefix``: whether the condition's slots lead the sequence, at positions of their own; ``registers``: learned slots
         at its end."""
 
@@ -104,4 +106,4 @@ class MaskToken(Whole):
             x = torch.cat([x, self.register.expand(len(x), -1, -1)], dim=1)
         place = torch.full((1, x.shape[1]), -1, device=x.device)
         place[:, self.prefix : self.prefix + self.layout.length] = torch.arange(self.layout.length, device=x.device)
-        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, sees="all", kept=0)
+        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, visibility=Everything(), cached=0)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.base import nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
 from models.parts.mlp import MLP, SwiGLU
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
 from models.parts.residual_mlp import ResidualMLP
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Everything
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -29,7 +31,7 @@ class Merged(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.merged"):
         """``share``: tokens of a group; ``blocks`` residual MLPs."""
 
         share: int = 4
@@ -64,15 +66,15 @@ class Merged(Shifted):
         place = torch.cat([nowhere(first).expand(len(stand), -1), stand], dim=1)
         group = torch.cat([first, span(1, plan.groups, x.device)], dim=1)
         start = (first.shape[1] - 1) * self.share
-        return Slots(x, group, place, span(start, start + sum(plan.sizes), x.device), sees="causal")
+        return Slots(x, group, place, span(start, start + sum(plan.sizes), x.device), visibility=Causal())
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         if group == 0:
             slots = super().step(state, plan, cond, 0)
             last = slots.x_BSD.shape[1] * self.share
-            return replace(slots, reads=span(last - self.share, last, slots.x_BSD.device))
+            return replace(slots, output_index=span(last - self.share, last, slots.x_BSD.device))
         place = self._stand(plan)[:, group - 1 : group]
-        return Slots(self._merge(state), torch.full_like(place, group), place, span(0, self.share, place.device), sees="all")
+        return Slots(self._merge(state), torch.full_like(place, group), place, span(0, self.share, place.device), visibility=Everything())
 
     def _merge(self, ids: Tensor) -> Tensor:
         """Ids of whole groups (B, G m) to slots (B, G, D)."""

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, take
+from models.parts.feeds.base import nowhere, prefix_groups, take
 from models.parts.feeds.shifted import Shifted
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Everything
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -26,7 +28,7 @@ class Neighbours(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.neighbours"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Neighbours:
@@ -59,9 +61,9 @@ class Neighbours(Shifted):
             self.check(plan)
             first = prefix_groups(cond.prefix_BPD)
             reads = self._reads(members, members[:0], first.shape[1])
-            return Slots(cond.prefix_BPD, first, nowhere(first), reads, sees="causal")
+            return Slots(cond.prefix_BPD, first, nowhere(first), reads, visibility=Causal())
         held = plan.members(group - 1)
-        return Slots(self.table(state), torch.full_like(held, group), held, self._reads(members, held[0], 0), sees="all")
+        return Slots(self.table(state), torch.full_like(held, group), held, self._reads(members, held[0], 0), visibility=Everything())
 
     def _reads(self, asked_N: Tensor, held_M: Tensor, prefix: int) -> Tensor:
         """(1, N, 2) slots of the left and the upper neighbour of each position, -1 beyond the edge; ``held_M`` stand after the prefix."""

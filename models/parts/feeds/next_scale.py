@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Feed, Slots, span
-from models.parts.orders.base import Plan
+from models.parts.feeds.base import Feed, span
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Everything
 from models.protocols import LayoutError, Tokenizer, TokenLayout
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class NextScale(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.next_scale"):
         """``init_std``: standard deviation of fresh embeddings (0: ``sqrt(1 / 3D)``)."""
 
         init_std: float = 0.0
@@ -100,7 +102,9 @@ class NextScale(Feed):
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         place = plan.members(group)
         x = self._first(cond) if state[1] is None else self.embed(state[1])
-        return Slots(self._placed(x, place), torch.full_like(place, group), place, span(0, place.shape[1], place.device), sees="all")
+        return Slots(
+            self._placed(x, place), torch.full_like(place, group), place, span(0, place.shape[1], place.device), visibility=Everything()
+        )
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.quantizer.accumulate(state[0], group, data)
@@ -116,7 +120,7 @@ class RotaryScale(NextScale):
     """``NextScale`` whose places are left to the net's rotary tables: only a vector of the scale is added (Infinity, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(NextScale.Config):
+    class Config(NextScale.Config, tag="feed.next_scale_rotary"):
         """``scales``: rows of the table of scales, at least as many as there are (0: as many)."""
 
         scales: int = 0

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from models.draws import Draws
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots, nowhere, prefix_groups, span, take
+from models.parts.feeds.base import nowhere, prefix_groups, span, take
 from models.parts.feeds.shifted import Shifted
-from models.parts.orders.base import Plan
+from models.parts.plan import Plan
+from models.parts.slots import Slots
 from models.protocols import TokenLayout
 
 
@@ -26,7 +27,7 @@ class Queried(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.position_queries"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Queried:
@@ -69,5 +70,5 @@ class Queried(Shifted):
             torch.cat([stand, target], dim=1),
             span(content, content + asked, token.device),
             queries=asked,
-            kept=content,
+            cached=content,
         )

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from models.draws import Draws
 from models.parts.conditions import Conditioned
 from models.parts.dropout import dropout
-from models.parts.feeds.base import Feed, Slots, TokenTable, nowhere, prefix_groups, span, take
-from models.parts.orders.base import Plan
+from models.parts.feeds.base import Feed, TokenTable, nowhere, prefix_groups, span, take
+from models.parts.plan import Plan
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Everything
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -26,7 +28,7 @@ class Shifted(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config):
+    class Config(Feed.Config, tag="feed.shifted"):
         """``dropout`` of the token embeddings."""
 
         dropout: float = 0.0
@@ -64,7 +66,7 @@ class Shifted(Feed):
         group = torch.cat([first, plan.group_L[None, 1:]], dim=1)
         place = torch.cat([nowhere(first).expand(len(before), -1), before], dim=1)
         prefix = first.shape[1]
-        return Slots(x, group, place, span(prefix - 1, prefix - 1 + sum(plan.sizes), x.device), sees="causal")
+        return Slots(x, group, place, span(prefix - 1, prefix - 1 + sum(plan.sizes), x.device), visibility=Causal())
 
     def start(self, plan: Plan, cond: Conditioned) -> Tensor | None:
         self.check(plan)
@@ -73,9 +75,11 @@ class Shifted(Feed):
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         if group == 0:
             first = prefix_groups(cond.prefix_BPD)
-            return Slots(cond.prefix_BPD, first, nowhere(first), span(first.shape[1] - 1, first.shape[1], first.device), sees="causal")
+            return Slots(
+                cond.prefix_BPD, first, nowhere(first), span(first.shape[1] - 1, first.shape[1], first.device), visibility=Causal()
+            )
         place = plan.members(group - 1)
-        return Slots(self.table(state), torch.full_like(place, group), place, span(0, 1, place.device), sees="all")
+        return Slots(self.table(state), torch.full_like(place, group), place, span(0, 1, place.device), visibility=Everything())
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Tensor:
         return data
@@ -88,7 +92,7 @@ class Registers(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.registers"):
         """``registers``: how many there are, the largest step in group size."""
 
         registers: int = 3
@@ -115,7 +119,7 @@ class Registers(Shifted):
             slots = self._of(token[:, plan.start(g - 1) : plan.start(g)], plan, g)
             x.append(slots.x_BSD)
             group.append(slots.group_BS[:1])
-            place.append(slots.place_BS.expand(rows, -1))
+            place.append(slots.position_BS.expand(rows, -1))
         prefix = first.shape[1]
         return Slots(
             self.drop(torch.cat(x, 1), draws),
@@ -132,7 +136,7 @@ class Registers(Shifted):
         x = torch.cat([token_BmD, self.register[:, :more].expand(len(token_BmD), -1, -1)], dim=1)
         held = plan.members(group - 1)
         place = torch.cat([held, held.new_full((len(held), more), -1)], dim=1)
-        return Slots(x, torch.full_like(place, group), place, span(0, plan.sizes[group], place.device), sees="all")
+        return Slots(x, torch.full_like(place, group), place, span(0, plan.sizes[group], place.device), visibility=Everything())
 
 
 class Averages(Shifted):
@@ -142,7 +146,7 @@ class Averages(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config):
+    class Config(Shifted.Config, tag="feed.averages"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
@@ -162,16 +166,16 @@ class Averages(Shifted):
         stand = self._stand(plan)[:, :-1]
         place = torch.cat([nowhere(first).expand(len(stand), -1), stand], dim=1)
         prefix = first.shape[1]
-        return Slots(x, group, place, span(prefix - 1, prefix - 1 + plan.groups, x.device), sees="causal", share=share)
+        return Slots(x, group, place, span(prefix - 1, prefix - 1 + plan.groups, x.device), visibility=Causal(), tokens_per_slot=share)
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         share = plan.sizes[0]
         if group == 0:
             first = super().step(state, plan, cond, 0)
-            return Slots(first.x_BSD, first.group_BS, first.place_BS, first.reads, sees="causal", share=share)
+            return Slots(first.x_BSD, first.group_BS, first.position_BS, first.output_index, visibility=Causal(), tokens_per_slot=share)
         place = self._stand(plan)[:, group - 1 : group]
         x = self.table(state).mean(1, keepdim=True)
-        return Slots(x, torch.full_like(place, group), place, span(0, 1, place.device), sees="all", share=share)
+        return Slots(x, torch.full_like(place, group), place, span(0, 1, place.device), visibility=Everything(), tokens_per_slot=share)
 
     @staticmethod
     def _stand(plan: Plan) -> Tensor:

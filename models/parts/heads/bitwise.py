@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed
-from models.parts.heads.base import Drawn, Head
+from models.parts.heads.base import Head
 from models.parts.heads.categorical import full, guide, pick
 from models.protocols import LayoutError, TokenLayout
 from models.sampling.sampler import Moment, Sampler
@@ -22,7 +23,7 @@ class Bitwise(Head):
     """A softmax for each codebook (Infinity's infinite-vocabulary classifier, arXiv:2412.04431): Q V outputs for V to the Q codes."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.bitwise"):
         """``init_std`` of the output map (0: zeros)."""
 
         init_std: float = 0.0

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.heads.base import Head
 from models.parts.heads.categorical import full
 from models.parts.nets.transformer import Transformer
+from models.parts.visibility import Causal, Everything, Visibility
 
 
 class Chained(Head):
@@ -36,21 +36,23 @@ class Chained(Head):
         """The first entry of the sequence."""
         return features_ME
 
-    def run(self, x_MnE: Tensor, features_ME: Tensor, books: slice, sight: Sight, cache: list[LayerCache] | None = None) -> Tensor:
+    def run(
+        self, x_MnE: Tensor, features_ME: Tensor, books: slice, visibility: Visibility, cache: list[LayerCache] | None = None
+    ) -> Tensor:
         """Hidden states (M, n, E) of the entries of these codebooks."""
         steer = features_ME[:, None]
-        return self.net.norm.last(self.net.stack(x_MnE, self.place[:, books], sight, steer, cache), steer)
+        return self.net.norm.last(self.net.stack(x_MnE, self.place[:, books], visibility, steer, cache), steer)
 
     def taught(self, features_ME: Tensor, ids_MQ: Tensor) -> Tensor:
         """(M, Q, V) logits of each codebook given the true ids before it, in one pass."""
         known = [self.known(q, ids_MQ[:, q]) for q in range(len(self.out) - 1)]
-        h_MQE = self.run(torch.stack([self.first(features_ME), *known], dim=1), features_ME, slice(None), "causal")
+        h_MQE = self.run(torch.stack([self.first(features_ME), *known], dim=1), features_ME, slice(None), Causal())
         return full(torch.stack([out(h) for out, h in zip(self.out, h_MQE.unbind(1))], dim=1))
 
     def walk(self, features_ME: Tensor, choose: Callable[[int, Tensor], Tensor]) -> None:
         """Entry after entry, with a cache: ``choose(q, logits)`` says the ids (M,) of codebook q from its logits (M, V)."""
         x, cache = self.first(features_ME), self.net.cache(len(features_ME), len(self.out), features_ME)
         for q, out in enumerate(self.out):
-            ids_M = choose(q, full(out(self.run(x[:, None], features_ME, slice(q, q + 1), None, cache)[:, 0])))
+            ids_M = choose(q, full(out(self.run(x[:, None], features_ME, slice(q, q + 1), Everything(), cache)[:, 0])))
             if q + 1 < len(self.out):
                 x = self.known(q, ids_M)

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed
-from models.parts.heads.base import Drawn, Head
+from models.parts.heads.base import Head
 from models.parts.heads.categorical import pick
 from models.parts.heads.chained import Chained
 from models.parts.nets.transformer import Transformer
+from models.parts.visibility import Visibility
 from models.protocols import LayoutError, TokenLayout
 from models.sampling.sampler import Moment, Sampler
 
@@ -32,7 +33,7 @@ class Channelwise(Chained):
     order: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.channelwise"):
         """``net`` is the small transformer; ``eps`` of the norm after it."""
 
         net: Transformer.Config
@@ -65,10 +66,12 @@ class Channelwise(Chained):
         """(M, E)."""
         return cast(nn.Embedding, self.table[book])(ids_M)
 
-    def run(self, x_MnE: Tensor, features_ME: Tensor, books: slice, sight: Sight, cache: list[LayerCache] | None = None) -> Tensor:
+    def run(
+        self, x_MnE: Tensor, features_ME: Tensor, books: slice, visibility: Visibility, cache: list[LayerCache] | None = None
+    ) -> Tensor:
         """Hidden states (M, n, E), steered by features and step."""
         steer = features_ME[:, None] + self.position_step[:, books]
-        x = self.net.stack(x_MnE + self.position[:, books], self.place[:, books], sight, steer, cache)
+        x = self.net.stack(x_MnE + self.position[:, books], self.place[:, books], visibility, steer, cache)
         return self.net.norm.last(self.norm(x), steer)
 
     def logits(self, h_BND: Tensor, target_BNQ: Tensor) -> Tensor:

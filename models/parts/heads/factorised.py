@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed, TokenTable
-from models.parts.heads.base import Drawn, Head
+from models.parts.heads.base import Head
 from models.parts.heads.categorical import guide, pick
 from models.parts.heads.chained import Chained
 from models.parts.nets.transformer import Transformer
@@ -28,7 +29,7 @@ class Factorised(Chained):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config):
+    class Config(Head.Config, tag="head.factorised"):
         """``net`` is the small transformer, of the width of the big one."""
 
         net: Transformer.Config

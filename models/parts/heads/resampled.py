@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.config import ConfigError
+from models.parts.drawn import Drawn
 from models.parts.feeds.base import Feed
-from models.parts.heads.base import Drawn
 from models.parts.heads.categorical import Categorical, pick, single
 from models.protocols import TokenLayout
 from models.sampling.sampler import Moment, Sampler
@@ -23,7 +23,7 @@ class Resampled(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Categorical.Config):
+    class Config(Categorical.Config, tag="head.resampled"):
         """``threshold`` on the guided probability of what was drawn, ``rounds`` of drawing again (0: none)."""
 
         threshold: float = 0.1

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots
 from models.parts.nets.slots import SlotNet, steering
 from models.parts.nets.transformer import Transformer
+from models.parts.slots import Slots
+from models.parts.visibility import Visibility
 from models.protocols import TokenLayout
 
 
@@ -28,7 +28,7 @@ class Branched(SlotNet):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.branched"):
         """``branches`` are the numbers of blocks of each branch, made as the trunk's."""
 
         trunk: Transformer.Config
@@ -54,7 +54,7 @@ class Branched(SlotNet):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
@@ -66,7 +66,7 @@ class Branched(SlotNet):
         def run(net: Transformer, x_BSD: Tensor) -> Tensor:
             mine = left[: len(net.attention)]
             del left[: len(net.attention)]
-            return net.stack(x_BSD, slots.place_BS, sight, steer, mine, draws)
+            return net.stack(x_BSD, slots.position_BS, visibility, steer, mine, draws)
 
         trunk = run(self.trunk, slots.x_BSD)
         states = [self.trunk.norm.last(trunk, steer)]

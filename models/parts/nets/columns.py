@@ -18,7 +18,7 @@ from models.parts.nets.base import Net, PixelDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns(Net):
+class Columns(Net, tag="net.columns"):
     """``strip`` pixels a column; ``blocks`` residual blocks on each side, each reaching ``kernel // 2`` columns to both sides, twice."""
 
     axis: ClassVar[str] = "sequence"

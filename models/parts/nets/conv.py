@@ -17,7 +17,7 @@ from models.parts.nets.base import Net, PixelDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry(Net):
+class Geometry(Net, tag="net.conv"):
     """What encoder and decoder have in common.
 
     ``channels`` times ``multipliers[i]`` is the width of level i; the first and the last convolution take and give ``patch`` by

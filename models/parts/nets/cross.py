@@ -12,13 +12,14 @@ from typing import cast
 from torch import Tensor, nn
 
 from models.draws import Draws
-from models.parts.attention import Attention, Sight
+from models.parts.attention import Attention
 from models.parts.cache import CrossLayerCache, LayerCache
 from models.parts.conditions import Conditioned
 from models.parts.cross_attention import CrossAttention
-from models.parts.feeds.base import Slots
 from models.parts.nets.slots import steering
 from models.parts.nets.transformer import Transformer
+from models.parts.slots import Slots
+from models.parts.visibility import Visibility
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -26,7 +27,7 @@ class CrossTransformer(Transformer):
     """Between attention and MLP a normed look at the memory, which is not steered (Infinity, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config):
+    class Config(Transformer.Config, tag="net.cross_attention"):
         """``look_eps`` of the norm before the look."""
 
         look_eps: float = 1e-6
@@ -53,7 +54,7 @@ class CrossTransformer(Transformer):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
@@ -62,11 +63,12 @@ class CrossTransformer(Transformer):
         if cond.memory_BTD is None:
             raise LayoutError("this net needs a condition with a memory")
         steer, x = steering(slots, cond), slots.x_BSD
-        turn, shared = self.rope(slots.place_BS) if self.rope is not None else None, self.norm.shared(steer)
+        turn, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(steer)
+        visibility = self.evaluated(visibility, x, cache)
         for i, (look, look_norm) in enumerate(zip(self.look, self.look_norm)):
             how = self.norm.modulate(i, steer, shared)
             layer = cache[i] if cache else None
-            x = self.attend_to(i, x, sight, turn, how[0], layer, draws)
+            x = self.attend_to(i, x, visibility, turn, how[0], layer, draws)
             kept = layer.memory if isinstance(layer, CrossLayerCache) else None
             x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT, kept)
             x = self.transform(i, x, how[1], draws)

@@ -26,7 +26,7 @@ _UNUSED = ("mask_token",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dino(Source):
+class Dino(Source, tag="net.dino"):
     """A vision transformer of this shape with the weights of a file; ``side`` pixels enter it (0: the image as it is).
 
     The path and, if given, the SHA-256 of the file are part of the tokenizer's identity; a file with another hash is refused.

@@ -14,7 +14,7 @@ class PatchDiscriminator(nn.Module):
     """Images (B, C, H, W) to one logit a patch (B, 1, h, w); each layer halves the resolution."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="net.patch_discriminator"):
         """``channels`` of the first layer double up to eightfold over ``layers``."""
 
         channels: int = 64

@@ -32,7 +32,7 @@ class Source(configs.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classified(Source):
+class Classified(Source, tag="features.classifier"):
     """The trunk of the data's own classifier, ``shape`` as it describes itself (given when the tokenizer is built)."""
 
     shape: Mapping[str, Any] | None = None
@@ -67,7 +67,7 @@ class Trunk(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen(Net):
+class Frozen(Net, tag="features.frozen"):
     """Features of ``source``; ``geometry`` is that of the decoder and must start from the same grid."""
 
     source: Source

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots
 from models.parts.nets.slots import SlotNet
 from models.parts.nets.transformer import Transformer
+from models.parts.slots import Slots
+from models.parts.visibility import Everything, Visibility
 from models.protocols import TokenLayout
 
 
@@ -28,7 +28,7 @@ class MaskedAutoencoder(SlotNet):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.masked_autoencoder"):
         """``encoder`` and ``decoder`` have one width; ``buffer`` as the feed's."""
 
         encoder: Transformer.Config
@@ -66,13 +66,13 @@ class MaskedAutoencoder(SlotNet):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D); those of the buffer are not for reading."""
-        known = self.between(self.encoder(slots, sight, cond, None, draws))
+        known = self.between(self.encoder(slots, visibility, cond, None, draws))
         x = torch.where((slots.group_BS > 0).unsqueeze(-1), self.mask, known) + self.position
-        h = self.decoder(replace(slots, x_BSD=x), None, cond, None, draws)
+        h = self.decoder(replace(slots, x_BSD=x), Everything(), cond, None, draws)
         return h + nn.functional.pad(self.position_out, (0, 0, self.buffer, 0))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots
 from models.parts.nets.transformer import Transformer
 from models.parts.residual_mlp import ResidualMLP
+from models.parts.slots import Slots
+from models.parts.visibility import Visibility
 from models.protocols import TokenLayout
 
 
@@ -27,7 +27,7 @@ class Pointed(Transformer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config):
+    class Config(Transformer.Config, tag="net.query_heads"):
         """``blocks`` residual MLPs after the query is added."""
 
         blocks: int = 2
@@ -45,13 +45,13 @@ class Pointed(Transformer):
     def trunk(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """States (B, S, D) that are not pointed anywhere."""
-        return super().forward(slots, sight, cond, cache, draws)
+        return super().forward(slots, visibility, cond, cache, draws)
 
     def point(self, h_BND: Tensor, place_N: Tensor) -> Tensor:
         """(B, N, D) what each state says of a position."""
@@ -60,11 +60,11 @@ class Pointed(Transformer):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D), each of the position after its slot's own."""
-        h_BSD = self.trunk(slots, sight, cond, cache, draws)
-        return self.point(h_BSD, (slots.place_BS[0] + 1).clamp_max(len(self.position_query) - 1))
+        h_BSD = self.trunk(slots, visibility, cond, cache, draws)
+        return self.point(h_BSD, (slots.position_BS[0] + 1).clamp_max(len(self.position_query) - 1))

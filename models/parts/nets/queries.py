@@ -17,7 +17,7 @@ from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_gri
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queries(Net):
+class Queries(Net, tag="net.queries"):
     """``tokens`` queries beside the patches of ``patch`` pixels.
 
     ``reading`` is how the queries' vectors become latents: each one's own (``tokens``), or as TiTok's first weights have it
@@ -55,7 +55,7 @@ class Queries(Net):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeQueries(Queries):
+class CodeQueries(Queries, tag="net.code_queries"):
     """The same, with a decoder that ends at logits over ``codes`` (B, codes, h, w) instead of pixels."""
 
     codes: int

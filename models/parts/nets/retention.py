@@ -23,7 +23,7 @@ class Retention(Mixer):
     """Multi-scale retention: each head forgets at its own rate; outputs are normalised by head and gated."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Mixer.Config):
+    class Config(Mixer.Config, tag="mixer.retention"):
         """``chunk``: longer sequences are worked off chunk by chunk, in linear time; ``gate`` of the output; ``base`` of the rotations."""
 
         heads: int

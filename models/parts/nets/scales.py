@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.attention import Attention, Sight
+from models.parts.attention import Attention
 from models.parts.conditions import Conditioned
 from models.parts.dropout import branch
-from models.parts.feeds.base import Slots
 from models.parts.mlp import GELU, MLP
 from models.parts.nets.mamba import Selective
 from models.parts.nets.sequence import Mixer, initialise
 from models.parts.nets.slots import SlotNet, steering
 from models.parts.norms import AdaLN, BlockNorm
+from models.parts.slots import Slots
+from models.parts.visibility import Everything, Groups, Visibility
 from models.protocols import TokenLayout
 
 
@@ -35,7 +36,7 @@ class ScaleNet(SlotNet):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.scales"):
         """Width, depth and heads, and the parts that blocks are made of; ``std`` of initial weights (0: ``sqrt(1 / 3D)``)."""
 
         width: int
@@ -84,7 +85,7 @@ class ScaleNet(SlotNet):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[Any] | None = None,
         draws: Draws | None = None,
@@ -94,13 +95,13 @@ class ScaleNet(SlotNet):
         Raises:
             ConfigError: slots are not whole scales in storage order, or may not see all of their own and earlier scales.
         """
-        sizes = self._sizes(slots, sight, cache[0].used if cache else 0)
+        sizes = self._sizes(slots, visibility, cache[0].used if cache else 0)
         x_BSD, steer = slots.x_BSD, steering(slots, cond)
         shared = self.norm.shared(steer)
         for i, (attention, mixer, mlp) in enumerate(zip(self.attention, self.mixer, self.mlp)):
             own, across, last = self.norm.modulate(i, steer, shared)
             parts = self.norm.enter(i, 0, x_BSD, own).split(sizes, dim=1)
-            y = torch.cat([attention(part, None, None, None) for part in parts], dim=1)
+            y = torch.cat([attention(part, Everything(), None, None) for part in parts], dim=1)
             x_BSD = self.norm.join(i, 0, x_BSD, branch(self.norm.gate(y, own), self.config.dropout, self.drop_rates[i], draws))
             y = mixer(self.norm.enter(i, 1, x_BSD, across), cache[i] if cache else None)
             x_BSD = self.norm.join(i, 1, x_BSD, branch(self.norm.gate(y, across), self.config.dropout, self.drop_rates[i], draws))
@@ -108,17 +109,13 @@ class ScaleNet(SlotNet):
             x_BSD = self.norm.join(i, 2, x_BSD, branch(self.norm.gate(y, last), self.config.dropout, self.drop_rates[i], draws))
         return self.norm.last(x_BSD, steer)
 
-    def _sizes(self, slots: Slots, sight: Sight, before: int) -> list[int]:
+    def _sizes(self, slots: Slots, visibility: Visibility, before: int) -> list[int]:
         """Lengths of the scales at hand."""
         new = slots.x_BSD.shape[1]
-        if sight is None:
-            whole = self.starts.get(before) == new
-            sizes = [new]
-        elif isinstance(sight, str):
-            whole, sizes = False, []
-        else:
-            seen = self.scale[:, None] >= self.scale
-            whole = before == 0 and sight.shape[-2:] == seen.shape and bool((sight == seen).all())
+        if isinstance(visibility, Everything):
+            whole, sizes = self.starts.get(before) == new, [new]
+        else:  # that the groups are the scales was agreed at build (``check_plan``)
+            whole = before == 0 and isinstance(visibility, Groups) and visibility.window is None and new == sum(self.sizes)
             sizes = list(self.sizes)
         if not whole or slots.queries:
             raise ConfigError(

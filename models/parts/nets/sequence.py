@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from models import config as configs
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.conditions import Conditioned
 from models.parts.dropout import branch
-from models.parts.feeds.base import Slots
 from models.parts.mlp import MLP
 from models.parts.nets.slots import SlotNet, steering
 from models.parts.norms import BlockNorm, PreNorm
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Everything, Visibility
 from models.protocols import TokenLayout
 
 
@@ -43,7 +43,7 @@ class State:
         """Does nothing where all slots stay; a state cannot forget the last ones.
 
         Raises:
-            ConfigError: some slots should not stay in sight.
+            ConfigError: some slots should not stay in visibility.
         """
         if slots < self.used:
             raise ConfigError(f"a recurrent net keeps no single slots, so it cannot forget the last {self.used - slots}: use a transformer")
@@ -85,16 +85,16 @@ class Places(nn.Module):
         self.position = nn.Parameter(torch.empty(layout.length, width))
         nn.init.trunc_normal_(self.position, std=std)
 
-    def forward(self, place_BS: Tensor) -> Tensor:
+    def forward(self, position_BS: Tensor) -> Tensor:
         """(B or 1, S, D)."""
-        return self.position[place_BS.clamp(min=0)] * (place_BS >= 0).unsqueeze(-1)
+        return self.position[position_BS.clamp(min=0)] * (position_BS >= 0).unsqueeze(-1)
 
 
 class SequenceNet(SlotNet):
     """Blocks of a mixer and, where there is one, an MLP, over slots in sequence order."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.sequence"):
         """``mlp`` None: mixers alone (Mamba); ``position_std``: initial size of learned positions (0: none)."""
 
         width: int
@@ -132,7 +132,7 @@ class SequenceNet(SlotNet):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[Any] | None = None,
         draws: Draws | None = None,
@@ -142,10 +142,10 @@ class SequenceNet(SlotNet):
         Raises:
             ConfigError: a plan or feed by which a slot sees later ones, or does not see all earlier ones.
         """
-        require_causal(slots, sight, cache[0].used if cache else 0)
+        require_causal(slots, visibility)
         x_BSD, steer = slots.x_BSD, steering(slots, cond)
         if self.places is not None:
-            x_BSD = x_BSD + self.places(slots.place_BS)
+            x_BSD = x_BSD + self.places(slots.position_BS)
         shared = self.norm.shared(steer)
         for i, mixer in enumerate(self.mixer):
             how = self.norm.modulate(i, steer, shared)
@@ -171,17 +171,10 @@ def initialise(net: nn.Module, std: float, residual: float) -> None:
             module.initialise()
 
 
-def require_causal(slots: Slots, sight: Sight, before: int) -> None:
+def require_causal(slots: Slots, visibility: Visibility) -> None:
     """Raise ``ConfigError`` unless each of the new slots sees itself and all slots before it, and nothing else."""
-    new = slots.x_BSD.shape[1]
-    if sight is None:
-        causal = new == 1
-    elif isinstance(sight, str):
-        causal = True
-    else:
-        seen = torch.ones((new, before + new), dtype=torch.bool, device=sight.device).tril(before)
-        causal = sight.shape[-2:] == seen.shape and bool((sight == seen).all())
-    if not causal or slots.queries:
+    alone = slots.x_BSD.shape[1] == 1 and isinstance(visibility, Everything)
+    if not (alone or isinstance(visibility, Causal)) or slots.queries:
         raise ConfigError(
             "this net runs over slots in sequence order: each sees itself and all earlier ones. The order or feed asks for something "
             "else (groups of several positions, a window, queries, masked or padded slots): use one position a group, such as the "

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots
 from models.parts.nets.transformer import Transformer
 from models.parts.residual_mlp import ResidualMLP
+from models.parts.slots import Slots
+from models.parts.visibility import Visibility
 from models.protocols import TokenLayout
 
 
@@ -28,7 +28,7 @@ class Unshuffled(Transformer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config):
+    class Config(Transformer.Config, tag="net.token_shuffle"):
         """``share``: tokens of a slot; ``blocks`` residual MLPs."""
 
         share: int = 4
@@ -50,11 +50,11 @@ class Unshuffled(Transformer):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S m, D)."""
-        h_BSD = self.parts(super().forward(slots, sight, cond, cache, draws))
+        h_BSD = self.parts(super().forward(slots, visibility, cond, cache, draws))
         return self.rms(self.up(h_BSD.unflatten(2, (self.share, -1))).flatten(1, 2))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.nets.transformer import Transformer
+from models.parts.visibility import Visibility
 from models.protocols import TokenLayout
 
 
@@ -22,7 +22,7 @@ class Skipped(Transformer):
     """Half of the blocks, one in the middle, and half again, each of which takes the output of its mirror image too (arXiv:2209.12152)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config):
+    class Config(Transformer.Config, tag="net.u_vit"):
         """``depth`` is odd."""
 
         def __post_init__(self) -> None:
@@ -44,19 +44,20 @@ class Skipped(Transformer):
     def stack(
         self,
         x_BSD: Tensor,
-        place_BS: Tensor,
-        sight: Sight,
+        position_BS: Tensor,
+        visibility: Visibility,
         steer: Tensor,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
-        turn = self.rope(place_BS) if self.rope is not None else None
+        turn = self.rope(position_BS) if self.rope is not None else None
         shared = self.norm.shared(steer)
+        visibility = self.evaluated(visibility, x_BSD, cache)
         kept: list[Tensor] = []
         for i in range(len(self.attention)):
             if i > self.middle:
                 x_BSD = self.skip[i - self.middle - 1](torch.cat([x_BSD, kept.pop()], dim=-1))
-            x_BSD = self.block(i, x_BSD, sight, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(i, x_BSD, visibility, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
             if i < self.middle:
                 kept.append(x_BSD)
         return x_BSD

@@ -1,6 +1,6 @@
 """What a net of a generator offers: slots in, hidden states out, with or without a cache.
 
-Shapes: B rows, S slots, T slots in sight, K hidden states of a slot, D width.
+Shapes: B rows, S slots, T keys, K hidden states of a slot, D width.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from models import config
 from models.draws import Draws
-from models.parts.attention import Sight
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Slots
+from models.parts.slots import Slots
+from models.parts.visibility import Visibility
 from models.protocols import TokenLayout
 
 
@@ -38,14 +38,14 @@ class SlotNet(nn.Module, ABC):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D), or (B, K, S, D) of a net with several, ready for the head.
 
-        ``sight`` is what slots see: a mask (B or 1, 1, S, T), ``"causal"``, or None for everything; ``draws`` is given in training only.
+        ``visibility`` is what the slots attend to; ``draws`` is given in training only.
         """
 
 

@@ -1,6 +1,6 @@
 """The transformer that most generators share: blocks of attention and MLP over slots.
 
-Shapes: B rows, S slots, T slots in sight, D width.
+Shapes: B rows, S slots, T keys, D width.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from torch import Tensor, nn
 
 from models import config
 from models.draws import Draws
-from models.parts.attention import Attention, Sight
+from models.parts.attention import Attention
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
 from models.parts.dropout import branch
-from models.parts.feeds.base import Slots
 from models.parts.mlp import MLP, SwiGLU
 from models.parts.nets.slots import SlotNet, steering
 from models.parts.norms import BlockNorm, Branch, PreNorm
 from models.parts.rope import Rope2D
+from models.parts.slots import Slots
+from models.parts.visibility import Visibility
 from models.protocols import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Init(config.Config):
+class Init(config.Config, tag="init.normal"):
     """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if asked."""
 
     std: float = 0.02
@@ -38,7 +39,7 @@ class Transformer(SlotNet):
     """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.transformer"):
         """Width, depth and heads, and the parts that blocks are made of."""
 
         width: int
@@ -93,59 +94,66 @@ class Transformer(SlotNet):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D), after the last norm."""
         steer = steering(slots, cond)
-        return self.norm.last(self.stack(slots.x_BSD, slots.place_BS, sight, steer, cache, draws), steer)
+        return self.norm.last(self.stack(slots.x_BSD, slots.position_BS, visibility, steer, cache, draws), steer)
+
+    @staticmethod
+    def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
+        """A mask is made once for all blocks."""
+        new = x_BSD.shape[1]
+        return visibility.evaluated(new, new + (cache[0].used if cache else 0), x_BSD.device)
 
     def stack(
         self,
         x_BSD: Tensor,
-        place_BS: Tensor,
-        sight: Sight,
+        position_BS: Tensor,
+        visibility: Visibility,
         steer: Tensor,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """All blocks, without the last norm.
 
-        ``place_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``steer`` (B, 1 or S, D) steers adaptive norms.
+        ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``steer`` (B, 1 or S, D) steers adaptive norms.
         """
-        turn = self.rope(place_BS) if self.rope is not None else None
+        turn = self.rope(position_BS) if self.rope is not None else None
         shared = self.norm.shared(steer)
+        visibility = self.evaluated(visibility, x_BSD, cache)
         for i in range(len(self.attention)):
-            x_BSD = self.block(i, x_BSD, sight, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(i, x_BSD, visibility, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
         return x_BSD
 
     def block(
         self,
         index: int,
         x_BSD: Tensor,
-        sight: Sight,
+        visibility: Visibility,
         turn: Tensor | None,
         how: list[Branch | None],
         cache: LayerCache | None,
         draws: Draws | None,
     ) -> Tensor:
         """One block: attention, then MLP."""
-        return self.transform(index, self.attend_to(index, x_BSD, sight, turn, how[0], cache, draws), how[1], draws)
+        return self.transform(index, self.attend_to(index, x_BSD, visibility, turn, how[0], cache, draws), how[1], draws)
 
     def attend_to(
         self,
         index: int,
         x_BSD: Tensor,
-        sight: Sight,
+        visibility: Visibility,
         turn: Tensor | None,
         how: Branch | None,
         cache: LayerCache | None,
         draws: Draws | None,
     ) -> Tensor:
         """The attention branch of a block, joined."""
-        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), sight, turn, cache)
+        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), visibility, turn, cache)
         return self.norm.join(index, 0, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
 
     def transform(self, index: int, x_BSD: Tensor, how: Branch | None, draws: Draws | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Two passes: self-attention over what is known, then queries that look at it through one shared set of keys and values.
 
-Shapes: B rows, S slots of which the last Q are queries, T content slots in sight, H heads, E head width, D width.
+Shapes: B rows, S slots of which the last Q are queries, T content keys, H heads, E head width, D width.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import cast
 from torch import Tensor, nn
 
 from models.draws import Draws
-from models.parts.attention import Sight, attend
+from models.parts.attention import attend
 from models.parts.cache import LayerCache
 from models.parts.conditions import Conditioned
 from models.parts.dropout import dropout
-from models.parts.feeds.base import Slots
 from models.parts.mlp import MLP
 from models.parts.nets.slots import SlotNet, steering
 from models.parts.nets.transformer import Transformer
 from models.parts.rope import rotate
+from models.parts.slots import Slots
+from models.parts.visibility import Causal, Visibility
 from models.protocols import LayoutError, TokenLayout
 
 
@@ -29,7 +30,7 @@ class TwoPass(SlotNet):
     ``depth`` blocks of cross-attention.  Queries see no query, so any number of them is asked at once."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config):
+    class Config(SlotNet.Config, tag="net.two_pass"):
         """The content's transformer; the query blocks have its width, heads, norms and MLPs."""
 
         content: Transformer.Config
@@ -65,19 +66,21 @@ class TwoPass(SlotNet):
     def forward(
         self,
         slots: Slots,
-        sight: Sight,
+        visibility: Visibility,
         cond: Conditioned,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D): those of the content are not for reading."""
         known, steer = slots.x_BSD.shape[1] - slots.queries, steering(slots, cond)
-        if slots.queries == 0 or isinstance(sight, str):
+        if slots.queries == 0 or isinstance(visibility, Causal):
             raise LayoutError("this net needs a feed that asks by query slots")
-        own = None if sight is None else sight[:, :, :known, : sight.shape[3] - slots.queries]
-        other = None if sight is None else sight[:, :, known:, : sight.shape[3] - slots.queries]
-        place = slots.place_BS
-        inner = replace(slots, x_BSD=slots.x_BSD[:, :known], place_BS=place[:, :known], queries=0)
+        keys = (cache[0].used if cache else 0) + slots.x_BSD.shape[1]
+        whole = visibility.evaluated(slots.x_BSD.shape[1], keys, slots.x_BSD.device)
+        content = slice(0, keys - slots.queries)  # queries are the last slots, and no slot attends to them
+        own, other = whole.part(slice(0, known), content), whole.part(slice(known, None), content)
+        place = slots.position_BS
+        inner = replace(slots, x_BSD=slots.x_BSD[:, :known], position_BS=place[:, :known], queries=0)
         h = self.content(inner, own, cond, cache[:-1] if cache else None, draws)
         k, v = self._split(self.key(h)), self._split(self.value(h))
         turn = self.content.rope(place) if self.content.rope is not None else None

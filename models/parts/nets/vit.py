@@ -19,13 +19,14 @@ from models.config import ConfigError
 from models.parts.attention import Attention
 from models.parts.mlp import GELU
 from models.parts.nets.base import Net, PixelDecoder
+from models.parts.visibility import EVERYTHING, Visibility
 
 
 class Blocks(nn.Module):
     """Pre-norm transformer blocks: self-attention, cross-attention if there is a context, MLP with exact GELU."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="net.vit_blocks"):
         """``ratio`` of the MLP's hidden width to ``width``; widths of the ``context`` that cross-attention reads and of the vector
         ``cond`` that steers the norms (shift, scale and a gate that starts at zero: DiT, arXiv:2212.09748); 0 is none."""
 
@@ -59,14 +60,14 @@ class Blocks(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        mask: Tensor | None = None,
+        visibility: Visibility = EVERYTHING,
         context_BTD: Tensor | None = None,
         cond_BD: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, S, D) to (B, S, D); there is no norm after the last block."""
         for block in self.blocks:
-            x_BSD = block(x_BSD, mask, context_BTD, cond_BD, context_mask)
+            x_BSD = block(x_BSD, visibility, context_BTD, cond_BD, context_mask)
         return x_BSD
 
 
@@ -92,14 +93,14 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, x_BSD: Tensor, mask: Tensor | None, context_BTD: Tensor | None, cond_BD: Tensor | None, context_mask: Tensor | None
+        self, x_BSD: Tensor, visibility: Visibility, context_BTD: Tensor | None, cond_BD: Tensor | None, context_mask: Tensor | None
     ) -> Tensor:
         if self.modulation is None:
-            x_BSD = x_BSD + self.attention(self.norm1(x_BSD), mask, None, None)
+            x_BSD = x_BSD + self.attention(self.norm1(x_BSD), visibility, None, None)
         else:
             assert cond_BD is not None, "these blocks need a condition"
             six = self.modulation(F.silu(cond_BD))[:, None].chunk(6, dim=-1)
-            x_BSD = x_BSD + six[2] * self.attention(self.norm1(x_BSD) * (1 + six[1]) + six[0], mask, None, None)
+            x_BSD = x_BSD + six[2] * self.attention(self.norm1(x_BSD) * (1 + six[1]) + six[0], visibility, None, None)
         if self.cross is not None:
             assert context_BTD is not None, "these blocks need a context"
             x_BSD = x_BSD + self.cross(self.norm_cross(x_BSD), context_BTD, context_mask)
@@ -221,19 +222,19 @@ class Trunk(nn.Module):
                 qkv[width : 2 * width] = qkv[:width]
         self.norm_post = nn.LayerNorm(width, config.eps)
 
-    def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What becomes of the patches (B, L, D) and of the further tokens (B, N, D)."""
         x_BSD = torch.cat([self.class_token.expand(len(patch_BLD), 1, -1).to(patch_BLD.dtype), patch_BLD], 1) + self.position
         if further_BND is not None:
             assert self.further_position is not None, "this trunk has no places for further tokens"
             x_BSD = torch.cat([x_BSD, further_BND + self.further_position], 1)
-        x_BSD = self.norm_post(self.stack(self.norm_pre(x_BSD), mask)[:, 1:])
+        x_BSD = self.norm_post(self.stack(self.norm_pre(x_BSD))[:, 1:])
         patches = patch_BLD.shape[1]
         return x_BSD[:, :patches], x_BSD[:, patches:]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Net):
+class ViT(Net, tag="net.vit"):
     """ViT-VQGAN's pair: patches with learned positions through blocks on both sides, each ending in two layers with a tanh between."""
 
     patch: int

@@ -8,12 +8,13 @@ import torch
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Fixed, Plan, grouped
+from models.parts.orders.base import Fixed
+from models.parts.plan import Plan, grouped
 from models.protocols import LayoutError, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Raster(Fixed):
+class Raster(Fixed, tag="order.raster"):
     """One position a group, in storage order: scale by scale, row by row (LlamaGen, taming transformers)."""
 
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
@@ -21,7 +22,7 @@ class Raster(Fixed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scales(Fixed):
+class Scales(Fixed, tag="order.scales"):
     """All positions of a scale at once, small to large (VAR, arXiv:2404.02905); ``window`` as in HMAR."""
 
     window: int | None = None
@@ -31,7 +32,7 @@ class Scales(Fixed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeighedScales(Scales):
+class WeighedScales(Scales, tag="order.weighted_scales"):
     """Scales whose loss weighs a position by the inverse root of its scale's area, so that large scales do not outweigh the small ones
     that they depend on (Infinity, arXiv:2412.04431)."""
 
@@ -41,7 +42,7 @@ class WeighedScales(Scales):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SomeScales(Scales):
+class SomeScales(Scales, tag="order.some_scales"):
     """Scales, of which training leaves out some: each but the first and the last with probability ``drop``, the same for the whole
     batch (FlexVAR, arXiv:2502.20313); for tokens whose scales stand alone."""
 
@@ -63,7 +64,7 @@ class SomeScales(Scales):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagonals(Fixed):
+class Diagonals(Fixed, tag="order.diagonals"):
     """All positions of equal Manhattan distance from the corner at once (NAR, arXiv:2503.10696)."""
 
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
@@ -71,7 +72,7 @@ class Diagonals(Fixed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions(Fixed):
+class Regions(Fixed, tag="order.regions"):
     """Distant tokens in parallel (PAR, arXiv:2412.15119): the grid is cut into ``across`` x ``across`` regions.
 
     The first token of each region comes alone, one after the other; from then on a group holds the tokens at one
@@ -100,7 +101,7 @@ class Regions(Fixed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patches(Fixed):
+class Patches(Fixed, tag="order.patches"):
     """Square patches in raster order, large ones first in training (Next Patch Prediction, arXiv:2412.15321).
 
     ``sides`` are the patches' sides and ``until`` the shares of training at which each but the last ends.  Decoding

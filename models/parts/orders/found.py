@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.parts.orders.base import Choice, Plan, known_first
 from models.parts.orders.masked import Confidence
 from models.parts.orders.random import Random
 from models.parts.orders.sizes import Sizes, asked
+from models.parts.plan import Choice, Plan, known_first
 from models.protocols import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Random):
+class Found(Random, tag="order.found"):
     """Training in random orders; decoding takes in each step the positions of which ``choice`` is surest (OAR, arXiv:2504.17069)."""
 
     choice: Choice = Confidence(noise=0.0)

@@ -15,12 +15,13 @@ from torch import Tensor
 from models import config
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Choice, Order, Plan, known_first
+from models.parts.orders.base import Order
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from models.parts.plan import Choice, Plan, known_first
 from models.protocols import LayoutError, TokenLayout
 
 if TYPE_CHECKING:
-    from models.parts.heads.base import Drawn
+    from models.parts.drawn import Drawn
 
 
 class Visit(config.Config, ABC):
@@ -32,7 +33,7 @@ class Visit(config.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffled(Visit):
+class Shuffled(Visit, tag="order.shuffled"):
     """A fresh permutation for each row."""
 
     def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
@@ -40,7 +41,7 @@ class Shuffled(Visit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halton(Visit):
+class Halton(Visit, tag="order.halton"):
     """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
 
     def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
@@ -67,7 +68,7 @@ def _halton(index: int, base: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confidence(Choice):
+class Confidence(Choice, tag="choice.confidence"):
     """The likeliest tokens are kept: the drawn one's log-probability plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
 
     noise: float = 4.5
@@ -85,7 +86,7 @@ class Confidence(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitConfidence(Confidence):
+class LogitConfidence(Confidence, tag="choice.logit_confidence"):
     """The same with the drawn token's logit, which is no probability but what TiTok's generators were released with."""
 
     def sure(self, drawn: Drawn) -> Tensor:
@@ -98,7 +99,7 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked(Order):
+class Masked(Order, tag="order.masked"):
     """Predict what is masked from what is known (MaskGIT, arXiv:2202.04200).
 
     Training masks the share ``curve.masked(u)`` of each row, u uniform; ``seen_weight`` weighs the loss at known

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Order, Plan, known_first
+from models.parts.orders.base import Order
 from models.parts.orders.fixed import Raster
 from models.parts.orders.sizes import Even, Sizes, asked
+from models.parts.plan import Plan, known_first
 from models.protocols import TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Order):
+class Random(Order, tag="order.random"):
     """A fresh permutation for each row (RandAR, ARPG, sigma-GPT): groups of ``size`` in training, ``decoding`` when sampling."""
 
     size: int = 1
@@ -36,7 +37,7 @@ class Random(Order):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annealed(Raster):
+class Annealed(Raster, tag="order.annealed"):
     """Raster order in which rows are permuted with a probability that falls from one to zero (RAR, arXiv:2411.00776).
 
     It is one until the share ``start`` of training and zero from ``end`` on; decoding is raster.

@@ -20,7 +20,7 @@ class Curve(config.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Straight(Curve):
+class Straight(Curve, tag="curve.linear"):
     """``1 - t``."""
 
     def masked(self, t: float) -> float:
@@ -28,7 +28,7 @@ class Straight(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Curve):
+class Cosine(Curve, tag="curve.cosine"):
     """``cos(pi t / 2)``: few positions at first, when little is known (MaskGIT, arXiv:2202.04200)."""
 
     def masked(self, t: float) -> float:
@@ -36,7 +36,7 @@ class Cosine(Curve):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arccos(Curve):
+class Arccos(Curve, tag="curve.arccos"):
     """``arccos(t) / (pi / 2)``: most positions in the last steps."""
 
     def masked(self, t: float) -> float:
@@ -56,7 +56,7 @@ class Sizes(config.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Even(Sizes):
+class Even(Sizes, tag="sizes.even"):
     """``size`` positions a step, the last step what is left."""
 
     size: int = 1
@@ -71,7 +71,7 @@ class Even(Sizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps(Sizes):
+class Steps(Sizes, tag="sizes.steps"):
     """``count`` steps along a curve; what is known after each is rounded ``up`` or ``down``, at least one more a step."""
 
     count: int
@@ -94,7 +94,7 @@ class Steps(Sizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Count(Sizes):
+class Count(Sizes, tag="sizes.count"):
     """``count`` steps by the order's own rule, along a cosine where that rule knows no number of steps."""
 
     count: int

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from models.config import ConfigError
 from models.draws import Draws
-from models.parts.orders.base import Order, Plan
+from models.parts.orders.base import Order
 from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from models.parts.plan import Plan
 from models.protocols import LayoutError, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteppedScales(Order):
+class SteppedScales(Order, tag="order.stepped_scales"):
     """Scales small to large, each drawn in steps whose members are random; a scale sees itself alone (HMAR, arXiv:2506.04421).
 
     Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the

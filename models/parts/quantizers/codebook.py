@@ -27,14 +27,14 @@ _CHUNK = 1 << 25  # entries of a distance matrix held at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(configs.Config):
+class Learned(configs.Config, tag="codebook.learned"):
     """The codebook is a parameter, trained by the codebook loss of this weight (VQ-VAE, arXiv:1711.00937, equation 3)."""
 
     weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA(configs.Config):
+class EMA(configs.Config, tag="codebook.ema"):
     """The codebook follows moving averages of the vectors assigned to it (arXiv:1711.00937, appendix A.1).
 
     ``smoothing`` is Laplace's: so much is added to each count, the total kept.  Codes are the averages, or these at ``unit`` length.
@@ -50,7 +50,7 @@ class EMA(configs.Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Revival(configs.Config):
+class Revival(configs.Config, tag="codebook.revival"):
     """A code used less than ``threshold`` times its fair share becomes an encoder vector of the present batch.
 
     A revived code is left alone for ``patience`` optimizer steps; nothing is revived after the share ``until`` of the run.
@@ -84,7 +84,7 @@ class Codebook(nn.Module):
     _candidates: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="codebook"):
         """``metric`` is that of the search; ``decay`` that of the usage statistics, per step; without ``start`` codes are random."""
 
         codes: int

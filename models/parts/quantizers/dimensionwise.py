@@ -37,7 +37,7 @@ class Dimensionwise(Gaussian):
     levels: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Gaussian.Config):
+    class Config(Gaussian.Config, tag="quantizer.dimensionwise"):
         """``levels`` bins a channel, of a normal cut at ``clip`` standard deviations."""
 
         levels: int = 16

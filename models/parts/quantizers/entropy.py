@@ -22,7 +22,7 @@ from models.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entropy(configs.Config):
+class Entropy(configs.Config, tag="loss.entropy"):
     """``floor`` keeps the logarithm of the mean distribution finite: 1e-5 added to it, or the least value.
 
     Of codes that are bits at most ``span`` bits form one distribution; the entropies of several are added, which bounds the entropy of

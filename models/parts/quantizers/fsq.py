@@ -26,7 +26,7 @@ _straight = Straight()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tanh(configs.Config):
+class Tanh(configs.Config, tag="bound.tanh"):
     """The paper's bound: tanh, shifted for even numbers of levels so that 0 is one of them.
 
     With an even number the levels are -1 … 1 - 2 / L, with an odd one -1 … 1.
@@ -45,7 +45,7 @@ class Tanh(configs.Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clamp(configs.Config):
+class Clamp(configs.Config, tag="bound.clamp"):
     """Levels spread evenly over [-1, 1], ends included, and symmetric; latents beyond are clamped (arXiv:2411.19842, section 3.2)."""
 
     def digits(self, z: Tensor, levels_C: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class FSQ(Quantizer):
     basis: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config):
+    class Config(Quantizer.Config, tag="quantizer.fsq"):
         """``levels`` of each channel; the vocabulary is their product."""
 
         levels: tuple[int, ...] = (8, 5, 5, 5)

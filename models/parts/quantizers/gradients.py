@@ -14,7 +14,7 @@ from models import config as configs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Straight(configs.Config):
+class Straight(configs.Config, tag="gradient.straight_through"):
     """Straight through: the gradient of the output is that of the input (arXiv:1308.3432, arXiv:1711.00937)."""
 
     def __call__(self, z: Tensor, q: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class Straight(configs.Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rotation(configs.Config):
+class Rotation(configs.Config, tag="gradient.rotation"):
     """The rotation trick (arXiv:2410.06424, section 4.2): the input is turned and stretched onto its code by a constant map.
 
     So the gradient keeps its angle to the code where the straight one would keep its direction.

@@ -17,7 +17,7 @@ from models.draws import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMeans(configs.Config):
+class KMeans(configs.Config, tag="init.kmeans"):
     """``iterations`` of Lloyd's algorithm on at most ``samples`` vectors a code."""
 
     iterations: int = 10

@@ -18,7 +18,7 @@ class Patched(nn.Module):
     """The bits of a token are those of its cells, in the order of pixel-unshuffle (Infinity's spatial patchify, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MultiScaleBSQ.Config):
+    class Config(MultiScaleBSQ.Config, tag="quantizer.patched"):
         """``scales`` count cells, each divisible by ``side``."""
 
         side: int = 2

@@ -22,7 +22,7 @@ from models.protocols import Quantized, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Each(configs.Config):
+class Each(configs.Config, tag="residual.each"):
     """Every stage passes its own gradient, and they add up."""
 
 
@@ -33,7 +33,7 @@ class Residual(Quantizer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config):
+    class Config(Quantizer.Config, tag="quantizer.residual"):
         """``gradient`` is that of the sum, or each stage's own.
 
         ``shrink``, one a channel, makes stage i work on the residual times ``shrink ** i``; ``limit`` bounds the input smoothly to ±limit.

@@ -19,7 +19,7 @@ from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfCorrection(configs.Config):
+class SelfCorrection(configs.Config, tag="self_correction"):
     """The first ``scales`` scales are flipped, each with a probability drawn from 0, 0.01, … ``strength``, one a batch."""
 
     strength: float = 0.3

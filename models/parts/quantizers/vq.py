@@ -23,7 +23,7 @@ class VQ(Quantizer):
     """One codebook for all positions; with the cosine metric vectors and codes lie on the unit sphere."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config):
+    class Config(Quantizer.Config, tag="quantizer.vq"):
         """``beta`` weighs the commitment loss, ``entropy`` the entropy loss of LlamaGen (0 is off)."""
 
         codebook: Codebook.Config

@@ -32,7 +32,7 @@ class OnFeatures(Autoencoder):
     """An autoencoder whose encoder is a frozen network; the decoder alone is trained."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Autoencoder.Config):
+    class Config(Autoencoder.Config, tag="net.on_features"):
         """``net`` is ``Frozen``."""
 
         @property

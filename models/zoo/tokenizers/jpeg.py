@@ -32,7 +32,7 @@ class JpegTokenizer(Tokenizer):
     """Images (B, C, H, W) to ``length`` bytes and back, by a codec without parameters."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(configs.Config):
+    class Config(configs.Config, tag="model.jpeg"):
         """``quality`` from 1 to 100, tokens an image."""
 
         quality: int
