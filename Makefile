@@ -13,7 +13,7 @@ READY_DEV := $(VENV)/.ready-dev
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Tokenloom needs Python 3.11 or newer; give another with PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once, a few minutes)"
@@ -41,6 +41,7 @@ test-fast: $(READY_DEV) ## the tests that take seconds
 lint: $(READY_DEV) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@mkdir -p .venv/pkg/tokenloom && ln -sfn $(addprefix $(CURDIR)/,flows tasks models configs) .venv/pkg/tokenloom/
 	@$(BIN)/mypy
 
 readme: $(READY_DEV) ## refresh the README's file tree and method table from the code

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.build import ModelSpec, parameters
-from models.draws import Draws
-from models.parts.heads.base import Head
-from models.parts.nets.slots import SlotNet
-from models.protocols import Batch, Generator, Labels, TokenLayout, Tokens
-from models.sampling.sampler import Constant
-from tasks.serving.drawing import default_sampler
+from tokenloom.models.core.build import ModelSpec, parameters
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Generator, Labels, TokenLayout, Tokens
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.sampling.sampler import Constant
+from tokenloom.tasks.serving.drawing import default_sampler
 
 ROWS = 4  # of the batch on which FLOPs are counted
 MOMENTS = 8  # of a training run at which they are counted: orders and patch sizes change on the way

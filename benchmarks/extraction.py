@@ -24,14 +24,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from configs.schema import ClusterConfig, DataConfig
-from models.build import ModelSpec, load_model, save_model
-from models.settings import ExecutionSettings
-from tasks.artifacts import Artifact, StepSpec, Store, Work
-from tasks.extract import _ROWS, Encoder, extract, plan_extract
-from tasks.ingest import ingest
-from tasks.loader import Loader, Rows
-from tasks.tokens import number_type, row_shape
+from tokenloom.configs.schema import ClusterConfig, DataConfig
+from tokenloom.models.core.build import ModelSpec, load_model, save_model
+from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.data.tokens import number_type, row_shape
+from tokenloom.tasks.extract import _ROWS, Encoder, extract, plan_extract
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 
 
 def tokenizer(store: Store, dataset: Artifact, channels: int) -> Artifact:
@@ -77,7 +77,7 @@ def whole(store: Store, dataset: Artifact, codec: Artifact) -> float:
 def ids_share(store: Store, tokens: Artifact) -> float:
     """Bytes of the column ``ids`` over those of the bare numbers."""
     notes = store.record(tokens).notes
-    from models.protocols import TokenLayout
+    from tokenloom.models.core.protocols import TokenLayout
 
     layout = TokenLayout.from_dict(notes["layout"])
     stored = 0

@@ -25,10 +25,10 @@ from tokenizers import DATA
 from tokenizers import SUITE as CODECS
 from tokenizers import training as codec_training
 
-from configs.load import load_cluster
-from configs.schema import RunConfig
-from models.build import ModelSpec
-from models.protocols import Tokenizer
+from tokenloom.configs.load import load_cluster
+from tokenloom.configs.schema import RunConfig
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.protocols import Tokenizer
 
 #: The entry that sets the sizes: all others have about its parameters, and train for its FLOPs.
 REFERENCE = "raster"

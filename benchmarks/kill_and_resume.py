@@ -26,7 +26,7 @@ MARK = "TOKENLOOM_KILL_MARK"
 
 
 def command(run: str, root: Path, extra: list[str]) -> list[str]:
-    return [sys.executable, "-m", "flows.cli", "run", run, "--root", str(root), "--json", *extra]
+    return [sys.executable, "-m", "tokenloom.flows.cli.main", "run", run, "--root", str(root), "--json", *extra]
 
 
 def start(run: str, root: Path, mark: str, extra: list[str]) -> subprocess.Popen[str]:

@@ -12,13 +12,13 @@ import numpy as np
 from claims import CONFIDENCE, Claim, Measured, Spread
 from suite import between
 
-from configs.schema import RunConfig
-from models.build import load_model
-from models.protocols import Generator
-from tasks import compare, pictures
-from tasks.artifacts import Store
-from tasks.report import markdown_table
-from tasks.storage import atomic
+from tokenloom.configs.schema import RunConfig
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.protocols import Generator
+from tokenloom.tasks.evaluation import compare, pictures
+from tokenloom.tasks.evaluation.report import markdown_table
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.storage import atomic
 
 QUALITY = "fd_classifier"
 BEGIN, END = "<!-- leaderboard: made by benchmarks/generators.py -->", "<!-- end of leaderboard -->"

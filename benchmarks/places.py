@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import nodes
 
-from tasks.artifacts import Store
-from tasks.storage import Storage
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.storage import Storage
 
 WORKERS = 2
 
@@ -36,7 +36,7 @@ def run(recipe: str, place: str, folder: Path, store: str, cluster: nodes.Nodes 
     where = {"address": cluster.address, "ship_code": True} if cluster else {"address": "local"}
     file = folder / f"{place}.yaml"
     file.write_text(json.dumps({**where, "execution": {"workers": WORKERS, "threads": 1, "device": "cpu"}, "extract_actors": 2}))
-    command = [sys.executable, "-m", "flows.cli", "run", recipe, "--no-prefect", "--json", "--cluster", str(file)]
+    command = [sys.executable, "-m", "tokenloom.flows.cli.main", "run", recipe, "--no-prefect", "--json", "--cluster", str(file)]
     command += ["--root", str(folder / place), "--store", store]
     began = time.monotonic()
     with open(folder / f"{place}.log", "wb") as log:

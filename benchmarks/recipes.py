@@ -20,19 +20,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from configs.load import load_cluster, load_run, shipped
-from configs.schema import RunConfig
-from flows import pipeline, planning, results
-from flows.workspace import Workspace
-from models import registry
-from models.build import load_model
-from models.protocols import Tokenizer
-from tasks.artifacts import Artifact, Store
-from tasks.cluster import session
-from tasks.errors import Preempted
-from tasks.features import read_images, to_float
-from tasks.report import markdown_table
-from tasks.tokens import read_tokens
+from tokenloom.configs.load import load_cluster, load_run, shipped
+from tokenloom.configs.schema import RunConfig
+from tokenloom.flows import pipeline, planning, results
+from tokenloom.flows.workspace import Workspace
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.protocols import Tokenizer
+from tokenloom.tasks.data.tokens import read_tokens
+from tokenloom.tasks.evaluation.report import markdown_table
+from tokenloom.tasks.features import read_images, to_float
+from tokenloom.tasks.runtime.cluster import session
+from tokenloom.tasks.runtime.errors import Preempted
+from tokenloom.tasks.store.artifacts import Artifact, Store
 
 Row = dict[str, Any]
 COLUMNS = ("recipe", "kind", "tokens", "bits", "parameters", "fd", "seconds", "result")

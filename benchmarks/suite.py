@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs.schema import ClusterConfig, RunConfig
-from flows import pipeline, planning
-from flows.workspace import Workspace
-from tasks.artifacts import Store
-from tasks.cluster import session
-from tasks.errors import Preempted
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.flows import pipeline, planning
+from tokenloom.flows.workspace import Workspace
+from tokenloom.tasks.runtime.cluster import session
+from tokenloom.tasks.runtime.errors import Preempted
+from tokenloom.tasks.store.artifacts import Store
 
 #: Exit status of a command that stopped at its time limit: come back.
 COME_BACK = 75

@@ -16,11 +16,11 @@ from typing import Any
 
 from suite import Suite, between
 
-from configs.load import load_cluster
-from configs.schema import RunConfig
-from tasks import compare
-from tasks.artifacts import Store
-from tasks.report import meaning
+from tokenloom.configs.load import load_cluster
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks.evaluation import compare
+from tokenloom.tasks.evaluation.report import meaning
+from tokenloom.tasks.store.artifacts import Store
 
 #: 24,000 images, a sixth of them held out.
 DATA = {"source": "fashion_mnist", "size": 32, "fit": "pad", "limit": 24_000, "validation": 0.1667, "shard_rows": 4096}

@@ -1,6 +1,6 @@
 """Run files and cluster files: YAML, edited by ``--set path=value``, checked with one line a problem.
 
-``python -m configs.load`` prints the JSON Schema of a run file (shipped as ``configs/run.schema.json``).
+``python -m tokenloom.configs.load`` prints the JSON Schema of a run file (shipped as ``configs/run.schema.json``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.schema import ClusterConfig, RunConfig
-from models.config import ConfigError
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.models.core.config import ConfigError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -70,7 +70,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def shipped(folder: str) -> dict[str, Any]:
     """Name to file of the YAML files that ship in ``configs/runs`` or ``configs/clusters``."""
-    files = (resources.files("configs") / folder).iterdir()
+    files = (resources.files("tokenloom.configs") / folder).iterdir()
     return {f.name.removesuffix(".yaml"): f for f in sorted(files, key=lambda f: f.name) if f.name.endswith(".yaml")}
 
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.config import Added, Execution, Identity
-from models.settings import ExecutionSettings, TrainSettings
+from tokenloom.models.core.config import Added, Execution, Identity
+from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 
 NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"  # a folder, an experiment and a registered model can have it
 
@@ -216,7 +216,7 @@ def identity(section: Any) -> Any:
     Raises:
         ConfigError: a field without a mark, or a value without a stable serialization.
     """
-    from models.config import canonical, enters, identity_of
+    from tokenloom.models.core.config import canonical, enters, identity_of
 
     if isinstance(section, BaseModel):
         result = {}

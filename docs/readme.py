@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from models.registry import table
+from tokenloom.models.core.registry import table
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")

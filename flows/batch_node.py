@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.config import ConfigError
-from tasks.batch import FOLDER, Submission
-from tasks.errors import StepError
-from tasks.storage import Storage
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.batch import FOLDER, Submission
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.storage import Storage
 
 PATIENCE = 900.0  # seconds in which all nodes have to be there: machines start one by one
 
@@ -84,9 +84,9 @@ def work(uri: str, root: Path, options: Sequence[str] = ()) -> int:
 
 
 def _main(submission: Submission, place: Place, storage: Storage, root: Path, options: Sequence[str]) -> int:
-    from configs.schema import ClusterConfig
-    from flows.prefect_api import free_port
-    from tasks.cluster import session
+    from tokenloom.configs.schema import ClusterConfig
+    from tokenloom.flows.prefect_api import free_port
+    from tokenloom.tasks.runtime.cluster import session
 
     address = f"{place.main_address or own_address()}:{free_port()}"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -117,7 +117,7 @@ def _join(place: Place, storage: Storage, root: Path) -> int:
 @contextlib.contextmanager
 def _ray(options: list[str], address: str, root: Path) -> Iterator[Any]:
     """A node of Ray for the length of a block, on ports that are free."""
-    from flows.prefect_api import process
+    from tokenloom.flows.prefect_api import process
 
     (root / "logs").mkdir(parents=True, exist_ok=True)
     kinds = ("node-manager", "object-manager", "metrics-export", "runtime-env-agent", "dashboard-agent-grpc", "min-worker", "max-worker")
@@ -129,7 +129,7 @@ def _ray(options: list[str], address: str, root: Path) -> Iterator[Any]:
 
 def _run(submission: Submission, root: Path, cluster: dict[str, Any], options: Sequence[str]) -> int:
     """``tokenloom run`` in this process: the same plan, messages and exit codes."""
-    from flows.cli import code_of
+    from tokenloom.flows.cli.main import code_of
 
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{name}.yaml") for name in ("run", "cluster")}

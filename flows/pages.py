@@ -14,11 +14,11 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from configs.schema import RunConfig
-from flows.planning import Planned
-from flows.results import pictures, where
-from flows.screen import clock
-from flows.workspace import Workspace
+from tokenloom.configs.schema import RunConfig
+from tokenloom.flows.planning import Planned
+from tokenloom.flows.results import pictures, where
+from tokenloom.flows.screen import clock
+from tokenloom.flows.workspace import Workspace
 
 log = logging.getLogger(__name__)
 _LARGEST = 400_000  # bytes of a picture that is carried inside the page

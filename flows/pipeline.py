@@ -1,7 +1,7 @@
 """Read this first: raw images in, an evaluated, registered, servable model out.
 
 One direction.  Each step takes artifact references and returns one; each looks first whether what it would make is in the
-store already, complete and verified, and then does nothing (``tasks/artifacts.py``).
+store already, complete and verified, and then does nothing (``tasks/store/artifacts.py``).
 
     raw images -> dataset -> tokenizer -> tokens -> generator -> evaluation -> registration
                      `-> features (the network that judges the samples) --^
@@ -19,11 +19,11 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from configs.load import load_cluster, load_run
-from configs.schema import ClusterConfig, RunConfig
-from flows import pages, planning, results, screen, steps
-from flows.workspace import Workspace
-from tasks.artifacts import Artifact
+from tokenloom.configs.load import load_cluster, load_run
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.flows import pages, planning, results, screen, steps
+from tokenloom.flows.workspace import Workspace
+from tokenloom.tasks.store.artifacts import Artifact
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import RunConfig, identity
-from models.config import ConfigError
-from tasks.artifacts import Artifact, Store, canonical_json, sha256_of
-from tasks.errors import ArtifactError
-from tasks.steps.base import Context, Given, Later, Planned
-from tasks.steps.table import TABLE, Link, chain
+from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.steps.base import Context, Given, Later, Planned
+from tokenloom.tasks.steps.table import TABLE, Link, chain
+from tokenloom.tasks.store.artifacts import Artifact, Store, canonical_json, sha256_of
 
 __all__ = ["STEPS", "Planned", "chain", "check", "fingerprint", "inputs", "plan"]
 

@@ -15,13 +15,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from flows.guard import end_with_parent
-from models.config import ConfigError
-from tasks.errors import StepError
+from tokenloom.flows.guard import end_with_parent
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import StepError
 
 if TYPE_CHECKING:
-    from configs.schema import RunConfig
-    from flows.workspace import Workspace
+    from tokenloom.configs.schema import RunConfig
+    from tokenloom.flows.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
         from prefect.context import refresh_global_settings_context
         from prefect.deployments.runner import EntrypointType
 
-        from flows.pipeline import pipeline
+        from tokenloom.flows.pipeline import pipeline
 
         os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))  # the runs are our children
         refresh_global_settings_context()
@@ -213,7 +213,7 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
 
 
 def main() -> None:
-    """``python -m flows.prefect_api``: prepare the server at ``PREFECT_API_URL`` for deployments (``infra/prefect.yaml``)."""
+    """``python -m tokenloom.flows.prefect_api``: prepare the server at ``PREFECT_API_URL`` for deployments (``infra/prefect.yaml``)."""
     print(f"{HEARTBEAT!r}: {'made' if watch_heartbeats() else 'is there already'}")
 
 

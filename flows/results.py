@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import RunConfig
-from flows.screen import Done, clock, table
+from tokenloom.configs.schema import RunConfig
+from tokenloom.flows.screen import Done, clock, table
 
 if TYPE_CHECKING:
-    from flows.planning import Planned
-    from flows.workspace import Workspace
-    from tasks.artifacts import Artifact, Store
+    from tokenloom.flows.planning import Planned
+    from tokenloom.flows.workspace import Workspace
+    from tokenloom.tasks.store.artifacts import Artifact, Store
 
 #: Pictures in the order in which a person wants them.
 FIRST = ("samples", "reconstructions", "nearest", "codebook", "curves")
@@ -43,7 +43,7 @@ def where(work: Workspace, evaluation: Artifact | None) -> dict[str, str]:
 
 
 def _root_option(work: Workspace) -> str:
-    from flows.workspace import ROOT
+    from tokenloom.flows.workspace import ROOT
 
     return "" if work.root == Path(ROOT).absolute() else f" --root {work.root}"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from tasks.artifacts import Artifact
+    from tokenloom.tasks.store.artifacts import Artifact
 
 #: Seconds between two lines of one stage where there is no terminal.
 QUIET_SECONDS = 10.0
@@ -151,11 +151,11 @@ def screen(quiet: bool = False) -> Iterator[Screen]:
     with Screen(console) as made:
         _current = made
         warnings = _Warnings(made)
-        logging.getLogger("tasks").addHandler(warnings)
+        logging.getLogger("tokenloom.tasks").addHandler(warnings)
         try:
             yield made
         finally:
-            logging.getLogger("tasks").removeHandler(warnings)
+            logging.getLogger("tokenloom.tasks").removeHandler(warnings)
             _current = before
 
 

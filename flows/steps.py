@@ -4,7 +4,7 @@ Inside a flow run a call is a Prefect task run; elsewhere (``--no-prefect``, a n
 Tasks are called, never submitted: they use Ray and signals, and both belong to the main thread.  Whether a step has to
 work is decided by its artifact in the store, never by Prefect's cache.
 
-The flow of a step, e.g. ``flows.steps.train_tokenizer_flow``, needs the artifacts of the steps before it in the store.
+The flow of a step, e.g. ``tokenloom.flows.steps.train_tokenizer_flow``, needs the artifacts of the steps before it in the store.
 """
 
 # No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
@@ -17,13 +17,13 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from configs.schema import ClusterConfig, RunConfig
-from flows import planning
-from flows.screen import Done
-from flows.workspace import Workspace
-from tasks.artifacts import Artifact
-from tasks.steps.base import Context, Step
-from tasks.steps.table import TABLE
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.flows import planning
+from tokenloom.flows.screen import Done
+from tokenloom.flows.workspace import Workspace
+from tokenloom.tasks.steps.base import Context, Step
+from tokenloom.tasks.steps.table import TABLE
+from tokenloom.tasks.store.artifacts import Artifact
 
 if TYPE_CHECKING:
     from prefect.flows import Flow
@@ -107,5 +107,5 @@ def flow_of(name: str, summary: str = "") -> "Flow[Any, Any]":
     return flow(name=name.replace("_", "-"), flow_run_name=f"{name}-{{config.name}}", persist_result=False)(alone)
 
 
-# One flow for each step, found by its module and name: ``flows.steps.ingest_flow`` and so on.
+# One flow for each step, found by its module and name: ``tokenloom.flows.steps.ingest_flow`` and so on.
 globals().update({f"{step.name}_flow": flow_of(step.name, step.summary) for step in TABLE})

@@ -11,15 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.load import load_cluster
-from configs.schema import ClusterConfig
-from flows import screen
-from flows.screen import Done
-from models.config import ConfigError
+from tokenloom.configs.load import load_cluster
+from tokenloom.configs.schema import ClusterConfig
+from tokenloom.flows import screen
+from tokenloom.flows.screen import Done
+from tokenloom.models.core.config import ConfigError
 
 if TYPE_CHECKING:
-    from tasks.artifacts import Artifact, Store
-    from tasks.tracking import Tracker
+    from tokenloom.tasks.store.artifacts import Artifact, Store
+    from tokenloom.tasks.tracking.tracker import Tracker
 
 #: The root folder where nothing else is said: beside you, so that two projects do not mix.
 ROOT = ".tokenloom"
@@ -62,14 +62,14 @@ class Workspace:
     @cached_property
     def store(self) -> Store:
         """The artifact store."""
-        from tasks.artifacts import Store
+        from tokenloom.tasks.store.artifacts import Store
 
         return Store(self.store_uri, self.root)
 
     @cached_property
     def tracker(self) -> Tracker:
         """MLflow: one experiment a run name."""
-        from tasks.tracking import Tracker
+        from tokenloom.tasks.tracking.tracker import Tracker
 
         # Pictures and models go where the artifacts are, if that is not this machine.
         artifacts = f"{self.store_uri.rstrip('/')}/mlflow" if self.store_uri.startswith("s3://") else None
@@ -96,7 +96,7 @@ class Workspace:
 
     def __enter__(self) -> Workspace:
         """Hold one Ray session for all steps (started on first use), and send what tracking could not take before."""
-        from tasks.cluster import session
+        from tokenloom.tasks.runtime.cluster import session
 
         self._held.enter_context(session(self.cluster, self.root))
         self.tracker.sync()

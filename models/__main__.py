@@ -1,6 +1,6 @@
-"""``python -m models``: the table of methods, with torch alone."""
+"""``python -m tokenloom.models``: the table of methods, with torch alone."""
 
-from models.registry import table
+from tokenloom.models.core.registry import table
 
 if __name__ == "__main__":
     columns = ("name", "kind", "order", "feed", "net", "head", "paper")

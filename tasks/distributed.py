@@ -1,6 +1,6 @@
 """The steps ``train_tokenizer`` and ``train_generator``: planned here, carried out by Ray Train, kept as artifacts.
 
-The loop itself is ``tasks/train_loop.py``, which knows nothing of Ray; one worker or many, laptop or cluster, it is the same path.
+The loop itself is ``tasks/training/train_loop.py``, which knows nothing of Ray; one worker or many, laptop or cluster, it is the same path.
 Ray restarts workers that die, our checkpoints say where to go on.
 """
 
@@ -17,25 +17,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import BaseConfig, ClusterConfig, MethodConfig, SampleConfig, identity
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.settings import OptimizerSettings, TrainSettings
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
-from tasks.checks import check_sharding, check_training, check_warm_start
-from tasks.cluster import check_room, node_root, session, worker_root
-from tasks.collapse import WARNINGS, found
-from tasks.curves import Tail, numbers, read_curves
-from tasks.errors import ArtifactError, Preempted, StepError
-from tasks.loader import Rows
-from tasks.progress import Report, silent
-from tasks.stopping import STOP_FILE, asked_to_stop, noted_signals
-from tasks.storage import Storage
-from tasks.trainer import trainer_of
+from tokenloom.configs.schema import BaseConfig, ClusterConfig, MethodConfig, SampleConfig, identity
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.tasks.data.loader import Rows
+from tokenloom.tasks.runtime.checks import check_sharding, check_training, check_warm_start
+from tokenloom.tasks.runtime.cluster import check_room, node_root, session, worker_root
+from tokenloom.tasks.runtime.errors import ArtifactError, Preempted, StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.runtime.stopping import STOP_FILE, asked_to_stop, noted_signals
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
+from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.collapse import WARNINGS, found
+from tokenloom.tasks.training.curves import Tail, numbers, read_curves
+from tokenloom.tasks.training.trainer import trainer_of
 
 if TYPE_CHECKING:
-    from tasks.tracking import Run, Tracker
-    from tasks.train_loop import TrainJob
+    from tokenloom.tasks.tracking.tracker import Run, Tracker
+    from tokenloom.tasks.training.train_loop import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker
         work.storage.write(f"{work.folder}/{_PLAN}", json.dumps(plan).encode())
     with tracker.track(step, work.uri) if tracker else nullcontext(None) as run:
         if step.notes["train"] is None:
-            from tasks.finishing import build_only
+            from tokenloom.tasks.training.finishing import build_only
 
             metrics = build_only(replace(job, root=str(store.root)))
         else:
@@ -142,9 +142,9 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
         ArtifactError: an input is not complete.
         ConfigError: no training rows, more workers than rows of a batch, or a tokenizer without ``train`` that has to be trained.
     """
-    from tasks.asked import reading, seen_texts
-    from tasks.serving.asking import Asking
-    from tasks.train_loop import TrainJob
+    from tokenloom.tasks.data.asked import reading, seen_texts
+    from tokenloom.tasks.serving.asking import Asking
+    from tokenloom.tasks.training.train_loop import TrainJob
 
     noted = step.notes
     spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])
@@ -268,7 +268,7 @@ def worker(config: dict[str, Any]) -> None:
     """
     import ray.train
 
-    from tasks.train_loop import train
+    from tokenloom.tasks.training.train_loop import train
 
     job: TrainJob = config["job"]
     job = replace(job, root=str(node_root(job.root)))

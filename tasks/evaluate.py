@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
-from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
-from tasks.errors import StepError
-from tasks.progress import Report, silent
+from tokenloom.configs.schema import TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
 if TYPE_CHECKING:
-    from models.protocols import Generator, Tokenizer
-    from tasks.scores import Judged
-    from tasks.tracking import Tracker
+    from tokenloom.models.core.protocols import Generator, Tokenizer
+    from tokenloom.tasks.evaluation.scores import Judged
+    from tokenloom.tasks.tracking.tracker import Tracker
 
 VERSION = 3  # of how generators are judged: samples of a seed are part of it
 VERSION_CODED = 2  # of how tokenizers are, which draw nothing
@@ -95,15 +95,15 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
 
 
 def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
-    from models.build import load_model, parameters
-    from tasks import pictures, reading, reconstruction, scores
-    from tasks.captions import in_turn
-    from tasks.draw import draw_samples
-    from tasks.features import load_classifier, read_captions, read_images
-    from tasks.parallel import device_of
-    from tasks.report import page
-    from tasks.serving.asking import Asking
-    from tasks.serving.drawing import spread
+    from tokenloom.models.core.build import load_model, parameters
+    from tokenloom.tasks.data.captions import in_turn
+    from tokenloom.tasks.evaluation import pictures, reading, reconstruction, scores
+    from tokenloom.tasks.evaluation.draw import draw_samples
+    from tokenloom.tasks.evaluation.report import page
+    from tokenloom.tasks.features import load_classifier, read_captions, read_images
+    from tokenloom.tasks.serving.asking import Asking
+    from tokenloom.tasks.serving.drawing import spread
+    from tokenloom.tasks.training.parallel import device_of
 
     config = EvaluateConfig(**step.config["evaluate"])
     tokenizer_at, generator_at = step.inputs["tokenizer"], step.inputs.get("generator")
@@ -188,7 +188,7 @@ def _arrays(**arrays: NDArray[Any]) -> bytes:
 
 
 def _sampler(generator: Generator, sample: dict[str, Any]) -> dict[str, Any]:
-    from tasks.serving.drawing import default_sampler
+    from tokenloom.tasks.serving.drawing import default_sampler
 
     return default_sampler(generator).edited(**sample).to_dict()
 
@@ -197,7 +197,8 @@ def _protocol(
     step: StepSpec, store: Store, config: EvaluateConfig, held_out: NDArray, held_label: NDArray, judged: Judged | None, network: Path
 ) -> dict[str, Any]:
     """All that a number depends on besides the model; two evaluations compare only when these agree."""
-    from tasks import features, reading, recognition, scores
+    from tokenloom.tasks import features
+    from tokenloom.tasks.evaluation import reading, recognition, scores
 
     dataset = store.record(step.inputs["dataset"])
     weights = network / "classifier.safetensors"
@@ -243,7 +244,7 @@ def _protocol(
 
 def _sample_pictures(judged: Judged, names: list[str], texts: list[str] | None) -> dict[str, bytes]:
     """Samples by class, or by text; and beside their nearest training images."""
-    from tasks import metrics, pictures, scores
+    from tokenloom.tasks.evaluation import metrics, pictures, scores
 
     shown = np.linspace(0, len(judged.sample) - 1, min(NEAREST, len(judged.sample))).astype(int)
     sample = scores.small(judged.sample[shown])
@@ -263,7 +264,7 @@ def _sample_pictures(judged: Judged, names: list[str], texts: list[str] | None) 
 
 def _curves(store: Store, models: dict[str, Artifact]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Loss and validation loss over the steps of each model that was trained here."""
-    from tasks.curves import read_curves
+    from tokenloom.tasks.training.curves import read_curves
 
     series = {}
     for role, artifact in models.items():

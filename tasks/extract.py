@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from configs.schema import ClusterConfig
-from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work, canonical_json, sha256_of
-from tasks.errors import ArtifactError, StepError
-from tasks.progress import Report, silent
-from tasks.views import parse_views, view_of
+from tokenloom.configs.schema import ClusterConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data.views import parse_views, view_of
+from tokenloom.tasks.runtime.errors import ArtifactError, StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work, canonical_json, sha256_of
 
 VERSION = 1
 _ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on the machine's memory
@@ -29,7 +29,7 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
     """The step that tokenizes a dataset.
 
     Args:
-        views: of each training image (``tasks/views.py``): ``plain``, ``flip`` (mirrored), ``ten_crop``; other splits have the
+        views: of each training image (``tasks/data/views.py``): ``plain``, ``flip`` (mirrored), ``ten_crop``; other splits have the
             plain view alone.
 
     Raises:
@@ -127,7 +127,7 @@ def _earlier(store: Store) -> dict[str, dict[str, Any]]:
 
 def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: StepSpec, store: Store, cluster: ClusterConfig, folder: str) -> Any:
     """Yield (key, file entry) as the actors finish shards, in any order."""
-    from tasks.cluster import check_room, session, worker_root
+    from tokenloom.tasks.runtime.cluster import check_room, session, worker_root
 
     with session(cluster, store.root) as current:
         ray, count = current.ray, min(cluster.extract_actors, len(todo))
@@ -172,8 +172,8 @@ class Encoder:
     def __init__(self, store: str, root: str, tokenizer: dict[str, str], threads: int, device: str) -> None:
         import torch
 
-        from models.build import load_model
-        from tasks.cluster import node_root
+        from tokenloom.models.core.build import load_model
+        from tokenloom.tasks.runtime.cluster import node_root
 
         self._threads = threads
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -192,8 +192,8 @@ class Encoder:
         import pyarrow.parquet as pq
         import torch
 
-        from tasks.loader import Shard, decode_images, read_shard
-        from tasks.tokens import number_type, write_tokens
+        from tokenloom.tasks.data.loader import Shard, decode_images, read_shard
+        from tokenloom.tasks.data.tokens import number_type, write_tokens
 
         torch.set_num_threads(self._threads)  # a setting of the thread
         storage = self._store.storage

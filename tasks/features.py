@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import EvaluateConfig
-from models.config import ConfigError
-from models.draws import seed_of
-from models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
-from tasks.errors import StepError
-from tasks.loader import Loader, Rows, indices
-from tasks.progress import Report, silent
+from tokenloom.configs.schema import EvaluateConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import seed_of
+from tokenloom.models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
+from tokenloom.tasks.data.loader import Loader, Rows, indices
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
 Images = NDArray[np.uint8]
 VERSION = 1

@@ -22,15 +22,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.schema import DataConfig, identity
-from models.config import ConfigError
-from tasks.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
-from tasks.errors import StepError
-from tasks.images import Rejected, fit_item
-from tasks.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
-from tasks.progress import Report, silent
-from tasks.sources import open_source, shown
-from tasks.storage import atomic
+from tokenloom.configs.schema import DataConfig, identity
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data.images import Rejected, fit_item
+from tokenloom.tasks.data.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
+from tokenloom.tasks.data.sources import open_source, shown
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
+from tokenloom.tasks.store.storage import atomic
 
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("image", pa.binary()), ("label", pa.int32()), ("caption", pa.string()), ("source", pa.string())]

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import pretrained
-from models.build import ModelSpec, load_model, parameters, save_model
-from models.config import ConfigError
-from models.parts.conditions import ClassCondition
-from models.pretrained.parity import official_state
-from models.protocols import Generator, Tokenizer
-from tasks.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work, sha256_of
+from tokenloom.models import pretrained
+from tokenloom.models.core.build import ModelSpec, load_model, parameters, save_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Generator, Tokenizer
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.pretrained.parity import official_state
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work, sha256_of
 
 #: Keys under which published checkpoint files nest the state dict.
 _NESTED = ("model", "state_dict", "trainer")
@@ -49,7 +49,7 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
     """An official checkpoint as a tokenizer or generator artifact, loaded strictly by key.
 
     Args:
-        family: a name in ``models.pretrained.families()``.
+        family: a name in ``tokenloom.models.pretrained.families()``.
         weights: the checkpoint file.
         settings: JSON with the official constructor's settings under ``config``.
         name: the artifact's name.
@@ -189,7 +189,7 @@ def _card(record: Record, store: Store) -> str:
         "",
         "```python",
         "from pathlib import Path",
-        "from models.build import load_model",
+        "from tokenloom.models.core.build import load_model",
         "",
         'model, spec = load_model(Path("."))',
         "```",

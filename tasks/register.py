@@ -11,18 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import ClusterConfig, EvaluateConfig, RegisterConfig, SampleConfig, identity
-from models.config import ConfigError
-from models.protocols import LayoutError
-from tasks import gate
-from tasks.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work
-from tasks.errors import ArtifactError, StepError
-from tasks.lineage import differences
-from tasks.progress import Report, silent
+from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, RegisterConfig, SampleConfig, identity
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import LayoutError
+from tokenloom.tasks.evaluation import gate
+from tokenloom.tasks.runtime.errors import ArtifactError, StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work
+from tokenloom.tasks.store.lineage import differences
 
 if TYPE_CHECKING:
-    from tasks.tracking import Run, Tracker
-    from tasks.tracking_registry import Registry, Version
+    from tokenloom.tasks.tracking.registry import Registry, Version
+    from tokenloom.tasks.tracking.tracker import Run, Tracker
 
 VERSION = 1
 TAG = "tokenloom.fingerprint"
@@ -63,7 +63,7 @@ def register(step: StepSpec, store: Store, tracker: Tracker, report: Report = si
 
 
 def _body(step: StepSpec, store: Store, tracker: Tracker, report: Report, work: Work) -> dict[str, Any]:
-    from tasks.tracking_registry import Registry
+    from tokenloom.tasks.tracking.registry import Registry
 
     tracker.sync()
     registry, name = Registry(tracker), step.config["name"]
@@ -94,7 +94,7 @@ def _body(step: StepSpec, store: Store, tracker: Tracker, report: Report, work: 
 
 
 def _card(step: StepSpec, store: Store, evaluation: Record) -> str:
-    from tasks.model_card import model_card
+    from tokenloom.tasks.tracking.model_card import model_card
 
     return model_card(
         step.config["name"],
@@ -113,8 +113,9 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
         return found
     if run.id is None:
         raise StepError("the tracking server has gone away; everything else is in the store: run again when it is back")
-    from tasks import bundle, serving
-    from tasks.tracking_registry import Servable
+    from tokenloom.tasks import serving
+    from tokenloom.tasks.serving import bundle
+    from tokenloom.tasks.tracking.registry import Servable
 
     evaluation = store.record(step.inputs["evaluation"])
     generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
@@ -167,7 +168,7 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
     theirs = store.record(champion)
     if not list(differences(theirs.notes["protocol"], evaluation.notes["protocol"])):
         return theirs
-    from tasks.evaluate import evaluate, plan_evaluate
+    from tokenloom.tasks.evaluate import evaluate, plan_evaluate
 
     for what in ("dataset", "features"):
         store.record(evaluation.inputs[what])
@@ -196,15 +197,15 @@ def _point(registry: Registry, version: Version, decision: gate.Decision) -> Non
 
 def lost(store: Store, registration: Artifact, tracking_uri: str) -> bool:
     """Whether the registry does not have this registration's version (false when that cannot be seen now); MLflow is not loaded."""
-    from tasks.tracking_registry import is_registered
+    from tokenloom.tasks.tracking.registry import is_registered
 
     return is_registered(tracking_uri, store.record(registration).config["name"], registration.fingerprint) is False
 
 
 def refill(store: Store, registration: Artifact, tracker: Tracker, report: Report = silent) -> None:
     """Put the runs and versions of a registered model back, oldest first, with the decisions that were made then."""
-    from tasks.evaluate import publish
-    from tasks.tracking_registry import Registry
+    from tokenloom.tasks.evaluate import publish
+    from tokenloom.tasks.tracking.registry import Registry
 
     tracker.sync()
     registry, name = Registry(tracker), store.record(registration).config["name"]
@@ -237,7 +238,7 @@ def step_of(record: Record) -> StepSpec:
 
 def _retrace(store: Store, record: Record, tracker: Tracker) -> None:
     """A training run's parameters, curves and pictures, from the store."""
-    from tasks.curves import numbers, read_curves
+    from tokenloom.tasks.training.curves import numbers, read_curves
 
     with tracker.track(step_of(record), record.artifact.uri) as run:
         for row in read_curves(store.storage, record.artifact.folder):

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tasks import png  # noqa: E402
-from tasks.artifacts import Store  # noqa: E402
-from tasks.loader import Rows, Shard  # noqa: E402
+from tokenloom.tasks.data import png  # noqa: E402
+from tokenloom.tasks.data.loader import Rows, Shard  # noqa: E402
+from tokenloom.tasks.store.artifacts import Store  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -98,9 +98,9 @@ def image_rows(store: Store) -> Callable[..., Rows]:
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One local Ray runtime for all tests marked ``ray``; steps find it and leave it running."""
-    from configs.schema import ClusterConfig
-    from models.settings import ExecutionSettings
-    from tasks.cluster import session
+    from tokenloom.configs.schema import ClusterConfig
+    from tokenloom.models.core.settings import ExecutionSettings
+    from tokenloom.tasks.runtime.cluster import session
 
     with session(ClusterConfig(execution=ExecutionSettings(workers=3)), tmp_path_factory.mktemp("ray-root")) as current:
         yield current.ray

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from configs.schema import DataConfig
-from tasks.artifacts import Outcome, Store
+from tokenloom.configs.schema import DataConfig
+from tokenloom.tasks.store.artifacts import Outcome, Store
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (8, 8), mode: str = "L", **options: Any) -> Path:

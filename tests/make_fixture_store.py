@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load_run
-from configs.schema import ClusterConfig
-from flows.planning import plan
-from models.settings import ExecutionSettings
-from tasks.artifacts import Artifact, Store
-from tasks.distributed import make_job, plan_generator
-from tasks.errors import Preempted
-from tasks.train_loop import train
+from tokenloom.configs.load import load_run
+from tokenloom.configs.schema import ClusterConfig
+from tokenloom.flows.planning import plan
+from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.tasks.distributed import make_job, plan_generator
+from tokenloom.tasks.runtime.errors import Preempted
+from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.training.train_loop import train
 
 FIXTURE = Path(__file__).parent / "fixtures" / "store"
 CLUSTER = ClusterConfig(execution=ExecutionSettings(workers=1))

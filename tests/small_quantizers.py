@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import EMA, Codebook, Learned, Revival
-from models.parts.quantizers.fsq import FSQ, Clamp
-from models.parts.quantizers.gradients import Rotation, Straight
-from models.parts.quantizers.grouped import Grouped
-from models.parts.quantizers.ibq import IBQ
-from models.parts.quantizers.kmeans import KMeans
-from models.parts.quantizers.lfq import BSQ, LFQ
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
-from models.parts.quantizers.residual import Each, Residual, residual_fsq
-from models.parts.quantizers.simvq import SimVQ
-from models.parts.quantizers.vq import VQ
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Learned, Revival
+from tokenloom.models.parts.quantizers.fsq import FSQ, Clamp
+from tokenloom.models.parts.quantizers.gradients import Rotation, Straight
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.lfq import BSQ, LFQ
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
+from tokenloom.models.zoo.tokenizers.pq.quantizer import Grouped
+from tokenloom.models.zoo.tokenizers.rvq.quantizer import Each, Residual, residual_fsq
+from tokenloom.models.zoo.tokenizers.simvq.quantizer import SimVQ
 
 ROWS, GRID = 6, (4, 4)
 

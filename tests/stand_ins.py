@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
-from models.build import ModelSpec, parameters, save_model
-from tasks import png
-from tasks.artifacts import Artifact, StepSpec, Store, Work
-from tasks.draw import Drawer
-from tasks.evaluate import evaluate, plan_evaluate
-from tasks.features import Protocol, features
+from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
+from tokenloom.models.core.build import ModelSpec, parameters, save_model
+from tokenloom.tasks.data import png
+from tokenloom.tasks.evaluate import evaluate, plan_evaluate
+from tokenloom.tasks.evaluation.draw import Drawer
+from tokenloom.tasks.features import Protocol, features
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 
 
 @cache
@@ -202,7 +202,7 @@ def judge_inline(
 ) -> Artifact:
     """An evaluation whose samples are drawn in this process."""
     step = plan_evaluate(name, generator, tokenizer, dataset, judge, sample or SampleConfig(), config, store)
-    with mock.patch("tasks.draw._finished", draw_here):
+    with mock.patch("tokenloom.tasks.evaluation.draw._finished", draw_here):
         return evaluate(step, store, ClusterConfig()).artifact
 
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from configs.load import load_cluster, load_run
-from configs.schema import ClusterConfig
-from flows import prefect_api, results
-from flows.cli import code_of
-from flows.options import workspace
-from models.config import ConfigError
-from tasks import addresses
-from tasks.tracking import Tracker
-from tasks.tracking_registry import FINGERPRINT, is_registered, tags_of
+from tokenloom.configs.load import load_cluster, load_run
+from tokenloom.configs.schema import ClusterConfig
+from tokenloom.flows import prefect_api, results
+from tokenloom.flows.cli.main import code_of
+from tokenloom.flows.cli.options import workspace
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.tracking import addresses
+from tokenloom.tasks.tracking.registry import FINGERPRINT, is_registered, tags_of
+from tokenloom.tasks.tracking.tracker import Tracker
 
 WORD = "hunter2"
 LOGIN = f"me:{WORD}%2Fx"  # a password with a slash in it
@@ -156,7 +156,7 @@ def test_doctor_asks_with_the_login_and_does_not_print_it(
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
 def test_no_page_and_no_parameter_of_a_flow_holds_the_login(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import pages
+    from tokenloom.flows import pages
 
     written: list[Any] = []
     for name in ("markdown", "link", "image", "table"):
@@ -180,7 +180,8 @@ def test_no_page_and_no_parameter_of_a_flow_holds_the_login(scheme: str, tmp_pat
 def test_runs_plan_doctor_and_ui_agree_on_where_tracking_is(
     cluster: str | None, environment: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows import commands_ui, planning
+    from tokenloom.flows import planning
+    from tokenloom.flows.cli import ui as commands_ui
 
     here = f"sqlite:///{tmp_path / 'root' / 'mlflow.db'}"
     wanted = cluster or environment or here
@@ -227,7 +228,7 @@ def test_samples_are_drawn_from_the_registry_of_the_cluster_file(tmp_path: Path,
         asked.append(tracker.uri)
         return {}
 
-    monkeypatch.setattr("tasks.sample.sample_model", sample_model)
+    monkeypatch.setattr("tokenloom.tasks.evaluation.sample.sample_model", sample_model)
     (tmp_path / "there.yaml").write_text("tracking_uri: http://mlflow:5000")
     assert code_of(["sample", "models:/digits@champion", "--out", "x.png", "--cluster", "there.yaml"]) == 0
     assert asked == ["http://mlflow:5000"]

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.losses import Adversarial
-from models.parts.nets.discriminator import PatchDiscriminator
-from models.protocols import Batch
-from models.settings import TrainSettings
-from tasks.train_state import TrainState
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch
+from tokenloom.models.core.settings import TrainSettings
+from tokenloom.models.parts.losses import Adversarial
+from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.tasks.training.train_state import TrainState
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

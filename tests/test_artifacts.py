@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from models.config import ConfigError
-from tasks.artifacts import Artifact, StepSpec, Store, Work
-from tasks.errors import ArtifactError
-from tasks.lineage import differences
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
+from tokenloom.tasks.store.lineage import differences
 
 
 def plain_step(name: str = "numbers", **config: Any) -> StepSpec:
@@ -207,7 +207,7 @@ def test_two_at_once_make_it_once(store: Store) -> None:
 _WORKER = textwrap.dedent(
     """
     import sys, time, pathlib
-    from tasks.artifacts import StepSpec, Store
+    from tokenloom.tasks.store.artifacts import StepSpec, Store
 
     root, log, pause = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3])
     store = Store(str(root / "store"), root)

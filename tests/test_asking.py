@@ -14,19 +14,19 @@ from PIL import Image
 from torch import Tensor
 from words import LAYOUT, READ, TEXTS, model, noisy, spec, token_rows, trained
 
-from configs.load import load_run
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.parts.characters import Encoded
-from models.protocols import TextFeatures, Tokens
-from models.registry import get
-from models.sampling.sampler import Sampler
-from tasks.artifacts import Store
-from tasks.asked import check_captions, reading
-from tasks.loader import Loader
-from tasks.serving.asking import Asking
-from tasks.serving.drawing import Pair, sample_shards
-from tasks.serving.encoder import FrozenEncoder
+from tokenloom.configs.load import load_run
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import TextFeatures, Tokens
+from tokenloom.models.core.registry import get
+from tokenloom.models.parts.characters import Encoded
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.tasks.data.asked import check_captions, reading
+from tokenloom.tasks.data.loader import Loader
+from tokenloom.tasks.serving.asking import Asking
+from tokenloom.tasks.serving.drawing import Pair, sample_shards
+from tokenloom.tasks.serving.encoder import FrozenEncoder
+from tokenloom.tasks.store.artifacts import Store
 
 
 class Painter(torch.nn.Module):
@@ -66,7 +66,7 @@ def test_what_cannot_be_asked_is_one_clear_error(condition: dict[str, Any] | Non
 
 
 def test_sample_draws_texts_and_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import sample
+    from tokenloom.tasks.evaluation import sample
 
     monkeypatch.setattr(sample, "open_model", lambda *_: (pair(), "x"))
     draw: Any = lambda name, **options: sample.sample_model("x", None, None, out=tmp_path / name, **options)  # type: ignore[arg-type]  # noqa: E731
@@ -95,7 +95,7 @@ def test_a_served_model_takes_text_and_steps() -> None:
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
-    from tasks.serving.model_def import ImageModel
+    from tokenloom.tasks.serving.model_def import ImageModel
 
     served = ImageModel()
     served.pair = pair()

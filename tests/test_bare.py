@@ -44,14 +44,14 @@ sys.meta_path[:] = [Bare()]
 
 import runpy
 import torch
-import models, tasks.train_loop, tasks.loader, tasks.tokens
-runpy.run_module("models", run_name="__main__")
+import tokenloom.models, tokenloom.tasks.training.train_loop, tokenloom.tasks.data.loader, tokenloom.tasks.data.tokens
+runpy.run_module("tokenloom.models", run_name="__main__")
 
-from models import registry
-from models.build import ModelSpec
-from models.draws import Draws
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
-from models.protocols import Batch, Labels, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
+from tokenloom.models.core.protocols import Batch, Labels, Tokens
 
 def codec(name):
     recipe, given = registry.get(name), {"size": 16, "channels": 1}

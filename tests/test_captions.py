@@ -13,17 +13,17 @@ from PIL import Image
 from toy import job, run_alone, to_file
 from words import spec, token_rows
 
-from configs.load import load_run
-from configs.schema import DataConfig, identity
-from models.config import ConfigError
-from models.protocols import Labels, Text
-from tasks.artifacts import Store
-from tasks.asked import check_captions, reading, seen_texts
-from tasks.captions import Captions, in_turn
-from tasks.ingest import ingest
-from tasks.loader import Loader, share
-from tasks.serving.asking import Asking
-from tasks.train_loop import train
+from tokenloom.configs.load import load_run
+from tokenloom.configs.schema import DataConfig, identity
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Labels, Text
+from tokenloom.tasks.data.asked import check_captions, reading, seen_texts
+from tokenloom.tasks.data.captions import Captions, in_turn
+from tokenloom.tasks.data.loader import Loader, share
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.serving.asking import Asking
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.train_loop import train
 
 
 def picture(path: Path, seed: int) -> None:
@@ -55,7 +55,7 @@ def test_ingest_writes_the_captions_that_the_run_asks_for(
 
 
 def test_the_sets_at_hand_have_captions_in_plain_words() -> None:
-    from tasks.sources import digits
+    from tokenloom.tasks.data.sources import digits
 
     source = digits()
     assert source.of_class("7", "names") == "a handwritten seven"

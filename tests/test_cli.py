@@ -15,10 +15,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from flows import cli
-from models.config import ConfigError
-from tasks.artifacts import StepSpec, Store
-from tasks.errors import Preempted, StepError
+from tokenloom.flows.cli import main as cli
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import Preempted, StepError
+from tokenloom.tasks.store.artifacts import StepSpec, Store
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +207,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_doctor_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    from configs.load import schema_text
+    from tokenloom.configs.load import schema_text
 
     assert call(capsys, "doctor", "--schema")[1] == schema_text()
 
@@ -240,7 +240,12 @@ def test_a_port_in_use_is_a_clear_message(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_module_is_the_command_too(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", "nothing"], capture_output=True, text=True, cwd=tmp_path, env=os.environ, timeout=120
+        [sys.executable, "-m", "tokenloom.flows.cli.main", "run", "nothing"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ,
+        timeout=120,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("tokenloom: unknown run 'nothing'")
@@ -248,7 +253,7 @@ def test_the_module_is_the_command_too(tmp_path: Path) -> None:
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys; from flows.cli import code_of; code_of(['run', '--help']);"
+        "import sys; from tokenloom.flows.cli.main import code_of; code_of(['run', '--help']);"
         "heavy = {'torch', 'prefect', 'ray', 'mlflow', 'matplotlib', 'sklearn', 'datasets'} & set(sys.modules);"
         "print(sorted(heavy), file=sys.stderr); sys.exit(1 if heavy else 0)"
     )

@@ -18,8 +18,8 @@ import nodes
 import psutil
 import pytest
 
-from tasks.artifacts import Store
-from tasks.curves import read_curves
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.curves import read_curves
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -38,9 +38,9 @@ STEPS = 2000  # of a few milliseconds: enough to be stopped among them
 #: A recipe that only the driver's machine has: nodes know it when the code is shipped.
 RECIPE = '''"""A tokenizer that is not in this installation."""
 
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, Small
-from models.zoo.tokenizers.var_vq import var_vq
+from tokenloom.models.core.registry import register
+from tokenloom.models.zoo.tokenizers._small import SMALL, Small
+from tokenloom.models.zoo.tokenizers.var_vq import var_vq
 
 
 @register("only_here", kind="tokenizer", paper="-", tiny={})
@@ -66,15 +66,15 @@ class Driver:
         self.folder, self.cluster = folder, cluster
         folder.mkdir()
         for package in ("configs", "flows", "models", "tasks"):
-            shutil.copytree(CHECKOUT / package, folder / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "code" / "models" / "zoo" / "tokenizers" / "only_here.py").write_text(RECIPE)
+            shutil.copytree(CHECKOUT / package, folder / "code" / "tokenloom" / package, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "code" / "tokenloom" / "models" / "zoo" / "tokenizers" / "only_here.py").write_text(RECIPE)
         (folder / "run.yaml").write_text(RUN.format(recipe=recipe, steps=steps))
         where = {"address": cluster.address, "ship_code": True} if cluster else {"address": "local"}
         execution = {"workers": workers, "threads": 1, "device": "cpu"}
         (folder / "cluster.yaml").write_text(json.dumps({**where, "execution": execution, "extract_actors": 1}))
 
     def start(self, store: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flows.cli", "run", str(self.folder / "run.yaml"), "--no-prefect", "--json"]
+        command = [sys.executable, "-m", "tokenloom.flows.cli.main", "run", str(self.folder / "run.yaml"), "--no-prefect", "--json"]
         command += ["--root", str(self.folder / "root"), "--store", store, "--cluster", str(self.folder / "cluster.yaml")]
         environment = {**os.environ, "PYTHONPATH": str(self.folder / "code"), "RAY_AUTH_MODE": "disabled"}
         with open(self.folder / "log.txt", "ab") as log:

@@ -12,14 +12,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.draws import Draws
-from models.parts.collectives import world_size
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.grouped import Grouped
-from models.parts.quantizers.kmeans import KMeans
-from models.parts.quantizers.residual import Residual
-from models.parts.quantizers.vq import VQ
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.collectives import world_size
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.zoo.tokenizers.pq.quantizer import Grouped
+from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
 
 ROWS, DIM, GRID, STEPS, WORLD = 10, 4, (3, 3), 200, 2
 

@@ -14,20 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_quantizers import ALL, GRID, ROWS, build, check_inputs, latents, vq
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import EMA, Codebook, Learned, Revival
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.fsq import FSQ
-from models.parts.quantizers.grouped import Grouped
-from models.parts.quantizers.ibq import IBQ
-from models.parts.quantizers.kmeans import KMeans
-from models.parts.quantizers.lfq import BSQ, LFQ, unpack
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
-from models.parts.quantizers.residual import Residual, residual_fsq
-from models.parts.quantizers.self_correction import SelfCorrection, corrected
-from models.parts.quantizers.simvq import SimVQ
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Learned, Revival
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.fsq import FSQ
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.lfq import BSQ, LFQ, unpack
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.parts.quantizers.self_correction import SelfCorrection, corrected
+from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
+from tokenloom.models.zoo.tokenizers.pq.quantizer import Grouped
+from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual, residual_fsq
+from tokenloom.models.zoo.tokenizers.simvq.quantizer import SimVQ
 
 
 @given(d=st.integers(1, 8), seed=st.integers(0, 99), temperature=st.floats(0.05, 2))

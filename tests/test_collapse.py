@@ -13,16 +13,16 @@ from conftest import write_image_rows
 from stand_ins import digits, new_store, write_dataset
 from torch import Tensor, nn
 
-from configs.schema import BaseConfig, ClusterConfig
-from models import registry
-from models.config import Config as PlainConfig
-from models.draws import Draws
-from models.protocols import Batch, Tokenizer, TokenLayout, Tokens
-from models.settings import ExecutionSettings, TrainSettings
-from tasks.collapse import Watch, found
-from tasks.curves import read_curves
-from tasks.distributed import plan_tokenizer
-from tasks.train_loop import train
+from tokenloom.configs.schema import BaseConfig, ClusterConfig
+from tokenloom.models.core import registry
+from tokenloom.models.core.config import Config as PlainConfig
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
+from tokenloom.tasks.distributed import plan_tokenizer
+from tokenloom.tasks.training.collapse import Watch, found
+from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.train_loop import train
 
 SCALES = TokenLayout(grids=((1, 1), (4, 4)), vocabulary=256)
 
@@ -104,7 +104,7 @@ def lazy():
 
 
 def test_training_warns_once_and_the_record_keeps_it(lazy, tmp_path, monkeypatch, caplog):
-    from tasks import distributed
+    from tokenloom.tasks import distributed
 
     store, (image, label) = new_store(tmp_path), digits()
     dataset = write_dataset(store, image[:40], label[:40], held_out=8)
@@ -113,7 +113,7 @@ def test_training_warns_once_and_the_record_keeps_it(lazy, tmp_path, monkeypatch
 
     def here(job: Any, *rest: Any) -> dict[str, Any]:
         stops = iter([False] * 5 + [True])
-        from tasks.errors import Preempted
+        from tokenloom.tasks.runtime.errors import Preempted
 
         with pytest.raises(Preempted):  # the warning comes at step 2, and a run that goes on knows of it
             train(job, stop=lambda: next(stops))
@@ -147,9 +147,9 @@ def toy_registered():
 
 
 def test_the_screen_shows_warnings_of_steps(capsys):
-    from flows.screen import screen
+    from tokenloom.flows.screen import screen
 
     with screen():
-        logging.getLogger("tasks.distributed").warning("%s: %s", "toy", "scale 4x4 is collapsing")
+        logging.getLogger("tokenloom.tasks.distributed").warning("%s: %s", "toy", "scale 4x4 is collapsing")
     assert "warning: toy: scale 4x4 is collapsing" in capsys.readouterr().err
-    logging.getLogger("tasks.distributed").debug("nothing")
+    logging.getLogger("tokenloom.tasks.distributed").debug("nothing")

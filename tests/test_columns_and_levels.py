@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_tokenizers import DIM, build, images, train
 
-from models.autoencoder import Autoencoder
-from models.config import ConfigError
-from models.parts.nets.columns import Columns
-from models.parts.quantizers.dimensionwise import Dimensionwise, normal_levels
-from models.protocols import Batch
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Batch
+from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise, normal_levels
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers.columns.net import Columns
 
 
 def wide(model: Autoencoder, width: int) -> Autoencoder:

@@ -7,9 +7,9 @@ import csv
 import pytest
 from stand_ins import FEW, judge_inline, new_store, world, write_generator
 
-from configs.schema import SampleConfig
-from models.config import ConfigError
-from tasks.compare import leaderboard, show, write
+from tokenloom.configs.schema import SampleConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.evaluation.compare import leaderboard, show, write
 
 
 def test_rows_hold_the_recorded_numbers_best_first():

@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from configs import load, schema
-from models.config import Config, ConfigError, identity_of, role_of
-from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
+from tokenloom.configs import load, schema
+from tokenloom.models.core.config import Config, ConfigError, identity_of, role_of
+from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
 
 RUNS = sorted(load.shipped("runs"))
 SECTIONS = [s for s in vars(schema).values() if isinstance(s, type) and issubclass(s, schema.Section) and s is not schema.Section]
@@ -21,7 +21,7 @@ SECTIONS = [s for s in vars(schema).values() if isinstance(s, type) and issubcla
 
 @pytest.mark.parametrize("name", RUNS)
 def test_run_file_is_right_and_its_models_build(name: str) -> None:
-    from tasks.checks import check_models
+    from tokenloom.tasks.runtime.checks import check_models
 
     config = load.load_run(name)
     assert config.name.replace("-", "_") == name
@@ -206,8 +206,8 @@ def test_yaml_numbers_are_those_of_version_1_2() -> None:
 
 
 def test_shipped_schema_is_current_and_accepts_what_ships() -> None:
-    shipped = (resources.files("configs") / "run.schema.json").read_text()
-    assert shipped == load.schema_text(), "run: python -m configs.load > configs/run.schema.json"
+    shipped = (resources.files("tokenloom.configs") / "run.schema.json").read_text()
+    assert shipped == load.schema_text(), "run: python -m tokenloom.configs.load > configs/run.schema.json"
     document = json.loads(shipped)
     assert document["additionalProperties"] is False
     assert set(document["required"]) == {"name", "data", "tokenizer"}
@@ -222,7 +222,7 @@ def test_literal_metrics_are_the_default_ones() -> None:
 
 
 def test_recipe_configs_are_parts_configs() -> None:
-    from models import registry
+    from tokenloom.models.core import registry
 
     config: Any = registry.get("var", "generator").config({"depth": 2})
     assert isinstance(config, Config)

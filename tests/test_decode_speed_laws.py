@@ -14,23 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import registry
-from models.build import ModelSpec
-from models.draws import Draws
-from models.flow_tokenizer import FlowTokenizer
-from models.generator import GroupGenerator
-from models.parts.cache import MemoryCache
-from models.parts.decoders.flow import Flow
-from models.parts.feeds.flexible_scale import FlexibleScale
-from models.parts.feeds.neighbours import Neighbours
-from models.parts.heads.chained import Chained
-from models.parts.nets.cross import CrossTransformer
-from models.parts.orders import Raster, Scales
-from models.parts.quantizers.codebook import EMA, Codebook, Revival, counts
-from models.parts.quantizers.kmeans import KMeans
-from models.parts.visibility import Causal, Everything
-from models.protocols import Labels, LayoutError, TokenLayout
-from models.sampling.sampler import Moment, Sampler
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.cache import MemoryCache
+from tokenloom.models.parts.decoders.flow import Flow
+from tokenloom.models.parts.heads.chained import Chained
+from tokenloom.models.parts.orders import Raster, Scales
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival, counts
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.visibility import Causal, Everything
+from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
+from tokenloom.models.zoo.generators.flexvar.feed import FlexibleScale
+from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
+from tokenloom.models.zoo.generators.nar.feed import Neighbours
 
 CLASSES, ROWS = 3, 4
 LABELS = Labels(torch.arange(ROWS) % CLASSES)

@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from tiny_tokenizers import DIM, SHAPE, SIZE, build, images, train
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.nets.classifier import Classifier
-from models.parts.nets.dino import Dino
-from models.parts.nets.frozen import Classified, Frozen
-from models.parts.quantizers.clusters import Clusters
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.kmeans import KMeans
-from models.zoo.tokenizers._small import Small
-from tasks.parallel import launch
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.nets.classifier import Classifier
+from tokenloom.models.parts.nets.dino import Dino
+from tokenloom.models.parts.nets.frozen import Classified, Frozen
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import Small
+from tokenloom.models.zoo.tokenizers.digit.quantizer import Clusters
+from tokenloom.tasks.training.parallel import launch
 
 
 def clusters(start: KMeans | None = KMeans(samples=8)) -> Clusters:  # noqa: B008 - frozen

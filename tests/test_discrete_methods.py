@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from models import registry
-from models.build import ModelSpec
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.drawn import Drawn
-from models.parts.feeds.base import take
-from models.parts.orders import Confidence, Even, LogitConfidence, Steps
-from models.parts.plan import Plan
-from models.parts.visibility import Causal, Everything, Groups
-from models.protocols import Labels, LayoutError, Tokenizer, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Labels, LayoutError, Tokenizer, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.feeds.base import take
+from tokenloom.models.parts.orders import Confidence, Even, LogitConfidence, Steps
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.visibility import Causal, Everything, Groups
 
 CLASSES, ROWS = 3, 4
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import registry
-from models.any_order import AnyOrder, Burst
-from models.generator import GroupGenerator
-from models.parts.plan import Plan
-from models.protocols import Generator, Labels, TokenLayout, Tokens
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core import registry
+from tokenloom.models.core.protocols import Generator, Labels, TokenLayout, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder, Burst
 
 CLASSES = 3
 PLAIN = Sampler(guidance=Constant(value=0.0))
@@ -153,7 +153,7 @@ def test_a_slot_holds_one_window_and_all_of_it() -> None:
 
 
 def test_a_band_is_predicted_from_lower_frequencies_alone() -> None:
-    from models.parts.quantizers.frequency import Frequency, low_pass
+    from tokenloom.models.zoo.tokenizers.nfig.quantizer import Frequency, low_pass
 
     layout = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=16)
     model = small("nfig_ar", layout, codec="nfig")

@@ -7,10 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders import Annealed, Arccos, Cosine, Curve, Even, Halton, Masked, Patches, Random, Regions, SomeScales, Steps, Straight
-from models.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.orders import (
+    Annealed,
+    Arccos,
+    Cosine,
+    Curve,
+    Even,
+    Halton,
+    Masked,
+    Patches,
+    Random,
+    Regions,
+    SomeScales,
+    Steps,
+    Straight,
+)
 
 SQUARE = TokenLayout(grids=((8, 8),), vocabulary=4)
 

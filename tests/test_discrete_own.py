@@ -12,18 +12,18 @@ import torch
 from test_discrete_more import PLAIN, grid, small, some
 from torch import Tensor
 
-from models import registry
-from models.coarse_fine import CoarseToFine, clusters
-from models.distilled_order import Distilled
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.heads.categorical import Categorical
-from models.parts.nets.pointed import Pointed
-from models.parts.plan import Plan
-from models.parts.visibility import Everything
-from models.protocols import Batch, Labels, TokenLayout, Tokens
-from models.sampling.sampler import Constant
-from models.whole_grid import WholeGrid
+from tokenloom.models.core import registry
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.visibility import Everything
+from tokenloom.models.sampling.sampler import Constant
+from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine, clusters
+from tokenloom.models.zoo.generators.heptapod.module import WholeGrid
+from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.oar.module import Distilled
 
 # Coarse to fine
 

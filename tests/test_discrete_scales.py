@@ -8,14 +8,14 @@ import pytest
 import torch
 from test_discrete_more import PLAIN, small, some
 
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.feeds.markov import MaskedScales
-from models.parts.heads.resampled import Resampled
-from models.parts.orders.sizes import Steps
-from models.protocols import LayoutError, TokenLayout, Tokens
-from models.sampling.sampler import Constant, Moment, Sampler
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, TokenLayout, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.feeds.markov import MaskedScales
+from tokenloom.models.parts.orders.sizes import Steps
+from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
+from tokenloom.models.zoo.generators.srdd.head import Resampled
 
 SCALES = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=16)
 

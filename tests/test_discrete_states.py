@@ -11,14 +11,14 @@ import torch
 from test_discrete_more import PLAIN, grid, small, some
 from torch import Tensor
 
-from models.config import ConfigError
-from models.discrete_state import DiscreteState
-from models.draws import Draws
-from models.parts.noising import Absorbing, Noise, Uniform
-from models.parts.orders import Confidence
-from models.parts.orders.sizes import Even, Steps
-from models.protocols import Batch, Labels, TokenLayout, Tokens
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.generators.discrete_state import DiscreteState
+from tokenloom.models.parts.noising import Absorbing, Noise, Uniform
+from tokenloom.models.parts.orders import Confidence
+from tokenloom.models.parts.orders.sizes import Even, Steps
+from tokenloom.models.sampling.sampler import Constant, Sampler
 
 KINDS: list[Noise] = [Uniform(), Absorbing()]
 

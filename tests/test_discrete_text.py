@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.build import ModelSpec
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.conditions import TextCondition
-from models.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
-from models.registry import get
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
+from tokenloom.models.core.registry import get
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import TextCondition
 
 ROWS, LENGTH, WIDTH = 4, 5, 6
 LAYOUT = TokenLayout(grids=((3, 3),), vocabulary=8)

@@ -20,16 +20,16 @@ import pytest
 import toy
 from conftest import write_image_rows
 
-from configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
-from models.config import ConfigError
-from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
-from tasks import cluster as clusters
-from tasks.artifacts import Artifact, StepSpec, Store
-from tasks.cluster import session
-from tasks.curves import read_curves
-from tasks.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model
-from tasks.errors import StepError
-from tasks.tracking import Tracker
+from tokenloom.configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
+from tokenloom.tasks.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model
+from tokenloom.tasks.runtime import cluster as clusters
+from tokenloom.tasks.runtime.cluster import session
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
+from tokenloom.tasks.tracking.tracker import Tracker
+from tokenloom.tasks.training.curves import read_curves
 
 HERE = Path(__file__).parent
 TINY = {"scales": [1, 2], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2}
@@ -130,7 +130,7 @@ import json, sys
 sys.path.insert(0, {here!r})
 import test_distributed as t
 from pathlib import Path
-from tasks.errors import Preempted
+from tokenloom.tasks.runtime.errors import Preempted
 store = t.Store({store!r}, Path({root!r}))
 step = t.tokenizer_step(store, steps=1500, checkpoint_every=1000)
 try:
@@ -212,13 +212,14 @@ def test_sessions_are_lazy_and_nest(root, monkeypatch) -> None:
     assert clusters._current is None
 
 
-def test_cpus_and_runtime_env() -> None:
+def test_cpus_and_runtime_env(tmp_path: Path) -> None:
     assert clusters.cpus(ClusterConfig(execution=ExecutionSettings(workers=7))) >= 8
-    assert clusters.runtime_env(ClusterConfig()) == {}
+    assert clusters.runtime_env(ClusterConfig(), tmp_path) == {}
     shipped: Callable[..., Any] = clusters.runtime_env
-    environment = shipped(ClusterConfig(ship_code=True))
-    assert {Path(folder).name for folder in environment["py_modules"]} == {"configs", "flows", "models", "tasks"}
-    assert all((Path(folder) / "__init__.py").is_file() for folder in environment["py_modules"])
+    environment = shipped(ClusterConfig(ship_code=True), tmp_path)
+    (package,) = map(Path, environment["py_modules"])
+    assert package.name == "tokenloom"
+    assert {folder.name for folder in package.iterdir() if (folder / "__init__.py").is_file()} == {"configs", "flows", "models", "tasks"}
     assert "env_vars" not in environment, "secrets never travel this way"
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import registry
-from models.build import ModelSpec
-from models.generator import GroupGenerator
-from models.protocols import Labels, TokenLayout
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "add_a_method.md"
 

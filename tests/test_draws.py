@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.draws import Draws
-from models.parts.dropout import drop_path, dropout
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.dropout import drop_path, dropout
 
 KINDS = ("bernoulli", "uniform", "normal", "permutation")
 

@@ -23,17 +23,17 @@ import toy
 import zoo
 from safetensors.torch import load_file
 
-from flows.guard import end_with_parent
-from models.draws import Draws
-from models.protocols import TokenLayout
-from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
-from tasks import train_loop
-from tasks.artifacts import Store
-from tasks.curves import read_curves
-from tasks.errors import Preempted
-from tasks.loader import Loader, Rows, Shard
-from tasks.parallel import launch
-from tasks.tokens import write_tokens
+from tokenloom.flows.guard import end_with_parent
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
+from tokenloom.tasks.data.loader import Loader, Rows, Shard
+from tokenloom.tasks.data.tokens import write_tokens
+from tokenloom.tasks.runtime.errors import Preempted
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training import train_loop
+from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.parallel import launch
 
 STEPS, BATCH = 12, 7  # an odd batch: shares differ between workers
 #: Runs by name: (workers, sharding, steps until it is asked to stop; None: to the end).

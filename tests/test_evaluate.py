@@ -23,13 +23,14 @@ from stand_ins import (
     write_tokenizer,
 )
 
-from configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
-from models.build import load_model
-from models.protocols import Batch, Labels
-from models.settings import ExecutionSettings
-from tasks import draw, features, metrics, reconstruction, scores
-from tasks.errors import StepError
-from tasks.evaluate import evaluate, plan_evaluate
+from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.protocols import Batch, Labels
+from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.tasks import features
+from tokenloom.tasks.evaluate import evaluate, plan_evaluate
+from tokenloom.tasks.evaluation import draw, metrics, reconstruction, scores
+from tokenloom.tasks.runtime.errors import StepError
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing(tmp_path):
                 raise KeyboardInterrupt
             yield result
 
-    with mock.patch("tasks.draw._finished", dies):
+    with mock.patch("tokenloom.tasks.evaluation.draw._finished", dies):
         with pytest.raises(KeyboardInterrupt):
             evaluate(step, store, ClusterConfig())
         resumed = evaluate(step, store, ClusterConfig())
@@ -225,7 +226,7 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, tmp_pa
 
 
 def test_an_impossible_protocol_is_refused_before_work():
-    from models.config import ConfigError
+    from tokenloom.models.core.config import ConfigError
 
     inputs = [world().store.record(world().var).inputs[r] for r in ("generator", "tokenizer", "dataset", "features")]
     with pytest.raises(ConfigError, match=r"evaluate\.neighbours=60.*evaluate\.samples=60"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from zoo import CLASSES, NAMES, ROWS, batch_of, build
 
-from models.draws import Draws
-from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
 
 #: Tried in each run of the tests; the others take minutes together.
 OFTEN = {"vq", "fsq", "lfq", "kl", "raster", "var", "maskgit"}

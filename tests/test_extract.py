@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import ClusterConfig, DataConfig
-from models import registry
-from models.build import ModelSpec, load_model, save_model
-from models.config import ConfigError
-from models.settings import ExecutionSettings
-from tasks import extract as module
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
-from tasks.errors import ArtifactError
-from tasks.extract import extract, plan_extract, shard_key
-from tasks.ingest import ingest
-from tasks.loader import Loader, Rows
-from tasks.tokens import read_tokens
+from tokenloom.configs.schema import ClusterConfig, DataConfig
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec, load_model, save_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.tasks import extract as module
+from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.data.tokens import read_tokens
+from tokenloom.tasks.extract import extract, plan_extract, shard_key
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
 
 class InProcess:

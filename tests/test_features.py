@@ -7,10 +7,11 @@ import pytest
 import torch
 from stand_ins import digits, new_store, quick_features, world, write_dataset
 
-from configs.schema import EvaluateConfig
-from models.config import ConfigError
-from tasks import features, recognition
-from tasks.errors import StepError
+from tokenloom.configs.schema import EvaluateConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks import features
+from tokenloom.tasks.evaluation import recognition
+from tokenloom.tasks.runtime.errors import StepError
 
 
 def test_classifier_learns_digits_and_does_not_depend_on_threads():
@@ -86,7 +87,7 @@ def test_read_images_takes_splits_limits_and_prepares_by_block():
 
 
 def test_bytes_and_floats_are_inverse():
-    from tasks.serving.drawing import to_uint8
+    from tokenloom.tasks.serving.drawing import to_uint8
 
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     np.testing.assert_array_equal(to_uint8(features.to_float(every)), every)

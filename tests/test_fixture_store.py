@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from make_fixture_store import CLUSTER, FIXTURE, interrupted, roles
 
-from configs.load import load_run
-from configs.schema import identity
-from flows.planning import plan
-from models import registry
-from models.build import load_model
-from models.config import canonical, from_dict
-from tasks.artifacts import Store
-from tasks.distributed import make_job, settings_of
-from tasks.records import StepSpec
-from tasks.sample import sample_model
-from tasks.train_loop import train
+from tokenloom.configs.load import load_run
+from tokenloom.configs.schema import identity
+from tokenloom.flows.planning import plan
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.config import canonical, from_dict
+from tokenloom.tasks.distributed import make_job, settings_of
+from tokenloom.tasks.evaluation.sample import sample_model
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.records import StepSpec
+from tokenloom.tasks.training.train_loop import train
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import registry
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.flow_tokenizer import FlowTokenizer
-from models.parts.decoders.consistency import SMALLEST, Consistency
-from models.parts.decoders.flow import Flow
-from models.parts.decoders.reveal import Nested, Staged, prefixes
-from models.parts.moving_norm import MovingNorm
-from models.protocols import Batch, LayoutError, Tokenizer, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, Tokens
+from tokenloom.models.parts.decoders.flow import Flow
+from tokenloom.models.parts.decoders.reveal import Nested, Staged, prefixes
+from tokenloom.models.parts.moving_norm import MovingNorm
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
+from tokenloom.models.zoo.tokenizers.layton.decoder import SMALLEST, Consistency
 
 ROWS, SIZE = 16, 16
 FLOWS = ("flextok", "d_ar", "layton")

@@ -18,17 +18,17 @@ import zoo
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from flows.guard import end_with_parent
-from models import registry
-from models.config import ConfigError
-from models.draws import Draws
-from models.protocols import Method
-from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
-from tasks.batches import pieces, rows_of
-from tasks.loader import share
-from tasks.parallel import Group, launch
-from tasks.sharding import ShardedState, check_sharded
-from tasks.train_state import TrainState, state_of
+from tokenloom.flows.guard import end_with_parent
+from tokenloom.models.core import registry
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Method
+from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
+from tokenloom.tasks.data.batches import pieces, rows_of
+from tokenloom.tasks.data.loader import share
+from tokenloom.tasks.training.parallel import Group, launch
+from tokenloom.tasks.training.sharding import ShardedState, check_sharded
+from tokenloom.tasks.training.train_state import TrainState, state_of
 
 GENERATORS = [name for name in registry.names() if registry.get(name).kind == "generator"]
 #: One of each kind of net, feed and head; `make test-all` takes the whole zoo.

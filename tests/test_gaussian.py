@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.gaussian import Gaussian
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.quantizers.gaussian import Gaussian
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

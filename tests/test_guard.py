@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 HERE = Path(__file__).parent.parent
-START = "import os, signal, subprocess, sys, time; from flows.guard import ending, guard; guard(); "
+START = "import os, signal, subprocess, sys, time; from tokenloom.flows.guard import ending, guard; guard(); "
 
 
 def guarded(code: str) -> subprocess.CompletedProcess[str]:

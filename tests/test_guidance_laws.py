@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import registry
-from models.coarse_fine import CoarseToFine
-from models.config import Config, ConfigError
-from models.discrete_state import DiscreteState
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.conditions import Conditioner, condition_of
-from models.parts.heads.bitwise import Bitwise
-from models.parts.heads.channelwise import Channelwise
-from models.parts.plan import Plan
-from models.protocols import Batch, Generator, Labels, LayoutError, TokenLayout, Tokens
-from models.sampling.sampler import Sampler
+from tokenloom.models.core import registry
+from tokenloom.models.core.config import Config, ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Generator, Labels, LayoutError, TokenLayout, Tokens
+from tokenloom.models.generators.discrete_state import DiscreteState
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import Conditioner, condition_of
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
+from tokenloom.models.zoo.generators.infinity.head import Bitwise
+from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
 
 CLASSES, NULL, CODES = 3, 3, 6  # the null class is one past the last
 NAMES = registry.names("generator")

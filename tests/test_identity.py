@@ -10,12 +10,12 @@ from typing import Annotated
 
 import pytest
 
-from models import registry
-from models.build import FORMAT, ModelSpec
-from models.config import Added, Config, ConfigError, Mark, canonical, from_dict, tags
-from tasks import records
-from tasks.artifacts import Store
-from tasks.records import StepSpec
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import FORMAT, ModelSpec
+from tokenloom.models.core.config import Added, Config, ConfigError, Mark, canonical, from_dict, tags
+from tokenloom.tasks.store import records
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.records import StepSpec
 
 
 def test_every_config_type_of_a_recipe_has_a_tag() -> None:

@@ -14,10 +14,10 @@ import click
 import pytest
 import yaml
 
-from configs.load import build, load_run
-from configs.schema import ClusterConfig
-from flows import prefect_api
-from flows.cli import cli, code_of
+from tokenloom.configs.load import build, load_run
+from tokenloom.configs.schema import ClusterConfig
+from tokenloom.flows import prefect_api
+from tokenloom.flows.cli.main import cli, code_of
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -84,7 +84,7 @@ def test_deployments_name_flows_and_runs_that_there_are() -> None:
 
 
 def test_the_automation_judges_every_flow_that_is_scheduled() -> None:
-    from flows import pipeline
+    from tokenloom.flows import pipeline
 
     assert {pipeline.pipeline.name, pipeline.retrain.name} == set(prefect_api.FLOWS)
 
@@ -148,7 +148,7 @@ def test_jobs_are_submitted_as_the_definitions_expect() -> None:
 
 def submissions() -> list[str]:
     """Every command that submits a run and is shown somewhere, with what Terraform puts into it and without an ellipsis."""
-    from flows.commands_cloud import submit
+    from tokenloom.flows.cli.cloud import submit
 
     terraform = (TERRAFORM / "outputs.tf").read_text().replace("${var.nodes}", "2")
     shown = re.findall(r'"tokenloom (submit [^\n]*)"\n', re.sub(r"\$\{.*?\}", "x", terraform))

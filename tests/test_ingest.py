@@ -11,13 +11,13 @@ import pytest
 from image_files import config, paths_of, picture, rows_of, two_classes
 from PIL import Image
 
-from configs.schema import DataConfig
-from tasks import ingest as module
-from tasks import png
-from tasks.artifacts import Store
-from tasks.ingest import ingest, scan
-from tasks.loader import Loader, Rows
-from tasks.matching import split_of
+from tokenloom.configs.schema import DataConfig
+from tokenloom.tasks import ingest as module
+from tokenloom.tasks.data import png
+from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.data.matching import split_of
+from tokenloom.tasks.ingest import ingest, scan
+from tokenloom.tasks.store.artifacts import Store
 
 
 @pytest.fixture

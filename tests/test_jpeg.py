@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models import registry
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.parts.jpeg import DIAGONALS, ZIGZAG, Jpeg, huffman, legal, quantization
-from models.protocols import Tokens
-from models.zoo.tokenizers.jpeg import END, JpegTokenizer
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Tokens
+from tokenloom.models.zoo.tokenizers.jpeg.codec import DIAGONALS, ZIGZAG, Jpeg, huffman, legal, quantization
+from tokenloom.models.zoo.tokenizers.jpeg.recipe import END, JpegTokenizer
 
 Ints = NDArray[np.int64]
 SIZES = [(1, 16, 16), (3, 16, 16), (1, 9, 20), (3, 17, 8)]

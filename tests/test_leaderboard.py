@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from models import registry
-from models.build import ModelSpec
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "benchmarks"))

@@ -9,23 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.conditions import Conditioned, TextCondition
-from models.parts.group_norm import GroupAdaLN
-from models.parts.nets import mamba, retention, scan_attention
-from models.parts.nets.scales import ScaleNet
-from models.parts.nets.sequence import Mixer, SequenceNet
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Scales
-from models.parts.slots import Slots
-from models.parts.visibility import Causal, Everything, Groups, Mask, Visibility
-from models.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
-from models.zoo.generators.aim import aim
-from models.zoo.generators.mvar import mvar
-from models.zoo.tokenizers.var_vq import var_vq
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import Conditioned, TextCondition
+from tokenloom.models.parts.nets import mamba
+from tokenloom.models.parts.nets.sequence import Mixer, SequenceNet
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Scales
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Causal, Everything, Groups, Mask, Visibility
+from tokenloom.models.zoo.generators.aaren import net as scan_attention
+from tokenloom.models.zoo.generators.aim.norm import GroupAdaLN
+from tokenloom.models.zoo.generators.aim.recipe import aim
+from tokenloom.models.zoo.generators.mvar.net import ScaleNet
+from tokenloom.models.zoo.generators.mvar.recipe import mvar
+from tokenloom.models.zoo.generators.vir import net as retention
+from tokenloom.models.zoo.tokenizers.var_vq import var_vq
 
 LAYOUT = TokenLayout(grids=((4, 5),), vocabulary=11)
 PYRAMID = TokenLayout(grids=((1, 1), (2, 2), (3, 3)), vocabulary=11)

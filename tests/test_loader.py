@@ -17,12 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import ConfigError
-from models.protocols import Labels
-from tasks import png
-from tasks.artifacts import Store, sha256_of
-from tasks.errors import ArtifactError
-from tasks.loader import Loader, Rows, Shard, indices, map_array, share
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Labels
+from tokenloom.tasks.data import png
+from tokenloom.tasks.data.loader import Loader, Rows, Shard, indices, map_array, share
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.store.artifacts import Store, sha256_of
 
 small = settings(max_examples=60, deadline=None)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg, ndimage
 
-from tasks import metrics
+from tokenloom.tasks.evaluation import metrics
 
 
 def normal(rows: int, dims: int, seed: int = 0) -> np.ndarray:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.parts.nets.base import Net, signed, unit
-from models.parts.nets.conv import Geometry
-from models.parts.nets.maskgit_conv import MaskGITConv, OutputShortcutBlock
-from models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
-from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, ViT, patchify, unpatchify
-from models.parts.visibility import Causal
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.base import Net, signed, unit
+from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
+from tokenloom.models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, ViT, patchify, unpatchify
+from tokenloom.models.parts.visibility import Causal
+from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv, OutputShortcutBlock
 
 BLOCKS = Blocks.Config(width=16, depth=2, heads=2)
 NETS: dict[str, Net] = {

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import pretrained
-from models.build import load_model
-from models.config import ConfigError
-from models.pretrained import parity
-from models.protocols import Generator, Labels, Tokenizer
-from models.sampling.sampler import Sampler
-from tasks.artifacts import Artifact, Store
-from tasks.official import classes_of, export_model, import_checkpoint, read_weights
+from tokenloom.models import pretrained
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Generator, Labels, Tokenizer
+from tokenloom.models.pretrained import parity
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.tasks.official import classes_of, export_model, import_checkpoint, read_weights
+from tokenloom.tasks.store.artifacts import Artifact, Store
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 

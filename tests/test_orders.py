@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.draws import Draws
-from models.parts.orders import Diagonals, Random, Raster, Scales
-from models.parts.visibility import Groups
-from models.protocols import TokenLayout
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.orders import Diagonals, Random, Raster, Scales
+from tokenloom.models.parts.visibility import Groups
 
 grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4)
 

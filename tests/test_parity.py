@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.pretrained import families
-from models.pretrained.parity import load, official_state
+from tokenloom.models.pretrained import families
+from tokenloom.models.pretrained.parity import load, official_state
 
 FOLDER = Path(os.environ.get("TOKENLOOM_PARITY", Path(__file__).parent / "fixtures" / "parity"))
 FIXTURES = sorted(FOLDER.glob("*.json"))

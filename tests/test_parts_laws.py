@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import registry
-from models.build import ModelSpec
-from models.coarse_fine import CoarseToFine
-from models.draws import Draws
-from models.flow_tokenizer import FlowTokenizer
-from models.parts.decoders.consistency import RHO, SMALLEST, Consistency
-from models.parts.decoders.flow import NEAREST, Flow
-from models.parts.nets.transformer import Init, Transformer
-from models.parts.noising import Uniform
-from models.parts.norms import AdaLN
-from models.parts.similarity import Cosine
-from models.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.parts.decoders.flow import NEAREST, Flow
+from tokenloom.models.parts.nets.transformer import Init, Transformer
+from tokenloom.models.parts.noising import Uniform
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
+from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
+from tokenloom.models.zoo.tokenizers.layton.decoder import RHO, SMALLEST, Consistency
 
 WIDTH, SLOTS = 16, 5
 LAYOUT = TokenLayout(grids=((1, SLOTS),), vocabulary=4)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flows import planning
-from tasks.artifacts import Store, sha256_of
+from tokenloom.flows import planning
+from tokenloom.tasks.store.artifacts import Store, sha256_of
 
 #: The steps of a run whose tokenizer stands on no other.
 STEPS = [name for name in planning.STEPS if name != "train_base"]
@@ -22,14 +22,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 #: Runs a command line in this process and says on stderr which of the heavy libraries it has loaded.
 AND_SAY_WHAT_WAS_LOADED = """
 import sys
-from flows.cli import code_of
+from tokenloom.flows.cli.main import code_of
 code = code_of(sys.argv[1:])
 print("LOADED", *sorted({"prefect", "ray", "mlflow", "matplotlib", "sklearn", "datasets"} & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
 
 
-def tokenloom(root: Path, *arguments: str, start: tuple[str, ...] = ("-m", "flows.cli")) -> subprocess.CompletedProcess[str]:
+def tokenloom(root: Path, *arguments: str, start: tuple[str, ...] = ("-m", "tokenloom.flows.cli.main")) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"TOKENLOOM_ROOT": str(root), "PYTHONPATH": str(Path(__file__).parents[1])}
     for name in ("TOKENLOOM_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         environment.pop(name, None)

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.load import build, load_run
-from configs.schema import RunConfig, identity
-from flows import planning
-from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, Work
-from tasks.errors import ArtifactError
-from tasks.ingest import ingest
-from tasks.steps.base import Context, Inputs
-from tasks.steps.ingest import INGEST
-from tasks.steps.train_tokenizer import TRAIN_TOKENIZER
+from tokenloom.configs.load import build, load_run
+from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.flows import planning
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.steps.base import Context, Inputs
+from tokenloom.tasks.steps.ingest import INGEST
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
 
 def images(folder: Path, start: int, stop: int) -> None:
@@ -232,12 +232,12 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
 
 
 def test_a_registration_that_the_registry_lost_runs_again(source: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.register
+    import tokenloom.tasks.register
 
     config = run(source)
     complete(config, store)
     answers: Iterator[bool] = iter([False, True])
-    monkeypatch.setattr(tasks.register, "lost", lambda *_: next(answers))
+    monkeypatch.setattr(tokenloom.tasks.register, "lost", lambda *_: next(answers))
     assert planning.plan(config, store, "sqlite:///x.db")[-1].status == "cached"
     again = planning.plan(config, store, "sqlite:///x.db")[-1]
     assert (again.status, again.artifact) == ("run", None)
@@ -252,8 +252,8 @@ def test_the_name_of_a_run_recipe_ignores_how_it_is_executed() -> None:
 
 
 def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> None:
-    from flows import steps
-    from flows.workspace import Workspace
+    from tokenloom.flows import steps
+    from tokenloom.flows.workspace import Workspace
 
     work = Workspace("toy", root, str(root / "store"))
     artifact = steps.carry_out(INGEST, run(source), work, {})
@@ -272,7 +272,7 @@ def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> N
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["flows.pipeline.pipeline", *(f"flows.steps.{step}_flow" for step in planning.STEPS)])
+@pytest.mark.parametrize("name", ["tokenloom.flows.pipeline.pipeline", *(f"tokenloom.flows.steps.{step}_flow" for step in planning.STEPS)])
 def test_every_flow_can_be_deployed(name: str) -> None:
     """By its module entrypoint, and by value, as a served flow reaches the process that runs it."""
     import cloudpickle
@@ -288,7 +288,7 @@ def test_every_flow_can_be_deployed(name: str) -> None:
 
 
 def test_only_failures_that_may_pass_are_tried_again() -> None:
-    from flows.steps import transient
+    from tokenloom.flows.steps import transient
 
     class State:
         def __init__(self, error: Exception) -> None:

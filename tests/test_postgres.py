@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from flows import prefect_api
-from tasks.tracking import Tracker
-from tasks.tracking_registry import is_registered, tags_of
+from tokenloom.flows import prefect_api
+from tokenloom.tasks.tracking.registry import is_registered, tags_of
+from tokenloom.tasks.tracking.tracker import Tracker
 
 INFRA = Path(__file__).parents[1] / "infra"
 WORD = "a-word"

@@ -14,17 +14,17 @@ from stand_ins import digits, new_store, write_dataset
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from configs.schema import BaseConfig, ClusterConfig
-from models.build import load_model
-from models.draws import Draws
-from models.protocols import Batch
-from models.registry import get
-from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
-from tasks.artifacts import Artifact, Store
-from tasks.batches import exact_norms
-from tasks.curves import read_curves
-from tasks.distributed import make_job, plan_tokenizer
-from tasks.train_loop import train
+from tokenloom.configs.schema import BaseConfig, ClusterConfig
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch
+from tokenloom.models.core.registry import get
+from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
+from tokenloom.tasks.data.batches import exact_norms
+from tokenloom.tasks.distributed import make_job, plan_tokenizer
+from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.train_loop import train
 
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows import prefect_api
-from tasks.errors import StepError
+from tokenloom.flows import prefect_api
+from tokenloom.tasks.runtime.errors import StepError
 
 LISTS = ("flows", "flow_runs", "deployments", "work_pools", "artifacts", "task_runs")
 
@@ -40,7 +40,7 @@ def _check_automation(api: str, home: Path) -> None:
     import subprocess
     import sys
 
-    twice = "from flows.prefect_api import watch_heartbeats as watch; print(watch(), watch())"
+    twice = "from tokenloom.flows.prefect_api import watch_heartbeats as watch; print(watch(), watch())"
     environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", twice], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.split() == ["True", "False"], done.stderr[-2000:]

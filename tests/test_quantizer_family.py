@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_quantizers import ALL, GRID, ROWS, SINGLE, build, every_id, latents, preimage, vq
 
-from models.parts.quantizers.fsq import FSQ, Clamp
-from models.parts.quantizers.gradients import Rotation, Straight
-from models.parts.quantizers.lfq import BSQ, LFQ, pack, unpack
-from models.parts.quantizers.residual import Each, Residual
+from tokenloom.models.parts.quantizers.fsq import FSQ, Clamp
+from tokenloom.models.parts.quantizers.gradients import Rotation, Straight
+from tokenloom.models.parts.quantizers.lfq import BSQ, LFQ, pack, unpack
+from tokenloom.models.zoo.tokenizers.rvq.quantizer import Each, Residual
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.collectives import all_reduce_sum, world_size
-from models.parts.quantizers.codebook import EMA, Codebook, Learned, Revival, perplexity
-from models.parts.quantizers.multiscale import MultiScale, phi_of_scale
-from models.parts.quantizers.vq import VQ
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.collectives import all_reduce_sum, world_size
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Learned, Revival, perplexity
+from tokenloom.models.parts.quantizers.multiscale import MultiScale, phi_of_scale
+from tokenloom.models.parts.quantizers.vq import VQ
 
 Quantizer = VQ | MultiScale
 GRID, DIM, ROWS = 4, 6, 12

@@ -9,12 +9,12 @@ import pytest
 from image_files import config, encoded, picture, quarantine, rows_of, two_classes
 from PIL import Image
 
-from models.config import ConfigError
-from tasks.artifacts import Store
-from tasks.errors import StepError
-from tasks.images import fit
-from tasks.ingest import ingest
-from tasks.matching import split_of
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data.images import fit
+from tokenloom.tasks.data.matching import split_of
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import Store
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_links_inside_the_project_lead_somewhere() -> None:
 
 
 def test_commands_exist() -> None:
-    from flows.cli import cli
+    from tokenloom.flows.cli.main import cli
 
     commands = set(cli.list_commands(None))  # type: ignore[arg-type]
     for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
@@ -38,7 +38,7 @@ def test_commands_exist() -> None:
 def test_options_exist() -> None:
     import click
 
-    from flows.cli import cli
+    from tokenloom.flows.cli.main import cli
 
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name, rest in re.findall(r"\btokenloom ([a-z]+)\b([^`\n#|]*)", page.read_text()):

@@ -17,9 +17,9 @@ from scipy.ndimage import gaussian_filter
 from stand_ins import digits, judge_inline, world
 from torch import Tensor, nn
 
-from configs.schema import EvaluateConfig
-from models.protocols import Batch, Tokenizer, TokenLayout, Tokens
-from tasks import compare, metrics, reading, reconstruction
+from tokenloom.configs.schema import EvaluateConfig
+from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
+from tokenloom.tasks.evaluation import compare, metrics, reading, reconstruction
 
 
 class Fixed(Tokenizer):
@@ -112,7 +112,7 @@ def test_use_of_scales_adds_up_and_of_codebooks_does_not():
 
 
 def test_many_codes_and_tiny_codebooks():
-    from tasks import pictures
+    from tokenloom.tasks.evaluation import pictures
 
     big = TokenLayout(grids=((4, 4),), vocabulary=1 << 18)
     ids = torch.randint(0, 1 << 18, (20, 16), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tasks import png
+from tokenloom.tasks.data import png
 
 TRAIN = {"steps": 4, "batch": 8, "log_every": 1, "validate_every": 2, "checkpoint_every": 2}
 
@@ -46,7 +46,7 @@ def command(environment: dict[str, str], *arguments: str) -> tuple[dict[str, obj
     """What a command prints as JSON, and the seconds of processor that it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--store", "s3://whole-chain/store", "--json"],
+        [sys.executable, "-m", "tokenloom.flows.cli.main", *arguments, "--store", "s3://whole-chain/store", "--json"],
         capture_output=True,
         text=True,
         timeout=600,

@@ -11,15 +11,15 @@ import pytest
 import torch
 from stand_ins import build, world
 
-from models.build import ModelSpec, load_model
-from models.config import ConfigError
-from models.draws import seed_of
-from models.protocols import Labels
-from tasks.artifacts import Store
-from tasks.checkpoint import Checkpoints
-from tasks.errors import ArtifactError
-from tasks.sample import PLAN, open_model, sample_model
-from tasks.serving.drawing import open_pair, sample_images, spread, to_uint8
+from tokenloom.models.core.build import ModelSpec, load_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import seed_of
+from tokenloom.models.core.protocols import Labels
+from tokenloom.tasks.evaluation.sample import PLAN, open_model, sample_model
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.serving.drawing import open_pair, sample_images, spread, to_uint8
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.checkpoint import Checkpoints
 
 
 def draw(tmp_path: Path, model: str = "digits-var", name: str = "out.npz", **options):
@@ -46,7 +46,7 @@ def test_png_is_a_grid_of_one_row_a_class(tmp_path):
 
 
 def test_a_class_with_fewer_samples_ends_in_white():
-    from tasks.sample import grid_by_class
+    from tokenloom.tasks.evaluation.sample import grid_by_class
 
     image = np.zeros((3, 32, 32, 1), np.uint8)
     sheet = grid_by_class(image, np.array([4, 4, 9]))
@@ -112,7 +112,7 @@ def test_a_dataset_cannot_be_sampled():
 def test_a_run_is_sampled_under_its_own_settings(tmp_path):
     from stand_ins import FEW, judge_inline
 
-    from configs.schema import SampleConfig
+    from tokenloom.configs.schema import SampleConfig
 
     var = world().store.record(world().raster)
     inputs = [var.inputs[r] for r in ("generator", "tokenizer", "dataset", "features")]
@@ -185,7 +185,7 @@ def test_a_run_whose_checkpoint_is_damaged_says_so(tmp_path):
 
 
 def test_generator_and_tokenizer_that_do_not_belong_together_are_refused():
-    from models.protocols import LayoutError
+    from tokenloom.models.core.protocols import LayoutError
 
     store = world().store
     generator = store.fetch(store.record(world().var).inputs["generator"])

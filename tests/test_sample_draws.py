@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.draws import Draws, SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws
 
 SHAPES = [(), (1,), (3,), (7, 5), (130,)]
 
@@ -119,7 +119,7 @@ def test_normal_numbers_are_normal(numbers) -> None:
 
 
 def test_the_ends_of_the_normal_are_finite() -> None:
-    from models import draws
+    from tokenloom.models.core import draws
 
     ends = torch.tensor([0, -1, (1 << 31) - 1], dtype=torch.int32)
     assert bool(draws._normal(ends).isfinite().all())

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.parts.orders import Arccos, Count, Even, Steps
-from models.parts.orders.sizes import asked
-from models.protocols import TokenLayout
-from models.registry import get, names
-from models.sampling.filters import draw, inverse, keep_top_k, keep_top_p
-from models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.registry import get, names
+from tokenloom.models.parts.orders import Arccos, Count, Even, Steps
+from tokenloom.models.parts.orders.sizes import asked
+from tokenloom.models.sampling.filters import draw, inverse, keep_top_k, keep_top_p
+from tokenloom.models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
 
 def test_top_k_keeps_the_k_largest() -> None:

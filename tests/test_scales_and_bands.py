@@ -14,17 +14,17 @@ from small_quantizers import check_inputs
 from tiny_tokenizers import DIM, ROWS, SIZE, build, images, latents, train
 from torch import Tensor, nn
 
-from models import registry
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.quantizers.codebook import EMA, Codebook, Learned
-from models.parts.quantizers.flexible import Flexible
-from models.parts.quantizers.frequency import Frequency, low_pass
-from models.parts.quantizers.multiscale import MultiScale
-from models.protocols import Labels, LayoutError
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Labels, LayoutError
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Learned
+from tokenloom.models.parts.quantizers.flexible import Flexible
+from tokenloom.models.parts.quantizers.multiscale import MultiScale
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers.nfig.quantizer import Frequency, low_pass
 
 
 def flexible(update: EMA | Learned = EMA(), metric: Any = "cosine", **more: Any) -> Flexible:  # noqa: B008 - frozen

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parts.nets import mamba, retention, scan_attention
-from models.parts.scan import associative_scan, linear_scan
+from tokenloom.models.parts.nets import mamba
+from tokenloom.models.parts.scan import associative_scan, linear_scan
+from tokenloom.models.zoo.generators.aaren import net as scan_attention
+from tokenloom.models.zoo.generators.vir import net as retention
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

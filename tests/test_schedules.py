@@ -20,20 +20,20 @@ from stand_ins import draw_here
 from test_planning import complete, images, run, source, statuses  # noqa: F401 - source is a fixture
 from test_register import empty_database
 
-from configs.load import load_run
-from configs.schema import ClusterConfig, RunConfig
-from flows import planning
-from flows.pipeline import pipeline
-from models.build import ModelSpec, load_model
-from models.config import ConfigError
-from models.settings import ExecutionSettings
-from tasks import warm_start
-from tasks.artifacts import Artifact, Store
-from tasks.checks import check_warm_start
-from tasks.extract import Encoder
-from tasks.features import Protocol
-from tasks.tracking_registry import tags_of
-from tasks.train_loop import train
+from tokenloom.configs.load import load_run
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.flows import planning
+from tokenloom.flows.pipeline import pipeline
+from tokenloom.models.core.build import ModelSpec, load_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.tasks.extract import Encoder
+from tokenloom.tasks.features import Protocol
+from tokenloom.tasks.runtime.checks import check_warm_start
+from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.tracking.registry import tags_of
+from tokenloom.tasks.training import warm_start
+from tokenloom.tasks.training.train_loop import train
 
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))
 ALL = ["ingest", "train_tokenizer", "extract", "features", "train_generator", "evaluate", "register"]
@@ -64,12 +64,12 @@ def fit_here(job: Any, *_: Any) -> dict[str, Any]:
 def here(store: Store) -> Iterator[Store]:
     """A store with MLflow's tables, in which no step starts Ray and no page is sent to Prefect."""
     (store.root / "mlflow.db").write_bytes(empty_database())
-    quick = mock.patch("tasks.features.PROTOCOL", Protocol(steps=5))
-    pages = [mock.patch(f"flows.pages.create_{what}_artifact") for what in ("table", "markdown", "image", "link")]
+    quick = mock.patch("tokenloom.tasks.features.PROTOCOL", Protocol(steps=5))
+    pages = [mock.patch(f"tokenloom.flows.pages.create_{what}_artifact") for what in ("table", "markdown", "image", "link")]
     inline = [
-        mock.patch("tasks.distributed._fit", fit_here),
-        mock.patch("tasks.extract._encode", encode_here),
-        mock.patch("tasks.draw._finished", draw_here),
+        mock.patch("tokenloom.tasks.distributed._fit", fit_here),
+        mock.patch("tokenloom.tasks.extract._encode", encode_here),
+        mock.patch("tokenloom.tasks.evaluation.draw._finished", draw_here),
     ]
     with quick, pages[0], pages[1], pages[2], pages[3], inline[0], inline[1], inline[2]:
         yield store
@@ -144,7 +144,7 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:  # noqa: F811
 @pytest.mark.parametrize("holds", [True, False])
 def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Both ways, by a metric whose value is set: the challenger's is better or worse than the champion's."""
-    from tasks import evaluate
+    from tokenloom.tasks import evaluate
 
     config = retrain(source)
     body = evaluate._body

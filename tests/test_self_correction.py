@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from models.build import ModelSpec
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.feeds.corrected import Corrected
-from models.protocols import Batch, Labels, TokenLayout, Tokens
-from models.registry import get
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.core.registry import get
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.zoo.generators.infinity.feed import Corrected
 
 LAYOUT = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=2, codebooks=6)
 ROWS = 16

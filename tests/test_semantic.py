@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import registry
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
-from models.protocols import Batch
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch
+from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
 
 ROWS, SIZE = 16, 16
 

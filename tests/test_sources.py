@@ -17,12 +17,12 @@ import pytest
 from image_files import config, encoded, picture, quarantine, rows_of, two_classes
 from PIL import Image
 
-from models.config import ConfigError
-from tasks import png
-from tasks.artifacts import Store
-from tasks.errors import StepError
-from tasks.ingest import ingest, scan
-from tasks.sources import open_source
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data import png
+from tokenloom.tasks.data.sources import open_source
+from tokenloom.tasks.ingest import ingest, scan
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import Store
 
 
 @pytest.fixture

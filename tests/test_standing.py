@@ -15,22 +15,22 @@ from stand_ins import digits, new_store, quick_features, write_dataset
 from test_planning import run, source, stand_in  # noqa: F401 - source is a fixture
 from torch import Tensor, nn
 
-from configs.schema import BaseConfig, ClusterConfig, RunConfig
-from flows import planning
-from models import registry
-from models.build import load_model
-from models.config import Config as PlainConfig
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.nets.classifier import Classifier
-from models.protocols import Batch, Tokenizer, TokenLayout, Tokens
-from models.settings import ExecutionSettings, TrainSettings
-from tasks.artifacts import Artifact, Store
-from tasks.distributed import make_job, plan_tokenizer, train_model
-from tasks.features import features
-from tasks.finishing import BATCHES, build_only
-from tasks.parallel import launch
-from tasks.train_loop import TrainJob, train
+from tokenloom.configs.schema import BaseConfig, ClusterConfig, RunConfig
+from tokenloom.flows import planning
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.config import Config as PlainConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
+from tokenloom.models.parts.nets.classifier import Classifier
+from tokenloom.tasks.distributed import make_job, plan_tokenizer, train_model
+from tokenloom.tasks.features import features
+from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.training.finishing import BATCHES, build_only
+from tokenloom.tasks.training.parallel import launch
+from tokenloom.tasks.training.train_loop import TrainJob, train
 
 TINY = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4}
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))
@@ -169,7 +169,7 @@ def test_what_cannot_stand_is_said_before_any_work(source: Path, store: Store, b
 
 def test_a_base_of_images_of_another_size(source: Path, store: Store) -> None:  # noqa: F811
     spec = {"kind": "tokenizer", "recipe": "vq", "args": TINY, "set": {}, "given": {"size": 16, "channels": 1}}
-    from tasks.artifacts import StepSpec
+    from tokenloom.tasks.store.artifacts import StepSpec
 
     stand_in(StepSpec("train_tokenizer", 1, "tokenizer", "other", {}, {}), store, {"spec": spec})
     config = above(source, base={"use": "other"})
@@ -234,7 +234,7 @@ def test_it_trains_on_frozen_copies_and_is_saved_whole(ground: Ground) -> None:
 
 
 def test_finish_sees_the_first_batches_once_and_shapes_what_is_saved(ground: Ground) -> None:
-    from tasks.loader import Loader, indices
+    from tokenloom.tasks.data.loader import Loader, indices
 
     job = job_of(ground, "tokenizer/finish-1")
     train(job)
@@ -290,7 +290,7 @@ def test_without_train_a_tokenizer_with_weights_is_refused(ground: Ground) -> No
 
 def test_a_base_that_is_gone_is_named(ground: Ground) -> None:
     job = replace(job_of(ground), adopt={"tokenizer": "tokenizer/none-000000000000"})
-    from tasks.errors import StepError
+    from tokenloom.tasks.runtime.errors import StepError
 
     with pytest.raises(StepError, match=r"none-000000000000: no saved model, model\.json is missing"):
         build_only(job)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from models.config import ConfigError
-from tasks.artifacts import StepSpec, Store
-from tasks.errors import StepError
-from tasks.storage import Storage, atomic
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import StepSpec, Store
+from tokenloom.tasks.store.storage import Storage, atomic
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,17 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.faults.proxy import Proxy
-from tasks import leases, patience, png
-from tasks.artifacts import StepSpec, Store, Work
-from tasks.checkpoint import Checkpoints
-from tasks.errors import ArtifactError, StepError
-from tasks.ingest import ingest
-from tasks.leases import object_lease
-from tasks.records import sealed, unsealed
-from tasks.storage import Storage
-from tasks.verification import inspect, read_verified
+from tokenloom.tasks.data import png
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.runtime.errors import ArtifactError, StepError
+from tokenloom.tasks.store import leases
+from tokenloom.tasks.store import retry as patience
+from tokenloom.tasks.store.artifacts import StepSpec, Store, Work
+from tokenloom.tasks.store.leases import object_lease
+from tokenloom.tasks.store.records import sealed, unsealed
+from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.store.verification import inspect, read_verified
+from tokenloom.tasks.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_a_request_waits_for_a_store_that_comes_back(proxied: tuple[str, Proxy],
     assert ended.is_set(), "it came back before"
     thread.join()
     assert proxy.cuts
-    assert [r.levelno for r in caplog.records if r.name == "tasks.patience"] == [logging.WARNING]
+    assert [r.levelno for r in caplog.records if r.name == "tokenloom.tasks.store.retry"] == [logging.WARNING]
 
 
 def test_patience_ends_with_the_path_and_is_used_up_once(proxied: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +202,7 @@ def test_a_file_that_arrives_damaged_once_is_read_again(store: Store, monkeypatc
     store.storage.write("x", b"whole")
     real, answers = store.storage.read, iter([b"wHole"])
     monkeypatch.setattr(store.storage, "read", lambda path: next(answers, None) or real(path))
-    from tasks.records import sha256_of
+    from tokenloom.tasks.store.records import sha256_of
 
     assert read_verified(store.storage, "x", sha256_of(b"whole")) == b"whole"
     assert store.storage.exists("x")
@@ -227,7 +229,7 @@ def test_inspection_names_records_checkpoints_and_markers(store: Store, tmp_path
 def test_a_lost_image_shard_comes_back_to_its_place(store: Store, tmp_path: Path) -> None:
     import numpy as np
 
-    from configs.schema import DataConfig
+    from tokenloom.configs.schema import DataConfig
 
     for i in range(24):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i:02d}.png"

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import DataConfig
-from models.config import ConfigError
-from tasks import png
-from tasks.artifacts import Artifact, StepSpec, Store, Work
-from tasks.errors import ArtifactError, StepError
-from tasks.ingest import ingest
-from tasks.leases import object_lease, object_lease_held
-from tasks.loader import Loader, Rows
-from tasks.storage import Storage
+from tokenloom.configs.schema import DataConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data import png
+from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.runtime.errors import ArtifactError, StepError
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
+from tokenloom.tasks.store.leases import object_lease, object_lease_held
+from tokenloom.tasks.store.storage import Storage
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from configs.load import load_cluster, load_run
-from flows import batch_node, planning
-from flows.batch_node import Place
-from flows.cli import code_of
-from models.config import ConfigError
-from tasks.batch import Job, Submission, job_name
-from tasks.errors import StepError
-from tasks.storage import Storage
+from tokenloom.configs.load import load_cluster, load_run
+from tokenloom.flows import batch_node, planning
+from tokenloom.flows.batch_node import Place
+from tokenloom.flows.cli.main import code_of
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.batch import Job, Submission, job_name
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.storage import Storage
 
 STORE = "s3://loom/store"
 OPTIONS = ["--store", STORE, "--queue", "loom", "--job-definition", "tokenloom"]
@@ -127,7 +127,7 @@ def test_several_nodes_are_one_multi_node_job_that_aws_would_take(client: Any) -
 
 
 def test_a_preempted_job_comes_back_and_a_failed_one_does_not(client: Any) -> None:
-    from flows.options import EXIT_AGAIN
+    from tokenloom.flows.cli.options import EXIT_AGAIN
 
     strategy = Job("a", "q", "d", ()).request()["retryStrategy"]
     assert strategy["evaluateOnExit"][0] == {"onExitCode": str(EXIT_AGAIN), "action": "RETRY"}
@@ -234,7 +234,7 @@ def test_one_node_is_a_plain_run_with_its_exit_code(tmp_path: Path, monkeypatch:
         asked.append([*arguments, Path(arguments[1]).read_text()])
         return 75
 
-    monkeypatch.setattr("flows.cli.code_of", run)
+    monkeypatch.setattr("tokenloom.flows.cli.main.code_of", run)
     given = submission(tmp_path / "store", "smoke_var", "sample.top_k=4")
     assert batch_node.work(given.uri, tmp_path / "root") == 75  # Batch brings it back
     assert load_run(str(_file(tmp_path, asked[0][-1]))) == load_run("smoke_var", ["sample.top_k=4"])
@@ -259,7 +259,7 @@ def test_a_node_whose_main_node_stays_away_says_so(tmp_path: Path, monkeypatch: 
 AT_WORK = """
 import json, sys
 from pathlib import Path
-from flows import batch_node
+from tokenloom.flows import batch_node
 
 def look(submission, root, cluster, options):
     import ray

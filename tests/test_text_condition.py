@@ -9,13 +9,13 @@ import pytest
 import torch
 from words import LAYOUT, READ, TEXTS, model, noisy, spec, trained
 
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.characters import Characters
-from models.protocols import Batch, Labels, Text, TextFeatures, Tokens
-from models.registry import get
-from models.sampling.sampler import Sampler
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, Text, TextFeatures, Tokens
+from tokenloom.models.core.registry import get
+from tokenloom.models.parts.characters import Characters
+from tokenloom.models.sampling.sampler import Sampler
 
 
 @pytest.mark.parametrize("prefix", ["summary", "all"])

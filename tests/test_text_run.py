@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.artifacts import Store
+from tokenloom.tasks.store.artifacts import Store
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -20,7 +20,9 @@ def tokenloom(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"TOKENLOOM_ROOT": str(root), "PYTHONPATH": str(Path(__file__).parents[1])}
     for name in ("TOKENLOOM_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         environment.pop(name, None)
-    return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], capture_output=True, text=True, cwd=root, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "tokenloom.flows.cli.main", *arguments], capture_output=True, text=True, cwd=root, env=environment
+    )
 
 
 def test_captions_go_all_the_way(tmp_path: Path) -> None:

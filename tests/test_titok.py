@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import registry
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.protocols import Batch
-from models.settings import OptimizerSettings, TrainSettings
-from models.two_stage import TwoStage, code_vectors
-from tasks.train_state import TrainState
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch
+from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers.titok.module import TwoStage, code_vectors
+from tokenloom.tasks.training.train_state import TrainState
 
 ROWS, SIZE, STEPS = 8, 16, 10
 BASE = ModelSpec("tokenizer", "maskgit_vqgan", dict(registry.get("maskgit_vqgan").tiny), {}, {"size": SIZE, "channels": 1})

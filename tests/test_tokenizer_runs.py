@@ -10,10 +10,10 @@ import pytest
 from test_pipeline import document, tokenloom
 from test_planning import complete, ran, run, source, statuses  # noqa: F401 - source is a fixture
 
-from configs.load import load_run
-from flows import planning
-from models.config import ConfigError
-from tasks.artifacts import Store
+from tokenloom.configs.load import load_run
+from tokenloom.flows import planning
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.store.artifacts import Store
 
 CHAIN = ["ingest", "train_tokenizer", "extract", "features", "evaluate"]
 
@@ -66,7 +66,7 @@ def test_metrics_that_say_nothing_about_a_tokenizer(source: Path, store: Store) 
 
 def test_a_whole_document_means_the_same() -> None:
     """As Prefect keeps a run: every field is written, also those without a meaning here."""
-    from configs.schema import RunConfig
+    from tokenloom.configs.schema import RunConfig
 
     config = load_run("smoke_vq")
     again = RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json", by_alias=True))))

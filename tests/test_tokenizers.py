@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models import registry
-from models.autoencoder import Autoencoder, grid
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.losses import Adversarial, Perceptual
-from models.parts.nets.conv import Decoder, Encoder, Geometry
-from models.parts.nets.discriminator import PatchDiscriminator
-from models.protocols import Batch, LayoutError, TokenLayout, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, LayoutError, TokenLayout, Tokens
+from tokenloom.models.parts.losses import Adversarial, Perceptual
+from tokenloom.models.parts.nets.conv import Decoder, Encoder, Geometry
+from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
+from tokenloom.models.tokenizers.autoencoder import Autoencoder, grid
 
 ROWS, SIZE = 8, 16
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

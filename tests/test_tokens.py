@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.config import ConfigError
-from models.protocols import Labels, LayoutError, TokenLayout
-from tasks.artifacts import Store, sha256_of
-from tasks.errors import ArtifactError
-from tasks.extract import parse_views
-from tasks.loader import Loader, Rows, Shard
-from tasks.tokens import read_tokens, write_tokens
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
+from tokenloom.tasks.data.loader import Loader, Rows, Shard
+from tokenloom.tasks.data.tokens import read_tokens, write_tokens
+from tokenloom.tasks.extract import parse_views
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.store.artifacts import Store, sha256_of
 
 
 def layout(**changes: Any) -> TokenLayout:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.records import Artifact, StepSpec
-from tasks.tracking import Tracker
+from tokenloom.tasks.store.records import Artifact, StepSpec
+from tokenloom.tasks.tracking.tracker import Tracker
 
 STEP = StepSpec(
     "train_tokenizer",
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "tasks.tracking" and r.levelno >= logging.WARNING]
+    return [r.getMessage() for r in caplog.records if r.name == "tokenloom.tasks.tracking.tracker" and r.levelno >= logging.WARNING]
 
 
 def interrupted(tracker: Tracker, ids: list[str | None]) -> None:

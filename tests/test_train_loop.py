@@ -21,17 +21,17 @@ from conftest import write_image_rows
 from safetensors.torch import load_file
 from test_storage_s3 import s3  # noqa: F401 - a fixture
 
-from models.build import parameters
-from models.config import ConfigError
-from models.settings import OptimizerSettings
-from tasks.artifacts import Store
-from tasks.checkpoint import Checkpoints, fetch_model
-from tasks.curves import CurveWriter, Tail, read_curves
-from tasks.errors import Preempted, StepError
-from tasks.loader import Rows
-from tasks.optimizer import PhaseOptimizer, learning_rate
-from tasks.parallel import launch
-from tasks.train_loop import TrainJob, train
+from tokenloom.models.core.build import parameters
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import OptimizerSettings
+from tokenloom.tasks.data.loader import Rows
+from tokenloom.tasks.runtime.errors import Preempted, StepError
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.checkpoint import Checkpoints, fetch_model
+from tokenloom.tasks.training.curves import CurveWriter, Tail, read_curves
+from tokenloom.tasks.training.optimizer import PhaseOptimizer, learning_rate
+from tokenloom.tasks.training.parallel import launch
+from tokenloom.tasks.training.train_loop import TrainJob, train
 
 HERE = Path(__file__).parent
 ImageRows = Callable[..., Rows]
@@ -242,7 +242,7 @@ def test_metrics_previews_and_weights_are_there(store, data) -> None:
     assert {"loss", "validation_loss", "best_validation_loss", "parameters", "workers"} <= metrics.keys()
     names = {path.removeprefix(f"{job.folder}/") for path, _ in store.storage.list(job.folder)}
     assert {"weights.safetensors", "model.json", "metrics/0000001.jsonl", "previews/step-0000010.png"} <= names
-    from models.build import load_model
+    from tokenloom.models.core.build import load_model
 
     model, spec = load_model(store.storage.local_path(job.folder))
     assert spec.recipe == "toy"
@@ -362,7 +362,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(store, data,
     for number, (verb, name) in enumerate((("upload", "state.safetensors"), ("write", "state.json"), ("delete", "state.json"))):
         broken = toy.job(store, *data, folder=f"tokenizer/toy-{number}", **options)
         code = (
-            f"import os, sys, toy; from tasks.storage import Storage; whole = Storage.{verb}\n"
+            f"import os, sys, toy; from tokenloom.tasks.store.storage import Storage; whole = Storage.{verb}\n"
             "def dies(self, *given):\n"
             f"    path = given[-1] if '{verb}' != 'write' else given[0]\n"
             f"    if path.endswith('{name}') and ('{verb}' == 'delete' or 'step-0000009' in path): os.kill(os.getpid(), 9)\n"

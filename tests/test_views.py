@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from test_extract import CLUSTER, InProcess, dataset, images, tokenizer  # noqa: F401 - images is a fixture
 
-from configs.load import load_run
-from models.build import load_model
-from models.config import ConfigError
-from tasks import extract as module
-from tasks.artifacts import Store
-from tasks.extract import extract, plan_extract, throughput
-from tasks.loader import Loader, Rows
-from tasks.tokens import read_tokens, write_tokens
-from tasks.views import TEN_CROP, parse_views, view_of
+from tokenloom.configs.load import load_run
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks import extract as module
+from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.data.tokens import read_tokens, write_tokens
+from tokenloom.tasks.data.views import TEN_CROP, parse_views, view_of
+from tokenloom.tasks.extract import extract, plan_extract, throughput
+from tokenloom.tasks.store.artifacts import Store
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_throughput_of_overlapping_shards_of_two_workers():
 
 @pytest.mark.parametrize(("vocabulary", "books", "width"), [(256, 1, 1), (4096, 1, 2), (2, 18, 1), (1 << 18, 1, 4)])
 def test_the_ids_of_a_shard_take_little_more_than_their_numbers(vocabulary, books, width, tmp_path):
-    from models.protocols import TokenLayout
+    from tokenloom.models.core.protocols import TokenLayout
 
     layout = TokenLayout(grids=((8, 8),), vocabulary=vocabulary, codebooks=books)
     data = np.random.default_rng(0).integers(0, vocabulary, (500, 64, books) if books > 1 else (500, 64))

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 from zoo import CHANNELS, CLASSES, EARLY, NAMES, ROWS, SIZE, batch_of, build, early, optimize, spec_of, trained
 
-from models import registry
-from models.build import load_model, save_model
-from models.coarse_fine import CoarseToFine
-from models.config import ConfigError
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.parts.feeds.base import take
-from models.parts.orders.base import Fixed
-from models.protocols import Generator, Labels, Tokenizer
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import load_model, save_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Generator, Labels, Tokenizer
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.feeds.base import take
+from tokenloom.models.parts.orders.base import Fixed
+from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 
 
 @pytest.mark.parametrize("name", NAMES)

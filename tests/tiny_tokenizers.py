@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import registry
-from models.autoencoder import Autoencoder
-from models.build import ModelSpec
-from models.draws import Draws
-from models.parts.nets.classifier import Protocol, shape_of
-from models.protocols import Batch
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch
+from tokenloom.models.parts.nets.classifier import Protocol, shape_of
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
 
 SIZE, ROWS, DIM = 16, 8, 6
 SHAPE = shape_of(1, 3, Protocol(width=4, features=8))

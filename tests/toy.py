@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import registry
-from models.build import ModelSpec
-from models.config import Config as BaseConfig
-from models.draws import Draws
-from models.parts.collectives import all_reduce_sum
-from models.protocols import Batch, Labels, Method
-from models.settings import ExecutionSettings, OptimizerSettings, TrainSettings
-from tasks.artifacts import Store
-from tasks.loader import Rows
-from tasks.parallel import launch
-from tasks.train_loop import TrainJob, train
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import Config as BaseConfig
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Labels, Method
+from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
+from tokenloom.models.parts.collectives import all_reduce_sum
+from tokenloom.tasks.data.loader import Rows
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.parallel import launch
+from tokenloom.tasks.training.train_loop import TrainJob, train
 
 
 class Toy(Method):

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.build import ModelSpec
-from models.draws import Draws
-from models.generator import GroupGenerator
-from models.protocols import Batch, TokenLayout, Tokens
-from tasks.artifacts import Store
-from tasks.loader import Rows, Shard
-from tasks.tokens import write_tokens
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, TokenLayout, Tokens
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.tasks.data.loader import Rows, Shard
+from tokenloom.tasks.data.tokens import write_tokens
+from tokenloom.tasks.store.artifacts import Store
 
 LAYOUT = TokenLayout(grids=((2, 2),), vocabulary=4)
 TEXTS = ("all zeros", "all threes")

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from models import registry
-from models.build import ModelSpec
-from models.draws import Draws
-from models.parts.nets.classifier import Classifier, Protocol, shape_of
-from models.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
+from tokenloom.models.core import registry
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
+from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
 NAMES = registry.names()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.faults.trials import ENDED
-from tasks.report import markdown_table
+from tokenloom.tasks.evaluation.report import markdown_table
 
 Row = dict[str, Any]
 

@@ -18,15 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import ClusterConfig, DataConfig, MethodConfig, TokenizerConfig
-from models.config import ConfigError
-from models.settings import ExecutionSettings, TrainSettings
-from tasks import distributed, extract, png
-from tasks.artifacts import Artifact, StepSpec, Store
-from tasks.errors import StepError
-from tasks.ingest import ingest
-from tasks.train_loop import TrainJob, train
-from tasks.verification import inspect
+from tokenloom.configs.schema import ClusterConfig, DataConfig, MethodConfig, TokenizerConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
+from tokenloom.tasks import distributed, extract
+from tokenloom.tasks.data import png
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
+from tokenloom.tasks.store.verification import inspect
+from tokenloom.tasks.training.train_loop import TrainJob, train
 
 DONE, FAILED, CRASHED = 0, 1, 3
 STEPS, EVERY = 8, 2  # training steps, and steps from checkpoint to checkpoint

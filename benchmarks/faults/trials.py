@@ -211,7 +211,7 @@ class Trials:
 
     def _twice(self, place: Place, result: Result, draw: random.Random, duration: float) -> None:
         """The same run twice at once, from two roots; in half of the trials the first one is killed while the other waits."""
-        from tasks import leases
+        from tokenloom.tasks.store import leases
 
         def quick(root: str, host: str) -> Callable[[], int]:
             def call() -> int:

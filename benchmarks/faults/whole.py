@@ -76,7 +76,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 #: Kind of kill to the processes that it hits.
 VICTIMS: dict[str, Callable[[psutil.Process], bool]] = {
-    "kill driver": lambda process: "flows.cli" in " ".join(process.cmdline()),
+    "kill driver": lambda process: "tokenloom.flows.cli.main" in " ".join(process.cmdline()),
     "kill tree": lambda process: True,
     "kill worker": _is_worker,
     "kill raylet": lambda process: process.name() == "raylet",
@@ -95,7 +95,12 @@ class Run:
         )
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", *arguments], env=given, cwd=here, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", "tokenloom.flows.cli.main", *arguments],
+                env=given,
+                cwd=here,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def wait(self, seconds: float) -> int | None:

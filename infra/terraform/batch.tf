@@ -109,7 +109,7 @@ resource "aws_batch_job_definition" "one" {
   }
 }
 
-# The retry strategy comes with each job (tasks/batch.py): exit code 75 and a lost machine come back.
+# The retry strategy comes with each job (tasks/runtime/batch.py): exit code 75 and a lost machine come back.
 resource "aws_batch_job_definition" "nodes" {
   name                  = "${var.name}-nodes"
   type                  = "multinode"

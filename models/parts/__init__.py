@@ -1,1 +1,1 @@
-"""models.parts."""
+"""tokenloom.models.parts."""

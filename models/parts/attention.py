@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config
-from models.parts.cache import LayerCache
-from models.parts.rope import rotate
-from models.parts.similarity import Scaled, Similarity
-from models.parts.visibility import Visibility
+from tokenloom.models.core import config
+from tokenloom.models.parts.cache import LayerCache
+from tokenloom.models.parts.rope import rotate
+from tokenloom.models.parts.similarity import Scaled, Similarity
+from tokenloom.models.parts.visibility import Visibility
 
 
 def attend(q_BHSE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, visibility: Visibility, factor: float) -> Tensor:

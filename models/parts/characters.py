@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.attention import Attention
-from models.parts.conditions import Conditioned, Conditioner, Reads
-from models.parts.mlp import GELU
-from models.parts.visibility import Mask
-from models.protocols import Condition, Text, TextFeatures
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Condition, Text, TextFeatures
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import Conditioned, Conditioner, Reads
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.visibility import Mask
 
 BYTES = 256
 

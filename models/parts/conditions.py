@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config
-from models.draws import Draws
-from models.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.core import config
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
 
 #: What a batch has to carry for a condition: class labels, captions as they are written, or their features from a frozen encoder.
 Reads = Literal["labels", "text", "features"]
@@ -115,7 +115,7 @@ class Conditioner(nn.Module, ABC):
 
 def conditions() -> dict[str, type[Conditioner.Config]]:
     """The conditions that a run file may choose (``set: {condition: {NAME: …}}``)."""
-    from models.parts.characters import Characters, Encoded
+    from tokenloom.models.parts.characters import Characters, Encoded
 
     return {"classes": ClassCondition.Config, "characters": Characters.Config, "encoded": Encoded.Config}
 

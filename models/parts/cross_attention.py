@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.attention import attend
-from models.parts.cache import MemoryCache
-from models.parts.visibility import Everything, Mask, Visibility
+from tokenloom.models.parts.attention import attend
+from tokenloom.models.parts.cache import MemoryCache
+from tokenloom.models.parts.visibility import Everything, Mask, Visibility
 
 #: Queries, keys, values, what they attend to, factor: heads side by side.
 Kernel = Callable[[Tensor, Tensor, Tensor, Visibility, float], Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.draws import Draws
+from tokenloom.models.core.draws import Draws
 
 
 def dropout(x: Tensor, rate: float, draws: Draws | None) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.parts.collectives import all_reduce_sum
-from models.parts.nets.discriminator import PatchDiscriminator
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.collectives import all_reduce_sum
+from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
 
 
 @dataclass(frozen=True, kw_only=True)

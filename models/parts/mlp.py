@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config
+from tokenloom.models.core import config
 
 
 class MLP(nn.Module, ABC):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.collectives import all_reduce_sum
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.collectives import all_reduce_sum
 
 
 class MovingNorm(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import config
+from tokenloom.models.core import config
 
 
 class Noise(config.Config, ABC):

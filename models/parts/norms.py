@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config
+from tokenloom.models.core import config
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
 Kind = Literal["rms", "rms_bias", "layer", "plain"]

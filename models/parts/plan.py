@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models import config
-from models.parts.drawn import Drawn
+from tokenloom.models.core import config
+from tokenloom.models.parts.drawn import Drawn
 
 
 class Choice(config.Config, ABC):

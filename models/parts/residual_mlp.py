@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from models.parts.mlp import MLP
+from tokenloom.models.parts.mlp import MLP
 
 
 class ResidualMLP(nn.Module):

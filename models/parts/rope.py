@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import config
-from models.protocols import TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.protocols import TokenLayout
 
 
 class Rope2D(nn.Module):

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.parts.nets.base import PixelDecoder
-from models.parts.nets.classifier import Classifier
-from models.parts.nets.dino import Dino
-from models.parts.nets.frozen import Classified
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.base import PixelDecoder
+from tokenloom.models.parts.nets.classifier import Classifier
+from tokenloom.models.parts.nets.dino import Dino
+from tokenloom.models.parts.nets.frozen import Classified
 
 
 class Semantic(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config
+from tokenloom.models.core import config
 
 
 class Similarity(config.Config, ABC):

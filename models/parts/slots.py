@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.parts.visibility import Everything, Groups, Padding, Segments, Visibility
+from tokenloom.models.parts.visibility import Everything, Groups, Padding, Segments, Visibility
 
 
 @dataclass(frozen=True)

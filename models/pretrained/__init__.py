@@ -7,7 +7,7 @@ A family's module defines
 - ``names(info) -> NameMap``: official names to ours and back,
 - ``outputs(model, info, inputs) -> dict[str, Tensor]``: every number that the fixture records.
 
-``models.pretrained.parity.load(family, info, tensors)`` puts the first two together.
+``tokenloom.models.pretrained.parity.load(family, info, tensors)`` puts the first two together.
 """
 
 from __future__ import annotations

@@ -9,18 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.queried import Queried
-from models.parts.heads.categorical import Categorical
-from models.parts.nets.two_pass import TwoPass
-from models.parts.orders import Arccos, Random, Steps
-from models.parts.plan import Plan
-from models.pretrained.llamagen import llama_net
-from models.pretrained.names import Fuse, NameMap, Rename, Split
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.orders import Arccos, Random, Steps
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.pretrained.llamagen import llama_net
+from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Split
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.zoo.generators.arpg.feed import Queried
+from tokenloom.models.zoo.generators.arpg.net import TwoPass
 
 FAMILY = "arpg"
 

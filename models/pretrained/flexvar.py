@@ -9,15 +9,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.feeds.flexible_scale import FlexibleScale
-from models.parts.heads.categorical import Categorical
-from models.parts.quantizers.codebook import Codebook
-from models.parts.quantizers.flexible import Flexible
-from models.pretrained import var
-from models.pretrained.names import Ignore, NameMap, Rename
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.quantizers.codebook import Codebook
+from tokenloom.models.parts.quantizers.flexible import Flexible
+from tokenloom.models.pretrained import var
+from tokenloom.models.pretrained.names import Ignore, NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.zoo.generators.flexvar.feed import FlexibleScale
 
 FAMILY = "flexvar"
 

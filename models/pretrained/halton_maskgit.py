@@ -8,20 +8,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.masked import MaskToken
-from models.parts.heads.categorical import Tied
-from models.parts.mlp import SwiGLU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Arccos, Halton, Masked, Steps
-from models.parts.similarity import RootMean
-from models.pretrained.names import Fuse, Ignore, NameMap, Rename
-from models.pretrained.parity import gradient_norms, reorder
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.masked import MaskToken
+from tokenloom.models.parts.heads.categorical import Tied
+from tokenloom.models.parts.mlp import SwiGLU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Arccos, Halton, Masked, Steps
+from tokenloom.models.parts.similarity import RootMean
+from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms, reorder
+from tokenloom.models.sampling.sampler import Constant, Sampler
 
 FAMILY = "halton_maskgit"
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.ibq import IBQ
-from models.pretrained.names import NameMap, Rename
-from models.pretrained.parity import gradient_norms
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.pretrained.names import NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
 
 FAMILY = "ibq"
 WEIGHT = 0.05  # of the entropy loss, as released

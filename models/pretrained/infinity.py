@@ -10,28 +10,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import Decoded, GroupGenerator
-from models.parts.attention import Attention, attend
-from models.parts.cross_attention import CrossAttention
-from models.parts.feeds.next_scale import RotaryScale
-from models.parts.heads.bitwise import Bitwise
-from models.parts.mlp import GELU
-from models.parts.nets.cross import CrossTransformer
-from models.parts.nets.transformer import Init
-from models.parts.norms import AdaLN
-from models.parts.orders import Scales, WeighedScales
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
-from models.parts.quantizers.patched import Patched
-from models.parts.rope import Rope2D
-from models.parts.similarity import Cosine
-from models.parts.slots import Slots
-from models.parts.text import PooledText
-from models.parts.visibility import Groups, Mask, Visibility
-from models.pretrained.infinity_bsq import SCALES
-from models.pretrained.names import Ignore, NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
-from models.protocols import TextFeatures, TokenLayout
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.protocols import TextFeatures, TokenLayout
+from tokenloom.models.generators.group_wise import Decoded, GroupGenerator
+from tokenloom.models.parts.attention import Attention, attend
+from tokenloom.models.parts.cross_attention import CrossAttention
+from tokenloom.models.parts.feeds.next_scale import RotaryScale
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Init
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Scales, WeighedScales
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.parts.quantizers.patched import Patched
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Groups, Mask, Visibility
+from tokenloom.models.pretrained.infinity_bsq import SCALES
+from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.infinity.head import Bitwise
+from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
+from tokenloom.models.zoo.generators.infinity.text import PooledText
 
 FAMILY = ("infinity", "infinity_patchify")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
-from models.parts.quantizers.self_correction import SelfCorrection, corrected, flipped
-from models.pretrained.names import Ignore, NameMap
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.parts.quantizers.self_correction import SelfCorrection, corrected, flipped
+from tokenloom.models.pretrained.names import Ignore, NameMap
 
 FAMILY = "infinity_bsq"
 

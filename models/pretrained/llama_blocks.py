@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.pretrained.names import Rename, Rule
+from tokenloom.models.pretrained.names import Rename, Rule
 
 
 def llama_blocks(official: str = "layers.", ours: str = "net.", norm: str = "norm.weight", output: str = "output.weight") -> list[Rule]:

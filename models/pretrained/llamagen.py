@@ -8,22 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition, TextCondition
-from models.parts.feeds import Shifted
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import SwiGLU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import PreNorm
-from models.parts.orders import Raster
-from models.parts.rope import Rope2D
-from models.parts.slots import visibility_of
-from models.pretrained.llama_blocks import llama_blocks
-from models.pretrained.names import NameMap, Rename
-from models.pretrained.parity import gradient_norms
-from models.protocols import Condition, Labels, TextFeatures, TokenLayout
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.protocols import Condition, Labels, TextFeatures, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition, TextCondition
+from tokenloom.models.parts.feeds import Shifted
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import SwiGLU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.orders import Raster
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.slots import visibility_of
+from tokenloom.models.pretrained.llama_blocks import llama_blocks
+from tokenloom.models.pretrained.names import NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Constant, Sampler
 
 FAMILY = ("llamagen_c2i", "llamagen_t2i")
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.draws import Draws
-from models.parts.nets.conv import Geometry
-from models.parts.quantizers.codebook import Codebook
-from models.parts.quantizers.vq import VQ
-from models.pretrained.names import Fuse, Ignore, NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
-from models.pretrained.var_vqvae import residual_block
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.quantizers.codebook import Codebook
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.pretrained.var_vqvae import residual_block
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
 
 FAMILY = "llamagen_vq"
 #: Length of the official window of recently used ids, which starts as zeros.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.conv import Geometry
-from models.parts.quantizers.gaussian import Gaussian
-from models.pretrained.names import Fuse, NameMap, Rename, Rule
-from models.pretrained.var_vqvae import residual_block
+from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.quantizers.gaussian import Gaussian
+from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule
+from tokenloom.models.pretrained.var_vqvae import residual_block
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
 
 FAMILY = "mar_klvae"
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.base import signed, unit
-from models.parts.nets.maskgit_conv import MaskGITConv
-from models.parts.quantizers.codebook import Codebook, Learned
-from models.parts.quantizers.vq import VQ
-from models.pretrained.names import NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
+from tokenloom.models.parts.nets.base import signed, unit
+from tokenloom.models.parts.quantizers.codebook import Codebook, Learned
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.pretrained.names import NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv
 
 FAMILY = "maskgit_vqgan"
 

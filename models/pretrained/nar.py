@@ -9,17 +9,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.feeds.neighbours import Neighbours
-from models.parts.heads.categorical import Directions
-from models.parts.nets.branched import Branched
-from models.parts.orders import Diagonals
-from models.parts.visibility import Groups
-from models.pretrained import llamagen
-from models.pretrained.llama_blocks import llama_blocks
-from models.pretrained.names import NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.heads.categorical import Directions
+from tokenloom.models.parts.orders import Diagonals
+from tokenloom.models.parts.visibility import Groups
+from tokenloom.models.pretrained import llamagen
+from tokenloom.models.pretrained.llama_blocks import llama_blocks
+from tokenloom.models.pretrained.names import NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.zoo.generators.nar.feed import Neighbours
+from tokenloom.models.zoo.generators.nar.net import Branched
 
 FAMILY = "nar"
 

@@ -9,14 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.feeds.base import take
-from models.parts.feeds.shifted import Averages
-from models.parts.heads.categorical import Categorical
-from models.parts.orders import Patches
-from models.pretrained import llamagen
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.feeds.base import take
+from tokenloom.models.parts.feeds.shifted import Averages
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.orders import Patches
+from tokenloom.models.pretrained import llamagen
+from tokenloom.models.pretrained.parity import gradient_norms
 
 FAMILY = "npp"
 

@@ -9,18 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.conditions import ClassCondition
-from models.parts.feeds import Shifted
-from models.parts.heads.factorised import Factorised
-from models.parts.norms import PreNorm
-from models.parts.orders import Raster
-from models.pretrained.llama_blocks import llama_blocks
-from models.pretrained.llamagen import llama_net
-from models.pretrained.names import NameMap, Rename
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds import Shifted
+from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.orders import Raster
+from tokenloom.models.pretrained.llama_blocks import llama_blocks
+from tokenloom.models.pretrained.llamagen import llama_net
+from tokenloom.models.pretrained.names import NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.open_magvit2.head import Factorised
 
 FAMILY = "open_magvit2_gpt"
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.lfq import LFQ
-from models.pretrained.names import NameMap
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.lfq import LFQ
+from tokenloom.models.pretrained.names import NameMap
 
 FAMILY = "open_magvit2_lfq"
 

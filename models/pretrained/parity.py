@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.pretrained.names import NameMap
+from tokenloom.models.pretrained.names import NameMap
 
 
 def official_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

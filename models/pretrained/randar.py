@@ -8,19 +8,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.aimed import Instructed
-from models.parts.heads.categorical import Categorical
-from models.parts.orders import Random, Steps
-from models.parts.plan import Plan
-from models.parts.rope import Rope2D
-from models.pretrained.llama_blocks import llama_blocks
-from models.pretrained.llamagen import llama_net
-from models.pretrained.names import NameMap, Rename
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.aimed import Instructed
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.orders import Random, Steps
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.pretrained.llama_blocks import llama_blocks
+from tokenloom.models.pretrained.llamagen import llama_net
+from tokenloom.models.pretrained.names import NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Linear, Sampler
 
 FAMILY = "randar"
 

@@ -9,22 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.aimed import TargetAware
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import GELU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Annealed
-from models.parts.plan import Plan
-from models.parts.similarity import Normed
-from models.parts.visibility import Causal
-from models.pretrained.names import NameMap, Rename, Split
-from models.pretrained.parity import gradient_norms, reorder
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Constant, PowerCosine, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.aimed import TargetAware
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Annealed
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.similarity import Normed
+from tokenloom.models.parts.visibility import Causal
+from tokenloom.models.pretrained.names import NameMap, Rename, Split
+from tokenloom.models.pretrained.parity import gradient_norms, reorder
+from tokenloom.models.sampling.sampler import Constant, PowerCosine, Sampler
 
 FAMILY = "rar"
 

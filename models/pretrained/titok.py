@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.base import signed, unit
-from models.parts.nets.queries import CodeQueries, Queries
-from models.parts.nets.vit import Blocks
-from models.parts.quantizers.codebook import Codebook
-from models.parts.quantizers.vq import VQ
-from models.pretrained.maskgit_vqgan import side_rules, vqgan
-from models.pretrained.names import NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
-from models.two_stage import TwoStage
+from tokenloom.models.parts.nets.base import signed, unit
+from tokenloom.models.parts.nets.queries import CodeQueries, Queries
+from tokenloom.models.parts.nets.vit import Blocks
+from tokenloom.models.parts.quantizers.codebook import Codebook
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.pretrained.maskgit_vqgan import side_rules, vqgan
+from tokenloom.models.pretrained.names import NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers.titok.module import TwoStage
 
 FAMILY = ("titok", "titok_legacy", "titok_legacy_stage1")
 #: Codes of the base tokenizer.

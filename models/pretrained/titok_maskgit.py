@@ -8,22 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.bert import BertTokens
-from models.parts.feeds.masked import MaskToken
-from models.parts.heads.categorical import Categorical, guide
-from models.parts.mlp import GELU
-from models.parts.nets.skipped import Skipped
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import PostNorm, PreNorm
-from models.parts.orders import Arccos, LogitConfidence, Masked, Steps
-from models.parts.orders.masked import gumbel
-from models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Linear, Moment, PowerCosine, Sampler, Schedule
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.bert import BertTokens
+from tokenloom.models.parts.feeds.masked import MaskToken
+from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import PostNorm, PreNorm
+from tokenloom.models.parts.orders import Arccos, LogitConfidence, Masked, Steps
+from tokenloom.models.parts.orders.masked import gumbel
+from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Linear, Moment, PowerCosine, Sampler, Schedule
+from tokenloom.models.zoo.generators.titok_uvitbert.net import Skipped
 
 FAMILY = ("titok_imagebert", "titok_uvitbert")
 

@@ -8,23 +8,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.known import KnownValues
-from models.parts.heads.channelwise import Channelwise
-from models.parts.mlp import GELU
-from models.parts.nets.masked_autoencoder import MaskedAutoencoder
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import AdaLN, PreNorm
-from models.parts.orders import Masked, Steps
-from models.parts.plan import Plan
-from models.parts.quantizers.dimensionwise import Dimensionwise
-from models.parts.similarity import Normed
-from models.pretrained.names import Fuse, Ignore, NameMap, Rename
-from models.pretrained.parity import gradient_norms, reorder
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import AdaLN, PreNorm
+from tokenloom.models.parts.orders import Masked, Steps
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise
+from tokenloom.models.parts.similarity import Normed
+from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename
+from tokenloom.models.pretrained.parity import gradient_norms, reorder
+from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.zoo.generators.tokenbridge_ar.feed import KnownValues
+from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
+from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
 
 FAMILY = "tokenbridge"
 

@@ -8,22 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds import NextScale
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import GELU
-from models.parts.nets.transformer import Init, Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Scales
-from models.parts.quantizers.codebook import Codebook
-from models.parts.quantizers.multiscale import MultiScale
-from models.parts.similarity import Cosine, Scaled
-from models.pretrained.names import Ignore, NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
-from models.protocols import Labels, TokenLayout
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds import NextScale
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Init, Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Scales
+from tokenloom.models.parts.quantizers.codebook import Codebook
+from tokenloom.models.parts.quantizers.multiscale import MultiScale
+from tokenloom.models.parts.similarity import Cosine, Scaled
+from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Linear, Sampler
 
 FAMILY = ("var", "var_shared_aln")
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.conv import Geometry
-from models.parts.quantizers.codebook import Codebook
-from models.parts.quantizers.multiscale import MultiScale
-from models.pretrained.names import Ignore, NameMap, Rename, Rule
-from models.pretrained.parity import gradient_norms
+from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.quantizers.codebook import Codebook
+from tokenloom.models.parts.quantizers.multiscale import MultiScale
+from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
 
 FAMILY = "var_vqvae"
 

@@ -12,18 +12,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import EMA, Codebook
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.fsq import FSQ
-from models.parts.quantizers.gradients import Rotation, Straight
-from models.parts.quantizers.kmeans import KMeans
-from models.parts.quantizers.lfq import LFQ
-from models.parts.quantizers.residual import Each, Residual, residual_fsq
-from models.parts.quantizers.simvq import SimVQ
-from models.parts.quantizers.vq import VQ
-from models.pretrained.names import Ignore, NameMap, Rename, Rule
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.fsq import FSQ
+from tokenloom.models.parts.quantizers.gradients import Rotation, Straight
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.lfq import LFQ
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
+from tokenloom.models.zoo.tokenizers.rvq.quantizer import Each, Residual, residual_fsq
+from tokenloom.models.zoo.tokenizers.simvq.quantizer import SimVQ
 
 FAMILY = (
     "vqpt_vq",

@@ -1,1 +1,1 @@
-"""models.sampling."""
+"""tokenloom.models.sampling."""

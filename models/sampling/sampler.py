@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models import config
-from models.config import ConfigError
-from models.parts.orders.sizes import Count, Sizes
+from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.orders.sizes import Count, Sizes
 
 Clock = Literal["steps", "begun", "before", "after", "almost"]
 

@@ -1,1 +1,1 @@
-"""models.zoo."""
+"""tokenloom.models.zoo."""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.build import ModelSpec
-from models.config import ConfigError
-from models.parts.characters import Encoded, ReadText
-from models.parts.conditions import Conditioner, Reads, condition_of
-from models.requests import Condition, Labels, Text
-from tasks.serving.encoder import FrozenEncoder
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.requests import Condition, Labels, Text
+from tokenloom.models.parts.characters import Encoded, ReadText
+from tokenloom.models.parts.conditions import Conditioner, Reads, condition_of
+from tokenloom.tasks.serving.encoder import FrozenEncoder
 
 #: Class numbers (N,), or N texts.
 Wanted = NDArray[np.int64] | Sequence[str]

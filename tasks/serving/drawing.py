@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.build import load_model
-from models.draws import seed_of
-from models.protocols import Condition, Generator, Labels, Tokenizer
-from models.sampling.sampler import Sampler
-from tasks.serving.asking import Asking, Wanted
+from tokenloom.models.core.build import load_model
+from tokenloom.models.core.draws import seed_of
+from tokenloom.models.core.protocols import Condition, Generator, Labels, Tokenizer
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.tasks.serving.asking import Asking, Wanted
 
 SHARD = 250  # images drawn from one seed
 

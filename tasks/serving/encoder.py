@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from models.config import ConfigError
-from models.requests import TextFeatures
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.requests import TextFeatures
 
 _MISSING = "text encoder {!r}: needs the package transformers; install tokenloom[text]"
 

@@ -21,14 +21,14 @@ class ImageModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Open the generator and tokenizer that travel with the model."""
-        from tasks.serving.drawing import open_bundle
+        from tokenloom.tasks.serving.drawing import open_bundle
 
         self.pair = open_bundle(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``class_id`` or ``text`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature, steps."""
-        from models.config import ConfigError
-        from tasks.serving.drawing import png_base64, sample_shards
+        from tokenloom.models.core.config import ConfigError
+        from tokenloom.tasks.serving.drawing import png_base64, sample_shards
 
         column = self.pair.asking.column
         if column not in model_input:

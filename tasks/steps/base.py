@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from configs.schema import ClusterConfig, RunConfig
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store
-from tasks.progress import Report, silent
+from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 if TYPE_CHECKING:
-    from tasks.tracking import Tracker
+    from tokenloom.tasks.tracking.tracker import Tracker
 
 #: Input name of a step to its artifact.
 Inputs = Mapping[str, Artifact]

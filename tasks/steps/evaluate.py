@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from configs.schema import RunConfig
-from tasks import evaluate as evaluating
-from tasks.artifacts import Outcome, StepSpec, Store
-from tasks.steps.base import Context, Inputs, Step, roles
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks import evaluate as evaluating
+from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from configs.schema import RunConfig
-from tasks import extract as extracting
-from tasks.artifacts import Outcome, StepSpec, Store
-from tasks.steps.base import Context, Inputs, Step, roles
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks import extract as extracting
+from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
 def needs(_config: RunConfig, _store: Store) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import RunConfig
-from tasks import features as judging
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store
-from tasks.steps.base import Context, Inputs, Planned, Step, roles
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks import features as judging
+from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 
 def needs(_config: RunConfig, _store: Store) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import RunConfig
-from tasks import ingest as ingesting
-from tasks.artifacts import Outcome, Store
-from tasks.sources import open_source
-from tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks import ingest as ingesting
+from tokenloom.tasks.data.sources import open_source
+from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
+from tokenloom.tasks.store.artifacts import Outcome, Store
 
 
 def needs(_config: RunConfig, _store: Store) -> dict[str, str]:

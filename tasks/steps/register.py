@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import RunConfig
-from tasks import register as registering
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store
-from tasks.gate import check_names
-from tasks.steps.base import Context, Inputs, Planned, Step, roles
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks import register as registering
+from tokenloom.tasks.evaluation.gate import check_names
+from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from configs.schema import RunConfig
-from tasks.artifacts import Store
-from tasks.steps.base import Step
-from tasks.steps.evaluate import EVALUATE
-from tasks.steps.extract import EXTRACT
-from tasks.steps.features import FEATURES
-from tasks.steps.ingest import INGEST
-from tasks.steps.register import REGISTER
-from tasks.steps.train_generator import TRAIN_GENERATOR
-from tasks.steps.train_tokenizer import TRAIN_BASE, TRAIN_TOKENIZER
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks.steps.base import Step
+from tokenloom.tasks.steps.evaluate import EVALUATE
+from tokenloom.tasks.steps.extract import EXTRACT
+from tokenloom.tasks.steps.features import FEATURES
+from tokenloom.tasks.steps.ingest import INGEST
+from tokenloom.tasks.steps.register import REGISTER
+from tokenloom.tasks.steps.train_generator import TRAIN_GENERATOR
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_BASE, TRAIN_TOKENIZER
+from tokenloom.tasks.store.artifacts import Store
 
 #: Every step, in the order of a run; one that another needs comes before it wherever it stands here.
 TABLE: tuple[Step, ...] = (INGEST, TRAIN_BASE, TRAIN_TOKENIZER, EXTRACT, FEATURES, TRAIN_GENERATOR, EVALUATE, REGISTER)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import RunConfig
-from tasks.artifacts import Outcome, StepSpec, Store
-from tasks.asked import check_captions
-from tasks.checks import check_generator
-from tasks.distributed import plan_generator, train_model
-from tasks.steps import ingest, train_tokenizer
-from tasks.steps.base import Context, Inputs, Planned, Step, roles
-from tasks.warm_start import warm_start
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks.data.asked import check_captions
+from tokenloom.tasks.distributed import plan_generator, train_model
+from tokenloom.tasks.runtime.checks import check_generator
+from tokenloom.tasks.steps import ingest, train_tokenizer
+from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
+from tokenloom.tasks.training.warm_start import warm_start
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:

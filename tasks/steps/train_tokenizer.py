@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from configs.schema import RunConfig, TokenizerConfig
-from models.build import ModelSpec
-from models.config import ConfigError
-from tasks.artifacts import Artifact, Outcome, StepSpec, Store, canonical_json
-from tasks.checks import check_tokenizer, stands_on
-from tasks.distributed import plan_tokenizer, train_model
-from tasks.steps import ingest
-from tasks.steps.base import Context, Given, Inputs, Planned, Step, roles, used
+from tokenloom.configs.schema import RunConfig, TokenizerConfig
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.distributed import plan_tokenizer, train_model
+from tokenloom.tasks.runtime.checks import check_tokenizer, stands_on
+from tokenloom.tasks.steps import ingest
+from tokenloom.tasks.steps.base import Context, Given, Inputs, Planned, Step, roles, used
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, canonical_json
 
 BASE = "tokenizer.base"  # what a record notes of a tokenizer that was trained for another one
 

@@ -1,1 +1,1 @@
-"""models.parts.decoders."""
+"""tokenloom.models.parts.decoders."""

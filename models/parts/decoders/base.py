@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import config as configs
-from models.draws import Draws
-from models.protocols import Tokenizer
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Tokenizer
 
 
 class GenerativeDecoder(nn.Module, ABC):

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.parts.nets.vit import Blocks
-from models.parts.time import waves
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.vit import Blocks
+from tokenloom.models.parts.time import waves
 
 
 class TimeEmbedding(nn.Module):

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.decoders.base import GenerativeDecoder, starting_noise
-from models.parts.decoders.denoiser import Denoiser
-from models.parts.decoders.reveal import Reveal
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
+from tokenloom.models.parts.decoders.denoiser import Denoiser
+from tokenloom.models.parts.decoders.reveal import Reveal
 
 NEAREST = 0.05  # to the image: times after 1 - NEAREST count as this one where they divide
 

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models import config as configs
-from models.config import ConfigError
-from models.draws import Draws
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
 
 
 class Reveal(configs.Config, ABC):

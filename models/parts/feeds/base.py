@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models import config
-from models.draws import Draws
-from models.parts.conditions import Conditioned
-from models.parts.plan import Plan
-from models.parts.slots import Slots
-from models.protocols import Tokenizer, TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Tokenizer, TokenLayout
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots
 
 
 class Feed(nn.Module, ABC):

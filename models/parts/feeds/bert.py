@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.parts.feeds.masked import MaskToken
-from models.protocols import TokenLayout
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.feeds.masked import MaskToken
 
 
 class BertTokens(MaskToken):

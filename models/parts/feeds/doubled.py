@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.draws import Draws
-from models.parts.conditions import Conditioned
-from models.parts.feeds.base import nowhere, prefix_groups, span, take
-from models.parts.feeds.shifted import Shifted
-from models.parts.plan import Plan
-from models.parts.slots import Slots
-from models.parts.visibility import Causal, Everything
-from models.protocols import TokenLayout
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.shifted import Shifted
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Causal, Everything
 
 
 @dataclass(frozen=True)

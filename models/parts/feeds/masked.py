@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.draws import Draws
-from models.parts.conditions import Conditioned
-from models.parts.dropout import dropout
-from models.parts.feeds.base import Feed, TokenTable
-from models.parts.plan import Plan
-from models.parts.slots import Slots
-from models.parts.visibility import Everything
-from models.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.dropout import dropout
+from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Everything
 
 
 class Whole(Feed):

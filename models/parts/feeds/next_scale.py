@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from models.draws import Draws
-from models.parts.conditions import Conditioned
-from models.parts.feeds.base import Feed, span
-from models.parts.plan import Plan
-from models.parts.slots import Slots
-from models.parts.visibility import Everything
-from models.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.feeds.base import Feed, span
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Everything
 
 if TYPE_CHECKING:
-    from models.parts.quantizers.multiscale import MultiScale
+    from tokenloom.models.parts.quantizers.multiscale import MultiScale
 
 
 class NextScale(Feed):

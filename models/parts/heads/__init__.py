@@ -1,1 +1,1 @@
-"""models.parts.heads"""
+"""tokenloom.models.parts.heads"""

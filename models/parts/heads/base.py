@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from models import config
-from models.parts.drawn import Drawn
-from models.parts.feeds.base import Feed
-from models.protocols import TokenLayout
-from models.sampling.sampler import Moment, Sampler
+from tokenloom.models.core import config
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
 class Head(nn.Module, ABC):

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.drawn import Drawn
-from models.parts.feeds.base import Feed, TokenTable
-from models.parts.heads.base import Head
-from models.protocols import LayoutError, TokenLayout
-from models.sampling.filters import draw, keep_top_k, keep_top_p
-from models.sampling.sampler import Moment, Sampler
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.sampling.filters import draw, keep_top_k, keep_top_p
+from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
 def full(logits: Tensor) -> Tensor:

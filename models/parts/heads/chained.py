@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.parts.cache import LayerCache
-from models.parts.heads.base import Head
-from models.parts.heads.categorical import full
-from models.parts.nets.transformer import Transformer
-from models.parts.visibility import Causal, Everything, Visibility
+from tokenloom.models.parts.cache import LayerCache
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.categorical import full
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
 
 class Chained(Head):

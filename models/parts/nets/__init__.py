@@ -1,1 +1,1 @@
-"""models.parts.nets."""
+"""tokenloom.models.parts.nets."""

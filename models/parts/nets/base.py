@@ -11,8 +11,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
 
 
 class Inner(NamedTuple):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.parts.nets.base import Net, PixelDecoder
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.base import Net, PixelDecoder
 
 
 @dataclass(frozen=True, kw_only=True)

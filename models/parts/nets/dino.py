@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.parts.nets.frozen import Source
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.frozen import Source
 
 #: Mean and standard deviation of the pixels in [0, 1] that the released weights expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

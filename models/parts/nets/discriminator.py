@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
 
 
 class PatchDiscriminator(nn.Module):

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.parts.nets.base import Net, PixelDecoder
-from models.parts.nets.classifier import Classifier
-from models.parts.nets.conv import Geometry
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.base import Net, PixelDecoder
+from tokenloom.models.parts.nets.classifier import Classifier
+from tokenloom.models.parts.nets.conv import Geometry
 
 
 class Source(configs.Config, ABC):

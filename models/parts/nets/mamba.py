@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.parts.nets.sequence import Mixer, State
-from models.parts.scan import linear_scan, wide
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.sequence import Mixer, State
+from tokenloom.models.parts.scan import linear_scan, wide
 
 
 class Selective(Mixer):

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.config import ConfigError
-from models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
-from models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_grid
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
+from tokenloom.models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_grid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.parts.nets.queries import Queries, QueryEncoder
-from models.parts.nets.vit import patch_grid
+from tokenloom.models.parts.nets.queries import Queries, QueryEncoder
+from tokenloom.models.parts.nets.vit import patch_grid
 
 
 @dataclass(frozen=True, kw_only=True)

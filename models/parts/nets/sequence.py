@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.conditions import Conditioned
-from models.parts.dropout import branch
-from models.parts.mlp import MLP
-from models.parts.nets.slots import SlotNet, steering
-from models.parts.norms import BlockNorm, PreNorm
-from models.parts.slots import Slots
-from models.parts.visibility import Causal, Everything, Visibility
-from models.protocols import TokenLayout
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.dropout import branch
+from tokenloom.models.parts.mlp import MLP
+from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.norms import BlockNorm, PreNorm
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
 
 @dataclass

@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from models import config
-from models.draws import Draws
-from models.parts.cache import LayerCache
-from models.parts.conditions import Conditioned
-from models.parts.slots import Slots
-from models.parts.visibility import Visibility
-from models.protocols import TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.cache import LayerCache
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Visibility
 
 
 class SlotNet(nn.Module, ABC):

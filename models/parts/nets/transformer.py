@@ -12,19 +12,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models import config
-from models.draws import Draws
-from models.parts.attention import Attention
-from models.parts.cache import LayerCache
-from models.parts.conditions import Conditioned
-from models.parts.dropout import branch
-from models.parts.mlp import MLP, SwiGLU
-from models.parts.nets.slots import SlotNet, steering
-from models.parts.norms import BlockNorm, Branch, PreNorm
-from models.parts.rope import Rope2D
-from models.parts.slots import Slots
-from models.parts.visibility import Visibility
-from models.protocols import TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.cache import LayerCache
+from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.dropout import branch
+from tokenloom.models.parts.mlp import MLP, SwiGLU
+from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.slots import Slots
+from tokenloom.models.parts.visibility import Visibility
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.parts.attention import Attention
-from models.parts.mlp import GELU
-from models.parts.nets.base import Net, PixelDecoder
-from models.parts.visibility import EVERYTHING, Visibility
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.base import Net, PixelDecoder
+from tokenloom.models.parts.visibility import EVERYTHING, Visibility
 
 
 class Blocks(nn.Module):

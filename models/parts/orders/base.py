@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from models import config
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.sizes import Sizes
-from models.parts.plan import Plan
-from models.protocols import TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.orders.sizes import Sizes
+from tokenloom.models.parts.plan import Plan
 
 
 class Order(config.Config, ABC):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.base import Fixed
-from models.parts.plan import Plan, grouped
-from models.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.orders.base import Fixed
+from tokenloom.models.parts.plan import Plan, grouped
 
 
 @dataclass(frozen=True, kw_only=True)

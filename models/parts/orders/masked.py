@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models import config
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.base import Order
-from models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
-from models.parts.plan import Choice, Plan, known_first
-from models.protocols import LayoutError, TokenLayout
+from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from tokenloom.models.parts.plan import Choice, Plan, known_first
 
 if TYPE_CHECKING:
-    from models.parts.drawn import Drawn
+    from tokenloom.models.parts.drawn import Drawn
 
 
 class Visit(config.Config, ABC):

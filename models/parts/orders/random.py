@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.orders.base import Order
-from models.parts.orders.fixed import Raster
-from models.parts.orders.sizes import Even, Sizes, asked
-from models.parts.plan import Plan, known_first
-from models.protocols import TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.orders.fixed import Raster
+from tokenloom.models.parts.orders.sizes import Even, Sizes, asked
+from tokenloom.models.parts.plan import Plan, known_first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models import config
-from models.config import ConfigError
+from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
 
 
 class Curve(config.Config, ABC):

@@ -1,1 +1,1 @@
-"""models.parts.quantizers."""
+"""tokenloom.models.parts.quantizers."""

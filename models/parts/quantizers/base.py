@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from models import config as configs
-from models.draws import Draws
-from models.protocols import Quantized, TokenLayout
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Quantized, TokenLayout
 
 
 def joined(ids: list[Tensor]) -> Tensor:

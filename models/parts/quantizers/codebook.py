@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import config as configs
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.collectives import all_reduce_sum
-from models.parts.quantizers.kmeans import KMeans, lloyd, sample
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.collectives import all_reduce_sum
+from tokenloom.models.parts.quantizers.kmeans import KMeans, lloyd, sample
 
 _CHUNK = 1 << 25  # entries of a distance matrix held at once
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
-from models.parts.quantizers.gaussian import Gaussian
-from models.protocols import TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.quantizers.gaussian import Gaussian
 
 
 def normal_levels(levels: int, clip: float) -> Tensor:

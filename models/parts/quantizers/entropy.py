@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import config as configs
-from models.config import ConfigError
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

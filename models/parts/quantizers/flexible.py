@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import Codebook, Learned, counts, exact
-from models.protocols import Quantized, TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Quantized, TokenLayout
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
 
 #: A grid of (rows, columns), or one number for a square one.
 Grid = int | tuple[int, int]

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models import config as configs
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import exact
-from models.parts.quantizers.gradients import Straight
-from models.parts.quantizers.usage import Usage
-from models.protocols import Quantized, TokenLayout
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Quantized, TokenLayout
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import exact
+from tokenloom.models.parts.quantizers.gradients import Straight
+from tokenloom.models.parts.quantizers.usage import Usage
 
 _EDGE = 1e-3  # the outermost levels are reached before tanh saturates
 

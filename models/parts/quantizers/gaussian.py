@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import exact
-from models.protocols import Quantized, TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Quantized, TokenLayout
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import exact
 
 
 class Gaussian(Quantizer):

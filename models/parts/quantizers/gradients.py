@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import config as configs
+from tokenloom.models.core import config as configs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import exact
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.gradients import Straight
-from models.parts.quantizers.usage import Usage
-from models.protocols import Quantized, TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Quantized, TokenLayout
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import exact
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.gradients import Straight
+from tokenloom.models.parts.quantizers.usage import Usage
 
 _straight = Straight()
 

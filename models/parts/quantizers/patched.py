@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 
 
 class Patched(nn.Module):

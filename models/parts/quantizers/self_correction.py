@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models import config as configs
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 
 
 @dataclass(frozen=True, kw_only=True)

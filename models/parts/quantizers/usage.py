@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.parts.collectives import all_reduce_sum
-from models.parts.quantizers.codebook import counts, metrics
+from tokenloom.models.parts.collectives import all_reduce_sum
+from tokenloom.models.parts.quantizers.codebook import counts, metrics
 
 
 class Usage(nn.Module):

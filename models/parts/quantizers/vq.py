@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import ConfigError
-from models.draws import Draws
-from models.parts.quantizers.base import Quantizer
-from models.parts.quantizers.codebook import Codebook, Learned, counts, exact
-from models.parts.quantizers.gradients import Gradient, Straight
-from models.protocols import Quantized, TokenLayout
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Quantized, TokenLayout
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
+from tokenloom.models.parts.quantizers.gradients import Gradient, Straight
 
 
 class VQ(Quantizer):

@@ -1,1 +1,1 @@
-"""models.zoo.generators."""
+"""tokenloom.models.zoo.generators."""

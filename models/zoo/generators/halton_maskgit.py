@@ -9,18 +9,18 @@ Expect: a lower FID than the confidence sampler gives with the same weights, wit
 
 from __future__ import annotations
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.masked import MaskToken
-from models.parts.heads.categorical import Tied
-from models.parts.mlp import SwiGLU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Arccos, Halton, Masked, Steps
-from models.parts.similarity import RootMean
-from models.registry import register
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.masked import MaskToken
+from tokenloom.models.parts.heads.categorical import Tied
+from tokenloom.models.parts.mlp import SwiGLU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Arccos, Halton, Masked, Steps
+from tokenloom.models.parts.similarity import RootMean
+from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
 @register(

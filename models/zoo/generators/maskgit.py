@@ -9,17 +9,17 @@ Expect: ImageNet 256 FID 6.06 with the released weights; the number of steps and
 
 from __future__ import annotations
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.bert import BertTokens
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import GELU
-from models.parts.nets.transformer import Init, Transformer
-from models.parts.norms import PostNorm
-from models.parts.orders import Confidence, Masked, Steps
-from models.registry import register
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.bert import BertTokens
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Init, Transformer
+from tokenloom.models.parts.norms import PostNorm
+from tokenloom.models.parts.orders import Confidence, Masked, Steps
+from tokenloom.models.sampling.sampler import Linear, Sampler
 
 
 @register(

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from models.generator import GroupGenerator
-from models.registry import register
-from models.zoo.generators.var import var
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.zoo.generators.var import var
 
 
 @register(

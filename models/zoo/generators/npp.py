@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.generator import GroupGenerator
-from models.parts.feeds.shifted import Averages
-from models.parts.orders import Patches
-from models.registry import register
-from models.zoo.generators.raster import raster
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.feeds.shifted import Averages
+from tokenloom.models.parts.orders import Patches
+from tokenloom.models.zoo.generators.raster import raster
 
 
 @register(

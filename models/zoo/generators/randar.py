@@ -9,18 +9,18 @@ Expect: ImageNet 256 FID 2.55 (L), 2.25 (XL) in the paper; near-equal quality wi
 
 from __future__ import annotations
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.aimed import Instructed
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import SwiGLU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import PreNorm
-from models.parts.orders import Even, Random, Steps
-from models.parts.rope import Rope2D
-from models.registry import register
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.aimed import Instructed
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import SwiGLU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.orders import Even, Random, Steps
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.sampling.sampler import Linear, Sampler
 
 
 @register(

@@ -10,18 +10,18 @@ order than plain raster once the probability is zero.
 
 from __future__ import annotations
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds.aimed import TargetAware
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import GELU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Annealed
-from models.parts.similarity import Normed
-from models.registry import register
-from models.sampling.sampler import PowerCosine, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.aimed import TargetAware
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Annealed
+from tokenloom.models.parts.similarity import Normed
+from tokenloom.models.sampling.sampler import PowerCosine, Sampler
 
 
 @register(

@@ -8,18 +8,18 @@ Expect: class-conditional ImageNet 256 FID 5.46 (B), 3.80 (L), 2.62 (XL) with of
 
 from __future__ import annotations
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds import Shifted
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import SwiGLU
-from models.parts.nets.transformer import Transformer
-from models.parts.norms import PreNorm
-from models.parts.orders import Raster
-from models.parts.rope import Rope2D
-from models.registry import register
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds import Shifted
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import SwiGLU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.orders import Raster
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
 @register(

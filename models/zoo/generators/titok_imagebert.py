@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.generator import GroupGenerator
-from models.parts.orders import Arccos, LogitConfidence, Masked, Steps
-from models.registry import register
-from models.zoo.generators.maskgit import maskgit
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.orders import Arccos, LogitConfidence, Masked, Steps
+from tokenloom.models.zoo.generators.maskgit import maskgit
 
 
 @register(

@@ -8,18 +8,18 @@ Expect: ImageNet 256 FID 3.55 (d16), 2.95 (d20), 2.33 (d24) with official weight
 
 from __future__ import annotations
 
-from models.generator import GroupGenerator
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.feeds import NextScale
-from models.parts.heads.categorical import Categorical
-from models.parts.mlp import GELU
-from models.parts.nets.transformer import Init, Transformer
-from models.parts.norms import AdaLN
-from models.parts.orders import Scales
-from models.parts.similarity import Cosine
-from models.registry import register
-from models.sampling.sampler import Linear, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds import NextScale
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Init, Transformer
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Scales
+from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.sampling.sampler import Linear, Sampler
 
 
 @register(

@@ -11,16 +11,16 @@ Expect: on CelebA-HQ, LSUN and ImageNet the quality of VQ-GAN's transformer at l
 
 from __future__ import annotations
 
-from models.discrete_state import DiscreteState
-from models.parts.attention import Attention
-from models.parts.conditions import ClassCondition
-from models.parts.mlp import GELU
-from models.parts.nets.transformer import Transformer
-from models.parts.noising import Uniform
-from models.parts.norms import AdaLN
-from models.parts.orders import Cosine
-from models.registry import register
-from models.sampling.sampler import Constant, Sampler
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.discrete_state import DiscreteState
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.noising import Uniform
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import Cosine
+from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
 @register(

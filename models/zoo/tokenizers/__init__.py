@@ -1,1 +1,1 @@
-"""models.zoo.tokenizers."""
+"""tokenloom.models.zoo.tokenizers."""

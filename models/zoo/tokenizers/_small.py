@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from models.parts.losses import Adversarial, Perceptual, Pixels
-from models.parts.nets.conv import Geometry
-from models.parts.nets.discriminator import PatchDiscriminator
+from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
+from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
 
 #: Arguments with which such a recipe is small enough for the contract tests.
 TINY: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "patch": 2}

@@ -10,11 +10,11 @@ squared error 0.058 on [-1, 1], 99 % of the codes in use, perplexity 730.
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.lfq import BSQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.lfq import BSQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

@@ -13,16 +13,16 @@ tokens: 0.107, 0.087, 0.084, 0.083.
 
 from __future__ import annotations
 
-from models.flow_tokenizer import FlowTokenizer
-from models.parts.decoders.denoiser import Denoiser
-from models.parts.decoders.flow import Flow
-from models.parts.decoders.reveal import Staged
-from models.parts.moving_norm import MovingNorm
-from models.parts.nets.seeded import SeededQueries
-from models.parts.nets.vit import Blocks
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.vq import VQ
-from models.registry import register
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.decoders.denoiser import Denoiser
+from tokenloom.models.parts.decoders.flow import Flow
+from tokenloom.models.parts.decoders.reveal import Staged
+from tokenloom.models.parts.moving_norm import MovingNorm
+from tokenloom.models.parts.nets.seeded import SeededQueries
+from tokenloom.models.parts.nets.vit import Blocks
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 
 
 @register(

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from models.flow_tokenizer import FlowTokenizer
-from models.parts.decoders.denoiser import Denoiser
-from models.parts.decoders.flow import Flow
-from models.parts.decoders.reveal import Nested
-from models.parts.moving_norm import MovingNorm
-from models.parts.nets.seeded import SeededQueries
-from models.parts.nets.vit import Blocks
-from models.parts.quantizers.fsq import FSQ
-from models.registry import register
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.decoders.denoiser import Denoiser
+from tokenloom.models.parts.decoders.flow import Flow
+from tokenloom.models.parts.decoders.reveal import Nested
+from tokenloom.models.parts.moving_norm import MovingNorm
+from tokenloom.models.parts.nets.seeded import SeededQueries
+from tokenloom.models.parts.nets.vit import Blocks
+from tokenloom.models.parts.quantizers.fsq import FSQ
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 
 
 @register(

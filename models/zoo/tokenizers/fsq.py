@@ -9,10 +9,10 @@ squared error 0.051 on [-1, 1], 90 % of the codes in use, perplexity 520.
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.fsq import FSQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.fsq import FSQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

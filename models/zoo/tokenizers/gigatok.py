@@ -12,16 +12,16 @@ Expect: digits (600 steps of 32, learning rate 2e-3, 74 CPU seconds): mean squar
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.dino import Dino
-from models.parts.nets.frozen import Classified
-from models.parts.nets.queries import Queries
-from models.parts.nets.vit import Blocks
-from models.parts.quantizers.codebook import Codebook, Learned, Revival
-from models.parts.quantizers.vq import VQ
-from models.parts.semantic import Semantic
-from models.registry import register
-from models.zoo.tokenizers._small import LOSSES, Losses
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.nets.dino import Dino
+from tokenloom.models.parts.nets.frozen import Classified
+from tokenloom.models.parts.nets.queries import Queries
+from tokenloom.models.parts.nets.vit import Blocks
+from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, Revival
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.parts.semantic import Semantic
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(

@@ -11,11 +11,11 @@ squared error 0.054 on [-1, 1], bits are 1 half of the time.
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.gaussian import Gaussian
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.gaussian import Gaussian
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

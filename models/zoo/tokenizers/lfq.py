@@ -11,11 +11,11 @@ squared error 0.060 on [-1, 1], 92 % of the codes in use, perplexity 480; withou
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.entropy import Entropy
-from models.parts.quantizers.lfq import LFQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.entropy import Entropy
+from tokenloom.models.parts.quantizers.lfq import LFQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

@@ -11,13 +11,13 @@ Expect: held-out digits (32x32, 600 steps of 32, learning rate 2e-3, about 52 CP
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.queries import Queries
-from models.parts.nets.vit import Blocks
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.vq import VQ
-from models.registry import register
-from models.zoo.tokenizers._small import LOSSES, Losses
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.nets.queries import Queries
+from tokenloom.models.parts.nets.vit import Blocks
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(

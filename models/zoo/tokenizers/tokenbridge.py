@@ -11,10 +11,10 @@ channels), 0.029 after quantization to 16 levels, PSNR 21 dB, 0.26 M parameters.
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.dimensionwise import Dimensionwise
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

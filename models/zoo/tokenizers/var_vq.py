@@ -12,11 +12,11 @@ Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3, about 50 CP
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.multiscale import MultiScale
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.multiscale import MultiScale
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

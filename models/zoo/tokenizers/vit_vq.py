@@ -12,12 +12,12 @@ Expect: held-out digits (32x32, 600 steps of 32, learning rate 2e-3, about 56 CP
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.nets.vit import Blocks, ViT
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.vq import VQ
-from models.registry import register
-from models.zoo.tokenizers._small import LOSSES, Losses
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.nets.vit import Blocks, ViT
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
 
 
 @register(

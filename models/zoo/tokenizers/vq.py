@@ -11,11 +11,11 @@ on [-1, 1], PSNR 21 dB, all codes in use; ``multipliers: [1]`` gives an 8x8 grid
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.vq import VQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

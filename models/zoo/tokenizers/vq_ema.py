@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.codebook import EMA, Codebook, Revival
-from models.parts.quantizers.gradients import Rotation, Straight
-from models.parts.quantizers.kmeans import KMeans
-from models.parts.quantizers.vq import VQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.gradients import Rotation, Straight
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

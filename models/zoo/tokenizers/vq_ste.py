@@ -10,11 +10,11 @@ squared error 0.072 on [-1, 1], 6 % of the codes in use, perplexity 18; ``vq_ema
 
 from __future__ import annotations
 
-from models.autoencoder import Autoencoder
-from models.parts.quantizers.codebook import Codebook, Learned
-from models.parts.quantizers.vq import VQ
-from models.registry import register
-from models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.codebook import Codebook, Learned
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
 @register(

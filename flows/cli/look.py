@@ -1,0 +1,191 @@
+"""``methods``, ``sample`` and ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenloom.flows.cli.options import cluster_options, emit, epilog, json_option, place_options, workspace
+
+if TYPE_CHECKING:
+    from tokenloom.tasks.store.artifacts import Store
+
+
+@click.command(epilog=epilog("tokenloom methods", "tokenloom methods --json"))
+@json_option
+def methods(as_json: bool) -> None:
+    """The family: every registered tokenizer and generator, and where it stands on the axes."""
+    from tokenloom.flows.screen import table
+    from tokenloom.models.core import registry
+
+    rows = registry.table()
+    if as_json:
+        emit({"methods": rows})
+        return
+    columns = ["name", "kind", "order", "feed", "net", "head", "paper", "status"]
+    table("", columns, [[row.get(column, "-") for column in columns] for row in rows])
+
+
+def _classes(text: str | None) -> list[int] | None:
+    """``0-9``, ``3`` or ``1,4,7-9`` as a list."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise click.BadParameter(f"{text!r}: write class numbers as 0-9, 3 or 1,4,7-9", param_hint="--classes")
+        found += range(int(first), int(last if dash else first) + 1)
+    if not found:
+        raise click.BadParameter(f"{text!r} names no class", param_hint="--classes")
+    return found
+
+
+@click.command(
+    epilog=epilog(
+        "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
+        "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
+        'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
+    )
+)
+@click.argument("model")
+@click.option("--classes", metavar="0-9", help="Classes to draw, e.g. 0-9 or 1,4 [default: all].")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a model asked in words; may be given again.")
+@click.option(
+    "--n",
+    "total",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Samples in total, spread evenly over the classes or texts.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same samples.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
+@click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="FILE.png: a grid. FILE.npz: arrays images uint8 (N,H,W,C) and labels.",
+)
+@place_options
+@cluster_options
+@json_option
+def sample(
+    model: str,
+    classes: str | None,
+    texts: tuple[str, ...],
+    total: int,
+    seed: int,
+    guidance: float | None,
+    steps: int | None,
+    out: Path,
+    root: str | None,
+    store: str | None,
+    cluster: str | None,
+    as_json: bool,
+) -> None:
+    """Draw samples from a model.
+
+    MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
+    still training.  A model that is asked in words draws captions that it has seen, unless --text says which.
+    Of a cluster file only its tracking_uri counts here: where the registry is.
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
+    wanted = _classes(classes)
+    from tokenloom.configs.load import load_cluster
+    from tokenloom.flows.screen import screen
+    from tokenloom.tasks.evaluation.sample import sample_model
+
+    work = workspace("tokenloom", root, store, load_cluster(cluster))
+    tracker = work.tracker if model.startswith("models:/") else None
+    with screen() as shown:
+        document = sample_model(
+            model,
+            work.store,
+            tracker,
+            classes=wanted,
+            texts=texts or None,
+            total=total,
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            out=out,
+            report=shown.report,
+        )
+    if as_json:
+        emit(document)
+    else:
+        click.echo(f"{total} samples of {document.get('model', model)}: {out}")
+
+
+@click.command(epilog=epilog("tokenloom compare digits_var digits_raster --out leaderboard.png"))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the plot, sample grids and CSV [default: ROOT/compare]."
+)
+@place_options
+@json_option
+def compare(runs: tuple[str, ...], out: Path | None, root: str | None, store: str | None, as_json: bool) -> None:
+    """A leaderboard of runs under one protocol: table, plot, sample grids side by side.
+
+    RUN is a run's name (digits_var or digits-var) or an evaluation artifact. NLL is compared only within one tokenizer.
+    Tokenizers (runs without a generator) are ranked within equal budgets of bits an image, with their reconstructions.
+    """
+    from tokenloom.flows.screen import table
+    from tokenloom.tasks.evaluation import compare as comparing
+    from tokenloom.tasks.evaluation.report import number
+
+    work = workspace("tokenloom", root, store)
+    rows = comparing.leaderboard(work.store, [evaluation_of(each, work.store) for each in runs])
+    folder = out or work.root / "compare"
+    files = comparing.write(work.store, rows, folder)
+    if as_json:
+        emit({"rows": rows, "files": [str(path) for path in files]})
+        return
+    for budget, group in comparing.budgets(rows).items():  # tokenizers: a line each
+        columns = [key for key in rows[0] if key not in ("budget", "tokenizer", "evaluation")]
+        table(f"{budget} an image", [key.replace("_", " ") for key in columns], [[number(row[key]) for key in columns] for row in group])
+    if not comparing.budgets(rows):
+        _beside(rows)
+    for path in files:
+        click.echo(str(path))
+
+
+def _beside(rows: list[dict[str, Any]]) -> None:
+    """Generators: a line a measure."""
+    from tokenloom.flows.screen import table
+
+    names = [str(row["run"]) for row in rows]
+    metrics = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "run"]
+    table("", ["", *names], [[key, *(_cell(row.get(key)) for row in rows)] for key in metrics])
+
+
+def evaluation_of(text: str, store: Store) -> str:
+    """The evaluation behind RUN: the one that its run file describes as it stands, if that is there, else the newest of its name."""
+    from tokenloom.configs.load import load_run, shipped
+    from tokenloom.flows.planning import plan
+
+    if text in shipped("runs") or text.endswith((".yaml", ".yml")):
+        made = {one.name: one.artifact for one in plan(load_run(text), store)}["evaluate"]
+        if made is not None:
+            return made.id
+    return run_name(text)
+
+
+def run_name(text: str) -> str:
+    """The artifact name behind RUN: a run file's ``name``, else the text itself."""
+    from tokenloom.configs.load import load_run, shipped
+
+    if text in shipped("runs") or text.endswith((".yaml", ".yml")):
+        return load_run(text).name
+    return text
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

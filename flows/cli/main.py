@@ -1,0 +1,142 @@
+"""``tokenloom``: the command line. Every command is a thin layer over functions that can be imported.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 come back (preempted), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from tokenloom.flows.cli.options import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from tokenloom.flows.guard import ending, guard
+
+#: Command to the module that holds it: a command's module is imported when the command is used.
+COMMANDS = {
+    "run": "tokenloom.flows.cli.run",
+    "plan": "tokenloom.flows.cli.run",
+    "sample": "tokenloom.flows.cli.look",
+    "compare": "tokenloom.flows.cli.look",
+    "methods": "tokenloom.flows.cli.look",
+    "runs": "tokenloom.flows.cli.show",
+    "show": "tokenloom.flows.cli.show",
+    "serve": "tokenloom.flows.cli.run",
+    "submit": "tokenloom.flows.cli.cloud",
+    "node": "tokenloom.flows.cli.cloud",
+    "import": "tokenloom.flows.cli.store",
+    "export": "tokenloom.flows.cli.store",
+    "ui": "tokenloom.flows.cli.ui",
+    "doctor": "tokenloom.flows.cli.doctor",
+    "gc": "tokenloom.flows.cli.store",
+}
+
+#: Commands with servers below them, which a signal for the whole group must not reach.
+GUARDED = ("run", "serve", "ui", "node")
+
+
+class _Commands(click.Group):
+    """Commands that are imported on use, in the order of a person's first day rather than of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name])
+        command: click.Command = getattr(module, f"{cmd_name}_" if cmd_name == "import" else cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+First steps:
+  tokenloom doctor                         is everything in place?
+  tokenloom plan digits_var                what would run, and why
+  tokenloom run digits_var                 raw images to a registered model, a few minutes on two cores
+  tokenloom sample models:/digits-var@champion --n 100 --out samples.png
+  tokenloom ui                             look at it in MLflow and Prefect
+
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 come back (preempted), 130 interrupted.
+Environment: TOKENLOOM_ROOT, TOKENLOOM_STORE, MLFLOW_TRACKING_URI, PREFECT_API_URL, AWS_*.""",
+)
+@click.version_option(package_name="tokenloom")
+def cli() -> None:
+    """Tokenloom trains autoregressive generative models end to end.
+
+    Raw images in; an evaluated, registered, servable model out: ingest, train a tokenizer, extract tokens, train a
+    generator, evaluate, register. A step whose artifact is in the store is not done again.
+    """
+
+
+def _terminated(number: int, _frame: Any) -> None:
+    """SIGTERM, the way in which a machine is taken back: unwind, so that everything is closed, and ask to come back."""
+    from tokenloom.tasks.runtime.errors import Preempted
+
+    raise Preempted("terminated (SIGTERM): the same command goes on from the last checkpoint")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code; one clear message for every kind of failure."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if next(iter(given), None) in GUARDED and not {"-h", "--help"} & set(given):
+        guard()
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(code_of(given))
+    finally:
+        ending()
+
+
+def code_of(arguments: list[str] | None = None) -> int:
+    """Exit code of a command line, after its messages are printed."""
+    from tokenloom.models.core.config import ConfigError
+    from tokenloom.tasks.runtime.errors import Preempted, StepError
+
+    try:
+        result = cli.main(args=arguments, prog_name="tokenloom", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as ended:
+        return int(ended.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("stopped; the same command goes on from here", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE if error.exit_code == 2 else error.exit_code
+    except ConfigError as error:
+        return _say(str(error), EXIT_USAGE)
+    except Preempted as error:
+        return _say(str(error), EXIT_AGAIN)
+    except StepError as error:
+        return _say(str(error), EXIT_FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing left to say
+        return EXIT_FAILED
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say(f"{error.strerror}: {error.filename or 'a disk of this run'}; make room, the same command goes on", EXIT_FAILED)
+        logging.getLogger("tokenloom").error("unexpected", exc_info=True)
+        if os.environ.get("TOKENLOOM_DEBUG"):
+            traceback.print_exc()
+        return _say(f"{type(error).__name__}: {error} (this is unexpected; TOKENLOOM_DEBUG=1 shows where)", EXIT_FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    for line in message.splitlines() or [""]:
+        click.echo(f"tokenloom: {line}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

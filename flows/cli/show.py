@@ -1,0 +1,126 @@
+"""``runs`` and ``show``: what there is in the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenloom.flows.cli.look import run_name
+from tokenloom.flows.cli.options import emit, epilog, json_option, place_options, workspace
+
+if TYPE_CHECKING:
+    from tokenloom.tasks.store.artifacts import Artifact, Record, Store
+
+#: Metrics that tell runs apart at a glance, as far as a run has them.
+GLANCE = ("fd_classifier", "fid", "precision", "recall", "recognition", "nll_bits_per_image")
+
+
+@click.command(epilog=epilog("tokenloom runs", "tokenloom runs --json"))
+@place_options
+@json_option
+def runs(root: str | None, store: str | None, as_json: bool) -> None:
+    """The runs in the store: how far each is, its newest artifacts and its numbers."""
+    from tokenloom.flows.screen import table
+
+    work = workspace("tokenloom", root, store)
+    rows = _runs(work.store.records())
+    if as_json:
+        emit({"runs": rows})
+        return
+    if not rows:
+        click.echo(f"no runs yet in {work.store.uri}; start one: tokenloom run digits_var")
+        return
+    shown = [[r["name"], r["stage"], r["created"][:16].replace("T", " "), r["generator"], _glance(r["metrics"])] for r in rows]
+    table("", ["run", "has", "last", "newest generator", "metrics"], shown)
+
+
+def _runs(records: list[Record]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for record in records:  # oldest first: the newest of each kind stays
+        if record.artifact.kind == "features":
+            continue
+        row = rows.setdefault(record.artifact.name, {"name": record.artifact.name, "generator": None, "artifacts": {}, "metrics": {}})
+        row["artifacts"][record.artifact.kind] = record.artifact.id
+        row["created"] = record.created
+        row["stage"] = ", ".join(row["artifacts"])
+        if record.artifact.kind == "generator":
+            row["generator"] = record.artifact.id
+        if record.artifact.kind == "evaluation":
+            row["metrics"] = record.metrics
+    return sorted(rows.values(), key=lambda r: r["created"], reverse=True)
+
+
+def _glance(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in GLANCE if isinstance(metrics.get(name), (int, float)))
+
+
+@click.command(epilog=epilog("tokenloom show digits_var", "tokenloom show generator/digits-var-1a2b3c4d5e6f", "tokenloom show 1a2b"))
+@click.argument("reference", metavar="RUN|ARTIFACT")
+@place_options
+@json_option
+def show(reference: str, root: str | None, store: str | None, as_json: bool) -> None:
+    """One run or artifact: status, numbers, lineage both ways, pictures."""
+    work = workspace("tokenloom", root, store)
+    found = _find(work.store, reference)
+    described = [_describe(work.store, artifact) for artifact in found]
+    if as_json:
+        emit({"reference": reference, "artifacts": described})
+        return
+    for one in described:
+        _print(one)
+
+
+def _find(store: Store, reference: str) -> list[Artifact]:
+    """The newest artifact of each kind of a run, or the one artifact that is meant."""
+    name = run_name(reference)
+    newest: dict[str, Artifact] = {}
+    for record in store.records():
+        if record.artifact.name == name:
+            newest[record.artifact.kind] = record.artifact
+    return list(newest.values()) or [store.resolve(reference)]
+
+
+def _describe(store: Store, artifact: Artifact) -> dict[str, Any]:
+    record, lineage = store.record(artifact), store.lineage(artifact)
+    inside = f"{artifact.folder}/"
+    return {
+        "id": f"{artifact.kind}/{artifact.id}",
+        "uri": artifact.uri,
+        "status": "complete" if not (problems := store.verify(artifact)) else "damaged",
+        "problems": problems,
+        "created": record.created,
+        "seconds": record.seconds,
+        "config": record.config,
+        "metrics": record.metrics,
+        "made from": {role: f"{a.kind}/{a.id}" for role, a in record.inputs.items()},
+        "ancestors": [f"{a.kind}/{a.id}" for a in lineage["ancestors"]],
+        "descendants": [f"{a.kind}/{a.id}" for a in lineage["descendants"]],
+        "pictures": [store.storage.uri(f["path"]) for f in record.files if f["path"].startswith(inside) and f["path"].endswith(".png")],
+        "files": len(record.files),
+        "bytes": sum(f["size"] for f in record.files),
+        "versions": record.versions,
+        "commit": record.commit,
+    }
+
+
+def _print(one: dict[str, Any]) -> None:
+    from tokenloom.flows.screen import clock
+
+    click.secho(one["id"], bold=True)
+    made, size = one["created"][:19].replace("T", " "), one["bytes"] / 1e6
+    click.echo(f"  {one['status']}, made {made} UTC in {clock(one['seconds'])}, {one['files']} files, {size:.2f} MB")
+    for problem in one["problems"]:
+        click.echo(f"  problem: {problem}")
+    click.echo(f"  at {one['uri']}")
+    numbers = [
+        f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in one["metrics"].items() if isinstance(v, (int, float, str))
+    ]
+    for start in range(0, len(numbers), 4):
+        click.echo(f"  {'  '.join(numbers[start : start + 4])}")
+    for label in ("ancestors", "descendants"):
+        if one[label]:
+            click.echo(f"  {label}: {', '.join(one[label])}")
+    for picture in one["pictures"]:
+        click.echo(f"  picture: {picture}")
+    click.echo("")

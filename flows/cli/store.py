@@ -1,0 +1,88 @@
+"""``import``, ``export`` and ``gc``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tokenloom.flows.cli.options import emit, epilog, json_option, place_options, workspace
+
+
+@click.command(
+    "import",
+    epilog=epilog(
+        "tokenloom import var_vqvae vae_ch160v4096z32.pth --settings vae.json --name var-vae",
+        "tokenloom import var var_d16.pth --settings var_d16.json --tokenizer var-vae --name var-d16",
+    ),
+)
+@click.argument("family")
+@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--settings",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='JSON of the official constructor\'s settings: {"config": {…}}.',
+)
+@click.option("--tokenizer", help="Artifact of the tokenizer that a generator belongs to.")
+@click.option("--name", help="Name of the artifact [default: the family].")
+@place_options
+@json_option
+def import_(
+    family: str, weights: Path, settings: Path, tokenizer: str | None, name: str | None, root: str | None, store: str | None, as_json: bool
+) -> None:
+    """An official checkpoint becomes an artifact: a tokenizer for `tokenizer: {use: NAME}`, or a generator to sample.
+
+    FAMILY is one of tokenloom.models.pretrained; WEIGHTS is .safetensors, or .pth read with weights_only (no pickled classes).
+    """
+    from tokenloom.tasks.official import import_checkpoint
+
+    work = workspace("tokenloom", root, store)
+    outcome = import_checkpoint(family, weights, settings, name or family.replace("_", "-"), work.store, tokenizer)
+    made = outcome.artifact
+    if as_json:
+        emit({"status": outcome.status, "artifact": f"{made.kind}/{made.id}", "uri": made.uri, "metrics": outcome.metrics})
+    else:
+        click.echo(f"{made.kind}/{made.id} ({outcome.status}) at {made.uri}")
+
+
+@click.command(epilog=epilog("tokenloom export digits-var exported/", "tokenloom export tokenizer/digits-var-1a2b3c4d5e6f exported/"))
+@click.argument("reference", metavar="ARTIFACT")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@place_options
+@json_option
+def export(reference: str, folder: Path, root: str | None, store: str | None, as_json: bool) -> None:
+    """A tokenizer or generator becomes a folder: weights.safetensors, model.json and a model card README.md.
+
+    ARTIFACT is NAME (its generator), NAME-FINGERPRINT, KIND/NAME-FINGERPRINT or a unique prefix.
+    """
+    from tokenloom.flows.cli.look import run_name
+    from tokenloom.tasks.official import export_model
+
+    work = workspace("tokenloom", root, store)
+    files = export_model(run_name(reference), folder, work.store)
+    if as_json:
+        emit({"folder": str(folder), "files": [str(path) for path in files]})
+    else:
+        for path in files:
+            click.echo(str(path))
+
+
+@click.command(epilog=epilog("tokenloom gc", "tokenloom gc --delete"))
+@click.option("--delete", is_flag=True, help="Remove them; without it they are only listed.")
+@place_options
+@json_option
+def gc(delete: bool, root: str | None, store: str | None, as_json: bool) -> None:
+    """Remove what no record refers to: half-written folders that nobody works on, loose shards, old checkpoints.
+
+    A half-written folder is what a killed run goes on from: with --delete that run starts its step again.
+    """
+    work = workspace("tokenloom", root, store)
+    paths = work.store.gc(dry_run=not delete)
+    if as_json:
+        emit({"deleted": delete, "paths": paths})
+        return
+    for path in paths:
+        click.echo(path)
+    what = "removed" if delete else "to remove; run again with --delete" if paths else "nothing to remove"
+    click.echo(f"{len(paths)} paths {what}" if paths else what, err=True)

@@ -1,0 +1,1 @@
+"""Configs, the registry, the contracts between models, draws, specs of saved models."""

@@ -1,0 +1,118 @@
+"""Model specs: what to build, as plain data, and the folder format of a saved model.
+
+A model on disk is ``model.json`` (the spec) and ``weights.safetensors``; no pickled classes.  A saved spec carries the resolved
+config and is built from that, so that a recipe's later defaults never alter a model that is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokenloom.models.core import registry
+from tokenloom.models.core.config import Config, ConfigError, from_dict
+from tokenloom.models.core.protocols import Method, TokenLayout
+
+#: Number of the form of ``model.json``, raised when what is written can no longer be read by an older version.
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A recipe with its arguments and what the data gives: enough to build the model anywhere.
+
+    ``given`` of a tokenizer: ``size``, ``channels``.  Of a generator: ``layout``, ``classes`` and ``tokenizer``
+    (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that stands on
+    other models (its config's ``needs``) also ``tokenizer`` (the spec of its base) and ``features`` (the classifier's shape).
+    ``resolved`` is the canonical form of the full config, once it is decided: then recipe, arguments and edits only say where
+    it came from.
+    """
+
+    kind: str
+    recipe: str
+    args: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] | None = None
+
+    def config(self) -> Config:
+        """The full config: the resolved one, or the recipe's of today.
+
+        Raises:
+            ConfigError: unknown recipe, argument or path, or an impossible value.
+        """
+        if self.resolved is not None:
+            return from_dict(self.resolved, f"{self.kind} {self.recipe}")
+        if self.recipe.startswith("official/"):  # an imported checkpoint: its family makes the config from the official settings
+            from tokenloom.models import pretrained
+
+            return cast(Config, pretrained.families()[self.recipe.removeprefix("official/")].config(self.args))
+        return registry.get(self.recipe, self.kind).config(self.args, self.set)
+
+    def build(self) -> Method:
+        """The model with fresh weights (from torch's global generator: seed it before).
+
+        Raises:
+            ConfigError: a value that does not fit what the data gives.
+        """
+        given: dict[str, Any] = dict(self.given)
+        if "layout" in given:
+            given["layout"] = TokenLayout.from_dict(given["layout"])
+        if given.get("tokenizer"):
+            tokenizer = ModelSpec.from_dict(given["tokenizer"])
+            # Of what the tokenizer was given itself, the image alone counts: its own base is inside of it.
+            given = {k: tokenizer.given[k] for k in ("size", "channels") if k in tokenizer.given} | given
+            given["tokenizer"] = tokenizer.config()
+        try:
+            return cast(Method, cast(Any, self.config()).build(**given))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{self.kind} recipe {self.recipe!r}: {error}") from error
+
+    def resolve(self) -> ModelSpec:
+        """This spec with its config decided."""
+        return self if self.resolved is not None else replace(self, resolved=self.config().to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "format": FORMAT}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: a newer version wrote it.
+        """
+        if data.get("format", FORMAT) > FORMAT:
+            raise ConfigError(f"model {data['recipe']}: format {data['format']} is newer than {FORMAT}: update this version of Tokenloom")
+        return cls(**{k: data[k] for k in ("kind", "recipe", "args", "set", "given")}, resolved=data.get("resolved"))
+
+
+def save_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    """Write ``weights.safetensors`` and ``model.json`` into an existing folder; ``OSError`` where that cannot be."""
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, str(folder / "weights.safetensors"))
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{folder}: the weights could not be written: {error}") from error
+    (folder / "model.json").write_text(json.dumps(spec.resolve().to_dict(), indent=1, sort_keys=True))
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Method, ModelSpec]:
+    """The model of a folder in eval mode, weights loaded strictly, and its spec."""
+    spec = ModelSpec.from_dict(json.loads((folder / "model.json").read_text()))
+    model = spec.build()
+    model.load_state_dict(load_file(str(folder / "weights.safetensors")), strict=True)
+    return model.to(device).eval(), spec
+
+
+def parameters(model: Method) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

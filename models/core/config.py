@@ -1,0 +1,305 @@
+"""Frozen configs of every part, and the marks that decide what a fingerprint sees.
+
+A part nests ``Config`` (a frozen, keyword-only dataclass) and builds itself from it.  A recipe is a
+function that returns one full config; ``override`` edits it by dotted path, ``to_dict`` is its
+canonical form, from which fingerprints are made, and ``from_dict`` reads that form back.
+
+A config type is known by its tag, a short name of its own that does not change when the class is renamed or moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Says whether a field belongs to an artifact's identity or only to how it is executed.
+
+    A ``sparse`` field is left out of the canonical form, and so of the fingerprint, while it has its default value.
+    ``stored`` is the name that the canonical form has for a field that was renamed.
+    """
+
+    role: Literal["identity", "execution"]
+    sparse: bool = False
+    stored: str = ""
+
+
+#: The value shapes the result: it enters the fingerprint.
+Identity = Annotated[T, Mark("identity")]
+#: The same of a field that came later: its default stands for what was always done, so that older fingerprints hold.
+Added = Annotated[T, Mark("identity", sparse=True)]
+#: The value says where, how fast or how often reported: it never enters the fingerprint.
+Execution = Annotated[T, Mark("execution")]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: names the field, the value and what to do."""
+
+
+class Config:
+    """Base of all part configs; every subclass must be a frozen keyword-only dataclass.
+
+    Subclasses are written as ``@dataclass(frozen=True, kw_only=True) class Config(tokenloom.models.core.config.Config)``
+    nested in the class that they build; ``build(**given)`` then constructs that class.  Those that a recipe may hold
+    also give a tag, ``class Config(Head.Config, tag="head.mixture")``: unique, and never changed again.
+    """
+
+    #: What stored configs call this type; "" for a type that is never stored itself.
+    tag: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, tag: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.tag = tag
+        if not tag:
+            return
+        if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", tag):
+            raise TypeError(f"{cls.__qualname__}: tag {tag!r}: use lower case letters, digits, _ and at most one dot")
+        other = _TYPES.setdefault(tag, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"tag {tag!r} of {cls.__module__}.{cls.__qualname__} belongs to {other.__module__}.{other.__qualname__}")
+        _TYPES[tag] = cls
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Of a whole model: the trained models that it stands on, of ``tokenizer`` (for a tokenizer: its base) and ``features``."""
+        return ()
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], where: str) -> Config:
+        """A config of this axis from its plain form in a run file, ``{name: {field: value}}``, where the axis has such names.
+
+        Raises:
+            ConfigError: it has none, an unknown name or field, or a value of the wrong type.
+        """
+        raise ConfigError(f"{where}: {dict(value)!r} is not a value that can be written here; edit its fields, e.g. {where}.FIELD")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
+        return typing.cast(dict[str, Any], canonical(self))
+
+
+#: Tag to config type, of all modules that are imported.
+_TYPES: dict[str, type[Config]] = {}
+
+
+@cache
+def _import_all() -> None:
+    """Import every module beside this one, so that all tags are known."""
+    package = importlib.import_module(PACKAGE)
+    for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+
+
+#: The package that holds all config types, whatever it stands in.
+PACKAGE = __name__[: __name__.index("models") + len("models")]
+
+
+def tags() -> dict[str, type[Config]]:
+    """Every tag with its type."""
+    _import_all()
+    return dict(_TYPES)
+
+
+def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
+    """The config of a canonical form; fields that it does not have take their defaults.
+
+    Raises:
+        ConfigError: an unknown tag or field (a newer version wrote it), a missing field, or a value of the wrong type.
+    """
+    tag = data.get("type")
+    if not isinstance(tag, str) or (tag not in _TYPES and tag not in tags()):
+        raise ConfigError(f"{where}: no config type has the tag {tag!r}; a newer version may have: update this one")
+    kind = _TYPES[tag]
+    fields = {field.stored: field for field in _fields(kind)}
+    if unknown := sorted(data.keys() - fields.keys() - {"type"}):
+        raise ConfigError(f"{where}: {tag} has no field {unknown[0]!r}; a newer version may have: update this one")
+    values = {}
+    for name, value in data.items():
+        if name != "type":
+            field = fields[name]
+            values[field.name] = coerce(_revived(value, f"{where}.{name}"), field.hint, f"{where}.{name}")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without a default
+        raise ConfigError(f"{where}: {tag}: {str(error).partition('() ')[2]}") from error
+
+
+def _revived(value: Any, where: str) -> Any:
+    """Plain data with the configs inside of it made."""
+    if isinstance(value, Mapping):
+        if "type" in value:
+            return from_dict(value, where)
+        return {key: _revived(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_revived(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+class _Field(typing.NamedTuple):
+    """A field of a config type: name, name in the canonical form, type hint, and whether its default is left out."""
+
+    name: str
+    stored: str
+    hint: Any
+    sparse: bool
+    default: Any
+
+
+@cache
+def _fields(kind: Any) -> tuple[_Field, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for field in dataclasses.fields(kind):
+        mark = next((e for e in getattr(hints[field.name], "__metadata__", ()) if isinstance(e, Mark)), Mark("identity"))
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        found.append(_Field(field.name, mark.stored or field.name, hints[field.name], mark.sparse, default))
+    return tuple(found)
+
+
+def canonical(value: Any) -> Any:
+    """Plain JSON form of a value that has exactly one.
+
+    Raises:
+        ConfigError: for a value without a stable serialization (callables, arrays, arbitrary objects, NaN).
+    """
+    if isinstance(value, Config):
+        if not value.tag:
+            raise ConfigError(f"{type(value).__module__}.{type(value).__qualname__} has no tag, so it has no stable serialization")
+        plain: dict[str, Any] = {"type": value.tag}
+        for field in _fields(type(value)):
+            item = getattr(value, field.name)
+            if not (field.sparse and item == field.default):
+                plain[field.stored] = canonical(_as_hinted(item, field.hint))
+        return plain
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigError(f"{value!r} has no stable serialization: use a finite number")
+        return value
+    if isinstance(value, (list, tuple)):
+        return [canonical(item) for item in value]
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"mapping keys must be strings to be serialized, got {list(value)!r}")
+        return {key: canonical(value[key]) for key in sorted(value)}
+    raise ConfigError(f"{type(value).__name__} {value!r} has no stable serialization")
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    """A value as its type hint has it (a float that was written ``1`` is ``1.0``), unchanged where it has another type."""
+    try:
+        return coerce(value, hint, "")
+    except ConfigError:
+        return value
+
+
+def identity_of(settings: Any) -> dict[str, Any]:
+    """The identity part of a marked settings dataclass, as plain data.
+
+    Raises:
+        ConfigError: if a field carries no ``Identity``/``Execution`` mark.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, field.default):
+            marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
+            result[field.name] = identity_of(value) if marked else canonical(value)
+    return result
+
+
+def role_of(hint: Any, where: str) -> Literal["identity", "execution"]:
+    """What one annotated field belongs to; an unmarked field is an error."""
+    return _mark(hint, where).role
+
+
+def enters(hint: Any, where: str, value: Any, default: Any) -> bool:
+    """Whether an annotated field with this value is part of a fingerprint; an unmarked field is an error."""
+    mark = _mark(hint, where)
+    return mark.role == "identity" and not (mark.sparse and value == default)
+
+
+def _mark(hint: Any, where: str) -> Mark:
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, Mark):
+            return extra
+    raise ConfigError(f"{where} is marked neither Identity nor Execution")
+
+
+def override(config: T, changes: Mapping[str, Any], where: str = "set") -> T:
+    """A copy of a config with dotted paths replaced, e.g. ``{"net.dropout": 0.1}``.
+
+    Raises:
+        ConfigError: unknown path (with the fields that exist) or a value of the wrong type.
+    """
+    for path, value in changes.items():
+        config = _replace(config, path.split("."), value, f"{where}.{path}")
+    return config
+
+
+def _replace(config: Any, path: list[str], value: Any, where: str) -> Any:
+    names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    head, *rest = path
+    if head not in names:
+        known = ", ".join(names) or f"none, it is the value {config!r}"
+        raise ConfigError(f"{where}: unknown field {head!r}; fields here: {known}")
+    if rest:
+        return dataclasses.replace(config, **{head: _replace(getattr(config, head), rest, value, where)})
+    hint = get_type_hints(type(config))[head]
+    return dataclasses.replace(config, **{head: coerce(value, hint, where)})
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """Check a plain value (from YAML) against a type hint; ints become floats, lists tuples.
+
+    Raises:
+        ConfigError: naming the field, the value and the type that is wanted.
+    """
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return coerce(value, option, where)
+            except ConfigError:
+                continue
+    elif origin is Literal:
+        if value in args:
+            return value
+    elif origin in (tuple, list) and isinstance(value, (list, tuple)):
+        inner = args[0] if args else Any
+        if (len(args) == 2 and args[1] is Ellipsis) or origin is list:
+            return origin(coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(args) == len(value):
+            return tuple(coerce(item, a, f"{where}[{i}]") for i, (item, a) in enumerate(zip(value, args)))
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (type(None), None):
+        if value is None:
+            return None
+    elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
+        return value
+    elif isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
+        return hint.parse(value, where)
+    wanted = getattr(hint, "__name__", None) or str(hint)
+    raise ConfigError(f"{where}: {value!r} is not a valid {wanted}")

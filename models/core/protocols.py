@@ -1,0 +1,255 @@
+"""The nouns and verbs that every method shares.
+
+Shapes: B batch, L tokens, Q codebooks, C channels, H W image rows and columns, T text length, D width.
+A tokenizer encodes images to ``Tokens`` and decodes them; a generator learns and samples ``Tokens``.
+Anything that meets these verbs trains, samples, is evaluated and is registered by the same pipeline.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.requests import Condition as Condition
+from tokenloom.models.core.requests import Labels as Labels
+from tokenloom.models.core.requests import Text as Text
+from tokenloom.models.core.requests import TextFeatures as TextFeatures
+
+if TYPE_CHECKING:
+    from tokenloom.models.sampling.sampler import Sampler
+
+
+class LayoutError(ValueError):
+    """Tokens, tokenizer and generator do not belong together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """Where every token stands, and who made it.
+
+    ``grids`` are (rows, columns) per scale, small to large; one grid for a plain image, ``((1, n),)``
+    with ``axis="sequence"`` for 1-D tokens.  ``frames`` repeats all grids in time.  Discrete tokens have a
+    ``vocabulary`` and ``channels == 0``; continuous latents have ``channels`` and ``vocabulary == 0``.
+    ``tokenizer`` is the fingerprint of the tokenizer that made the tokens ("" for an unsaved one).
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    vocabulary: int = 0
+    channels: int = 0
+    codebooks: int = 1
+    frames: int = 1
+    axis: str = "grid"
+    tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.grids or any(h < 1 or w < 1 for h, w in self.grids):
+            raise LayoutError(f"grids={self.grids!r}: needs at least one grid of positive size")
+        if (self.vocabulary > 0) == (self.channels > 0):
+            raise LayoutError(f"vocabulary={self.vocabulary}, channels={self.channels}: exactly one must be positive")
+
+    @property
+    def length(self) -> int:
+        """Number of positions L."""
+        return self.frames * sum(h * w for h, w in self.grids)
+
+    @property
+    def scale_sizes(self) -> tuple[int, ...]:
+        """Positions per scale (of one frame)."""
+        return tuple(h * w for h, w in self.grids)
+
+    @property
+    def discrete(self) -> bool:
+        """True for ids, false for latents."""
+        return self.vocabulary > 0
+
+    @property
+    def id_dtype(self) -> torch.dtype:
+        """Narrowest unsigned type that holds an id."""
+        return torch.uint8 if self.vocabulary <= 1 << 8 else torch.uint16 if self.vocabulary <= 1 << 16 else torch.uint32
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(L, 4) int64: time, scale, row, column of every token, in storage order."""
+        rows = [(t, s, r, c) for t in range(self.frames) for s, (h, w) in enumerate(self.grids) for r in range(h) for c in range(w)]
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for records and file metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenLayout:
+        """Inverse of ``to_dict`` (lists become tuples)."""
+        return cls(**{**data, "grids": tuple((int(h), int(w)) for h, w in data["grids"])})
+
+    def check(self, other: TokenLayout) -> None:
+        """Raise ``LayoutError`` naming each field in which ``other`` differs (an empty fingerprint matches any)."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        wrong = [
+            f"{k}: {mine[k]!r} here, {theirs[k]!r} there"
+            for k in mine
+            if mine[k] != theirs[k] and not (k == "tokenizer" and "" in (mine[k], theirs[k]))
+        ]
+        if wrong:
+            raise LayoutError("tokens do not fit: " + "; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token data with its layout: ids (B, L) or (B, L, Q) of an integer type, or latents (B, L, C)."""
+
+    data: Tensor
+    layout: TokenLayout
+    lengths: Tensor | None = None  # (B,) valid tokens of ragged rows; None when all are full
+
+    def __post_init__(self) -> None:
+        if self.lengths is None and self.data.shape[1] != self.layout.length:
+            raise LayoutError(f"{self.data.shape[1]} tokens a row, layout has {self.layout.length} positions")
+        if self.data.is_floating_point() == self.layout.discrete:
+            raise LayoutError(f"data of type {self.data.dtype} in a layout with vocabulary {self.layout.vocabulary}")
+
+    @property
+    def ids(self) -> Tensor:
+        """The ids as int64 (B, L) or (B, L, Q)."""
+        return self.data.long()
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The tokens on a device."""
+        return replace(self, data=self.data.to(device), lengths=None if self.lengths is None else self.lengths.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loader yields: the rows of one rank's share of a global batch (or of a micro-batch).
+
+    ``image_BCHW`` is float32 in [-1, 1]; tokenizers read images, generators read ``tokens`` and ``condition``.
+    """
+
+    image_BCHW: Tensor | None = None
+    tokens: Tokens | None = None
+    condition: Condition | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        data = self.image_BCHW if self.image_BCHW is not None else self.tokens.data if self.tokens else None
+        return 0 if data is None else len(data)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
+        return Batch(
+            None if self.image_BCHW is None else self.image_BCHW.to(device),
+            None if self.tokens is None else self.tokens.to(device),
+            None if self.condition is None else self.condition.to(device),
+        )
+
+
+@dataclass
+class Quantized:
+    """Result of a quantizer: straight-through z (B, C, H, W), ids (B, L) or (B, L, Q), named losses, named stats.
+
+    ``losses`` are scalars already weighted; ``stats`` are detached tensors, e.g. ``usage`` (scales, codes) counts.  ``views`` are
+    straight-through latents of the same images on other grids, which are decoded too and compared with the images at that size.
+    """
+
+    z: Tensor
+    ids: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC):
+    """What the train loop needs of any model."""
+
+    #: Phases of one training step, in order; each has its own optimizer over ``phase_parameters``.
+    phases: tuple[str, ...] = ("main",)
+
+    @abstractmethod
+    def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        """Scalar means over the batch's rows: ``loss`` (differentiated) and parts to log.
+
+        All randomness comes from ``draws``; ``draws.step`` and ``draws.progress`` drive schedules.
+        """
+
+    def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        """Named trainable parameters that this phase optimizes (default: all that require gradients)."""
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+    def resting(self, progress: float) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that stay as they are at this share of the run: no momentum or decay moves them.
+
+        Stages of a training are told so (default: none rests).
+        """
+        return ()
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is free of weight decay (default: vectors, scalars and embeddings of position)."""
+        return parameter.ndim < 2 or "position" in name
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        """Called on every rank after the optimizers' step: EMA codebooks, revival; returns extra metrics."""
+        return {}
+
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        """Copy, frozen, what this model needs of those that it stands on (its config's ``needs``).
+
+        Called at every start of training.  ``tokenizer`` is that of a generator's tokens (VAR: codebook and Phi) or the base of
+        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data.
+        """
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Called once after the last step with some training batches, the same on every rank: statistics that are set post training."""
+
+
+class Tokenizer(Method):
+    """Images to tokens and back."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> TokenLayout:
+        """Layout of the tokens of one image (its ``tokenizer`` field is filled by the pipeline)."""
+
+    @abstractmethod
+    def encode(self, image_BCHW: Tensor) -> Tokens:
+        """Images in [-1, 1] to tokens; deterministic, in eval mode."""
+
+    @abstractmethod
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Tokens to images (B, C, H, W) clamped to [-1, 1]; raises ``LayoutError`` for foreign tokens."""
+
+
+class Generator(Method):
+    """A distribution over the tokens of one layout."""
+
+    layout: TokenLayout
+
+    @abstractmethod
+    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+        """One sample per row of the condition; all randomness from ``generator``."""
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
+
+        Raises:
+            ConfigError: other steps than its own are asked for, and they are fixed.
+        """
+        if sampler.sizes is not None:
+            raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Log-likelihood in nats (B,), where it exists."""
+        raise NotImplementedError(f"{type(self).__name__} has no tractable likelihood")
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether ``log_prob`` exists."""
+        return type(self).log_prob is not Generator.log_prob

@@ -1,0 +1,79 @@
+"""Settings of training and sampling as frozen dataclasses; each field is marked Identity or Execution.
+
+They are plain dataclasses, so that the loop runs where pydantic is not installed; the run file's schema
+embeds them, and pydantic checks them there (``__pydantic_config__`` forbids unknown keys).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from tokenloom.models.core.config import ConfigError, Execution, Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW with a learning rate that warms up linearly and then holds, falls linearly or by a cosine."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    lr: Identity[float] = 1e-3
+    betas: Identity[tuple[float, float]] = (0.9, 0.95)
+    weight_decay: Identity[float] = 0.05
+    clip: Identity[float] = 1.0
+    warmup: Identity[float] = 0.02  # share of the steps
+    schedule: Identity[Literal["constant", "linear", "cosine"]] = "cosine"
+    final: Identity[float] = 0.05  # last learning rate as a share of lr
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optimizer.lr={self.lr}: must be positive")
+        if self.clip < 0 or not 0 <= self.warmup < 1:
+            raise ConfigError(f"optimizer.clip={self.clip}, warmup={self.warmup}: clip >= 0 (0 is off), 0 <= warmup < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One training run: what shapes the weights (Identity) and how it is carried out (Execution)."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    steps: Identity[int]
+    batch: Identity[int] = 64  # rows of the global batch, over all workers
+    seed: Identity[int] = 0
+    precision: Identity[Literal["float32", "bfloat16", "float64"]] = "float32"
+    optimizer: Identity[OptimizerSettings] = field(default_factory=OptimizerSettings)
+    ema: Identity[float] = 0.0  # decay per step; 0 is off
+    on_nan: Execution[Literal["stop"]] = "stop"
+    checkpoint_every: Execution[int] = 200
+    validate_every: Execution[int] = 200
+    sample_every: Execution[int] = 0  # 0: only at the end
+    log_every: Execution[int] = 20
+    keep_every: Execution[int] = 0  # keep each N-th checkpoint for good; 0 keeps last and best
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every", "validate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema={self.ema}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings:
+    """Where training runs; nothing here enters a fingerprint."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    workers: Execution[int] = 2
+    threads: Execution[int] = 1  # torch threads of each worker
+    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
+    micro_batch: Execution[int] = 0  # rows a rank passes through the model at once; 0: its whole share
+    compile: Execution[bool] = False
+    sharding: Execution[Literal["ddp", "fsdp"]] = "ddp"  # of a generator's state over several workers; a tokenizer's is always whole
+    max_failures: Execution[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.threads < 1:
+            raise ConfigError(f"workers={self.workers}, threads={self.threads}: must be at least 1")

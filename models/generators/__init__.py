@@ -1,0 +1,1 @@
+"""Whole generators that more than one recipe uses."""

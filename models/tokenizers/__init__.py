@@ -1,0 +1,1 @@
+"""Whole tokenizers that more than one recipe uses."""

@@ -1,0 +1,244 @@
+"""The tokenizer that most are: encoder, quantizer, decoder, and the losses that train them.
+
+Shapes: B rows, C channels, H W image, L tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
+from tokenloom.models.parts.nets.base import Net, PixelDecoder
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.quantizers.codebook import perplexity
+from tokenloom.models.parts.semantic import Semantic
+
+
+class Autoencoder(Tokenizer):
+    """VQGAN (arXiv:2012.09841) with any net of ``models/parts/nets`` and any quantizer of ``models/parts/quantizers``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config, tag="model.autoencoder"):
+        """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back (0: none).
+
+        ``decoder_latent`` channels enter the decoder; 0: as many as leave the encoder.
+        """
+
+        net: Net
+        quantizer: Quantizer.Config
+        latent: int
+        decoder_latent: int = 0
+        quant_kernel: int = 1
+        pixels: Pixels = Pixels()
+        perceptual: Perceptual.Config | None = None
+        adversarial: Adversarial.Config | None = None
+        semantic: Semantic.Config | None = None
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return self.semantic.needs if self.semantic is not None else ()
+
+        def __post_init__(self) -> None:
+            if self.latent < 1 or self.decoder_latent < 0 or self.quant_kernel < 0 or (self.quant_kernel and self.quant_kernel % 2 == 0):
+                raise ConfigError(f"latent={self.latent}, quant_kernel={self.quant_kernel}: latent positive, kernel odd or 0")
+            sides = (self.latent, self.decoder_latent or self.latent)
+            if self.quant_kernel == 0 and self.quantizer.channels() != sides:
+                raise ConfigError(f"latent={sides}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
+
+        def build(self, *, size: int, channels: int, **given: Any) -> Autoencoder:
+            """The tokenizer of square images of ``size`` pixels.
+
+            Raises:
+                ConfigError: the size does not fit the downsampling or the quantizer's scales.
+            """
+            return Autoencoder(self, size, channels, features=given.get("features"))
+
+    def __init__(self, config: Config, size: int, channels: int, decoder: PixelDecoder | None = None, features: Any = None) -> None:
+        """``decoder`` stands in for the net's own; ``features`` describes the classifier of the data."""
+        super().__init__()
+        self.config = config
+        grid = config.net.grid(size)
+        self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
+        (taken, given), k, inner = config.quantizer.channels(), config.quant_kernel, config.decoder_latent or config.latent
+        self.encoder = config.net.encoder(size, channels, config.latent)
+        self.decoder = decoder if decoder is not None else config.net.decoder(size, channels, inner)
+        self.quantizer = config.quantizer.build(grid)
+        self.quant_conv = nn.Conv2d(config.latent, taken, k, padding=k // 2) if k else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(given, inner, k, padding=k // 2) if k else nn.Identity()
+        self.adversarial = config.adversarial.build(channels, self.decoder.last.shape) if config.adversarial else None
+        self.semantic = config.semantic.build(self.decoder, channels, features) if config.semantic else None
+        # The perceptual network is neither trained nor saved with the tokenizer, and using one needs no such file.
+        self._perceptual: list[Perceptual] = []
+        if self.adversarial is not None:
+            self.phases = ("autoencoder", "discriminator")
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self._layout
+
+    def latents(self, image_BCHW: Tensor) -> Tensor:
+        """What the quantizer is given, (B, dim, h, w)."""
+        return self.quant_conv(self.encoder(image_BCHW))
+
+    def pixels(self, z_BChw: Tensor) -> Tensor:
+        """Images of quantized latents, unclamped."""
+        return self.decoder(self.post_quant_conv(z_BChw))
+
+    def forward(self, image_BCHW: Tensor, draws: Draws | None = None) -> tuple[Tensor, Quantized]:
+        """Unclamped reconstruction and what the quantizer says."""
+        quantized = self.quantizer(self.latents(image_BCHW), draws)
+        return self.pixels(quantized.z), quantized
+
+    @torch.no_grad()
+    def encode(self, image_BCHW: Tensor) -> Tokens:
+        data = self.quantizer.encode(self.latents(image_BCHW))
+        return Tokens(data.to(self.layout.id_dtype) if self.layout.discrete else data, self.layout)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        return self.pixels(self.quantizer.lookup(checked(tokens, self.layout)).to(self.decoder.last)).clamp(-1, 1)
+
+    def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        image_BCHW = batch.image_BCHW
+        assert image_BCHW is not None, "a tokenizer is trained on images"
+        if phase == "discriminator":
+            assert self.adversarial is not None
+            if not self.adversarial.on(draws.step):
+                return self.adversarial.idle()
+            with torch.no_grad():
+                fake_BCHW, _ = self(image_BCHW)
+            loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step)
+            return {"loss": loss, "discriminator": loss.detach()}
+        inner: list[Tensor] = []
+        if self.semantic is None:  # apart, since a context that may be none does not compile
+            image_hat, quantized = self(image_BCHW, draws)
+        else:
+            with self.semantic.listening(self.decoder) as inner:
+                image_hat, quantized = self(image_BCHW, draws)
+        parts = {"reconstruction": self.config.pixels(image_hat, image_BCHW)}
+        if self.config.perceptual is not None:
+            parts["perceptual"] = self.config.perceptual.weight * self._perceive(image_hat, image_BCHW)
+        if self.adversarial is not None:
+            fidelity = torch.stack(list(parts.values())).sum()
+            parts["adversarial"] = self.adversarial.generator_loss(
+                image_hat, fidelity, self.decoder.last, draws.step, draws.rows, draws.total
+            )
+        if self.semantic is not None:
+            parts["semantic"] = self.semantic(inner[0], image_BCHW)
+        for name, z_BChw in quantized.views.items():
+            view_BChw = self.pixels(z_BChw)
+            target_BChw = F.interpolate(image_BCHW, size=view_BChw.shape[2:], mode="area")
+            parts[f"reconstruction_{name}"] = self.config.pixels(view_BChw, target_BChw)
+        parts |= quantized.losses
+        loss = torch.stack(list(parts.values())).sum()
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | self._reports(image_hat, image_BCHW, quantized)
+
+    def _perceive(self, image_hat: Tensor, image_BCHW: Tensor) -> Tensor:
+        if not self._perceptual:
+            assert self.config.perceptual is not None
+            self._perceptual.append(self.config.perceptual.build().to(image_BCHW))
+        return self._perceptual[0](image_hat, image_BCHW)
+
+    @torch.no_grad()
+    def _reports(self, image_hat: Tensor, image_BCHW: Tensor, quantized: Quantized) -> dict[str, Tensor]:
+        """Parts to log: pixel error of the clamped image, and per scale the batch's use and perplexity of the codebook."""
+        reports = {"mse": (image_hat.clamp(-1, 1) - image_BCHW).square().mean()}
+        if "usage" not in quantized.stats:  # continuous latents
+            return reports
+        return reports | code_reports(quantized.stats["usage"].to(reports["mse"]), self.layout)
+
+    def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        wanted = phase == "discriminator"
+        return [(n, p) for n, p in super().phase_parameters(phase) if n.startswith("adversarial.") == wanted]
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Vectors and the codebook are free of weight decay."""
+        return super().no_decay(name, parameter) or "codebook" in name
+
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        if self.semantic is not None:
+            self.semantic.adopt(features)
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        metrics = self.quantizer.after_step(draws)
+        return metrics | (self.adversarial.after_step() if self.adversarial is not None else {})
+
+    @torch.no_grad()
+    def finish(self, batches: Iterator[Batch]) -> None:
+        self.quantizer.finish(self.latents(batch.image_BCHW) for batch in batches if batch.image_BCHW is not None)
+
+    def on(self, grid: tuple[int, int], quantizer: Quantizer.Config | None = None) -> Autoencoder:
+        """This tokenizer for latents of another grid, e.g. of wider images than it was trained on; the nets are shared, not copied.
+
+        Args:
+            grid: rows and columns of those latents.
+            quantizer: the same quantizer with other sizes (``scales``), if they do not fit the grid.
+
+        Raises:
+            ConfigError: the quantizer does not fit the grid.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config = replace(self.config, quantizer=quantizer or self.config.quantizer)
+        other._layout = replace(other.config.quantizer.layout(grid), axis=self.config.net.axis)
+        other.quantizer = other.config.quantizer.build(grid).to(self.decoder.last)
+        other.quantizer.load_state_dict(self.quantizer.state_dict())
+        return other.train(self.training)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, draws: Draws) -> Tensor:
+        """Up to 32 originals, each beside its reconstruction, as one image (C, H, W) in [0, 1]: eight pairs a row."""
+        assert batch.image_BCHW is not None
+        image_BCHW = batch.image_BCHW[:32]
+        pairs = torch.stack([image_BCHW, self.decode(self.encode(image_BCHW))], 1).flatten(0, 1)
+        return grid(pairs.add(1).div(2).clamp(0, 1), columns=min(16, len(pairs)))
+
+
+def checked(tokens: Tokens, layout: TokenLayout) -> Tensor:
+    """The ids or latents of tokens, after a look at their layout and range.
+
+    Raises:
+        LayoutError: foreign tokens, or ids outside of the vocabulary.
+    """
+    layout.check(tokens.layout)
+    if not layout.discrete:
+        return tokens.data.float()
+    ids = tokens.ids
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < layout.vocabulary:
+        raise LayoutError(f"ids from {int(ids.min())} to {int(ids.max())}, the codebook has {layout.vocabulary} codes")
+    return ids
+
+
+def code_reports(usage_GK: Tensor, layout: TokenLayout) -> dict[str, Tensor]:
+    """A batch's use and perplexity of the codebook, per scale or codebook, from the counts of the codes."""
+    reports = {}
+    for name, counts in zip(group_names(layout), usage_GK):
+        reports[f"batch_use{name}"] = (counts > 0).to(counts).mean()
+        reports[f"batch_perplexity{name}"] = perplexity(counts)
+    return reports
+
+
+def group_names(layout: TokenLayout) -> list[str]:
+    """Suffixes of metrics by scale or by codebook, as the rows of ``usage``; one empty name where there is one group."""
+    if len(layout.grids) > 1:
+        return [f"_{h}x{w}" for h, w in layout.grids]
+    return [f"_book{q}" for q in range(layout.codebooks)] if layout.codebooks > 1 else [""]
+
+
+def grid(image_BCHW: Tensor, columns: int) -> Tensor:
+    """Images side by side in rows of ``columns``, missing ones black: (C, rows H, columns W)."""
+    b, c, h, w = image_BCHW.shape
+    rows = -(-b // columns)
+    padded = torch.cat([image_BCHW, image_BCHW.new_zeros(rows * columns - b, c, h, w)])
+    return padded.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)

@@ -1,0 +1,152 @@
+"""Tokenizers whose decoder samples: an encoder, a quantizer, and a decoder that turns noise into pixels, given the tokens.
+
+Shapes: B rows, C H W image, Z channels of a token, N tokens, h w latent grid ((1, N) for 1-D tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.parts.decoders.base import GenerativeDecoder
+from tokenloom.models.parts.moving_norm import MovingNorm
+from tokenloom.models.parts.nets.base import Net
+from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.tokenizers.autoencoder import checked, code_reports, grid
+
+
+class FlowTokenizer(Tokenizer):
+    """Any net's encoder, any quantizer, any decoder of ``models/parts/decoders``.
+
+    Decoding is deterministic: its noise is fixed.  Where the decoder allows it, a prefix of the tokens decodes too.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configs.Config, tag="model.generative_decoder"):
+        """Of ``net`` only the encoder is used; ``latent`` channels leave it and are mapped linearly to the quantizer's,
+        standardised if there is a ``norm``."""
+
+        net: Net
+        quantizer: Quantizer.Config
+        latent: int
+        decoder: GenerativeDecoder.Config
+        norm: MovingNorm.Config | None = None
+
+        def __post_init__(self) -> None:
+            if self.latent < 1:
+                raise ConfigError(f"latent={self.latent}: must be positive")
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return self.decoder.needs
+
+        def build(self, *, size: int, channels: int, **given: Any) -> FlowTokenizer:
+            """The tokenizer of square images of ``size`` pixels.
+
+            Raises:
+                ConfigError: net, quantizer and decoder do not fit the size or each other.
+            """
+            return FlowTokenizer(self, size, channels, given)
+
+    def __init__(self, config: Config, size: int, channels: int, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        shape = config.net.grid(size)
+        self._layout = replace(config.quantizer.layout(shape), axis=config.net.axis)
+        if len(self._layout.grids) > 1:
+            raise ConfigError(f"quantizer: {len(self._layout.grids)} scales; a decoder that samples takes one token a position")
+        taken, back = config.quantizer.channels()
+        self.encoder = config.net.encoder(size, channels, config.latent)
+        self.quant_conv = nn.Conv2d(config.latent, taken, 1)
+        self.norm = config.norm.build(taken, shape) if config.norm else None
+        self.quantizer = config.quantizer.build(shape)
+        self.decoder = config.decoder.build(size=size, channels=channels, dim=back, length=self._layout.length, **given)
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self._layout
+
+    def latents(self, image_BCHW: Tensor, draws: Draws | None = None) -> Tensor:
+        """What the quantizer is given, (B, dim, h, w)."""
+        z_BChw = self.quant_conv(self.encoder(image_BCHW))
+        return z_BChw if self.norm is None else self.norm(z_BChw, draws)
+
+    @torch.no_grad()
+    def encode(self, image_BCHW: Tensor) -> Tokens:
+        data = self.quantizer.encode(self.latents(image_BCHW))
+        return Tokens(data.to(self.layout.id_dtype) if self.layout.discrete else data, self.layout)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Images of all tokens, or of as many of each row as ``tokens.lengths`` says.
+
+        Raises:
+            LayoutError: foreign tokens, or fewer than the decoder needs.
+        """
+        return self.decoder.sample(*self.conditions(tokens)).clamp(-1, 1)
+
+    def decode_prefix(self, tokens: Tokens, keep: int) -> Tensor:
+        """Images of the first ``keep`` tokens of every row."""
+        lengths_B = torch.full((len(tokens.data),), keep, device=tokens.data.device)
+        return self.decode(replace(tokens, data=tokens.data[:, :keep], lengths=lengths_B))
+
+    def conditions(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The vectors (B, N, Z) of tokens, and how many of a row (B,) are there; those after them stand for nothing."""
+        data, length = checked(tokens, self.layout), self.layout.length
+        full_B = torch.full((len(data),), data.shape[1], device=data.device)
+        keep_B = full_B if tokens.lengths is None else tokens.lengths.to(full_B)
+        fewest = self.decoder.fewest(length)
+        if len(data) and not fewest <= int(keep_B.min()) <= int(keep_B.max()) <= min(length, data.shape[1]):
+            raise LayoutError(
+                f"{int(keep_B.min())} to {int(keep_B.max())} tokens a row in {data.shape[1]} columns: "
+                f"this decoder takes {fewest} to {length}, the first of them present"
+            )
+        missing = length - data.shape[1]
+        padded = torch.cat([data, data.new_zeros(len(data), missing, *data.shape[2:])], 1) if missing > 0 else data[:, :length]
+        return self.quantizer.lookup(padded).flatten(2).transpose(1, 2).to(self.quant_conv.weight), keep_B
+
+    def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        image_BCHW = batch.image_BCHW
+        assert image_BCHW is not None, "a tokenizer is trained on images"
+        quantized = self.quantizer(self.latents(image_BCHW, draws), draws)
+        parts, reports = self.decoder.losses(quantized.z.flatten(2).transpose(1, 2), image_BCHW, draws)
+        parts = parts | quantized.losses
+        loss = torch.stack(list(parts.values())).sum()
+        if "usage" in quantized.stats:
+            reports = reports | code_reports(quantized.stats["usage"].to(loss.detach()), self.layout)
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | reports
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Vectors and the codebook are free of weight decay."""
+        return super().no_decay(name, parameter) or "codebook" in name
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        if self.norm is not None:
+            self.norm.after_step()
+        return self.quantizer.after_step(draws) | self.decoder.after_step(draws)
+
+    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+        self.decoder.adopt(tokenizer)
+
+    @torch.no_grad()
+    def finish(self, batches: Iterator[Batch]) -> None:
+        self.quantizer.finish(self.latents(batch.image_BCHW) for batch in batches if batch.image_BCHW is not None)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, draws: Draws) -> Tensor:
+        """Up to 16 columns of an original above its images from growing shares of the tokens, as one image (C, rows, columns) in [0, 1]."""
+        assert batch.image_BCHW is not None
+        image_BCHW = batch.image_BCHW[:16]
+        tokens, length = self.encode(image_BCHW), self.layout.length
+        fewest = self.decoder.fewest(length)
+        counts = sorted({max(fewest, length // share) for share in (8, 4, 2, 1)})
+        rows = [image_BCHW, *(self.decode_prefix(tokens, count) for count in counts)]
+        return grid(torch.cat(rows).add(1).div(2).clamp(0, 1), columns=len(image_BCHW))

@@ -1,0 +1,71 @@
+"""Block norms steered by the condition, with one map for several blocks.
+
+Shapes: B rows, S slots, D width; a steering vector is (B, 1 or S, D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.norms import BlockNorm, Branch
+
+
+class GroupAdaLN(BlockNorm):
+    """Adaptive RMS norm whose blocks take turns over a few maps of the condition, plus a learned offset a block (arXiv:2408.12245).
+
+    Block i has the map i mod ``groups``: fewer parameters than one map a block, more freedom than one for all.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BlockNorm.Config, tag="norm.group_adaln"):
+        """``groups``: number of maps."""
+
+        groups: int = 4
+        eps: float = 1e-5
+
+        def build(self, width: int, depth: int, branches: int = 2) -> GroupAdaLN:
+            return GroupAdaLN(self, width, depth, branches)
+
+    def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
+        super().__init__(branches)
+        if config.groups < 1:
+            raise ConfigError(f"norm.groups={config.groups}: must be at least 1")
+        self.eps, self.width = config.eps, width
+        self.maps = nn.ModuleList([nn.Linear(width, 3 * branches * width) for _ in range(min(config.groups, depth))])
+        self.offset = nn.Embedding(depth, 3 * branches * width)
+        self.final = nn.Linear(width, 2 * width)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Offsets of size 1/sqrt(D): they are the first gammas, which must not all be zero; the last norm starts plain."""
+        self.offset.weight.normal_(std=self.width**-0.5)
+        self.final.weight.zero_()
+
+    def shared(self, steer: Tensor) -> Tensor:
+        """Outputs (groups, B, 1 or S, 3 branches D) of the maps."""
+        active = F.silu(steer)
+        return torch.stack([linear(active) for linear in self.maps])
+
+    def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
+        """(gamma, scale, shift) of each branch, each (B, 1 or S, D)."""
+        values = cast(Tensor, shared)[block % len(self.maps)] + self.offset.weight[block]
+        parts = values.chunk(3 * self.a_block, dim=-1)
+        return [(parts[3 * i], parts[3 * i + 1], parts[3 * i + 2]) for i in range(self.a_block)]
+
+    def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
+        _, scale, shift = cast(Branch, how)
+        return F.rms_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift
+
+    def gate(self, y: Tensor, how: Branch | None) -> Tensor:
+        """The branch's output times gamma."""
+        return y * cast(Branch, how)[0]
+
+    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+        scale, shift = self.final(F.silu(steer)).chunk(2, dim=-1)
+        return F.rms_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift

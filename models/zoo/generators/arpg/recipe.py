@@ -1,0 +1,67 @@
+"""ARPG: random-order generation with position queries (Li et al. 2025, arXiv:2503.10568).
+
+New: where to predict and what is known are told apart.  Causal self-attention over the known tokens gives keys and values once;
+queries that hold nothing but a place look at them, never at each other, so any number is asked at once, in any order.
+Differs: dropout masks come from the step's draws; groups of the last token are not fed, which no query would see.
+Run: tokenloom run smoke_arpg
+Expect: ImageNet 256 FID 2.44 (L), 2.10 (XL), 1.94 (XXL) with 64 steps; the same model decodes in raster order, or fills in an image.
+"""
+
+from __future__ import annotations
+
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import SwiGLU
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.orders import Arccos, Random, Steps
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.zoo.generators.arpg.feed import Queried
+from tokenloom.models.zoo.generators.arpg.net import TwoPass
+
+
+@register(
+    "arpg",
+    kind="generator",
+    paper="2503.10568",
+    tiny={"depth": 2, "width": 48, "heads": 12, "steps": 5, "dropout": 0.0, "label_dropout": 0.0},
+    codec="vq",
+    order="random",
+    feed="position queries",
+    net="self-attention, then cross-attention",
+    head="categorical",
+)
+def arpg(
+    depth: int = 24,
+    width: int = 1024,
+    heads: int = 16,
+    steps: int = 64,
+    classes: int | None = None,
+    dropout: float = 0.1,
+    label_dropout: float = 0.1,
+) -> GroupGenerator.Config:
+    """ARPG-L by default; half of the blocks read the content and half answer the queries."""
+    return GroupGenerator.Config(
+        order=Random(decoding=Steps(count=steps, curve=Arccos())),
+        feed=Queried.Config(dropout=dropout),
+        net=TwoPass.Config(
+            content=Transformer.Config(
+                width=width,
+                depth=depth - depth // 2,
+                heads=heads,
+                norm=PreNorm.Config(kind="rms", eps=1e-5),
+                mlp=SwiGLU.Config(multiple_of=32),
+                attention=Attention.Config(bias="none"),
+                rope=Rope2D.Config(),
+                dropout=dropout,
+            ),
+            depth=depth // 2,
+        ),
+        head=Categorical.Config(),
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        sampler=Sampler(guidance=Linear(value=4.0, clock="after")),
+    )

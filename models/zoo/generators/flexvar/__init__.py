@@ -1,0 +1,1 @@
+"""The method flexvar: its recipe and the modules that it alone uses."""

@@ -1,0 +1,85 @@
+"""Scales in several steps each.  Shapes: B rows, L positions of all scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from tokenloom.models.parts.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteppedScales(Order, tag="order.stepped_scales"):
+    """Scales small to large, each drawn in steps whose members are random; a scale sees itself alone (HMAR, arXiv:2506.04421).
+
+    Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the
+    share ``curve.masked(u)``, u uniform.  Decoding takes ``steps`` of each scale, the last number for all further ones, and may
+    be asked for any other sizes.  Groups stand at the start of their scale.
+    """
+
+    steps: tuple[int, ...] = (1, 2, 4)
+    whole: float = 0.5
+    curve: Curve = Cosine()
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 1:
+            raise ConfigError(f"order.steps={list(self.steps)}: give at least one number, all at least 1")
+        if not 0 <= self.whole <= 1:
+            raise ConfigError(f"order.whole={self.whole}: must be in [0, 1]")
+
+    def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
+        if draws is None:
+            raise ValueError("a masked order needs draws")
+        sizes = self._sizes(layout)
+        # Shares are drawn by everyone for all rows, so that everyone knows how many positions the whole batch masks.
+        chance, u = draws.shared_uniform(2, draws.total, len(sizes)).cpu().tolist()
+        share = [[1.0 if c < self.whole else self.curve.masked(v) for c, v in zip(*row)] for row in zip(chance, u)]
+        masked = torch.tensor([[max(1, round(part * size)) for part, size in zip(row, sizes)] for row in share])
+        mine = masked[draws.start : draws.stop].to(draws.device)
+        known = torch.cat([draws.permutation(size) >= mine[:, s : s + 1] for s, size in enumerate(sizes)], dim=1)
+        weight = (~known).float() / float(masked.sum(1).float().mean())
+        return Plan(torch.arange(layout.length)[None], sizes, window=0, known_BL=known, weight_BL=weight)
+
+    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+        whole, start = self._sizes(layout), 0
+        cut: list[int] = []
+        place: list[int] = []
+        sequence = []
+        for scale, size in enumerate(whole):
+            rule = asked(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
+            cut += rule.cut(size)
+            place += [start] * (len(cut) - len(place))
+            noise = torch.rand((rows, size), generator=generator, device=generator.device if generator else None)
+            sequence.append(start + noise.argsort(1))
+            start += size
+        return Plan(torch.cat(sequence, dim=1), tuple(cut), window=0, place_BG=torch.tensor([place]))
+
+    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
+        """What is known comes first in its scale."""
+        assert plan.place_BG is not None
+        stand = plan.place_BG[0].tolist()
+        keep_L = keep_L.to(plan.sequence_BL.device)
+        sequence, cut, place = [], [], []
+        for start in sorted(set(stand)):
+            own = [size for size, at in zip(plan.sizes, stand) if at == start]
+            inside, keep = plan.sequence_BL[:, start : start + sum(own)], keep_L[start : start + sum(own)]
+            sequence.append(inside.gather(1, (~keep_L[inside]).long().argsort(dim=1, stable=True)))
+            left = [int(keep.sum())]
+            for size in own:
+                left.append(min(size, sum(own) - sum(left)))
+            cut += [n for n in left if n]
+            place += [start] * sum(n > 0 for n in left)
+        return replace(plan, sequence_BL=torch.cat(sequence, 1), sizes=tuple(cut), place_BG=torch.tensor([place]))
+
+    @staticmethod
+    def _sizes(layout: TokenLayout) -> tuple[int, ...]:
+        if layout.frames > 1:
+            raise LayoutError(f"scales in steps need one frame, not {layout.frames}")
+        return layout.scale_sizes

@@ -1,0 +1,65 @@
+"""The bitwise head: the codebooks of a position are independent given its hidden state.
+
+Shapes: B rows, N positions, D width, Q codebooks, V codes of each (2 for bits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.categorical import full, guide, pick
+from tokenloom.models.sampling.sampler import Moment, Sampler
+
+
+class Bitwise(Head):
+    """A softmax for each codebook (Infinity's infinite-vocabulary classifier, arXiv:2412.04431): Q V outputs for V to the Q codes."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Head.Config, tag="head.bitwise"):
+        """``init_std`` of the output map (0: zeros)."""
+
+        init_std: float = 0.0
+
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Bitwise:
+            if not layout.discrete:
+                raise LayoutError("a bitwise head needs discrete tokens")
+            return Bitwise(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__()
+        self.codebooks = layout.codebooks
+        self.out = nn.Linear(width, layout.codebooks * layout.vocabulary)
+        nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def logits(self, h_BND: Tensor) -> Tensor:
+        """(B, N, Q, V) logits."""
+        return full(self.out(h_BND)).unflatten(2, (self.codebooks, -1))
+
+    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+        """The sum over codebooks, (B, N)."""
+        ids = target.view(*h_BND.shape[:2], self.codebooks)
+        logits = self.logits(h_BND)
+        return F.cross_entropy(logits.flatten(0, 2), ids.flatten(), reduction="none").view(ids.shape).sum(-1)
+
+    def draw(
+        self,
+        h_BND: Tensor,
+        null_BND: Tensor | None,
+        sampler: Sampler,
+        moment: Moment,
+        generator: torch.Generator,
+        forced: Tensor | None = None,
+    ) -> Drawn:
+        null = None if null_BND is None else self.logits(null_BND)
+        logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
+        ids = pick(logits, sampler, moment, generator) if forced is None else forced.view(logits.shape[:-1])
+        return Drawn(ids if self.codebooks > 1 else ids.squeeze(-1), logits)

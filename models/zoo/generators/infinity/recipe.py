@@ -1,0 +1,82 @@
+"""Infinity: bitwise next-scale prediction (Han et al. 2024, arXiv:2412.04431).
+
+New: tokens are bits, each with a classifier of its own, so the vocabulary of 2^d costs d outputs; rotary places are spread alike over
+all scales; blocks look at the text, whose pooled vector steers the norms; in training some bits are flipped, and later scales learn to
+mend them (bitwise self-correction).
+Differs: conditioned on classes as texts of four learned features, which ``text`` features of an encoder replace; flips are mended
+towards the latents of the stored bits, not of the encoder; the loss is the sum over bits, a likelihood, weighed by scale.
+Run: tokenloom run smoke_infinity
+Expect: GenEval 0.69 (2B, text to image at 1024 pixels) with official weights.
+"""
+
+from __future__ import annotations
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import Conditioner
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Init
+from tokenloom.models.parts.norms import AdaLN
+from tokenloom.models.parts.orders import WeighedScales
+from tokenloom.models.parts.quantizers.self_correction import SelfCorrection
+from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.infinity.feed import Corrected
+from tokenloom.models.zoo.generators.infinity.head import Bitwise
+from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
+from tokenloom.models.zoo.generators.infinity.text import ClassText, PooledText
+
+
+@register(
+    "infinity",
+    kind="generator",
+    paper="2412.04431",
+    tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4, "flips": 0.02},
+    codec="infinity_bsq",
+    order="scales",
+    feed="sum of codes so far, bits flipped",
+    net="transformer + adaLN + cross-attention",
+    head="bitwise",
+)
+def infinity(
+    depth: int = 12,
+    width: int = 768,
+    heads: int = 8,
+    reach: int = 64,
+    text: int = 0,
+    length: int | None = None,
+    classes: int | None = None,
+    drop_path: float | None = None,
+    condition_dropout: float = 0.1,
+    flips: float = 0.3,
+) -> GroupGenerator.Config:
+    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length (512).
+
+    ``flips``: greatest share of bits that training flips (0: no self-correction).
+    """
+    if length is not None and not text:
+        raise ConfigError(f"length={length}: is that of the text's features, give text too")
+    condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
+    if text:
+        condition = PooledText.Config(features=text, heads=heads, length=length or 512, dropout=condition_dropout)
+    return GroupGenerator.Config(
+        order=WeighedScales(),
+        feed=Corrected.Config(correction=SelfCorrection(strength=flips)),
+        net=CrossTransformer.Config(
+            width=width,
+            depth=depth,
+            heads=heads,
+            norm=AdaLN.Config(sharing="shared"),
+            mlp=GELU.Config(),
+            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            rope=Rope2D.Config(reach=reach),
+            drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
+            init=Init(std=0.0, scale_residual=True),
+        ),
+        head=Bitwise.Config(),
+        condition=condition,
+        sampler=Sampler(guidance=Constant(value=2.0), temperature=Constant(value=0.5)),
+    )

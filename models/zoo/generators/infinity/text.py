@@ -1,0 +1,120 @@
+"""Text as a memory for cross-attention, and pooled to one vector.
+
+Shapes: B rows, T text length, F feature width, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Reads, class_count
+from tokenloom.models.parts.cross_attention import AttentivePool
+
+
+class PooledText(Conditioner):
+    """Features of a frozen text encoder: normed, mapped to a memory, and pooled by attention to the vector (Infinity, arXiv:2412.04431).
+
+    There are no prefix slots; texts may have any length up to ``length``, those of a batch are padded and masked.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Conditioner.Config, tag="condition.pooled_text"):
+        """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned."""
+
+        reads: ClassVar[Reads] = "features"
+
+        features: int
+        heads: int
+        length: int = 512
+        dropout: float = 0.1
+        eps: float = 1e-6
+
+        def build(self, classes: int, width: int) -> PooledText:
+            return PooledText(self, width)
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.length, self.rate = config.length, config.dropout
+        self.null_text = nn.Parameter(torch.empty(config.length, config.features))
+        nn.init.trunc_normal_(self.null_text, std=1.2)
+        with torch.no_grad():
+            self.null_text.div_(config.features**0.5)
+        self.norm = nn.RMSNorm(config.features, eps=config.eps)
+        self.pool = AttentivePool(width, config.heads, config.features)
+        self.memory = nn.Sequential(nn.Linear(config.features, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
+
+    @property
+    def prefix(self) -> int:
+        """None."""
+        return 0
+
+    def null(self, condition: Condition) -> TextFeatures:
+        """The null text, as long as the given one."""
+        assert isinstance(condition, TextFeatures)
+        feature = condition.feature_BTD
+        return TextFeatures(self.null_text[: feature.shape[1]].expand_as(feature), condition.mask_BT)
+
+    def drop(self, condition: Condition, draws: Draws | None) -> TextFeatures:
+        """Rows replaced by the null text; unchanged without draws."""
+        assert isinstance(condition, TextFeatures)
+        if draws is None or self.rate == 0:
+            return condition
+        gone = draws.uniform(1, 1) < self.rate
+        return TextFeatures(torch.where(gone, self.null(condition).feature_BTD, condition.feature_BTD), condition.mask_BT)
+
+    def forward(self, condition: Condition) -> Conditioned:
+        """Pool and map.
+
+        Raises:
+            ValueError: a class condition, or a text that is too long.
+        """
+        if not isinstance(condition, TextFeatures) or condition.feature_BTD.shape[1] > self.length:
+            raise ValueError(f"this model is conditioned on text features of length {self.length} at most")
+        text: Tensor = self.norm(condition.feature_BTD)
+        seen = None if condition.mask_BT is None else condition.mask_BT.bool()
+        vector = self.pool(text, seen)
+        return Conditioned(vector.new_empty(len(vector), 0, vector.shape[-1]), vector, None, self.memory(text), seen)
+
+
+class ClassText(Labelled):
+    """Class labels as texts of learned features, for nets that look at a memory."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Conditioner.Config, tag="condition.class_text"):
+        """``length`` features a class, each of the net's width; ``dropout`` share of labels replaced by the null text."""
+
+        classes: int | None = None
+        heads: int
+        length: int = 4
+        dropout: float = 0.1
+
+        def build(self, classes: int, width: int) -> ClassText:
+            return ClassText(self, class_count(self.classes, classes), width)
+
+    def __init__(self, config: Config, classes: int, width: int) -> None:
+        super().__init__(classes, config.dropout)
+        self.text = PooledText(PooledText.Config(features=width, heads=config.heads, length=config.length), width)
+        self.table = nn.Parameter(torch.empty(classes, config.length, width))
+        nn.init.trunc_normal_(self.table, std=1.0)
+
+    @property
+    def prefix(self) -> int:
+        """None."""
+        return 0
+
+    def forward(self, condition: Condition) -> Conditioned:
+        """Look up the classes' texts.
+
+        Raises:
+            ValueError: a text condition.
+        """
+        if not isinstance(condition, Labels):
+            raise ValueError(f"this model is conditioned on class labels, got {type(condition).__name__}")
+        texts = torch.cat([self.table, self.text.null_text[None]])
+        return self.text(TextFeatures(texts[condition.label_B]))

@@ -1,0 +1,1 @@
+"""The method mvar: its recipe and the modules that it alone uses."""

@@ -1,0 +1,27 @@
+"""An order that the model finds while it draws.  Shapes: B rows, L positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.orders.masked import Confidence
+from tokenloom.models.parts.orders.random import Random
+from tokenloom.models.parts.orders.sizes import Sizes, asked
+from tokenloom.models.parts.plan import Choice, Plan, known_first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Random, tag="order.found"):
+    """Training in random orders; decoding takes in each step the positions of which ``choice`` is surest (OAR, arXiv:2504.17069)."""
+
+    choice: Choice = Confidence(noise=0.0)
+
+    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+        return Plan(torch.arange(layout.length)[None], asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
+
+    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
+        return replace(known_first(plan, keep_L), sequence_BL=plan.sequence_BL)

@@ -1,0 +1,66 @@
+"""OAR: ordered autoregression with distilled orders (Pan et al. 2025, arXiv:2504.17069).
+
+New: a model of all orders says where to go next: in each step it draws a token for every open position and keeps the likeliest.  For a
+given image the same rule yields an order, and training ends on the images in their own orders.
+Differs: orders are found anew for each batch by the model as it is (the paper finds them once, with the model of the first stage),
+at a cost of one decoding a batch; image tokens instead of patches; no likelihood, since the order is part of the sample.
+Run: tokenloom run smoke_oar
+Expect: a lower FID than raster order and than any-order at equal training in the paper (Fashion Products, multimodal CelebA-HQ).
+"""
+
+from __future__ import annotations
+
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.attention import Attention
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.doubled import Doubled
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.transformer import Init, Transformer
+from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.orders import Confidence
+from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.oar.module import Distilled
+from tokenloom.models.zoo.generators.oar.order import Found
+
+
+@register(
+    "oar",
+    kind="generator",
+    paper="2504.17069",
+    tiny={"depth": 2, "width": 32, "heads": 2, "start": 0.9},
+    codec="vq",
+    order="random, then found by likelihood",
+    feed="shifted tokens with double positions",
+    net="transformer",
+    head="categorical",
+)
+def oar(
+    depth: int = 12,
+    width: int | None = None,
+    heads: int | None = None,
+    start: float = 0.7,
+    noise: float = 0.0,
+    classes: int | None = None,
+    dropout: float = 0.1,
+    label_dropout: float = 0.1,
+) -> Distilled.Config:
+    """Found orders from the share ``start`` of training on; ``noise`` of the choice; width is 64 times the depth, heads the depth."""
+    return Distilled.Config(
+        order=Found(choice=Confidence(noise=noise)),
+        feed=Doubled.Config(dropout=dropout),
+        net=Transformer.Config(
+            width=width or 64 * depth,
+            depth=depth,
+            heads=heads or depth,
+            norm=PreNorm.Config(kind="layer"),
+            mlp=GELU.Config(),
+            attention=Attention.Config(bias="qkv"),
+            dropout=dropout,
+            init=Init(scale_residual=True),
+        ),
+        head=Categorical.Config(),
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        sampler=Sampler(guidance=Constant(value=1.0)),
+        start=start,
+    )

@@ -1,0 +1,88 @@
+"""The factorised head: the sub-tokens of a position one after another.
+
+Shapes: B rows, N positions, M = B N, D width, Q codebooks (sub-tokens), V vocabulary of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.categorical import guide, pick
+from tokenloom.models.parts.heads.chained import Chained
+from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.sampling.sampler import Moment, Sampler
+
+
+class Factorised(Chained):
+    """A small causal transformer over ``[hidden state, first sub-token, …]`` (Open-MAGVIT2, arXiv:2409.04410).
+
+    Sub-tokens are embedded as the feed embeds them; the hidden state stands nowhere, the sub-tokens in a row after it.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Head.Config, tag="head.factorised"):
+        """``net`` is the small transformer, of the width of the big one."""
+
+        net: Transformer.Config
+
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Factorised:
+            if not layout.discrete or layout.codebooks < 2 or self.net.width != width:
+                raise LayoutError(f"a factorised head needs several codebooks, not {layout.codebooks}, and the net's width {width}")
+            return Factorised(self, layout, feed)
+
+    def __init__(self, config: Config, layout: TokenLayout, feed: Feed) -> None:
+        super().__init__()
+        self.net = config.net.build(TokenLayout(grids=((1, layout.codebooks),), vocabulary=layout.vocabulary))
+        self.out = nn.ModuleList([nn.Linear(config.net.width, layout.vocabulary, bias=False) for _ in range(layout.codebooks)])
+        for linear in self.out:
+            nn.init.zeros_(cast(nn.Linear, linear).weight)
+        # In a list, so that the tables stay parameters of the feed alone.
+        self._table = [cast(TokenTable, feed.table)]
+        self.register_buffer("place", torch.arange(layout.codebooks)[None] - 1, persistent=False)
+
+    def known(self, book: int, ids_M: Tensor) -> Tensor:
+        """(M, D)."""
+        return self._table[0].books[book](ids_M)
+
+    def logits(self, h_BND: Tensor, target_BNQ: Tensor) -> Tensor:
+        """(B, N, Q, V) logits of each sub-token given the true ones before it."""
+        return self.taught(h_BND.flatten(0, 1), target_BNQ.flatten(0, 1)).unflatten(0, h_BND.shape[:2])
+
+    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+        """The sum over sub-tokens, (B, N)."""
+        logits = self.logits(h_BND, target)
+        return F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(target.shape).sum(-1)
+
+    def draw(
+        self,
+        h_BND: Tensor,
+        null_BND: Tensor | None,
+        sampler: Sampler,
+        moment: Moment,
+        generator: torch.Generator,
+        forced: Tensor | None = None,
+    ) -> Drawn:
+        """Sub-token after sub-token, each under guidance."""
+        both = h_BND if null_BND is None else torch.cat([h_BND, null_BND])
+        rows, (_, count, _), weight = len(h_BND), h_BND.shape, sampler.guidance.on(moment)
+        ids: list[Tensor] = []
+        found: list[Tensor] = []
+
+        def choose(q: int, logits_MV: Tensor) -> Tensor:
+            part = logits_MV.view(len(both), count, -1)
+            found.append(guide(part[:rows], None if null_BND is None else part[rows:], weight))
+            ids.append(pick(found[-1], sampler, moment, generator) if forced is None else forced[..., q])
+            return ids[-1].repeat(len(both) // rows, 1).flatten()
+
+        self.walk(both.flatten(0, 1), choose)
+        data, logits = torch.stack(ids, -1), torch.stack(found, -2)
+        return Drawn(data, logits)

@@ -1,0 +1,1 @@
+"""The method titok_uvitbert: its recipe and the modules that it alone uses."""

@@ -1,0 +1,1 @@
+"""The method token_shuffle: its recipe and the modules that it alone uses."""

@@ -1,0 +1,1 @@
+"""The method tokenbridge_ar: its recipe and the modules that it alone uses."""

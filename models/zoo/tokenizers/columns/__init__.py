@@ -1,0 +1,1 @@
+"""The method columns: its recipe and the modules that it alone uses."""

@@ -1,0 +1,1 @@
+"""The method jpeg: its recipe and the modules that it alone uses."""

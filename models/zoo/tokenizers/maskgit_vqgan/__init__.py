@@ -1,0 +1,1 @@
+"""The method maskgit_vqgan: its recipe and the modules that it alone uses."""

@@ -1,0 +1,51 @@
+"""PQ: product quantization, channels in groups with a codebook each (arXiv:2305.02765; multi-codebook tokens of UniTok, arXiv:2502.20321).
+
+New: a position has one code a group; groups are independent, so the vocabulary multiplies while each codebook stays small.  The default
+spends the ten bits of one codebook of 1024 on two of 32.
+Differs: codebooks follow moving averages from a k-means start, over all workers; convolutions that suit small images, without
+attention, with 4x4 pixels a step at the ends.
+Run: tokenloom run smoke_pq
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32): PSNR 19.1 dB,
+squared error 0.050 on [-1, 1], all codes in use.
+"""
+
+from __future__ import annotations
+
+from tokenloom.models.core.registry import register
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.vq import VQ
+from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.zoo.tokenizers.pq.quantizer import Grouped
+
+
+@register(
+    "pq",
+    kind="tokenizer",
+    paper="2502.20321",
+    tiny=TINY | {"codes": 8, "dim": 2},
+    net="conv",
+    quantizer="product",
+)
+def pq(
+    groups: int = 2,
+    codes: int = 32,
+    dim: int = 4,
+    beta: float = 0.25,
+    decay: float = 0.97,
+    small: Small = SMALL,
+) -> Autoencoder.Config:
+    """``dim`` channels a group."""
+    return Autoencoder.Config(
+        net=small.net(),
+        quantizer=Grouped.Config(
+            part=VQ.Config(
+                codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(decay=decay), start=KMeans(), revival=Revival(threshold=0.2)),
+                beta=beta,
+            ),
+            groups=groups,
+        ),
+        latent=small.channels,
+        **small.losses(),
+    )

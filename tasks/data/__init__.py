@@ -1,0 +1,1 @@
+"""From raw sources to batches: reading, shards, loading, views."""

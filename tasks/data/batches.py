@@ -1,0 +1,70 @@
+"""Cutting, casting and picturing batches: small pure helpers of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenloom.models.core.protocols import Batch, TextFeatures
+from tokenloom.tasks.data import png
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start:stop`` of a batch."""
+    tokens, condition = batch.tokens, batch.condition
+    if tokens is not None:
+        lengths = None if tokens.lengths is None else tokens.lengths[start:stop]
+        tokens = replace(tokens, data=tokens.data[start:stop], lengths=lengths)
+    image = None if batch.image_BCHW is None else batch.image_BCHW[start:stop]
+    return Batch(image, tokens, None if condition is None else condition.part(start, stop))
+
+
+def pieces(batch: Batch | None, size: int, count: int | None = None) -> Iterator[tuple[int, int, Batch]]:
+    """Micro-batches of at most ``size`` rows (0: all at once), or ``count`` nearly equal ones, as (start, stop, rows)."""
+    rows = 0 if batch is None else batch.rows
+    starts = list(range(0, rows, size or max(1, rows))) if count is None else [rows * i // count for i in range(count)]
+    for start, stop in zip(starts, [*starts[1:], rows]):
+        assert batch is not None
+        yield start, stop, batch if stop - start == rows else rows_of(batch, start, stop)
+
+
+def floats_to(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its images, latents and text features in another floating-point type."""
+    tokens, condition = batch.tokens, batch.condition
+    if tokens is not None and tokens.data.is_floating_point():
+        tokens = replace(tokens, data=tokens.data.to(dtype))
+    if isinstance(condition, TextFeatures):
+        condition = TextFeatures(condition.feature_BTD.to(dtype), condition.mask_BT)
+    image = None if batch.image_BCHW is None else batch.image_BCHW.to(dtype)
+    return Batch(image, tokens, condition)
+
+
+def image_png(image: Tensor) -> bytes:
+    """PNG of one image (C, H, W), or of a row-wise grid of images (B, C, H, W), in [-1, 1]."""
+    if image.ndim == 4:
+        columns = max(1, round(len(image) ** 0.5))
+        rows = -(-len(image) // columns)
+        blank = image.new_full((rows * columns - len(image), *image.shape[1:]), -1.0)
+        _, C, H, W = image.shape
+        image = torch.cat([image, blank]).view(rows, columns, C, H, W).permute(2, 0, 3, 1, 4).reshape(C, rows * H, columns * W)
+    pixels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return png.encode(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def exact_norms(model: nn.Module) -> None:
+    """Let every normalisation take and give float32 under autocast.
+
+    Autocast on accelerators does so by itself; on processors it hands half precision through.
+    """
+
+    def widen(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return tuple(t.float() if isinstance(t, Tensor) and t.dtype in (torch.bfloat16, torch.float16) else t for t in given)
+
+    for module in model.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+            module.register_forward_pre_hook(widen)

@@ -1,0 +1,1 @@
+"""Samples, metrics, pictures, reports and the gate."""

@@ -1,0 +1,115 @@
+"""Samples for an evaluation, drawn in shards by Ray actors; a shard that is finished is never drawn again.
+
+Every shard has its own stream of (seed, shard), so the samples do not depend on how many actors there are.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.progress import Report
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work, sha256_of
+from tokenloom.tasks.store.verification import read_verified
+
+if TYPE_CHECKING:
+    from tokenloom.tasks.serving.asking import Wanted
+
+
+def draw_samples(
+    step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, wanted: Wanted, work: Work, report: Report
+) -> tuple[NDArray[np.uint8], float]:
+    """A sample of each wanted label or text, and images a second of one worker; a shard that is finished is not drawn again."""
+    shards = [wanted[start : start + config.shard] for start in range(0, len(wanted), config.shard)]
+    marks = {i: payload for i in range(len(shards)) if (payload := work.done(f"samples-{i:05d}"))}
+    todo = [i for i in range(len(shards)) if i not in marks]
+    done = len(wanted) - sum(len(shards[i]) for i in todo)
+    report("sample", done, len(wanted), {})
+    for i, image, seconds in _finished(todo, shards, step, store, cluster, config.seed) if todo else ():
+        path = f"{work.folder}/parts/{i:05d}.npy"
+        raw = io.BytesIO()
+        np.save(raw, image)
+        store.storage.write(path, raw.getvalue())
+        marks[i] = {
+            "files": [{"path": path, "size": len(raw.getvalue()), "sha256": sha256_of(raw.getvalue())}],
+            "rate": len(image) / max(seconds, 1e-9),
+        }
+        work.mark(f"samples-{i:05d}", marks[i])
+        done += len(image)
+        report("sample", done, len(wanted), {"images_per_second": marks[i]["rate"]})
+    files = [marks[i]["files"][0] for i in range(len(shards))]
+    images = [np.load(io.BytesIO(read_verified(store.storage, f["path"], f["sha256"])), allow_pickle=False) for f in files]
+    # the median of the shards: the first one of a worker warms up
+    return np.concatenate(images), float(np.median([marks[i]["rate"] for i in range(len(shards))]))
+
+
+def _finished(
+    todo: list[int], shards: Sequence[Wanted], step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
+) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
+    """Yield (shard, images, seconds) as the actors finish, in any order."""
+    from tokenloom.tasks.runtime.cluster import check_room, session, worker_root
+
+    generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
+    with session(cluster, store.root) as current:
+        ray, count = current.ray, min(cluster.extract_actors, len(todo))
+        check_room(ray, cluster, count)
+        actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Drawer)
+        given = (store.uri, worker_root(cluster, store.root), generator.to_dict(), tokenizer.to_dict(), step.config["sample"])
+        actors = [actor.remote(*given, cluster.execution.threads, cluster.execution.device) for _ in range(count)]
+        idle, waiting = list(actors), list(reversed(todo))
+        running: dict[Any, tuple[int, Any]] = {}
+        try:
+            while waiting or running:
+                while waiting and idle:
+                    i, worker = waiting.pop(), idle.pop()
+                    running[worker.draw.remote(shards[i], seed, i)] = i, worker
+                ready, _ = ray.wait(list(running), num_returns=1)
+                i, worker = running.pop(ready[0])
+                idle.append(worker)
+                try:
+                    yield (i, *ray.get(ready[0]))
+                except ray.exceptions.RayTaskError as error:
+                    cause = error.cause
+                    raise cause if isinstance(cause, (StepError, ConfigError)) else StepError(f"sampling failed: {cause!r}") from error
+                except ray.exceptions.RayError as error:
+                    raise StepError(
+                        f"a sampling worker died again and again: {str(error).strip().splitlines()[-1]}; run again to go on"
+                    ) from error
+        finally:
+            for each in actors:
+                ray.kill(each)
+
+
+class Drawer:
+    """Generator and tokenizer of one worker; everything it is given is an address or plain data."""
+
+    def __init__(
+        self, store: str, root: str, generator: dict[str, str], tokenizer: dict[str, str], sample: dict[str, Any], threads: int, device: str
+    ) -> None:
+        import torch
+
+        from tokenloom.tasks.runtime.cluster import node_root
+        from tokenloom.tasks.serving.drawing import open_pair
+
+        torch.set_num_threads(threads)
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        at = Store(store, node_root(root))
+        folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in (generator, tokenizer)]
+        self._pair = open_pair(folders[0], folders[1], [], sample, device)
+
+    def draw(self, wanted: Wanted, seed: int, shard: int) -> tuple[NDArray[np.uint8], float]:
+        """The images of one shard and the seconds it took."""
+        from tokenloom.tasks.serving.drawing import sample_images
+
+        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.condition(wanted)
+        began = time.perf_counter()
+        images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, shard)
+        return images, time.perf_counter() - began

@@ -1,0 +1,239 @@
+"""Drawing samples for people: which model a reference means, and a picture or arrays of what it draws."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenloom.models.core.build import ModelSpec, save_model
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.evaluation import pictures
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.serving.asking import Wanted
+from tokenloom.tasks.serving.drawing import SHARD, Pair, open_bundle, open_pair, sample_images, sample_shards, spread
+from tokenloom.tasks.store.artifacts import Artifact, Record, Store
+from tokenloom.tasks.store.storage import atomic
+from tokenloom.tasks.training.checkpoint import Checkpoints
+
+if TYPE_CHECKING:
+    from tokenloom.tasks.tracking.tracker import Tracker
+
+#: Written by training before its first step, so that a run can be sampled while it trains:
+#: ``{"spec": …, "tokenizer": artifact, "classes": […]}``.
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that a reference means, ready to be opened."""
+
+    title: str
+    generator: Artifact
+    tokenizer: Artifact
+    classes: list[str]
+    sample: dict[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+
+
+def open_model(reference: str, store: Store, tracker: Tracker | None = None, device: str = "cpu") -> tuple[Pair, str]:
+    """The models behind a reference, and its full name.
+
+    Args:
+        reference: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` of the registry; an artifact (generator, evaluation
+            or registration: NAME, NAME-FINGERPRINT or a unique start of it); or a generator that is still training.
+
+    Raises:
+        ConfigError: nothing fits, or it cannot be sampled, naming what there is.
+    """
+    if reference.startswith("models:/"):
+        if tracker is None:
+            raise ConfigError(f"{reference!r}: needs a tracking server")
+        from tokenloom.tasks.tracking.registry import Registry
+
+        return open_bundle(Registry(tracker).download(reference) / "artifacts" / "bundle", device), reference
+    try:
+        found = _of_artifact(_resolve(reference, store), store)
+    except ConfigError as error:
+        training = _in_training(reference, store)
+        if training is None:
+            raise error
+        return _open_training(training, store, device)
+    folders = store.fetch(found.generator), store.fetch(found.tokenizer)
+    return open_pair(*folders, found.classes, found.sample, device, found.texts), found.title
+
+
+def _resolve(reference: str, store: Store) -> Artifact:
+    try:
+        return store.resolve(reference, "generator")
+    except ConfigError as error:
+        try:
+            return store.resolve(reference)
+        except ConfigError:
+            raise error from None
+
+
+def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
+    record = store.record(artifact)
+    generator = artifact if artifact.kind == "generator" else record.inputs.get("generator")
+    if generator is None:
+        raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, an evaluation or a registration")
+    made = store.record(generator)
+    return ModelReference(
+        f"generator {generator.id}",
+        generator,
+        made.inputs["tokenizer"],
+        classes_of(made, store),
+        _sampling(generator, record, store),
+        list(made.notes.get("texts", ())),
+    )
+
+
+def classes_of(generator: Record, store: Store) -> list[str]:
+    """Names of the classes that a generator knows."""
+    if "classes" in generator.notes:
+        return list(generator.notes["classes"])
+    return list(store.record(generator.inputs["tokens"]).notes["classes"])
+
+
+def _sampling(generator: Artifact, record: Record, store: Store) -> dict[str, Any]:
+    """The run's own sampling settings: those under which the generator was last evaluated."""
+    if "sample" in record.config:
+        return dict(record.config["sample"])
+    judged = [r for r in store.records("evaluation") if r.inputs.get("generator", generator).fingerprint == generator.fingerprint]
+    return dict(judged[-1].config.get("sample", {})) if judged else {}
+
+
+def _in_training(reference: str, store: Store) -> str | None:
+    """Folder of the unfinished generator of this name, the one with the newest checkpoint."""
+    fitting = [
+        f for f in store.storage.folders("generator") if f == reference or f.rpartition("-")[0] == reference or f.startswith(reference)
+    ]
+    dated = []
+    for name in fitting:
+        folder = f"generator/{name}"
+        saved = _checkpoints(folder, store).saved()
+        if saved and store.storage.exists(f"{folder}/{PLAN}"):
+            dated.append((saved[-1].created, folder))
+    return max(dated)[1] if dated else None
+
+
+def _checkpoints(folder: str, store: Store) -> Checkpoints:
+    return Checkpoints(store.storage, folder, folder.rpartition("-")[2], store.root / "scratch" / "sample")
+
+
+def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
+    plan = json.loads(store.storage.read(f"{folder}/{PLAN}"))
+    checkpoints = _checkpoints(folder, store)
+    step = checkpoints.newest()
+    if not step:
+        raise ArtifactError(f"{store.storage.uri(folder)}: no whole checkpoint yet; try again a little later")
+    state = checkpoints.load(step)
+    weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    for name, tensor in state.items():  # the average over the steps is what a finished run would save
+        kind, _, rest = name.partition(".")
+        if kind == "ema":
+            weights[rest.partition(".")[2]] = tensor
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(Path(scratch), ModelSpec.from_dict(plan["spec"]), {name: tensor.clone() for name, tensor in weights.items()})
+        tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"]))
+        pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device, plan.get("texts", ()))
+    return pair, f"{folder} at step {step} (still training)"
+
+
+def sample_model(
+    model: str,
+    store: Store,
+    tracker: Tracker | None,
+    *,
+    classes: Sequence[int] | None = None,
+    texts: Sequence[str] | None = None,
+    total: int = 100,
+    seed: int = 0,
+    guidance: float | None = None,
+    steps: int | None = None,
+    out: Path,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Draw ``total`` samples spread evenly over the classes (all, if not given) or texts (captions that it has seen), and write them.
+
+    ``out`` ends in ``.png`` (a grid, one row a class or text) or ``.npz`` (``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,), of
+    texts their numbers, which ``texts`` tells).
+
+    Raises:
+        ConfigError: unknown model, a class that it does not have, texts for a model of classes or the other way round, steps that it
+            fixes, another ending of ``out``.
+    """
+    out = Path(out)
+    if out.suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out {str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)")
+    if total < 1:
+        raise ConfigError(f"--n {total}: ask for at least one sample")
+    pair, title = open_model(model, store, tracker, _device())
+    pair = replace(pair, sampler=pair.sampler.edited(guidance=guidance, steps=steps))
+    pair.generator.check_sampler(pair.sampler)
+    kinds = _kinds(pair, classes, texts, title)
+    which = spread(total, len(kinds))
+    words = [str(kind) for kind in kinds] if pair.asking.column == "text" else None
+    labels = which if words else np.asarray(kinds, np.int64)[which]
+    asked: Wanted = [words[i] for i in which.tolist()] if words else labels
+    parts = []
+    for shard, start in enumerate(range(0, total, SHARD)):
+        report("sample", start, total, {})
+        condition = pair.asking.condition(asked[start : start + SHARD])
+        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, shard))
+    report("sample", total, total, {})
+    images = np.concatenate(parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(out) as file:
+        if out.suffix == ".npz":
+            arrays: dict[str, Any] = {"images": images, "labels": labels, **({"texts": np.array(words)} if words else {})}
+            np.savez_compressed(file, **arrays)
+        elif words:
+            file.write(pictures.class_grid(images, labels, words, per_class=total, most=len(words)))
+        else:
+            file.write(pictures.png(grid_by_class(images, labels)))
+    drawn = {"texts": words} if words else {"classes": [int(k) for k in kinds]}
+    return {"model": title, "out": str(out), "samples": total, **drawn, "seed": seed}
+
+
+def _kinds(pair: Pair, classes: Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:
+    """The different classes or texts to draw."""
+    if pair.asking.column == "class_id":
+        if texts:
+            raise ConfigError(f"--text {texts[0]!r}: {title} is asked for classes; give --classes")
+        chosen = range(max(1, len(pair.classes))) if classes is None else dict.fromkeys(int(k) for k in classes)
+        pair.asking.check(np.asarray(list(chosen), np.int64))
+        return list(chosen)
+    if classes is not None:
+        raise ConfigError(f"--classes: {title} is asked in words; give --text")
+    words = list(dict.fromkeys(texts or pair.asking.texts))
+    if not words:
+        raise ConfigError(f"--text: {title} is asked in words; give at least one")
+    pair.asking.check(words)
+    return words
+
+
+def grid_by_class(image_NHWC: NDArray[np.uint8], label_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """One row a class in the order of the classes; a class with fewer images than another ends in white."""
+    kinds, counts = np.unique(label_N, return_counts=True)
+    sheet = np.full((len(kinds), counts.max(), *image_NHWC.shape[1:]), 255, np.uint8)
+    for row, kind in enumerate(kinds):
+        sheet[row, : counts[row]] = image_NHWC[label_N == kind]
+    return pictures.grid(sheet.reshape(-1, *image_NHWC.shape[1:]), int(counts.max()))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+__all__ = ["PLAN", "classes_of", "grid_by_class", "open_model", "sample_images", "sample_model", "sample_shards"]

@@ -1,0 +1,1 @@
+"""Where a run works: Ray, batch jobs, checks before work, errors, stopping."""

@@ -1,0 +1,189 @@
+"""What can be known to be impossible before any work starts: the models of a run are built without memory."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
+from tokenloom.models.core.build import ModelSpec, parameters
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Generator, LayoutError, Method
+from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.models.parts.nets.classifier import shape_of
+from tokenloom.tasks.serving.drawing import default_sampler
+
+
+def stands_on(section: BaseConfig) -> tuple[str, ...]:
+    """The roles of the artifacts, besides the dataset, that training this tokenizer needs: ``base``, ``features``.
+
+    Raises:
+        ConfigError: unknown recipe or argument; a base that is missing, not needed, or that stands on others itself.
+    """
+    if section.recipe is None:
+        return ()
+    where, base = section.where, section.base if isinstance(section, TokenizerConfig) else None
+    try:
+        needs: tuple[str, ...] = ModelSpec("tokenizer", section.recipe, dict(section.args), dict(section.set)).config().needs
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(section, TokenizerConfig):
+        if needs:
+            raise ConfigError(f"{where}: recipe {section.recipe!r} stands on other models itself ({', '.join(needs)}); take a plain one")
+    elif "tokenizer" in needs and base is None:
+        raise ConfigError(
+            f"{where}: recipe {section.recipe!r} stands on another tokenizer, and {where}.base is missing: "
+            "give {recipe: …} or {use: ARTIFACT}"
+        )
+    elif base is not None and "tokenizer" not in needs:
+        raise ConfigError(f"{where}.base: recipe {section.recipe!r} stands on no other tokenizer; leave base out")
+    return tuple({"tokenizer": "base"}.get(need, need) for need in needs)
+
+
+def check_models(config: RunConfig, classes: int) -> None:
+    """Build the tokenizer (with its base) and the generator of a run that uses nothing of a store, on the meta device.
+
+    Raises:
+        ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
+    """
+    spec, layout = check_tokenizer(config, classes)
+    if config.generator is not None:
+        check_generator(config, classes, spec, layout)
+
+
+def check_tokenizer(
+    config: RunConfig, classes: int, tokenizer: dict[str, Any] | None = None, base: dict[str, Any] | None = None
+) -> tuple[ModelSpec, dict[str, Any]]:
+    """Build the tokenizer of a run (with its base) on the meta device; its spec, and its layout as plain data.
+
+    Args:
+        config: the run.
+        classes: number of classes in the data.
+        tokenizer: spec of the tokenizer in use (``ModelSpec.to_dict()``); None when the run trains its own.
+        base: spec of the base in use (``tokenizer.base.use``), if there is one.
+
+    Raises:
+        ConfigError: as ``check_models``.
+    """
+    data, section = {"size": config.data.size, "channels": config.data.channels}, config.tokenizer
+    if tokenizer is not None:
+        spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
+        built = _build(spec, "tokenizer")
+    else:
+        given: dict[str, Any] = dict(data)
+        roles = stands_on(section)
+        if section.base is not None:
+            given["tokenizer"] = _base(section.base, base, data)
+        if "features" in roles:
+            given["features"] = shape_of(data["channels"], classes)
+        spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), given)
+        built = _build(spec, "tokenizer")
+        check_training(built, spec.recipe, section.train, "tokenizer")
+    return spec, getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
+
+
+def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, int]) -> dict[str, Any]:
+    """The spec of the tokenizer that another one depends on: of the artifact in use, or built here."""
+    stands_on(section)
+    if used is not None:
+        return _used(used, f"tokenizer.base.use={section.use!r}", data).to_dict()
+    spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), data)
+    check_training(_build(spec, section.where), spec.recipe, section.train, section.where)
+    return spec.to_dict()
+
+
+def check_generator(
+    config: RunConfig, classes: int, tokenizer: ModelSpec, layout: dict[str, Any], start: tuple[str, dict[str, Any]] | None = None
+) -> None:
+    """Build the generator of a run on the meta device, and look at its sampler.
+
+    Args:
+        config: the run, with a generator.
+        classes: number of classes in the data.
+        tokenizer: spec of the tokenizer whose tokens it is for.
+        layout: of those tokens, as plain data.
+        start: name and spec of the generator that training starts from, if there is one.
+
+    Raises:
+        ConfigError: as ``check_models``.
+    """
+    method = config.generator
+    assert method is not None, "a run without a generator has nothing to check"
+    given = {"layout": layout, "classes": classes, "tokenizer": tokenizer.to_dict()}
+    made = ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given)
+    generator = cast(Generator, _build(made, "generator"))
+    sampler = default_sampler(generator).edited(**identity(config.sample))
+    try:
+        generator.check_sampler(sampler)
+    except LayoutError as error:
+        raise ConfigError(f"generator: recipe {method.recipe!r} does not fit the tokenizer's tokens: {error}") from error
+    if start is not None:
+        check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
+
+
+def check_warm_start(spec: ModelSpec, start: ModelSpec, name: str) -> None:
+    """A generator can start from another one's weights only if they have the same names and shapes.
+
+    Raises:
+        ConfigError: they do not; names the first tensors that differ.
+    """
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in _build(each, "generator").state_dict().items()} for each in (spec, start)
+    )
+    odd = [
+        f"{tensor} is {theirs.get(tensor, 'missing')} there and {ours.get(tensor, 'missing')} here"
+        for tensor in sorted(ours.keys() | theirs.keys())
+        if ours.get(tensor) != theirs.get(tensor)
+    ]
+    if odd:
+        more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
+        raise ConfigError(
+            f"generator.warm_start: {name} ({start.recipe}) does not fit recipe {spec.recipe!r}: {'; '.join(odd[:2])}{more}. "
+            "Keep the recipe and its arguments, or leave warm_start out"
+        )
+
+
+def check_training(model: Method, recipe: str, train: Any, where: str) -> None:
+    """A model is trained if, and only if, it has something to train.
+
+    Raises:
+        ConfigError: it has, and ``train`` is missing, or it has not.
+    """
+    if train is None and parameters(model):
+        raise ConfigError(f"{where}.train is missing: give at least {{steps: N}}")
+    if train is not None and not parameters(model):
+        raise ConfigError(f"{where}.train: recipe {recipe!r} has nothing to train; leave {where}.train out")
+
+
+def _used(spec: dict[str, Any], where: str, data: dict[str, int]) -> ModelSpec:
+    """The spec of a model in use, which has to be made for images like these."""
+    found = ModelSpec.from_dict(spec)
+    for name, value in data.items():
+        if found.given[name] != value:
+            raise ConfigError(
+                f"{where}: made for {name} {found.given[name]}, data.{name} is {value}; "
+                f"set data.{name}={found.given[name]} or train a tokenizer"
+            )
+    return found
+
+
+def check_sharding(spec: ModelSpec, execution: ExecutionSettings) -> None:
+    """See that a generator can be trained with ``sharding: fsdp``; raises ``ConfigError``."""
+    from tokenloom.tasks.training.sharding import check_sharded
+
+    check_sharded(_build(spec, spec.kind), execution.compile)
+
+
+def _build(spec: ModelSpec, section: str) -> Method:
+    try:
+        try:
+            with torch.device("meta"):
+                return spec.build()
+        except (NotImplementedError, RuntimeError):
+            return spec.build()  # a part that computes values when it is built needs real tensors
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(section) else f"{section}: {text}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"{section}.args {spec.args}: no {spec.recipe} has these sizes ({type(error).__name__}: {error})") from error

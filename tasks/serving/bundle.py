@@ -1,0 +1,54 @@
+"""What is logged as a servable model: both models, how to sample, the code that they need, pinned requirements."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tokenloom.tasks.serving.drawing
+from tokenloom.tasks.serving.drawing import Pair, open_bundle
+from tokenloom.tasks.store.artifacts import Artifact, Store
+
+_REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow")
+_FILES = ("model.json", "weights.safetensors")
+
+
+def write_bundle(folder: Path, store: Store, generator: Artifact, tokenizer: Artifact, classes: list[str], sample: dict[str, Any]) -> Pair:
+    """Put ``generator/``, ``tokenizer/`` and ``serving.json`` into a new folder, and open it as a server would.
+
+    Raises:
+        ArtifactError: a file of one of the models is missing or damaged.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, artifact in (("generator", generator), ("tokenizer", tokenizer)):
+        (folder / name).mkdir(parents=True)
+        source = store.fetch(artifact, *_FILES)
+        for file in _FILES:
+            shutil.copyfile(source / file, folder / name / file)
+    serving = {"classes": classes, "sample": sample}
+    if texts := store.record(generator).notes.get("texts"):
+        serving["texts"] = texts
+    (folder / "serving.json").write_text(json.dumps(serving, indent=1, sort_keys=True))
+    return open_bundle(folder)
+
+
+def write_code(folder: Path) -> list[Path]:
+    """Copy what a served model imports (``tokenloom.models`` and ``tokenloom.tasks.serving``); the folders to log as its code."""
+    here = Path(tokenloom.tasks.serving.drawing.__file__).resolve().parent
+    project = here.parent.parent
+    shutil.rmtree(folder, ignore_errors=True)
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    package = folder / "tokenloom"
+    shutil.copytree(project / "models", package / "models", ignore=ignore)
+    shutil.copytree(here, package / "tasks" / "serving", ignore=ignore)
+    shutil.copyfile(project / "tasks" / "__init__.py", package / "tasks" / "__init__.py")
+    return [package]
+
+
+def requirements(pair: Pair) -> list[str]:
+    """The installed versions of what serving needs, as pip reads them (a build's local part, ``+cpu``, is left out)."""
+    names = [*_REQUIRED, *(["transformers"] if pair.asking.encoder is not None else [])]
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]

@@ -1,0 +1,1 @@
+"""Artifacts, their records, and the storage below them."""
