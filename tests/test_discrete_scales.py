@@ -53,9 +53,9 @@ def test_the_cache_holds_one_scale(name: str, monkeypatch: pytest.MonkeyPatch) -
     most: list[int] = []
     before = Attention.forward
 
-    def forward(self: Attention, x: Any, sight: Any, turn: Any, cache: Any) -> Any:
+    def forward(self: Attention, x: Any, visibility: Any, rotations: Any, cache: Any) -> Any:
         most.append(cache.key_BHTE.shape[2])
-        return before(self, x, sight, turn, cache)
+        return before(self, x, visibility, rotations, cache)
 
     monkeypatch.setattr(Attention, "forward", forward)
     _, labels = some(SCALES, 2)

@@ -8,16 +8,17 @@ Anything that meets these verbs trains, samples, is evaluated and is registered 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.layout import LayoutError as LayoutError
+from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
 from tokenloom.models.core.requests import Labels as Labels
 from tokenloom.models.core.requests import Text as Text
@@ -25,81 +26,6 @@ from tokenloom.models.core.requests import TextFeatures as TextFeatures
 
 if TYPE_CHECKING:
     from tokenloom.models.sampling.sampler import Sampler
-
-
-class LayoutError(ValueError):
-    """Tokens, tokenizer and generator do not belong together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLayout:
-    """Where every token stands, and who made it.
-
-    ``grids`` are (rows, columns) per scale, small to large; one grid for a plain image, ``((1, n),)``
-    with ``axis="sequence"`` for 1-D tokens.  ``frames`` repeats all grids in time.  Discrete tokens have a
-    ``vocabulary`` and ``channels == 0``; continuous latents have ``channels`` and ``vocabulary == 0``.
-    ``tokenizer`` is the fingerprint of the tokenizer that made the tokens ("" for an unsaved one).
-    """
-
-    grids: tuple[tuple[int, int], ...]
-    vocabulary: int = 0
-    channels: int = 0
-    codebooks: int = 1
-    frames: int = 1
-    axis: str = "grid"
-    tokenizer: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.grids or any(h < 1 or w < 1 for h, w in self.grids):
-            raise LayoutError(f"grids={self.grids!r}: needs at least one grid of positive size")
-        if (self.vocabulary > 0) == (self.channels > 0):
-            raise LayoutError(f"vocabulary={self.vocabulary}, channels={self.channels}: exactly one must be positive")
-
-    @property
-    def length(self) -> int:
-        """Number of positions L."""
-        return self.frames * sum(h * w for h, w in self.grids)
-
-    @property
-    def scale_sizes(self) -> tuple[int, ...]:
-        """Positions per scale (of one frame)."""
-        return tuple(h * w for h, w in self.grids)
-
-    @property
-    def discrete(self) -> bool:
-        """True for ids, false for latents."""
-        return self.vocabulary > 0
-
-    @property
-    def id_dtype(self) -> torch.dtype:
-        """Narrowest unsigned type that holds an id."""
-        return torch.uint8 if self.vocabulary <= 1 << 8 else torch.uint16 if self.vocabulary <= 1 << 16 else torch.uint32
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(L, 4) int64: time, scale, row, column of every token, in storage order."""
-        rows = [(t, s, r, c) for t in range(self.frames) for s, (h, w) in enumerate(self.grids) for r in range(h) for c in range(w)]
-        return torch.tensor(rows, dtype=torch.int64)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form for records and file metadata."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TokenLayout:
-        """Inverse of ``to_dict`` (lists become tuples)."""
-        return cls(**{**data, "grids": tuple((int(h), int(w)) for h, w in data["grids"])})
-
-    def check(self, other: TokenLayout) -> None:
-        """Raise ``LayoutError`` naming each field in which ``other`` differs (an empty fingerprint matches any)."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        wrong = [
-            f"{k}: {mine[k]!r} here, {theirs[k]!r} there"
-            for k in mine
-            if mine[k] != theirs[k] and not (k == "tokenizer" and "" in (mine[k], theirs[k]))
-        ]
-        if wrong:
-            raise LayoutError("tokens do not fit: " + "; ".join(wrong))
 
 
 @dataclass(frozen=True)

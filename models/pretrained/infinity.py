@@ -21,7 +21,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales, WeighedScales
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from tokenloom.models.parts.quantizers.patched import Patched
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.similarity import Cosine
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Groups, Mask, Visibility
@@ -66,7 +66,7 @@ def config(info: Info) -> GroupGenerator.Config:
             mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
             attention=Attention.Config(similarity=Cosine(), bias="qv"),
             # The largest map of the 1M schedule has 64 positions a side.
-            rope=Rope2D.Config(reach=64),
+            rope=Rope.Config(reach=64),
             init=Init(std=0.0),
         ),
         head=Bitwise.Config(),

@@ -18,7 +18,7 @@ from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import visibility_of
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
 from tokenloom.models.pretrained.names import NameMap, Rename
@@ -39,7 +39,7 @@ def llama_net(c: Mapping[str, Any]) -> Transformer.Config:
         norm=PreNorm.Config(kind="rms", eps=c["norm_eps"]),
         mlp=SwiGLU.Config(multiple_of=c["multiple_of"]),
         attention=Attention.Config(),
-        rope=Rope2D.Config(base=float(c["rope_base"])),
+        rope=Rope.Config(base=float(c["rope_base"])),
     )
 
 

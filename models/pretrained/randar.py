@@ -15,7 +15,7 @@ from tokenloom.models.parts.feeds.aimed import Instructed
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Random, Steps
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
 from tokenloom.models.pretrained.llamagen import llama_net
 from tokenloom.models.pretrained.names import NameMap, Rename
@@ -32,7 +32,7 @@ def config(info: Info) -> GroupGenerator.Config:
     c = info["config"]
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=c["num_inference_steps"])),
-        feed=Instructed.Config(heads=c["n_head"], rope=Rope2D.Config(base=float(c["rope_base"]))),
+        feed=Instructed.Config(heads=c["n_head"], rope=Rope.Config(base=float(c["rope_base"]))),
         net=llama_net(c),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0),

@@ -17,7 +17,7 @@ from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.parts.rope import Rope2D, rotate
+from tokenloom.models.parts.rope import Rope, rotate
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal
 
@@ -87,7 +87,7 @@ class Instructed(Shifted):
     class Config(Shifted.Config, tag="feed.position_instructions"):
         """``rope`` and ``heads`` are those of the net."""
 
-        rope: Rope2D.Config = Rope2D.Config()
+        rope: Rope.Config = Rope.Config()
         heads: int
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Instructed:

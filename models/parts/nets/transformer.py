@@ -22,7 +22,7 @@ from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
@@ -48,7 +48,7 @@ class Transformer(SlotNet):
         norm: BlockNorm.Config = PreNorm.Config()
         mlp: MLP.Config = SwiGLU.Config()
         attention: Attention.Config = Attention.Config()
-        rope: Rope2D.Config | None = None
+        rope: Rope.Config | None = None
         dropout: float = 0.0
         drop_path: float = 0.0
         init: Init = Init()
@@ -122,11 +122,11 @@ class Transformer(SlotNet):
 
         ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``steer`` (B, 1 or S, D) steers adaptive norms.
         """
-        turn = self.rope(position_BS) if self.rope is not None else None
+        rotations = self.rope(position_BS) if self.rope is not None else None
         shared = self.norm.shared(steer)
         visibility = self.evaluated(visibility, x_BSD, cache)
         for i in range(len(self.attention)):
-            x_BSD = self.block(i, x_BSD, visibility, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(i, x_BSD, visibility, rotations, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
         return x_BSD
 
     def block(
@@ -134,26 +134,26 @@ class Transformer(SlotNet):
         index: int,
         x_BSD: Tensor,
         visibility: Visibility,
-        turn: Tensor | None,
+        rotations: Tensor | None,
         how: list[Branch | None],
         cache: LayerCache | None,
         draws: Draws | None,
     ) -> Tensor:
         """One block: attention, then MLP."""
-        return self.transform(index, self.attend_to(index, x_BSD, visibility, turn, how[0], cache, draws), how[1], draws)
+        return self.transform(index, self.attend_to(index, x_BSD, visibility, rotations, how[0], cache, draws), how[1], draws)
 
     def attend_to(
         self,
         index: int,
         x_BSD: Tensor,
         visibility: Visibility,
-        turn: Tensor | None,
+        rotations: Tensor | None,
         how: Branch | None,
         cache: LayerCache | None,
         draws: Draws | None,
     ) -> Tensor:
         """The attention branch of a block, joined."""
-        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), visibility, turn, cache)
+        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), visibility, rotations, cache)
         return self.norm.join(index, 0, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
 
     def transform(self, index: int, x_BSD: Tensor, how: Branch | None, draws: Draws | None) -> Tensor:

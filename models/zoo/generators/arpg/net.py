@@ -83,9 +83,9 @@ class TwoPass(SlotNet):
         inner = replace(slots, x_BSD=slots.x_BSD[:, :known], position_BS=place[:, :known], queries=0)
         h = self.content(inner, own, cond, cache[:-1] if cache else None, draws)
         k, v = self._split(self.key(h)), self._split(self.value(h))
-        turn = self.content.rope(place) if self.content.rope is not None else None
-        if turn is not None:
-            k = rotate(k, turn[:, :, :known])
+        rotations = self.content.rope(place) if self.content.rope is not None else None
+        if rotations is not None:
+            k = rotate(k, rotations[:, :, :known])
         if cache is not None:
             k, v = cache[-1].append(k, v)
         x = slots.x_BSD[:, known:]
@@ -93,7 +93,7 @@ class TwoPass(SlotNet):
         for i, (query, proj, mlp) in enumerate(zip(self.query, self.proj, self.mlp)):
             first, second = self.norm.modulate(i, steer, shared)
             q = self._split(query(self.norm.enter(i, 0, x, first)))
-            q = q if turn is None else rotate(q, turn[:, :, known:])
+            q = q if rotations is None else rotate(q, rotations[:, :, known:])
             y = proj(attend(q, k, v, other, self.head_width**-0.5))
             x = self.norm.join(i, 0, x, dropout(self.norm.gate(y, first), self.rate, draws))
             y = cast(MLP, mlp)(self.norm.enter(i, 1, x, second))

@@ -18,7 +18,7 @@ from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.heptapod.module import WholeGrid
 from tokenloom.models.zoo.generators.heptapod.net import Pointed
@@ -56,7 +56,7 @@ def heptapod(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=SwiGLU.Config(multiple_of=32),
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
             blocks=blocks,
         ),

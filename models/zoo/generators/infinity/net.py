@@ -63,12 +63,12 @@ class CrossTransformer(Transformer):
         if cond.memory_BTD is None:
             raise LayoutError("this net needs a condition with a memory")
         steer, x = steering(slots, cond), slots.x_BSD
-        turn, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(steer)
+        rotations, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(steer)
         visibility = self.evaluated(visibility, x, cache)
         for i, (look, look_norm) in enumerate(zip(self.look, self.look_norm)):
             how = self.norm.modulate(i, steer, shared)
             layer = cache[i] if cache else None
-            x = self.attend_to(i, x, visibility, turn, how[0], layer, draws)
+            x = self.attend_to(i, x, visibility, rotations, how[0], layer, draws)
             kept = layer.memory if isinstance(layer, CrossLayerCache) else None
             x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT, kept)
             x = self.transform(i, x, how[1], draws)

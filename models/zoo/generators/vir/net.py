@@ -62,8 +62,8 @@ class Retention(Mixer):
     def forward(self, x_BSD: Tensor, state: State | None = None) -> Tensor:
         rows, slots, width = x_BSD.shape
         q, k, v = self.qkv(x_BSD).view(rows, slots, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
-        turn = self._turn(state.used if state else 0, slots)
-        q, k = rotate(q, turn), rotate(k, turn) / math.sqrt(self.head_width)
+        rotations = self._rotations(state.used if state else 0, slots)
+        q, k = rotate(q, rotations), rotate(k, rotations) / math.sqrt(self.head_width)
         if state is None:
             y = parallel(q, k, v, self.log_decay_H) if slots <= self.chunk else chunkwise(q, k, v, self.log_decay_H, self.chunk)[0]
         else:
@@ -76,7 +76,7 @@ class Retention(Mixer):
         y = F.rms_norm(y, (self.head_width,), eps=self.eps).to(x_BSD.dtype).transpose(1, 2).reshape(rows, slots, width)
         return self.out(y if self.gate is None else F.silu(self.gate(x_BSD)) * y)
 
-    def _turn(self, index: int, slots: int) -> Tensor:
+    def _rotations(self, index: int, slots: int) -> Tensor:
         """Rotations (1, 1, S, E/2, 2) of the slots from this index on."""
         step = torch.arange(index, index + slots, device=self.frequency.device)
         angle = step[:, None] * self.frequency
