@@ -6,18 +6,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from toy_runs import complete, images, ran, run, source_fixture, stand_in, statuses  # noqa: F401
 
-from tokenloom.configs.load import build, load_run
+from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.flows import planning
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
+<<<<<<< HEAD
 from tokenloom.tasks.steps.base import Context, Inputs
 from tokenloom.tasks.steps.ingest import INGEST
 from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
@@ -82,6 +81,9 @@ def statuses(config: RunConfig, store: Store) -> dict[str, str]:
 
 def ran(config: RunConfig, store: Store) -> list[str]:
     return [name for name, status in statuses(config, store).items() if status != "cached"]
+=======
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
+>>>>>>> main
 
 
 def test_an_empty_store_has_everything_before_it(source: Path, store: Store) -> None:
