@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.proposal import Decoded
@@ -28,8 +29,8 @@ class GroupWise(Decoder, tag="decoder.groups"):
             if session.done:
                 return
 
-    def run(self, model: Decodable, condition: Conditions, sampler: Sampler, draws: Any, **given: Any) -> tuple[Tokens, Trace]:
-        session = DecodingSession(model, condition, sampler, draws, **given)
+    def run(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        session = DecodingSession(model, conditions, sampler, draws, **given)
         for _ in self.steps(session):
             pass
         return session.tokens(), session.trace

@@ -20,7 +20,7 @@ class ScanAttention(Mixer):
     """Each head asks one learned question of every prefix: the query is a parameter, so attention is a recurrence."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Mixer.Config, tag="mixer.scan_attention"):
+    class Config(Mixer.Config, tag="mixer.scan_attention", label="attention by scan"):
         """Number of heads."""
 
         heads: int

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Labels, TextFeatures
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Single, class_count
 from tokenloom.models.parts.cross_attention import AttentivePool
+from tokenloom.models.parts.plan import Plan
 
 
 class PooledText(Single):
@@ -59,6 +61,9 @@ class PooledText(Single):
         """None."""
         return 0
 
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "memory": Trait("yes", "condition")}
+
     def null_of(self, condition: TextFeatures) -> TextFeatures:
         """The null text, as long as the given one."""
         feature = condition.feature_BTD
@@ -86,7 +91,7 @@ class ClassText(Labelled):
     """Class labels as texts of learned features, for nets that look at a memory."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config, tag="condition.class_text"):
+    class Config(Conditioner.Config, tag="condition.class_text", label="text as class"):
         """``length`` features a class, each of the net's width; ``dropout`` share of labels replaced by the null text."""
 
         classes: int | None = None
@@ -107,6 +112,9 @@ class ClassText(Labelled):
     def prefix(self) -> int:
         """None."""
         return 0
+
+    def traits(self, plan: Plan) -> Traits:
+        return self.text.traits(plan)
 
     def embed_of(self, condition: Labels) -> Conditioned:
         """Look up the classes' texts."""
