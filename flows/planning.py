@@ -14,6 +14,7 @@ from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, canonical_json, sha256_of
+from tokenloom.tasks.store.lineage import explain
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def _link(link: Link, config: RunConfig, store: Store, made: dict[str, Artifact]
         return Planned(link.name, "cached", how, built)
     if artifact := store.find(built):
         return Planned(link.name, "cached", "complete", artifact, built)
-    return Planned(link.name, "run", store.explain(built) or "no such artifact", None, built)
+    return Planned(link.name, "run", explain(store, built) or "no such artifact", None, built)
 
 
 def inputs(name: str, config: RunConfig, store: Store) -> dict[str, Artifact]:

@@ -16,11 +16,11 @@ from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import CrossLayerCache, LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.nets.slots import steering
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 
 
 class CrossTransformer(Transformer):
