@@ -19,6 +19,7 @@ for _name, _value in {
 
 import hashlib  # noqa: E402
 import io  # noqa: E402
+from collections import defaultdict  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -104,3 +105,19 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with session(ClusterConfig(execution=ExecutionSettings(workers=3)), tmp_path_factory.mktemp("ray-root")) as current:
         yield current.ray
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The methods whose contract tests take longest together."""
+    spent: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            file, _, test = getattr(report, "nodeid", "").partition("::")
+            if file.endswith("test_zoo.py") and hasattr(report, "duration"):
+                spent[test.partition("[")[2].rstrip("]")] += report.duration
+    if len(spent) < 2:
+        return
+    terminalreporter.section("slowest methods: all contract tests together (aim: 1.5 s)")
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1])[:10]:
+        terminalreporter.write_line(f"{seconds:6.2f}s {name}")
+    terminalreporter.write_line(f"{sum(spent.values()):6.2f}s {len(spent)} methods")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from zoo import CHANNELS, CLASSES, EARLY, NAMES, ROWS, SIZE, batch_of, build, early, optimize, spec_of, trained
+from zoo import CHANNELS, CLASSES, EARLY, NAMES, ROWS, SIZE, batch_of, batch_to_learn, build, early, optimize, spec_of, trained
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import load_model, save_model
@@ -74,7 +74,7 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
 def test_same_seed_same_loss(name: str) -> None:
     found = trained(name)
     again = build(name, base_steps=30)
-    assert [row for _, row in zip(range(EARLY), optimize(again, batch_of(again), found.steps))] == found.history[:EARLY]
+    assert [row for _, row in zip(range(EARLY), optimize(again, batch_to_learn(again), found.steps))] == found.history[:EARLY]
 
 
 @pytest.mark.parametrize("name", registry.names("tokenizer"))

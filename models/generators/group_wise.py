@@ -16,32 +16,19 @@ from torch import Tensor, nn
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
-from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
+from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of
-from tokenloom.models.sampling.sampler import Moment, Sampler
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One decoding step: the group, its layout positions (B or 1, n) and drawn tokens (B, n, …), and what they were drawn from.
-
-    Hidden states of the conditional rows (B, n, D), guided logits (B, n, …) where the head has them, the slots fed, and the feed's
-    state afterwards.  Where the order chooses by confidence, logits and ``drawn`` are those of all positions.
-    """
-
-    group: int
-    place_Bn: Tensor
-    data: Tensor
-    h_BnD: Tensor
-    logits: Tensor | None
-    drawn: Tensor
-    slots: Slots
-    state: Any
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.decoders.groups import GroupWise
+from tokenloom.models.sampling.proposal import Decoded as Decoded
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import DecodingSession
+from tokenloom.models.sampling.trace import Trace
 
 
 class GroupGenerator(protocols.Generator):
@@ -147,11 +134,20 @@ class GroupGenerator(protocols.Generator):
         return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse steps that the order does not leave open, and tokens that it cannot order."""
+        """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
         self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.decoder_of(sampler).check(self, sampler)
 
-    @torch.no_grad()
+    def decoder_of(self, sampler: Sampler) -> Decoder:
+        """The sampler's decoder, or this generator's own: group after group."""
+        return sampler.decoder or GroupWise()
+
+    def read(self, states: Tensor, slots: Slots) -> Tensor:
+        """Hidden states of the predicted positions: (B, n, D) or (B, n, K, D)."""
+        h = read(states, slots.output_index)
+        return h.repeat_interleave(slots.tokens_per_slot, dim=1) if slots.tokens_per_slot > 1 else h
+
     def decode_steps(
         self,
         condition: Condition,
@@ -161,84 +157,34 @@ class GroupGenerator(protocols.Generator):
         keep_L: Tensor | None = None,
         plan: Plan | None = None,
     ) -> Iterator[Decoded]:
-        """Decode group after group, with caches where the feed is causal, yielding each step.
+        """Decode group after group, yielding each step.
 
-        With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L, …) tokens are taken instead
-        of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring and in-painting.  ``plan`` replaces the order's.
+        ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
+        and in-painting.  ``plan`` replaces the order's.
         """
-        rows, device = rows_of(condition), next(self.parameters()).device
-        if plan is None:
-            plan = self.order.decode(self.layout, rows, generator, sampler.sizes)
-            plan = plan if keep_L is None else self.order.around(plan, keep_L)
-        plan = plan.to(device)
-        moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), self.layout.length) for g in range(plan.groups)]
-        guided = any(sampler.guidance.on(moment) != 0 for moment in moments)
-        cond = self.condition(condition)
-        if guided:
-            cond = stack(cond, self.condition(self.condition.null(condition)))
-        both = plan.repeat(2) if guided else plan
-        whole = self.feed.passes == "whole"
-        cache = None if whole else self.net.cache(len(cond.vector_BD), self.feed.slots(plan, self.condition.prefix), cond.vector_BD)
-        state = self.feed.start(both, cond)
-        seen: Tensor | None = None
-        known_BL = torch.zeros((rows, self.layout.length), dtype=torch.bool, device=device)
-        for group, moment in enumerate(moments):
-            slots = self.feed.step(state, both, cond, group)
-            ranks = slots.group_BS if seen is None else _beside(seen, slots.group_BS)
-            private = slots.segment_BS
-            if private is not None and seen is not None:  # what stays in sight is hidden from none
-                private = _beside(torch.full_like(seen, -1), private)
-            visibility = visibility_of(slots, plan.window, cond.seen_BP, ranks, private)
-            states = self.net(slots, visibility, cond, cache)
-            if cache is not None:
-                new = slots.x_BSD.shape[1]
-                seen = ranks[:, : ranks.shape[1] - new + (new if slots.cached is None else slots.cached)]
-                for layer in cache:
-                    layer.truncate(seen.shape[1])
-            h = read(states, slots.output_index)
-            h = h.repeat_interleave(slots.tokens_per_slot, dim=1) if slots.tokens_per_slot > 1 else h
-            place = plan.sequence_BL if plan.choice else plan.members(group)
-            teacher = None if forced is None or keep_L is not None else take(forced, place)
-            drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, generator, teacher)
-            data = drawn.data
-            if forced is not None and keep_L is not None:
-                given = keep_L.to(device)[place].expand(rows, -1)
-                data = torch.where(given.view(*given.shape, *[1] * (data.ndim - 2)), take(forced, place), data)
-            if plan.choice is not None:
-                sure = plan.choice.confidence(drawn, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
-                if keep_L is not None:  # what is given is known first
-                    sure = sure.masked_fill(keep_L.to(device) & ~known_BL, torch.inf)
-                place = sure.topk(plan.sizes[group], dim=1).indices
-                data = take(data, place)
-                known_BL = known_BL.scatter(1, place, True)
-            both_places = place.repeat(2, 1) if guided and len(place) > 1 else place
-            state = self.feed.push(state, both, group, data.repeat(2, *[1] * (data.ndim - 1)) if guided else data, both_places)
-            yield Decoded(group, place, data, h[:rows], drawn.logits, drawn.data, slots, state)
+        yield from GroupWise().steps(DecodingSession(self, condition, sampler, generator, plan=plan, given=forced, keep_L=keep_L))
 
-    @torch.no_grad()
+    def decode(self, condition: Condition, sampler: Sampler, generator: torch.Generator, **given: Any) -> tuple[Tokens, Trace]:
+        """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
+
+        Raises:
+            ConfigError: the decoder cannot work on this generator.
+        """
+        decoder = self.decoder_of(sampler)
+        decoder.check(self, sampler)
+        return decoder.run(self, condition, sampler, generator, **given)
+
     def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """One sample per row of the condition."""
-        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, generator))
+        return self.decode(condition, sampler, generator)[0]
 
-    @torch.no_grad()
     def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
-        What is kept is seen by all that is drawn where the order may start anywhere, else only by what comes later.
+        What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
         """
         self.layout.check(tokens.layout)
-        steps = self.decode_steps(condition, sampler, generator, tokens_of(tokens), keep_L)
-        return self._collect(rows_of(condition), steps)
-
-    def _collect(self, rows: int, steps: Iterator[Decoded]) -> Tokens:
-        result: Tensor | None = None
-        for step in steps:
-            if result is None:
-                result = step.data.new_zeros((rows, self.layout.length, *step.data.shape[2:]))
-            index = step.place_Bn.expand(rows, -1)
-            result.scatter_(1, index.view(*index.shape, *[1] * (result.ndim - 2)).expand(*index.shape, *result.shape[2:]), step.data)
-        assert result is not None
-        return Tokens(result, self.layout)
+        return self.decode(condition, sampler, generator, given=tokens_of(tokens), keep_L=keep_L)[0]
 
 
 def tokens_of(tokens: Tokens) -> Tensor:
@@ -263,8 +209,3 @@ def read(h: Tensor, output_index: Tensor) -> Tensor:
     index = output_index.clamp_min(0).transpose(1, 2).unsqueeze(-1).expand(len(h), -1, -1, h.shape[-1])  # (B, K, N, D)
     weight = there / there.sum(-1, keepdim=True)
     return h.gather(2, index).transpose(1, 2) * weight.unsqueeze(-1).to(h.dtype)
-
-
-def _beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:
-    rows = max(len(first_BT), len(second_BS))
-    return torch.cat([first_BT.expand(rows, -1), second_BS.expand(rows, -1)], dim=1)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
-from tokenloom.models.parts.feeds.shifted import Shifted
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.shifted import Shifted, at
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope, rotate
 from tokenloom.models.parts.slots import Slots
@@ -59,6 +59,15 @@ class TargetAware(Shifted):
         slots = super().step(state, plan, cond, group)
         return replace(self._aimed(slots, plan.members(group), cond, group), visibility=slots.visibility)
 
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        slots = super().window(token_Bn, entry_Bn, plan, cond)
+        last = plan.sequence_BL.shape[1] - 1
+        target = at(plan.sequence_BL, entry_Bn + 1)
+        x = slots.x_BSD + self.position[0, slots.position_BS + 2] + self.position_target[0, target + 2]
+        # The condition stands at index 1 and predicts entry 0: the slot that predicts an entry stands one further.
+        step = self.position_step[0, (entry_Bn + 1).clamp_max(last) + 1]
+        return replace(slots, x_BSD=x, condition_BSD=cond.vector_BD[:, None] + step)
+
     def _aimed(self, slots: Slots, target_BN: Tensor, cond: Conditioned, index: int) -> Slots:
         """The slots at their places, aimed at the positions that they predict; the lead stands before the first."""
         if cond.prefix_BPD.shape[1] != 1:
@@ -92,6 +101,8 @@ class Instructed(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Instructed:
             return Instructed(self, layout, width)
+
+    window = Feed.window  # a token stands between two instructions
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)

@@ -65,6 +65,13 @@ class Feed(nn.Module, ABC):
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         """State after the group's tokens are known, at these layout positions."""
 
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        """Slots of successive tokens, each row at its own entries of the sequence: token i predicts the entry after its own.
+
+        For plans of one position a group.  Feeds without it are decoded group after group only.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no window of drafted tokens")
+
 
 class TokenTable(nn.Module):
     """Embeddings of ids: one table, or one a codebook whose vectors are added.

@@ -81,8 +81,17 @@ class Shifted(Feed):
         place = plan.members(group - 1)
         return Slots(self.table(state), torch.full_like(place, group), place, span(0, 1, place.device), visibility=Everything())
 
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        place = at(plan.sequence_BL, entry_Bn)
+        return Slots(self.table(token_Bn), entry_Bn + 1, place, span(0, token_Bn.shape[1], place.device), visibility=Causal())
+
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Tensor:
         return data
+
+
+def at(sequence_BL: Tensor, entry_Bn: Tensor) -> Tensor:
+    """(B, n) layout positions of entries of the sequence, of its last entry beyond its end."""
+    return sequence_BL.expand(len(entry_Bn), -1).gather(1, entry_Bn.clamp_max(sequence_BL.shape[1] - 1))
 
 
 class Registers(Shifted):
@@ -99,6 +108,8 @@ class Registers(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
             return Registers(self, layout, width)
+
+    window = Feed.window  # a group's slots hold several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -151,6 +162,8 @@ class Averages(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
             return Averages(self, layout, width)
+
+    window = Feed.window  # a slot holds several tokens
 
     def check(self, plan: Plan) -> None:
         if len(set(plan.sizes)) != 1:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,57 @@ from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
 @dataclass
 class State:
-    """What a layer keeps of all slots so far; updated in place, its size does not depend on their number."""
+    """What a layer keeps of all slots so far; updated in place, its size does not depend on their number.
+
+    After ``fix`` it also keeps a snapshot after each slot since the last ``rewind``, to which each row can go back by itself.
+    """
 
     tensors: dict[str, Tensor]
     used: int = 0
+    at_B: Tensor | None = None
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @property
+    def start(self) -> int | Tensor:
+        """Index of the next slot: of all rows, or (B or 1,)."""
+        return self.used if self.at_B is None else self.at_B
 
     def update(self, slots: int, **tensors: Tensor) -> None:
         """Overwrite the tensors after so many more slots."""
         for name, tensor in tensors.items():
             self.tensors[name].copy_(tensor)
         self.used += slots
+
+    def advance(self, **tensors_BS: Tensor) -> None:
+        """The same from the states (B, S, …) after each of the new slots; without ``fix`` the last one of each is enough (S = 1)."""
+        if self.at_B is not None:
+            self.snapshots.append(tensors_BS)
+        self.update(next(iter(tensors_BS.values())).shape[1], **{name: each[:, -1] for name, each in tensors_BS.items()})
+
+    def fix(self, at_B: Tensor) -> None:
+        """From now on the next slot is ``at_B`` (B or 1,), moved by its owner, and snapshots are kept."""
+        self.at_B = at_B
+        self.rewind(None)
+
+    def rewind(self, count_B: Tensor | None) -> None:
+        """The state after the first ``count_B`` (B,) slots since the last call (None: as it is now); the others are forgotten."""
+        if count_B is not None:
+            for name, tensor in self.tensors.items():
+                each = torch.cat([snapshot[name] for snapshot in self.snapshots], dim=1)  # (B, 1 + S, …): before and after each slot
+                index = count_B.view(-1, *[1] * (each.ndim - 1)).expand(-1, 1, *each.shape[2:])
+                tensor.copy_(each.gather(1, index)[:, 0])
+        self.snapshots = [{name: tensor.unsqueeze(1).clone() for name, tensor in self.tensors.items()}]
+
+    def copy(self) -> State:
+        """A snapshot of the whole state."""
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return State(tensors, self.used, self.at_B, list(self.snapshots))
+
+    def restore(self, saved: State) -> None:
+        """Go back to what ``copy`` gave."""
+        for name, tensor in saved.tensors.items():
+            self.tensors[name].copy_(tensor)
+        self.used, self.snapshots = saved.used, list(saved.snapshots)
 
     def truncate(self, slots: int) -> None:
         """Does nothing where all slots stay; a state cannot forget the last ones.
@@ -92,6 +133,8 @@ class Places(nn.Module):
 
 class SequenceNet(SlotNet):
     """Blocks of a mixer and, where there is one, an MLP, over slots in sequence order."""
+
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "state"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.sequence"):

@@ -6,6 +6,7 @@ Shapes: B rows, S slots, T keys, K hidden states of a slot, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -29,6 +30,10 @@ class SlotNet(nn.Module, ABC):
         @abstractmethod
         def build(self, layout: TokenLayout) -> SlotNet:
             """The net for tokens of this layout."""
+
+    #: What its cache keeps: keys and values of single slots, which may be forgotten one by one and hidden by a mask; a state of fixed
+    #: size, of which there are snapshots; or something of its own, of which decoders know nothing.
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "other"
 
     @abstractmethod
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:

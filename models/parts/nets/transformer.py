@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class Init(config.Config, tag="init.normal"):
 
 class Transformer(SlotNet):
     """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
+
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "slots"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.transformer"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -32,6 +32,8 @@ class Queried(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Queried:
             return Queried(self, layout, width)
+
+    window = Feed.window  # queries are slots of their own
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -33,6 +33,8 @@ class Neighbours(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Neighbours:
             return Neighbours(self, layout, width)
+
+    window = Feed.window  # a token is predicted from two slots
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.plan import Plan
@@ -40,6 +40,8 @@ class Merged(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Merged:
             return Merged(self, layout, width)
+
+    window = Feed.window  # a slot holds several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
