@@ -141,20 +141,20 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])
     data = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"]).notes
     notes: dict[str, Any] = {"classes": data["classes"]}
-    # What the model stands on: a generator on its tokenizer, a tokenizer perhaps on its base, on the classifier of the data.
-    below = {"tokenizer": step.inputs.get("tokenizer", step.inputs.get("base")), "features": step.inputs.get("features")}
-    start = step.inputs.get("warm_start")
-    adopt = {role: artifact.folder for role, artifact in {**below, "warm_start": start}.items() if artifact is not None}
+    roles, start = roles_of(step), step.inputs.get("warm_start")
+    adopt = {role: artifact.folder for role, artifact in roles.items()} | ({"warm_start": start.folder} if start else {})
     given: dict[str, Any]
     if step.kind == "generator":
         given = {"layout": data["layout"], "classes": len(data["classes"])}
     else:
         given = {"size": data["size"], "channels": data["channels"]}
-    if below["tokenizer"] is not None:
-        given["tokenizer"] = store.record(below["tokenizer"]).notes["spec"]
-    if below["features"] is not None:
-        given["features"] = json.loads(store.storage.read(f"{below['features'].folder}/classifier.json"))
+    for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
+        if artifact.kind == "tokenizer":
+            given[role] = store.record(artifact).notes["spec"]
+        elif artifact.kind == "features":
+            given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
     spec = replace(spec, given=given, resolved=step.config["config"])
+    spec.check_roles(roles)
     if start is not None:
         check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
     if step.kind == "tokenizer":
@@ -182,6 +182,12 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     root, execution = worker_root(cluster, store.root), cluster.execution
     job = TrainJob(spec.to_dict(), settings, execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint)
     return job, notes
+
+
+def roles_of(step: StepSpec) -> dict[str, Artifact]:
+    """The trained models that a training is given, by the role that they have in it; a tokenizer's base is its ``tokenizer``."""
+    data = ("dataset", "tokens", "warm_start")
+    return {"tokenizer" if name == "base" else name: artifact for name, artifact in step.inputs.items() if name not in data}
 
 
 def settings_of(plain: dict[str, Any]) -> TrainSettings:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import registry
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Generator, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.plan import Plan
@@ -53,7 +54,7 @@ def test_a_group_is_predicted_from_known_tokens_alone() -> None:
     assert isinstance(model, AnyOrder)
     ids, labels = some(layout, 4)
     plan = Plan(torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(i)) for i in range(4)]), (2, 1, 4, 2))
-    steps = list(model.decode_steps(labels, PLAIN, torch.Generator(), forced=ids, plan=plan))
+    steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), forced=ids, plan=plan))
     decoded = torch.cat([s.h_BnD for s in steps], dim=1)
     torch.testing.assert_close(decoded, model(ids, labels, plan), atol=2e-5, rtol=1e-5)
     # Entry 5 belongs to the third group: it is what it is with the first three entries known and any order after them.
@@ -71,7 +72,7 @@ def test_any_subset_may_be_given(burst: Burst | None) -> None:
     model.config = replace(model.config, burst=burst)
     ids, labels = some(layout, 6)
     keep = torch.tensor([False, True, False, False, True, False, True, False, True])
-    result = [model.inpaint(Tokens(x, layout), keep, labels, PLAIN, torch.Generator().manual_seed(0)).ids for x in (ids, (ids + 1) % 16)]
+    result = [model.inpaint(Tokens(x, layout), keep, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)).ids for x in (ids, (ids + 1) % 16)]
     assert torch.equal(result[0][:, keep], ids[:, keep])
     assert not torch.equal(result[0][:, ~keep], result[1][:, ~keep])  # what is given later in raster order is seen too
 
@@ -87,11 +88,11 @@ def test_bursts_are_distributed_as_one_by_one_decoding() -> None:
     with torch.no_grad():
         for order in orders:
             plan = Plan(order[None], (1, 1, 1))
-            exact += (-model._nll(worlds, label, plan, None).sum(1)).exp() / len(orders)
+            exact += (-model.nll(worlds, label, plan, None).sum(1)).exp() / len(orders)
         together = Plan(torch.arange(3)[None], (3,))
-        blind = (-model._nll(worlds, label, together, None).sum(1)).exp()
+        blind = (-model.nll(worlds, label, together, None).sum(1)).exp()
     assert float(exact.sum()) == pytest.approx(1, abs=1e-4)
-    steps = list(model.bursts(Labels(torch.zeros(rows, dtype=torch.int64)), PLAIN, torch.Generator().manual_seed(1), Burst()))
+    steps = list(model.bursts(Labels(torch.zeros(rows, dtype=torch.int64)), PLAIN, SampleDraws.of(1, 0, rows), Burst()))
     found = Counter(map(tuple, steps[-1].data.tolist()))
     drawn = torch.tensor([found[tuple(w)] / rows for w in worlds.tolist()])
     assert float((drawn - exact).abs().sum() / 2) < 0.03
@@ -103,7 +104,7 @@ def test_a_burst_settles_at_least_two_tokens_and_all_when_tokens_are_independent
     labels = Labels(torch.arange(5) % CLASSES)
     model = small("sigma_gpt", layout, scale=0.4)
     assert isinstance(model, AnyOrder)
-    known = [s.known_B for s in model.bursts(labels, PLAIN, torch.Generator().manual_seed(0), Burst())]
+    known = [s.known_B for s in model.bursts(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), Burst())]
     before = torch.zeros_like(known[0])
     for now in known:
         assert bool((now >= (before + 2).clamp_max(16)).all())
@@ -111,7 +112,7 @@ def test_a_burst_settles_at_least_two_tokens_and_all_when_tokens_are_independent
     assert 1 < len(known) <= 8
     free = small("sigma_gpt", layout)  # a fresh head knows nothing: all codes are alike everywhere
     assert isinstance(free, AnyOrder)
-    assert len(list(free.bursts(labels, PLAIN, torch.Generator().manual_seed(0), Burst()))) == 1
+    assert len(list(free.bursts(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), Burst()))) == 1
 
 
 # Token-Shuffle
@@ -129,7 +130,7 @@ def test_merging_divides_the_slots_and_keeps_the_vocabulary() -> None:
     assert seen == [16 // 4]  # the condition and all windows but the last
     assert h.shape[1] == 16
     assert model.head.logits(h).shape[-1] == layout.vocabulary  # type: ignore[operator]
-    assert len(list(model.decode_steps(labels, PLAIN, torch.Generator()))) == 4
+    assert len(list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))) == 4
     assert seen[1:] == [1, 1, 1, 1]
 
 
@@ -166,5 +167,5 @@ def test_a_band_is_predicted_from_lower_frequencies_alone() -> None:
     for scale, f in enumerate(sums):
         torch.testing.assert_close(low_pass(f, quantizer.cutoff(scale)), f, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(low_pass(sums[2], quantizer.cutoff(1)), sums[2], atol=1e-2)
-    steps = list(model.decode_steps(labels, PLAIN, torch.Generator(), forced=ids))
+    steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), forced=ids))
     torch.testing.assert_close(steps[-1].state[0], sums[-1], atol=1e-5, rtol=1e-5)

@@ -41,7 +41,7 @@ class Above(Tokenizer):
     """Brightness levels of a base's reconstruction, shifted by a learned number and by what ``finish`` has seen."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PlainConfig):
+    class Config(PlainConfig, tag="test.above"):
         stands_on: tuple[str, ...] = ("tokenizer", "features")
         trained: bool = True
 
@@ -65,11 +65,11 @@ class Above(Tokenizer):
     def layout(self) -> TokenLayout:
         return TokenLayout(grids=((1, 1),), vocabulary=256)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
         if self.base is not None:
-            self.base.load_state_dict(tokenizer.state_dict())
+            self.base.load_state_dict(roles["tokenizer"].state_dict())
         if self.judge is not None:
-            self.judge.load_state_dict(features.state_dict())
+            self.judge.load_state_dict(roles["features"].state_dict())
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         mean = self.judge(batch.image_BCHW)[0].mean() if self.judge is not None else batch.image_BCHW.mean()
@@ -289,9 +289,22 @@ def test_without_train_a_tokenizer_with_weights_is_refused(ground: Ground) -> No
         train_model(step, ground.store, CPU)
 
 
+def test_a_role_that_nothing_has_is_named_before_any_work(ground: Ground) -> None:
+    step = step_of(ground)
+    step = replace(step, inputs={name: artifact for name, artifact in step.inputs.items() if name != "features"})
+    with pytest.raises(ConfigError, match=r"'above' needs a trained model in the role 'features' and was given tokenizer: add the step"):
+        make_job(step, ground.store, CPU)
+    job = job_of(ground)
+    assert job.adopt is not None
+    with pytest.raises(ConfigError, match="in the role 'features'"):
+        build_only(replace(job, adopt={"tokenizer": job.adopt["tokenizer"]}))
+
+
 def test_a_base_that_is_gone_is_named(ground: Ground) -> None:
-    job = replace(job_of(ground), adopt={"tokenizer": "tokenizer/none-000000000000"})
     from tokenloom.tasks.runtime.errors import StepError
 
+    job = job_of(ground)
+    assert job.adopt is not None
+    job = replace(job, adopt=job.adopt | {"tokenizer": "tokenizer/none-000000000000"})
     with pytest.raises(StepError, match=r"none-000000000000: no saved model, model\.json is missing"):
         build_only(job)

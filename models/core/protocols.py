@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.layout import LayoutError as LayoutError
 from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
@@ -50,6 +50,11 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         """The tokens on a device."""
         return replace(self, data=self.data.to(device), lengths=None if self.lengths is None else self.lengths.to(device))
+
+
+def tokens_of(tokens: Tokens) -> Tensor:
+    """Ids as int64, or latents."""
+    return tokens.ids if tokens.layout.discrete else tokens.data
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,12 @@ class Method(nn.Module, ABC):
         """Called on every rank after the optimizers' step: EMA codebooks, revival; returns extra metrics."""
         return {}
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        """Copy, frozen, what this model needs of those that it stands on (its config's ``needs``).
+    def adopt(self, **roles: nn.Module) -> None:
+        """Copy, frozen, what this model needs of the trained models that it depends on (its config's ``needs``), by role.
 
         Called at every start of training.  ``tokenizer`` is that of a generator's tokens (VAR: codebook and Phi) or the base of
-        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data.
+        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data; objectives have roles of their own, such
+        as ``reference`` or ``teacher``.  A role that a model has no use for is ignored.
         """
 
     def finish(self, batches: Iterator[Batch]) -> None:
@@ -159,8 +165,8 @@ class Generator(Method):
     layout: TokenLayout
 
     @abstractmethod
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
-        """One sample per row of the condition; all randomness from ``generator``."""
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+        """One sample per row of the condition, each a function of its own condition and seed, whatever the batch."""
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.

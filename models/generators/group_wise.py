@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.config import Added
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.protocols import tokens_of as tokens_of
+from tokenloom.models.objectives.base import Objective
+from tokenloom.models.objectives.nll import NLL
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -44,6 +48,14 @@ class GroupGenerator(protocols.Generator):
         head: Head.Config
         condition: Conditioner.Config = ClassCondition.Config()
         sampler: Sampler = Sampler()
+        objective: Added[Objective.Config] = NLL.Config()
+
+        def __post_init__(self) -> None:
+            self.objective.check(self)
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return self.objective.needs
 
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
             """The generator for these tokens.
@@ -61,11 +73,13 @@ class GroupGenerator(protocols.Generator):
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width, self.feed)
+        self.objective = config.objective.build()
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        """Copy, frozen, what the feed needs of the tokenizer."""
-        if tokenizer is not None:
-            self.feed.adopt(tokenizer)
+    def adopt(self, **roles: nn.Module) -> None:
+        """Copy, frozen, what the feed needs of the tokenizer and the objective of its own roles."""
+        if "tokenizer" in roles:
+            self.feed.adopt(cast(Tokenizer, roles["tokenizer"]))
+        self.objective.adopt(**{role: roles[role] for role in self.config.objective.needs if role in roles})
 
     def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
         """The same weights for tokens of other grids, where no weight belongs to a grid.
@@ -85,38 +99,23 @@ class GroupGenerator(protocols.Generator):
         plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
         if self.feed.passes == "whole" and plan.groups > 1:
             # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
-            return torch.cat([self._parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
-        return self._parallel(data, plan, cond, draws)
+            return torch.cat([self.parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
+        return self.parallel(data, plan, cond, draws)
 
-    def _parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Tensor:
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
+        """Hidden states of one pass, as ``forward`` has them; ``net`` is a part of the net that is run in its place."""
         slots = self.feed.parallel(data, plan, cond, draws)
         visibility = visibility_of(slots, plan.window, cond.seen_BP)
-        return read(self.net(slots, visibility, cond, draws=draws), slots.output_index)
+        return read((self.net if net is None else net)(slots, visibility, cond, draws=draws), slots.output_index)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
-        assert batch.tokens is not None
-        assert batch.condition is not None
-        self.layout.check(batch.tokens.layout)
-        plan = self.order.plan(self.layout, draws)
-        given = target = tokens_of(batch.tokens)
-        if self.training:
-            given, target = self.feed.told(target, draws)
-        nll = self._nll(given, batch.condition, plan, draws if self.training else None, target)
-        if plan.weight_BL is None:
-            parts = {"loss": nll.mean()}
-        else:
-            weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))
-            parts = {"loss": (nll * weight).sum(1).mean()}
-        sizes = self.layout.scale_sizes
-        if len(sizes) > 1 and plan.sizes == sizes:
-            parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
-        return parts
+        """The loss of the config's objective."""
+        return self.objective.losses(self, batch, phase, draws)
 
-    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
-        """(B, L) in the order of the plan's sequence; ``said`` are the targets where they are not the tokens given."""
+    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
+        """(B, L) negative log-likelihoods in nats in the order of the plan's sequence, of ``target`` where it is not the tokens given."""
         h = self(data, condition, plan, draws)
-        target = take(data if said is None else said, plan.sequence_BL.to(data.device))
+        target = take(data if target is None else target, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
             return self.head.nll(h, target)
         return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
@@ -124,19 +123,19 @@ class GroupGenerator(protocols.Generator):
     @property
     def has_log_prob(self) -> bool:
         """Not where the order chooses the members of a group by confidence."""
-        return self.order.decode(self.layout, 1, torch.Generator().manual_seed(0)).choice is None
+        return self.order.decode(self.layout, 1, SampleDraws.of(0, 0, 1)).choice is None
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
         assert batch.condition is not None
-        plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
-        return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+        plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
+        return -self.nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
-        self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
         self.decoder_of(sampler).check(self, sampler)
 
     def decoder_of(self, sampler: Sampler) -> Decoder:
@@ -152,7 +151,7 @@ class GroupGenerator(protocols.Generator):
         self,
         condition: Condition,
         sampler: Sampler,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
         keep_L: Tensor | None = None,
         plan: Plan | None = None,
@@ -162,9 +161,9 @@ class GroupGenerator(protocols.Generator):
         ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
         and in-painting.  ``plan`` replaces the order's.
         """
-        yield from GroupWise().steps(DecodingSession(self, condition, sampler, generator, plan=plan, given=forced, keep_L=keep_L))
+        yield from GroupWise().steps(DecodingSession(self, condition, sampler, draws, plan=plan, given=forced, keep_L=keep_L))
 
-    def decode(self, condition: Condition, sampler: Sampler, generator: torch.Generator, **given: Any) -> tuple[Tokens, Trace]:
+    def decode(self, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
 
         Raises:
@@ -172,24 +171,19 @@ class GroupGenerator(protocols.Generator):
         """
         decoder = self.decoder_of(sampler)
         decoder.check(self, sampler)
-        return decoder.run(self, condition, sampler, generator, **given)
+        return decoder.run(self, condition, sampler, draws, **given)
 
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition."""
-        return self.decode(condition, sampler, generator)[0]
+        return self.decode(condition, sampler, draws)[0]
 
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
         What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
         """
         self.layout.check(tokens.layout)
-        return self.decode(condition, sampler, generator, given=tokens_of(tokens), keep_L=keep_L)[0]
-
-
-def tokens_of(tokens: Tokens) -> Tensor:
-    """Ids as int64, or latents."""
-    return tokens.ids if tokens.layout.discrete else tokens.data
+        return self.decode(condition, sampler, draws, given=tokens_of(tokens), keep_L=keep_L)[0]
 
 
 def rows_of(condition: Condition) -> int:

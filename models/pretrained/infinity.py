@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import Decoded, GroupGenerator
 from tokenloom.models.parts.attention import Attention, attend
@@ -178,7 +179,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     for name, step in (("gen", fused), ("gen_unfused", lambda *given: _from_zero(fused(*given)))):
         feed.step = step  # type: ignore[method-assign]
         start = padded(inputs["gen_kv_compact"], c["gen_lens"])
-        steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, torch.Generator()), c["trunk_scale"]))
+        steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)), c["trunk_scale"]))
         result |= {
             f"{name}_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1) / c["tau"],
             f"{name}_bits": torch.cat([s.data for s in steps], dim=1),

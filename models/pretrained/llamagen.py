@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -108,7 +109,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         loss = passes(Labels(inputs["cond_idx"]))
         start = Labels(inputs["gen_cond_idx"])
     result["loss_grad_norms"] = gradient_norms(model, names(info), loss, info["grad_norm_keys"])
-    steps = list(model.decode_steps(start, model.sampler, torch.Generator()))
+    steps = list(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)))
     result["gen_logits"] = torch.cat([cast(Tensor, s.logits) for s in steps], dim=1)
     result["gen_idx"] = torch.cat([s.data for s in steps], dim=1)
     return result

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
@@ -66,7 +67,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["labels"]), plan))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
     parallel = Plan(inputs["gen_token_order"], order.decoding.cut(length))
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=parallel))
+    labels = Labels(inputs["gen_labels"])
+    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=parallel))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "logits": logits.detach(),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Tokens
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.categorical import Categorical, guide
@@ -31,7 +32,7 @@ def refusal(model: Decodable, sampler: Sampler) -> str | None:
         return f"the cache of the net {type(model.net).__qualname__} cannot go back to where each row stands"
     if not isinstance(model.head, Categorical) or type(model.head).draw is not Categorical.draw:
         return f"the head {type(model.head).__qualname__} does not draw each token from one softmax, which rejection sampling needs"
-    plan = model.order.decode(replace(model.layout), 1, torch.Generator().manual_seed(0), sampler.sizes)
+    plan = model.order.decode(replace(model.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
     if plan.choice is not None or set(plan.sizes) != {1}:
         return f"the order {type(model.order).__qualname__} does not decode one position after another"
     return None
@@ -65,7 +66,7 @@ class ChainSession(DecodingSession):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decodable, condition: Condition, sampler: Sampler, draws: Any, *, window: int, **given: Any) -> None:
+    def __init__(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, *, window: int, **given: Any) -> None:
         """Open, and run the prefix; up to ``window`` tokens will be drafted at once."""
         self.window = window
         super().__init__(model, condition, sampler, draws, **given)

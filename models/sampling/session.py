@@ -11,11 +11,12 @@ Shapes: B rows, L positions, n positions of a group, S slots, T slots that the c
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
@@ -59,7 +60,7 @@ class DecodingSession:
         model: Decodable,
         condition: Condition,
         sampler: Sampler,
-        draws: Any,
+        draws: SampleDraws,
         *,
         plan: Plan | None = None,
         given: Tensor | None = None,
@@ -72,8 +73,9 @@ class DecodingSession:
         ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for in-painting,
         prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what follows in it is filled with it.
         """
-        self.model, self.sampler, self.draws, self.shapes, self.stop = model, sampler, draws, shapes, stop
+        self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
         self.trace, self.rows, self.device = Trace(), condition.rows, next(model.net.parameters()).device
+        self.draws = draws = draws.to(self.device, self.rows)
         if plan is None:
             plan = model.order.decode(model.layout, self.rows, draws, sampler.sizes)
             plan = plan if keep_L is None else model.order.around(plan, keep_L)
@@ -131,8 +133,7 @@ class DecodingSession:
             keep = self.keep_L[place].expand(self.rows, -1)
             data = torch.where(keep.view(*keep.shape, *[1] * (data.ndim - 2)), take(self.given, place), data)
         if choice is not None:
-            share = (proposal.group + 1) / self.plan.groups
-            sure = choice.confidence(proposal.drawn, share, self.draws).masked_fill(self.known_BL, -torch.inf)
+            sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws).masked_fill(self.known_BL, -torch.inf)
             if self.keep_L is not None:  # what is given is known first
                 sure = sure.masked_fill(self.keep_L & ~self.known_BL, torch.inf)
             place = sure.topk(self.plan.sizes[proposal.group], dim=1).indices

@@ -14,8 +14,7 @@ class TrainJob:
     """All that a worker needs, as plain data and addresses: no relative path, no open handle.
 
     ``folder`` is the artifact's folder in ``store``; ``root`` the worker's local folder for caches and scratch files;
-    ``adopt`` the folders of the artifacts that the model stands on, by role (``tokenizer``, ``features``) or starts from
-    (``warm_start``).
+    ``adopt`` the folders of the artifacts that the model depends on, by role, and of the one that it starts from (``warm_start``).
     """
 
     spec: dict[str, Any]

@@ -29,7 +29,7 @@ class TargetAware(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.target_aware"):
+    class Config(Shifted.Config, tag="feed.target_aware", label="shifted tokens, target-aware"):
         """Spare rows of the tables of tokens, positions and indices, for official tables that have them."""
 
         spare_tokens: int = 0

@@ -41,7 +41,7 @@ class Doubled(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.double_position"):
+    class Config(Shifted.Config, tag="feed.double_position", label="shifted tokens, double positions"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Doubled:

@@ -28,7 +28,7 @@ class Markov(NextScale):
     """``NextScale`` for plans of window 0: what a scale is given is all that is left of the earlier ones, and no cache outlives a scale."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(NextScale.Config, tag="feed.markov_scale"):
+    class Config(NextScale.Config, tag="feed.markov_scale", label="codes so far, Markov"):
         """As ``NextScale``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Markov:
@@ -74,7 +74,7 @@ class MaskedScales(Markov):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Markov.Config, tag="feed.masked_scale"):
+    class Config(Markov.Config, tag="feed.masked_scale", label="codes so far, tokens or [MASK]"):
         """As ``NextScale``."""
 
         def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> MaskedScales:

@@ -62,7 +62,7 @@ class MaskToken(Whole):
     """Tokens and [MASK] with learned positions (MaskGIT, arXiv:2202.04200); there is no cache, each step is given all slots anew."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.mask_token"):
+    class Config(Feed.Config, tag="feed.mask_token", label="tokens and [MASK]"):
         """``prefix``: whether the condition's slots lead the sequence, at positions of their own; ``registers``: learned slots
         at its end."""
 

@@ -31,7 +31,7 @@ class NextScale(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.next_scale"):
+    class Config(Feed.Config, tag="feed.next_scale", label="sum of codes so far"):
         """``init_std``: standard deviation of fresh embeddings (0: ``sqrt(1 / 3D)``)."""
 
         init_std: float = 0.0

@@ -28,7 +28,7 @@ class Shifted(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.shifted"):
+    class Config(Feed.Config, tag="feed.shifted", label="shifted tokens"):
         """``dropout`` of the token embeddings."""
 
         dropout: float = 0.0
@@ -101,7 +101,7 @@ class Registers(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.registers"):
+    class Config(Shifted.Config, tag="feed.registers", label="tokens of the group before, registers"):
         """``registers``: how many there are, the largest step in group size."""
 
         registers: int = 3
@@ -157,7 +157,7 @@ class Averages(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.averages"):
+    class Config(Shifted.Config, tag="feed.averages", label="averages of patches"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
@@ -42,10 +42,11 @@ class Head(nn.Module, ABC):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         """Draw tokens under classifier-free guidance: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6).
 
-        ``null_BND`` is None without guidance; ``forced`` tokens are taken instead of drawn ones.
+        ``null_BND`` is None without guidance; numbers come from the streams ``head…`` of ``draws`` at the step of ``moment``.
+        ``forced`` tokens are taken instead of drawn ones.
         """

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed, TokenTable
 from tokenloom.models.parts.heads.base import Head
-from tokenloom.models.sampling.filters import draw, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -22,15 +23,16 @@ def full(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def guide(logits: Tensor, null: Tensor | None, weight: float) -> Tensor:
+def guide(logits: Tensor, null: Tensor | None, weight: float | Tensor) -> Tensor:
     """Classifier-free guidance of logits: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6)."""
     return logits if null is None else (1 + weight) * logits - weight * null
 
 
-def pick(logits: Tensor, sampler: Sampler, moment: Moment, generator: torch.Generator) -> Tensor:
-    """Ids drawn from (…, V) guided logits after temperature, top-k and top-p."""
+def pick(logits: Tensor, sampler: Sampler, moment: Moment, draws: SampleDraws, stream: str = "head") -> Tensor:
+    """Ids drawn from (B, …, V) guided logits after temperature, top-k and top-p, by one number each of this stream."""
     logits = logits / max(sampler.temperature.on(moment), 1e-6)
-    return draw(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), generator)
+    uniform = draws.uniform(stream, moment.step, *logits.shape[1:-1])
+    return inverse(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), uniform)
 
 
 class Categorical(Head):
@@ -70,12 +72,12 @@ class Categorical(Head):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         null = None if null_BND is None else self.logits(null_BND)
         logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
-        ids = pick(logits, sampler, moment, generator) if forced is None else forced
+        ids = pick(logits, sampler, moment, draws) if forced is None else forced
         return Drawn(ids, logits)
 
 
@@ -83,7 +85,7 @@ class Tied(Categorical):
     """The output map is the feed's embedding table, with a bias (MaskGIT)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.tied"):
+    class Config(Head.Config, tag="head.tied", label="categorical, tied"):
         """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
 
         extra: int = 0
@@ -110,7 +112,7 @@ class Directions(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.directions"):
+    class Config(Head.Config, tag="head.directions", label="categorical, one a direction"):
         """``states`` K of the net."""
 
         states: int = 2

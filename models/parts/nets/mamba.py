@@ -26,7 +26,7 @@ class Selective(Mixer):
     """The Mamba mixer: gate, short causal convolution, and a linear recurrence whose coefficients depend on the input."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Mixer.Config, tag="mixer.mamba"):
+    class Config(Mixer.Config, tag="mixer.mamba", label="Mamba"):
         """``rank`` of the step sizes (0: width / 16); steps start log-uniform in ``steps``."""
 
         states: int = 16

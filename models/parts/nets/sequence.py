@@ -150,6 +150,10 @@ class SequenceNet(SlotNet):
         drop_path: float = 0.0
         std: float = 0.02
 
+        @property
+        def label(self) -> str:
+            return self.mixer.label + self.norm.suffix
+
         def build(self, layout: TokenLayout) -> SequenceNet:
             return SequenceNet(self, layout)
 

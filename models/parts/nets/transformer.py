@@ -55,6 +55,10 @@ class Transformer(SlotNet):
         drop_path: float = 0.0
         init: Init = Init()
 
+        @property
+        def label(self) -> str:
+            return self.words + self.norm.suffix
+
         def build(self, layout: TokenLayout) -> Transformer:
             return Transformer(self, layout)
 

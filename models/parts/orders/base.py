@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.orders.sizes import Sizes
 from tokenloom.models.parts.plan import Plan
@@ -23,8 +22,8 @@ class Order(config.Config, ABC):
         """The plan of one training step."""
 
     @abstractmethod
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        """The plan of sampling; ``sizes`` asks for other group sizes than the order's own.
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        """The plan of sampling ``rows`` samples, each by its own numbers; ``sizes`` asks for other group sizes than the order's own.
 
         Raises:
             ConfigError: this order fixes its groups.
@@ -45,7 +44,7 @@ class Fixed(Order):
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
         """The same plan at every step."""
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         """Decoding follows the training order."""
         if sizes is not None:
             raise ConfigError(f"sample.steps: the order {type(self).__name__} fixes its steps; leave it out")

@@ -33,10 +33,6 @@ CURVES = {"linear": Straight(), "cosine": Cosine(), "arccos": Arccos()}
     paper="2412.06787",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 8, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
-    order="all at once, in steps",
-    feed="tokens or [MASK]",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def discrete_interpolants(
     depth: int = 12,

@@ -29,10 +29,6 @@ from tokenloom.models.sampling.sampler import Linear, Sampler
     paper="2412.01827",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 5},
     codec="vq",
-    order="random",
-    feed="position instructions",
-    net="transformer",
-    head="categorical",
 )
 def randar(
     depth: int = 24,

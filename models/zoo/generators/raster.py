@@ -28,10 +28,6 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2406.06525",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="transformer",
-    head="categorical",
 )
 def raster(
     depth: int = 12,

@@ -29,10 +29,6 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2112.01799",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 8, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
-    order="all at once, in steps",
-    feed="noisy tokens",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def vq_ddm(
     depth: int = 12,

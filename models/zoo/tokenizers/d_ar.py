@@ -30,8 +30,6 @@ from tokenloom.models.tokenizers.moving_norm import MovingNorm
     kind="tokenizer",
     paper="2505.23660",
     tiny={"tokens": 4, "codes": 16, "dim": 4, "groups": 2, "steps": 4, "patch": 4, "widths": [16, 32], "depths": [1, 1], "heads": 2},
-    net="ViT, queries, flow in stages",
-    quantizer="vq",
 )
 def d_ar(
     tokens: int = 16,

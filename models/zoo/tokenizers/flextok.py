@@ -31,8 +31,6 @@ from tokenloom.models.tokenizers.moving_norm import MovingNorm
     kind="tokenizer",
     paper="2502.13967",
     tiny={"tokens": 4, "levels": [5, 3, 3], "patch": 4, "widths": [16, 32], "depths": [1, 1], "heads": 2, "steps": 4},
-    net="ViT, queries, flow",
-    quantizer="scalar levels",
 )
 def flextok(
     tokens: int = 16,

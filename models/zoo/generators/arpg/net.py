@@ -30,7 +30,7 @@ class TwoPass(SlotNet):
     ``depth`` blocks of cross-attention.  Queries see no query, so any number of them is asked at once."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config, tag="net.two_pass"):
+    class Config(SlotNet.Config, tag="net.two_pass", label="self-attention, then cross-attention"):
         """The content's transformer; the query blocks have its width, heads, norms and MLPs."""
 
         content: Transformer.Config

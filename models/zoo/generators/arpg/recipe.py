@@ -30,10 +30,6 @@ from tokenloom.models.zoo.generators.arpg.net import TwoPass
     paper="2503.10568",
     tiny={"depth": 2, "width": 48, "heads": 12, "steps": 5, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
-    order="random",
-    feed="position queries",
-    net="self-attention, then cross-attention",
-    head="categorical",
 )
 def arpg(
     depth: int = 24,

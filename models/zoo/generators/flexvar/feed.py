@@ -30,7 +30,7 @@ class FlexibleScale(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.flexible_scale"):
+    class Config(Feed.Config, tag="feed.flexible_scale", label="the scale before"):
         """``side`` of the position map."""
 
         side: int = 32

@@ -27,7 +27,7 @@ class Pointed(Transformer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.query_heads"):
+    class Config(Transformer.Config, tag="net.query_heads", label="transformer, query heads"):
         """``blocks`` residual MLPs after the query is added."""
 
         blocks: int = 2

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
@@ -56,10 +56,10 @@ class Bitwise(Head):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         null = None if null_BND is None else self.logits(null_BND)
         logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
-        ids = pick(logits, sampler, moment, generator) if forced is None else forced.view(logits.shape[:-1])
+        ids = pick(logits, sampler, moment, draws) if forced is None else forced.view(logits.shape[:-1])
         return Drawn(ids if self.codebooks > 1 else ids.squeeze(-1), logits)

@@ -27,7 +27,7 @@ class CrossTransformer(Transformer):
     """Between attention and MLP a normed look at the memory, which is not steered (Infinity, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.cross_attention"):
+    class Config(Transformer.Config, tag="net.cross_attention", label="transformer, cross-attention"):
         """``look_eps`` of the norm before the look."""
 
         look_eps: float = 1e-6

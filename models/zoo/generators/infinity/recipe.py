@@ -36,10 +36,6 @@ from tokenloom.models.zoo.generators.infinity.text import ClassText, PooledText
     paper="2412.04431",
     tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4, "flips": 0.02},
     codec="infinity_bsq",
-    order="scales",
-    feed="sum of codes so far, bits flipped",
-    net="transformer + adaLN + cross-attention",
-    head="bitwise",
 )
 def infinity(
     depth: int = 12,

@@ -86,7 +86,7 @@ class ClassText(Labelled):
     """Class labels as texts of learned features, for nets that look at a memory."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config, tag="condition.class_text"):
+    class Config(Conditioner.Config, tag="condition.class_text", label="text as class"):
         """``length`` features a class, each of the net's width; ``dropout`` share of labels replaced by the null text."""
 
         classes: int | None = None

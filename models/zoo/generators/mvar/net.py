@@ -50,6 +50,10 @@ class ScaleNet(SlotNet):
         drop_path: float = 0.0
         std: float = 0.0
 
+        @property
+        def label(self) -> str:
+            return f"attention within a scale, {self.mixer.label} across{self.norm.suffix}"
+
         def build(self, layout: TokenLayout) -> ScaleNet:
             return ScaleNet(self, layout)
 

@@ -28,7 +28,7 @@ class Branched(SlotNet):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config, tag="net.branched"):
+    class Config(SlotNet.Config, tag="net.branched", label="transformer, a branch a direction"):
         """``branches`` are the numbers of blocks of each branch, made as the trunk's."""
 
         trunk: Transformer.Config

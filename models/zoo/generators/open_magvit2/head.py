@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed, TokenTable
@@ -68,7 +69,7 @@ class Factorised(Chained):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         """Sub-token after sub-token, each under guidance."""
@@ -80,7 +81,7 @@ class Factorised(Chained):
         def choose(q: int, logits_MV: Tensor) -> Tensor:
             part = logits_MV.view(len(both), count, -1)
             found.append(guide(part[:rows], None if null_BND is None else part[rows:], weight))
-            ids.append(pick(found[-1], sampler, moment, generator) if forced is None else forced[..., q])
+            ids.append(pick(found[-1], sampler, moment, draws, f"head.{q}") if forced is None else forced[..., q])
             return ids[-1].repeat(len(both) // rows, 1).flatten()
 
         self.walk(both.flatten(0, 1), choose)

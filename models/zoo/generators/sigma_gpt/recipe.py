@@ -31,10 +31,6 @@ from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder, Burst
     paper="2404.09562",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="random, a permutation a row",
-    feed="shifted tokens with double positions",
-    net="transformer",
-    head="categorical",
 )
 def sigma_gpt(
     depth: int = 12,

@@ -22,7 +22,7 @@ class Skipped(Transformer):
     """Half of the blocks, one in the middle, and half again, each of which takes the output of its mirror image too (arXiv:2209.12152)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.u_vit"):
+    class Config(Transformer.Config, tag="net.u_vit", label="U-ViT"):
         """``depth`` is odd."""
 
         def __post_init__(self) -> None:

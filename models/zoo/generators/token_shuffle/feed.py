@@ -31,7 +31,7 @@ class Merged(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.merged"):
+    class Config(Shifted.Config, tag="feed.merged", label="tokens merged on channels"):
         """``share``: tokens of a group; ``blocks`` residual MLPs."""
 
         share: int = 4

@@ -28,7 +28,7 @@ class Unshuffled(Transformer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.token_shuffle"):
+    class Config(Transformer.Config, tag="net.token_shuffle", label="transformer, unshuffled"):
         """``share``: tokens of a slot; ``blocks`` residual MLPs."""
 
         share: int = 4

@@ -29,10 +29,6 @@ from tokenloom.models.zoo.generators.token_shuffle.net import Unshuffled
     paper="2504.17789",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="windows in raster order",
-    feed="tokens merged on channels",
-    net="transformer, unshuffled",
-    head="categorical",
 )
 def token_shuffle(
     depth: int = 12,
