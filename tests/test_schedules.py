@@ -194,7 +194,7 @@ def test_a_named_warm_start_is_an_input_that_shapes_the_fingerprint(source: Path
     warm = run(source, "tokenizer.pinned=true", f"generator.warm_start={made['generator'].id}")
     plan = {one.name: one for one in planning.plan(warm, store)}
     assert [name for name, one in plan.items() if one.status != "cached"] == ["train_generator", "evaluate", "register"]
-    step = plan["train_generator"].step
+    step = plan["train_generator"].spec
     assert step is not None
     assert step.inputs["warm_start"] == made["generator"]
     assert step.fingerprint != made["generator"].fingerprint
@@ -212,8 +212,8 @@ def test_a_champion_is_decided_once_for_the_same_tokens(source: Path, store: Sto
     assert statuses(config, store) == dict.fromkeys(ALL, "cached")  # although there is a champion now
     changed = run(source, "tokenizer.pinned=true", "generator.warm_start=champion", "generator.train.steps=3")
     planned = next(one for one in planning.plan(changed, store) if one.name == "train_generator")
-    assert planned.step is not None
-    assert planned.step.inputs["warm_start"] == made["generator"]
+    assert planned.spec is not None
+    assert planned.spec.inputs["warm_start"] == made["generator"]
 
 
 def test_what_a_warm_start_needs_is_said_before_work(source: Path, store: Store) -> None:
