@@ -17,6 +17,9 @@ from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.steps.base import Context, Inputs
+from tokenloom.tasks.steps.ingest import INGEST
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
@@ -160,13 +163,8 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     dataset = ingest(config.name, config.data, store).artifact
     step = TRAIN_TOKENIZER.plan(Context(config, store), {"dataset": dataset})
     assert isinstance(step, StepSpec)
-    spec = {
-        "kind": "tokenizer",
-        "recipe": "var_vq",
-        "args": dict(config.tokenizer.args),
-        "set": {},
-        "given": {"signal": signals.image(16, 1).to_dict()},
-    }
+    given = {"signal": signals.image(16, 1).to_dict()}
+    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": given}
     stand_in(step, store, {"spec": spec})
     used = run(source, "tokenizer={use: toy}")
     with pytest.raises(ConfigError, match=r"made for shape 16x16, the data has 8x8"):

@@ -27,8 +27,9 @@ from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings,
 from tokenloom.models.parts.collectives import all_reduce_sum
 from tokenloom.tasks.data.loader import Rows
 from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 
 class Toy(Method):
@@ -106,7 +107,7 @@ def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> 
 def install() -> Callable[[], None]:
     """Put the toy into the zoo of this process (a kind of its own); the returned function takes it out."""
     registry.names()  # discover first: the zoo is filled once
-    registry.register("toy", kind="toy", paper="-", tiny={})(toy)
+    registry._RECIPES["toy"] = registry.Recipe("toy", "toy", "-", toy, {}, "")
     return lambda: registry._RECIPES.pop("toy", None) and None
 
 
