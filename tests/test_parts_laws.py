@@ -18,7 +18,7 @@ from tokenloom.models.parts.decoders.flow import NEAREST, Flow
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.noising import Uniform
 from tokenloom.models.parts.norms import AdaLN
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 from tokenloom.models.zoo.tokenizers.layton.decoder import RHO, SMALLEST, Consistency
@@ -85,7 +85,7 @@ def test_blocks_steered_by_adaptive_norms_start_as_near_the_identity_as_gamma_is
 
 def test_cosine_similarities_stay_below_their_ceiling_whatever_is_learned() -> None:
     start, ceiling = 4.0, 10.0
-    compare = Cosine(start=start, ceiling=ceiling).build(heads=2, head_width=8)
+    compare = CosineSimilarity(start=start, ceiling=ceiling).build(heads=2, head_width=8)
     q = 100 * torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
 
     def own() -> Tensor:

@@ -18,7 +18,7 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, read, rows_of, tokens_of
 from tokenloom.models.parts.feeds.base import take
-from tokenloom.models.parts.feeds.doubled import Doubled
+from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical, guide
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import visibility_of
@@ -63,7 +63,7 @@ class AnyOrder(GroupGenerator):
             return AnyOrder(self, layout, classes, tokenizer)
 
     config: Config
-    feed: Doubled
+    feed: DoublePosition
     head: Categorical
 
     def check_sampler(self, sampler: Sampler) -> None:
