@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy_runs import complete, images, ran, run, source_fixture, stand_in, statuses  # noqa: F401
 
 from tokenloom.configs.load import load_run
-from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.configs.schema import identity
 from tokenloom.flows import planning
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.steps.base import Context, Inputs
+from tokenloom.tasks.steps.ingest import INGEST
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
@@ -66,8 +70,8 @@ def test_the_reason_names_the_field_with_its_old_and_new_value(source: Path, sto
     plan = {one.name: one for one in planning.plan(run(source, "generator.train.steps=3"), store)}
     assert "train.steps: 2 -> 3" in plan["train_generator"].reason
     assert "input generator" in plan["evaluate"].reason
-    assert plan["evaluate"].step is not None
-    assert plan["evaluate"].step.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
+    assert plan["evaluate"].spec is not None
+    assert plan["evaluate"].spec.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
 
 
 def test_a_lost_file_is_noticed_and_only_its_step_runs(source: Path, store: Store) -> None:
@@ -96,8 +100,8 @@ def test_a_pinned_tokenizer_stays_the_first_one(source: Path, store: Store) -> N
     assert plan["train_tokenizer"].artifact == first
     assert plan["train_tokenizer"].reason == "tokenizer.pinned"
     assert plan["extract"].status == "run"
-    assert plan["extract"].step is not None
-    assert plan["extract"].step.inputs["tokenizer"] == first
+    assert plan["extract"].spec is not None
+    assert plan["extract"].spec.inputs["tokenizer"] == first
     free = {one.name: one for one in planning.plan(run(source), store)}
     assert free["train_tokenizer"].status == "run"
 
@@ -156,7 +160,7 @@ def test_a_run_that_can_work_passes_the_check(source: Path, store: Store) -> Non
 def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> None:
     config = run(source)
     dataset = ingest(config.name, config.data, store).artifact
-    step = planning.tokenizer_step(config, store, dataset)
+    step = TRAIN_TOKENIZER.plan(Context(config, store), {"dataset": dataset})
     assert isinstance(step, StepSpec)
     spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
     stand_in(step, store, {"spec": spec})
@@ -190,17 +194,16 @@ def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> N
     from tokenloom.flows.workspace import Workspace
 
     work = Workspace("toy", root, str(root / "store"))
-    artifact = steps.ingest(run(source), work)
+    artifact = steps.carry_out(INGEST, run(source), work, {})
     assert [(d.name, d.status, d.artifact) for d in work.done] == [("ingest", "ran", artifact)]
-    assert steps.ingest(run(source), work) == artifact
+    assert steps.carry_out(INGEST, run(source), work, {}) == artifact
     assert [d.status for d in work.done] == ["cached"]
 
-    @steps.step
-    def broken(config: RunConfig, work: Workspace) -> Outcome:
+    def fails(_context: Context, _inputs: Inputs) -> Outcome:
         raise ArtifactError("shard.parquet: cut short")
 
     with pytest.raises(ArtifactError):
-        broken(run(source), work)
+        steps.carry_out(replace(INGEST, name="broken", run=fails), run(source), work, {})
     assert work.done[-1].row() == {
         "name": "broken", "status": "failed", "fingerprint": None, "seconds": 0.0, "uri": None, "artifact": None,
         "error": "shard.parquet: cut short",

@@ -31,6 +31,7 @@ from tokenloom.tasks.extract import Encoder
 from tokenloom.tasks.features import Protocol
 from tokenloom.tasks.runtime.checks import check_warm_start
 from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.store.lineage import lineage_of
 from tokenloom.tasks.tracking.registry import tags_of
 from tokenloom.tasks.training import warm_start
 from tokenloom.tasks.training.train_loop import train
@@ -126,7 +127,7 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:
     # From the champion's weights, on record as an input: it shapes the fingerprint and shows in the lineage.
     later = here.records("generator")[1]
     assert later.inputs["warm_start"] == generator.artifact
-    assert generator.artifact in here.lineage(later.artifact)["ancestors"]
+    assert generator.artifact in lineage_of(here, later.artifact)["ancestors"]
     # Judged against the champion, which is evaluated again under the new protocol (the data has changed).
     evaluations = here.records("evaluation")
     theirs, ours = (next(r for r in evaluations[1:] if r.inputs["generator"] == g.artifact) for g in (generator, later))
@@ -193,7 +194,7 @@ def test_a_named_warm_start_is_an_input_that_shapes_the_fingerprint(source: Path
     warm = run(source, "tokenizer.pinned=true", f"generator.warm_start={made['generator'].id}")
     plan = {one.name: one for one in planning.plan(warm, store)}
     assert [name for name, one in plan.items() if one.status != "cached"] == ["train_generator", "evaluate", "register"]
-    step = plan["train_generator"].step
+    step = plan["train_generator"].spec
     assert step is not None
     assert step.inputs["warm_start"] == made["generator"]
     assert step.fingerprint != made["generator"].fingerprint
@@ -211,8 +212,8 @@ def test_a_champion_is_decided_once_for_the_same_tokens(source: Path, store: Sto
     assert statuses(config, store) == dict.fromkeys(ALL, "cached")  # although there is a champion now
     changed = run(source, "tokenizer.pinned=true", "generator.warm_start=champion", "generator.train.steps=3")
     planned = next(one for one in planning.plan(changed, store) if one.name == "train_generator")
-    assert planned.step is not None
-    assert planned.step.inputs["warm_start"] == made["generator"]
+    assert planned.spec is not None
+    assert planned.spec.inputs["warm_start"] == made["generator"]
 
 
 def test_what_a_warm_start_needs_is_said_before_work(source: Path, store: Store) -> None:

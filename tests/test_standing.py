@@ -29,8 +29,9 @@ from tokenloom.tasks.distributed import make_job, plan_tokenizer, train_model
 from tokenloom.tasks.features import features
 from tokenloom.tasks.store.artifacts import Artifact, Store
 from tokenloom.tasks.training.finishing import BATCHES, build_only
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 TINY = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4}
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))
@@ -111,7 +112,7 @@ BASE = {"recipe": "vq", "args": TINY | {"patch": 1}, "train": {"steps": 3, "batc
 
 
 def names(config: RunConfig, store: Store) -> list[str]:
-    return [link.name for link in planning.links(config, store)]
+    return [link.step.name for link in planning.chain(config, store)]
 
 
 # --- the plan -------------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def names(config: RunConfig, store: Store) -> list[str]:
 
 def test_what_a_tokenizer_stands_on_comes_before_it(source: Path, store: Store) -> None:
     rest = ["train_tokenizer", "extract", "evaluate"]
-    assert names(above(source, base=BASE), store) == ["ingest", "features", "train_base", *rest]
+    assert names(above(source, base=BASE), store) == ["ingest", "train_base", "features", *rest]
     assert names(above(source, args={"needs": ["features"]}), store) == ["ingest", "features", *rest]
     alone = ["ingest", "train_base", "train_tokenizer", "extract", "features", "evaluate"]
     assert names(above(source, base=BASE, args={"needs": ["tokenizer"]}), store) == alone
