@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -184,6 +184,7 @@ class DiscreteState(protocols.Generator):
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Any number of steps may be asked for."""
+        super().check_sampler(replace(sampler, sizes=None))
         self._steps(sampler)
 
     def _steps(self, sampler: Sampler) -> int:
