@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Condition, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, read, rows_of, tokens_of
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.doubled import Doubled
@@ -58,9 +58,6 @@ class AnyOrder(GroupGenerator):
         """``burst``: None decodes group after group."""
 
         burst: Burst | None = None
-
-        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> AnyOrder:
-            return AnyOrder(self, layout, classes, tokenizer)
 
     config: Config
     feed: Doubled

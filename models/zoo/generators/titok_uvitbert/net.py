@@ -29,9 +29,6 @@ class Skipped(Transformer):
             if self.depth % 2 == 0:
                 raise ConfigError(f"net.depth={self.depth}: must be odd, one block in the middle and as many before as after it")
 
-        def build(self, layout: TokenLayout) -> Skipped:
-            return Skipped(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
         self.middle = config.depth // 2
