@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -107,10 +107,10 @@ class DiscreteState(protocols.Generator):
         cond = self.condition(condition)
         x = dropout(self.table(x_BL) + self.position, self.config.dropout, draws)
         place = span(0, self.layout.length, x.device)
-        steer = cond.vector_BD
+        modulation = cond.vector_BD
         if self.clock is not None:
-            steer = steer + self.clock(waves(time_B, steer.shape[-1]).to(steer.dtype))
-        slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=steer[:, None])
+            modulation = modulation + self.clock(waves(time_B, modulation.shape[-1]).to(modulation.dtype))
+        slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=modulation[:, None])
         return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 
     @torch.no_grad()
@@ -184,6 +184,7 @@ class DiscreteState(protocols.Generator):
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Any number of steps may be asked for."""
+        super().check_sampler(replace(sampler, sizes=None))
         self._steps(sampler)
 
     def _steps(self, sampler: Sampler) -> int:

@@ -20,7 +20,7 @@ from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
 
-class Pointed(Transformer):
+class QueryHeads(Transformer):
     """State plus query of a position, through a few residual MLPs (a head over the grid, Heptapod, arXiv:2510.06673).
 
     As a net it points each slot at the position after its own in storage order, so it is for raster order.
