@@ -107,10 +107,10 @@ class DoublePosition(Shifted):
         apart = torch.full((1, count), 2 * start - 1, device=place.device)
         cached = closed
         if plan.choice is None:  # the first member is the chain's next aim
-            apart[:, 0] = 2 * start
+            apart[:, 0].fill_(2 * start)
             cached += 1
         segment = torch.cat([torch.full_like(rank, -1), span(0, count, place.device)], dim=1)
-        segment[:, :cached] = -1
+        segment[:, :cached].fill_(-1)
         return Slots(
             torch.cat([state.closed_BmD, asks], dim=1),
             torch.cat([rank, apart], dim=1),
