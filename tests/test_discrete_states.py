@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, grid, small, some
+from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from test_discrete_more import grid, small, some
+from small_generators import grid, small, some
 from torch import Tensor, nn
 
 from tokenloom.models.core import registry

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 import toy
-from conftest import write_image_rows
+from image_rows import write_image_rows
 from safetensors.torch import load_file
-from test_storage_s3 import s3  # noqa: F401 - a fixture
 
 from tokenloom.models.core.build import parameters
 from tokenloom.models.core.config import ConfigError
@@ -333,7 +332,7 @@ def test_curves_give_each_step_once_and_the_later_chunk_counts(store) -> None:
     assert [row["step"] for row in tail.new()] == [5]
 
 
-def test_object_storage_holds_the_same_run(s3, root, image_rows, data) -> None:  # noqa: F811
+def test_object_storage_holds_the_same_run(s3, root, image_rows, data) -> None:
     """Checkpoints, metrics, weights and the fetched model on S3: the bits are those of a run on local disk."""
     local = Store(str(root / "store"), root)
     at_home = toy.job(local, *data, steps=10, checkpoint_every=4)

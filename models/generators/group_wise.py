@@ -20,6 +20,7 @@ from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLa
 from tokenloom.models.core.protocols import tokens_of as tokens_of
 from tokenloom.models.objectives.base import Objective
 from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.parts.agreement import agree
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -73,6 +74,7 @@ class GroupGenerator(protocols.Generator):
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width, self.feed)
+        agree(layout, order=self.order, feed=self.feed, net=self.net, head=self.head, condition=self.condition)
         self.objective = config.objective.build()
 
     def adopt(self, **roles: nn.Module) -> None:

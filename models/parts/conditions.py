@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.parts.agreement import Trait, Traits
+from tokenloom.models.parts.plan import Plan
 
 #: What a batch has to carry for a condition: class labels, captions as they are written, or their features from a frozen encoder.
 Reads = Literal["labels", "text", "features"]
@@ -95,6 +97,14 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def prefix(self) -> int:
         """Prefix slots P."""
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {"prefix slots": Trait(self.prefix, "condition")}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
 
     @abstractmethod
     def null(self, condition: Condition) -> Condition:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Tokenizer, TokenLayout
+from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -44,6 +45,17 @@ class Feed(nn.Module, ABC):
     def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """In training: the tokens that are given in place of these, and those that must be said."""
         return data, data
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``LayoutError`` for a plan that this feed cannot follow."""
 
     @abstractmethod
     def slots(self, plan: Plan, prefix: int) -> int:
@@ -90,6 +102,18 @@ class TokenTable(nn.Module):
         if ids.ndim == 2:
             return self.books[0](ids)
         return torch.stack([book(part) for book, part in zip(self.books, ids.unbind(-1))]).sum(0)
+
+
+def table_of(feed: Feed, rows: int) -> TokenTable:
+    """The feed's embeddings, for heads that share them; ``rows`` of a codebook are needed.
+
+    Raises:
+        LayoutError: the feed has none, or fewer rows.
+    """
+    table = getattr(feed, "table", None)
+    if not isinstance(table, TokenTable) or len(table.books[0].weight) < rows:  # type: ignore[arg-type]
+        raise LayoutError(f"this head shares the feed's embeddings of tokens, {rows} rows a codebook; the feed has fewer or none")
+    return table
 
 
 def take(data: Tensor, place_BN: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -30,6 +32,14 @@ class Head(nn.Module, ABC):
             Raises:
                 LayoutError: the head does not fit the tokens.
             """
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
 
     @abstractmethod
     def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:

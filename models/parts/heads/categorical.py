@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.feeds.base import Feed, table_of
 from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
@@ -54,6 +57,9 @@ class Categorical(Head):
         nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head"), "several positions from one hidden state": Trait("yes", "head")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         """(B, N, V) logits."""
@@ -97,7 +103,7 @@ class Tied(Categorical):
         Head.__init__(self)
         self.outputs = vocabulary + config.extra
         # In a list, so that the table stays a parameter of the feed alone.
-        self._table = [cast(nn.Embedding, cast(TokenTable, feed.table).books[0])]
+        self._table = [cast(nn.Embedding, table_of(feed, self.outputs).books[0])]
         self.bias = nn.Parameter(torch.zeros(self.outputs))
 
     def logits(self, h_BND: Tensor) -> Tensor:
@@ -117,6 +123,10 @@ class Directions(Categorical):
 
         states: int = 2
 
+        def __post_init__(self) -> None:
+            if self.states < 2:
+                raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
+
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
             return Directions(self, single(layout), width)
 
@@ -125,6 +135,9 @@ class Directions(Categorical):
         self.out = nn.ModuleList([nn.Linear(width, vocabulary, bias=False) for _ in range(config.states)])  # type: ignore[assignment]
         for linear in cast(nn.ModuleList, self.out):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(self.out), "head.states")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]

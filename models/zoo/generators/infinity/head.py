@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.categorical import full, guide, pick
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -39,6 +41,9 @@ class Bitwise(Head):
         self.out = nn.Linear(width, layout.codebooks * layout.vocabulary)
         nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         """(B, N, Q, V) logits."""
