@@ -13,6 +13,7 @@ from tokenloom.configs.load import build
 from tokenloom.configs.schema import RunConfig
 from tokenloom.flows import planning
 from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.steps.base import Context
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 
 
@@ -59,12 +60,12 @@ def stand_in(step: StepSpec, store: Store, notes: dict[str, Any] | None = None) 
 def complete(config: RunConfig, store: Store) -> dict[str, Artifact]:
     """Ingest for real, and stand-ins for every later step of a run."""
     made: dict[str, Artifact] = {}
-    for link in planning.links(config, store):
-        if link.build is None:
-            made[link.role] = ingest(config.name, config.data, store).artifact
+    for link in planning.chain(config, store):
+        if link.step.name == "ingest":
+            made["dataset"] = ingest(config.name, config.data, store).artifact
             continue
-        step = link.build(config, store, **{role: made[role] for role in link.needs})
-        made[link.role] = step if isinstance(step, Artifact) else stand_in(step, store)
+        answer = link.step.plan(Context(config, store), {name: made[role] for name, role in link.needs.items()})
+        made[link.step.makes] = stand_in(answer, store) if isinstance(answer, StepSpec) else answer.artifact
     return made
 
 
