@@ -17,7 +17,7 @@ from tokenloom.models.core.protocols import Batch, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.objectives.base import GroupModel, Objective, objectives
 from tokenloom.models.objectives.nll import NLL
-from tokenloom.models.objectives.whole_grid import WholeGrid
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 
 
 class Pull(Objective):
@@ -103,7 +103,7 @@ def test_an_unknown_kind_of_method_is_refused() -> None:
 
 
 def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
-    with pytest.raises(ConfigError, match="order, net: predicting the whole grid needs Raster and Pointed"):
+    with pytest.raises(ConfigError, match="order, net: predicting the whole grid needs Raster and QueryHeads"):
         replace(config_of("raster"), objective=WholeGrid.Config())
     with pytest.raises(ConfigError, match="order=Raster: distilling orders needs the order Found"):
         override(config_of("raster"), {"objective": {"distilled_order": {}}})

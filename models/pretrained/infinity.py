@@ -14,7 +14,6 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import Decoded, GroupGenerator
 from tokenloom.models.parts.attention import Attention, attend
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.feeds.next_scale import RotaryScale
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init
@@ -23,13 +22,14 @@ from tokenloom.models.parts.orders import Scales, WeighedScales
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from tokenloom.models.parts.quantizers.patched import Patched
 from tokenloom.models.parts.rope import Rope
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Groups, Mask, Visibility
 from tokenloom.models.pretrained.infinity_bsq import SCALES
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
 from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
 from tokenloom.models.zoo.generators.infinity.text import PooledText
@@ -65,7 +65,7 @@ def config(info: Info) -> GroupGenerator.Config:
             heads=c["num_heads"],
             norm=AdaLN.Config(eps=1e-6, sharing="shared"),
             mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
-            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
             # The largest map of the 1M schedule has 64 positions a side.
             rope=Rope.Config(reach=64),
             init=Init(std=0.0),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.objectives.whole_grid import WholeGrid
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import Shifted
@@ -22,7 +21,8 @@ from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 
 
 @register(
@@ -46,7 +46,7 @@ def heptapod(
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
-        net=Pointed.Config(
+        net=QueryHeads.Config(
             width=width or 64 * depth,
             depth=depth,
             heads=heads or depth,

@@ -15,14 +15,15 @@ from __future__ import annotations
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.doubled import Doubled
+from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Even, Random
+from tokenloom.models.sampling.decoders.rejection import Rejection
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder, Burst
+from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder
 
 
 @register(
@@ -45,7 +46,7 @@ def sigma_gpt(
     """Width is 64 times the depth, heads the depth if not given; ``group`` tokens a decoding step, or bursts that try ``burst`` orders."""
     return AnyOrder.Config(
         order=Random(decoding=Even(size=group)),
-        feed=Doubled.Config(dropout=dropout),
+        feed=DoublePosition.Config(dropout=dropout),
         net=Transformer.Config(
             width=width or 64 * depth,
             depth=depth,
@@ -59,5 +60,5 @@ def sigma_gpt(
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),
-        burst=Burst(orders=burst) if burst else None,
+        burst=Rejection(orders=burst) if burst else None,
     )
