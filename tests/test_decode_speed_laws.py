@@ -39,9 +39,7 @@ LABELS = Labels(torch.arange(ROWS) % CLASSES)
 def made(name: str, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec(
-        "tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
-    )
+    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"signal": signals.image(16, 1).to_dict()})
     given = {"layout": cast(Any, codec.build()).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
     torch.manual_seed(0)
     model = ModelSpec("generator", name, {**recipe.tiny, **changes}, {}, given).build()

@@ -26,11 +26,9 @@ CLASSES, ROWS = 3, 4
 def made(name: str, seed: int = 0, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec(
-        "tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
-    )
+    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"signal": signals.image(16, 1).to_dict()})
     if (needs := getattr(codec.config(), "needs", ())) and "tokenizer" in needs:
-        base = registry.get(codec.recipe).axes["codec"]
+        base = registry.get(codec.recipe).codec
         codec.given["tokenizer"] = ModelSpec(
             "tokenizer", base, dict(registry.get(base).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
         ).to_dict()

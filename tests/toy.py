@@ -105,9 +105,9 @@ def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> 
 
 
 def install() -> Callable[[], None]:
-    """Put the toy into the zoo of this process (a kind of its own); the returned function takes it out."""
+    """Put the toy into the zoo of this process ; the returned function takes it out."""
     registry.names()  # discover first: the zoo is filled once
-    registry._RECIPES["toy"] = registry.Recipe("toy", "toy", "-", toy, {}, "")
+    registry.register("toy", kind="density", paper="-", tiny={})(toy)
     return lambda: registry._RECIPES.pop("toy", None) and None
 
 
@@ -124,7 +124,7 @@ def job(
     execution = ExecutionSettings(workers=options.pop("workers", 1), micro_batch=options.pop("micro_batch", 0), device="cpu")
     optimizer = OptimizerSettings(lr=options.pop("lr", 3e-3))
     settings = TrainSettings(**{"steps": 20, "batch": 64, "seed": 3, "log_every": 1, "optimizer": optimizer, **options})
-    spec = ModelSpec("toy", "toy", args or {}, {}, {"signal": signals.image(4, 1).to_dict()})
+    spec = ModelSpec("density", "toy", args or {}, {}, {"signal": signals.image(4, 1).to_dict()})
     root = str(store.root)
     return TrainJob(spec.to_dict(), settings, execution, rows, validation, store.uri, folder, root, None, folder.rpartition("-")[2])
 

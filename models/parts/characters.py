@@ -131,10 +131,6 @@ class Characters(ReadText):
         def names(self) -> tuple[str, ...]:
             return (Text.name,)
 
-        def build(self, classes: int, width: int) -> Characters:
-            """The module; class labels are not used."""
-            return Characters(self, width)
-
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.table = nn.Embedding(BYTES, width)
@@ -173,10 +169,6 @@ class Encoded(ReadText):
         @property
         def names(self) -> tuple[str, ...]:
             return (TextFeatures.name,)
-
-        def build(self, classes: int, width: int) -> Encoded:
-            """The module; class labels are not used."""
-            return Encoded(self, width)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -49,15 +49,12 @@ class Denoiser(nn.Module):
                     f"net.width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: positive, heads divide the width"
                 )
 
-        def build(self, *, shape: Shape, channels: int, dim: int, length: int) -> Denoiser:
-            """For images of ``shape`` (rows, columns) and ``length`` tokens of ``dim`` channels.
-
-            Raises:
-                ConfigError: the patch does not divide the shape.
-            """
-            return Denoiser(self, shape, channels, dim, length)
-
     def __init__(self, config: Config, shape: Shape, channels: int, dim: int, length: int) -> None:
+        """For images of ``shape`` (rows, columns) and ``length`` tokens of ``dim`` channels.
+
+        Raises:
+            ConfigError: the patch does not divide the shape.
+        """
         super().__init__()
         if shape[0] % config.patch or shape[1] % config.patch:
             raise ConfigError(f"net.patch={config.patch}: does not divide the size {text(shape)}")

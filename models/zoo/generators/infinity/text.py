@@ -42,9 +42,6 @@ class PooledText(Single):
         def names(self) -> tuple[str, ...]:
             return (TextFeatures.name,)
 
-        def build(self, classes: int, width: int) -> PooledText:
-            return PooledText(self, width)
-
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.length, self.rate = config.length, config.dropout
