@@ -45,9 +45,6 @@ class DoublePosition(Shifted):
     class Config(Shifted.Config, tag="feed.double_position", label="shifted tokens, double positions"):
         """As ``Shifted``."""
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> DoublePosition:
-            return DoublePosition(self, layout, width)
-
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
         # The last row, which index -1 picks, is that of the condition.
