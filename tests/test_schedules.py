@@ -105,6 +105,8 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:
     assert aliases(here) == {"champion": 1, "challenger": 1}
     generator = here.records("generator")[0]
     assert "warm_start" not in generator.inputs  # there was no champion yet
+    plan = json.loads(here.storage.read(f"{generator.artifact.folder}/plan.json"))
+    assert plan["sample"] == identity(config.sample)  # so that it is sampled while it trains as the run samples
 
     again, said = scheduled(config, here)
     assert ran(again) == []
