@@ -14,6 +14,7 @@ from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.steps.base import Context, Given, Later, Planned
 from tokenloom.tasks.steps.table import TABLE, Link, chain
 from tokenloom.tasks.store.artifacts import Artifact, Store, canonical_json, sha256_of
+from tokenloom.tasks.store.lineage import explain
 
 __all__ = ["STEPS", "Planned", "chain", "check", "fingerprint", "inputs", "plan"]
 
@@ -62,7 +63,7 @@ def _link(link: Link, context: Context, made: Mapping[str, Artifact], waiting: l
         return Planned(step.name, "cached", answer.reason, answer.artifact)
     artifact = store.find(answer)
     if artifact is None:
-        return Planned(step.name, "run", store.explain(answer) or "no such artifact", None, answer)
+        return Planned(step.name, "run", explain(store, answer) or "no such artifact", None, answer)
     if reason := step.lost(context, artifact):
         return Planned(step.name, "run", reason, None, answer)
     return Planned(step.name, "cached", "complete", artifact, answer)

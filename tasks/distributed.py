@@ -36,7 +36,7 @@ from tokenloom.tasks.training.trainer import trainer_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Run, Tracker
-    from tokenloom.tasks.training.train_loop import TrainJob
+    from tokenloom.tasks.training.job import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     """
     from tokenloom.tasks.data.asked import reading, seen_texts
     from tokenloom.tasks.serving.asking import Asking
-    from tokenloom.tasks.training.train_loop import TrainJob
+    from tokenloom.tasks.training.job import TrainJob
 
     noted = step.notes
     spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])

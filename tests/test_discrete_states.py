@@ -15,7 +15,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.discrete_state import DiscreteState
-from tokenloom.models.parts.noising import Absorbing, Noise, Uniform
+from tokenloom.models.generators.noising import Absorbing, Noise, Uniform
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.parts.orders.sizes import Even, Steps
 from tokenloom.models.sampling.sampler import Constant, Sampler

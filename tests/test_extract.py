@@ -21,6 +21,7 @@ from tokenloom.tasks.extract import extract, plan_extract, shard_key
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, Store
+from tokenloom.tasks.store.lineage import collect, explain
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_lost_shard_is_made_again_alone_with_the_same_bytes(store: Store, imag
     path = sorted(before)[1]
     local = store.storage.local_path(path)
     local.unlink() if damage == "remove" else local.write_bytes(before[path][:-5])
-    assert path in store.explain(step)
+    assert path in explain(store, step)
     actors.encoded.clear()
     again = extract(step, store, CLUSTER)
     assert (again.status, again.metrics["encoded"], len(actors.encoded)) == ("ran", 1, 1)
@@ -106,7 +107,7 @@ def test_appended_images_tokenize_only_the_new_shards(store: Store, images: Path
     assert len(actors.encoded) == len(new_images) == second.metrics["encoded"]
     assert second.metrics["reused"] == len(old)
     assert old.items() <= shards(store, second).items()
-    assert store.gc(dry_run=True) == [], "shards that both refer to stay"
+    assert collect(store, dry_run=True) == [], "shards that both refer to stay"
     assert sum(len(Rows.of(store.record(second.artifact).notes, store.uri, s)) for s in ("train", "validation")) == 36
 
 

@@ -31,6 +31,7 @@ from tokenloom.tasks.extract import Encoder
 from tokenloom.tasks.features import Protocol
 from tokenloom.tasks.runtime.checks import check_warm_start
 from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.store.lineage import lineage_of
 from tokenloom.tasks.tracking.registry import tags_of
 from tokenloom.tasks.training import warm_start
 from tokenloom.tasks.training.train_loop import train
@@ -128,7 +129,7 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:
     # From the champion's weights, on record as an input: it shapes the fingerprint and shows in the lineage.
     later = here.records("generator")[1]
     assert later.inputs["warm_start"] == generator.artifact
-    assert generator.artifact in here.lineage(later.artifact)["ancestors"]
+    assert generator.artifact in lineage_of(here, later.artifact)["ancestors"]
     # Judged against the champion, which is evaluated again under the new protocol (the data has changed).
     evaluations = here.records("evaluation")
     theirs, ours = (next(r for r in evaluations[1:] if r.inputs["generator"] == g.artifact) for g in (generator, later))

@@ -29,8 +29,9 @@ from tokenloom.tasks.distributed import make_job, plan_tokenizer, train_model
 from tokenloom.tasks.features import features
 from tokenloom.tasks.store.artifacts import Artifact, Store
 from tokenloom.tasks.training.finishing import BATCHES, build_only
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 TINY = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4}
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))

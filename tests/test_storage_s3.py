@@ -20,6 +20,7 @@ from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 from tokenloom.tasks.store.leases import object_lease, object_lease_held
+from tokenloom.tasks.store.lineage import collect
 from tokenloom.tasks.store.storage import Storage
 
 
@@ -189,8 +190,8 @@ def test_gc_leaves_a_leased_folder_alone(s3_store: Store) -> None:
     step = StepSpec("ingest", 1, "dataset", "begun", {})
     s3_store.storage.write(f"{step.folder}/shards/half.parquet", b"1")
     with s3_store.lease(f"dataset-{step.fingerprint}"):
-        assert s3_store.gc(dry_run=True) == []
-    assert s3_store.gc(dry_run=False) == [f"{step.folder}/shards/half.parquet"]
+        assert collect(s3_store, dry_run=True) == []
+    assert collect(s3_store, dry_run=False) == [f"{step.folder}/shards/half.parquet"]
     assert s3_store.storage.list() == []
 
 

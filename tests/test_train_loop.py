@@ -28,9 +28,10 @@ from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.checkpoint import Checkpoints, fetch_model
 from tokenloom.tasks.training.curves import CurveWriter, Tail, read_curves
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.optimizer import PhaseOptimizer, learning_rate
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 HERE = Path(__file__).parent
 ImageRows = Callable[..., Rows]

@@ -69,6 +69,8 @@ class GroupGenerator(protocols.Generator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
         super().__init__()
         self.config, self.layout, self.given = config, layout, (classes, tokenizer)
+        # In a list, so that its weights are not taken for this model's.
+        self._draft: list[GroupGenerator] = []
         self.order, self.sampler = config.order, config.sampler
         self.condition = config.condition.build(classes, config.net.width)
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
@@ -133,6 +135,15 @@ class GroupGenerator(protocols.Generator):
         assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
         return -self.nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+
+    @property
+    def draft(self) -> GroupGenerator | None:
+        """A smaller generator over the same tokens, which drafts for this one in speculative decoding; no part of this one."""
+        return self._draft[0] if self._draft else None
+
+    def use_draft_model(self, model: GroupGenerator | None) -> None:
+        """Take this generator to draft (None: none)."""
+        self._draft = [] if model is None else [model]
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""

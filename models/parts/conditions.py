@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -125,9 +125,9 @@ class Conditioner(nn.Module, ABC):
 
 def conditions() -> dict[str, type[Conditioner.Config]]:
     """The conditions that a run file may choose (``set: {condition: {NAME: …}}``)."""
-    from tokenloom.models.parts.characters import Characters, Encoded
-
-    return {"classes": ClassCondition.Config, "characters": Characters.Config, "encoded": Encoded.Config}
+    types = config.tags()
+    chosen = {name: types[f"condition.{tag}"] for name, tag in (("classes", "class"), ("characters", "characters"), ("encoded", "encoded"))}
+    return cast("dict[str, type[Conditioner.Config]]", chosen)
 
 
 def condition_of(value: Any) -> Conditioner.Config | None:

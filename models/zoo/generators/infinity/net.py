@@ -17,12 +17,12 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import CrossLayerCache, LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.nets.slots import steering
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 
 
 class CrossTransformer(Transformer):

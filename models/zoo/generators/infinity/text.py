@@ -15,8 +15,8 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Reads, class_count
-from tokenloom.models.parts.cross_attention import AttentivePool
 from tokenloom.models.parts.plan import Plan
+from tokenloom.models.zoo.generators.infinity.cross_attention import AttentivePool
 
 
 class PooledText(Conditioner):
