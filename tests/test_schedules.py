@@ -21,7 +21,7 @@ from stand_ins import draw_here
 from toy_runs import complete, images, run, source_fixture, statuses  # noqa: F401
 
 from tokenloom.configs.load import load_run
-from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.configs.schema import ClusterConfig, RunConfig, identity
 from tokenloom.flows import planning
 from tokenloom.flows.pipeline import pipeline
 from tokenloom.models.core.build import ModelSpec, load_model
