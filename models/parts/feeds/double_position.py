@@ -19,7 +19,7 @@ from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted, at
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
-from tokenloom.models.parts.visibility import Causal, Everything
+from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class DoublePosition(Shifted):
 
     def asked(self, data: Tensor, sequence_BL: Tensor, known_BL: Tensor, cond: Conditioned, draws: Draws | None = None) -> Slots:
         """All entries of the sequence, each predicted when the first ``known_BL`` (B or 1, L) entries are known."""
+        # First the chain, whose slot prefix + i holds entry i - 1 and is aimed at entry i; then, for each entry, a copy of slot
+        # prefix + known, which holds the last known token, aimed at that entry.
         length = sequence_BL.shape[1]
         held, rank, place = self._chain(data, sequence_BL, cond, draws)
         chain = self._aimed(held, sequence_BL)
@@ -86,7 +88,9 @@ class DoublePosition(Shifted):
         copies = held.gather(1, index.unsqueeze(-1).expand(-1, -1, held.shape[-1])) + self.position_target[sequence_BL]
         rows = max(len(place), len(known_BL))
         place = place.expand(rows, -1)
-        asks = 2 * known_BL - 1  # after the chain's last slot whose aim is known
+        # Groups of the chain are even, 2 i for slot prefix + i.  A copy attends to the slots whose aim is known, 0 … known - 1, and to
+        # itself: the odd number after 2 (known - 1).
+        asks = 2 * known_BL - 1
         return Slots(
             torch.cat([chain, copies], dim=1),
             torch.cat([rank.expand(len(asks), -1), asks], dim=1),
@@ -106,6 +110,7 @@ class DoublePosition(Shifted):
         rows = max(len(target), len(state.open_B1))
         asks = state.open_B1D + self.position_target[target]
         place = torch.cat([state.closed_Bm.expand(rows, -1), state.open_B1.expand(rows, count)], dim=1)
+        # As in the parallel form: slots that the cache lacks have even groups 2 i, up to 2 (start - 1); queries the odd one after them.
         rank = 2 * span(start - closed, start, place.device)
         apart = torch.full((1, count), 2 * start - 1, device=place.device)
         cached = closed
@@ -114,12 +119,15 @@ class DoublePosition(Shifted):
             cached += 1
         segment = torch.cat([torch.full_like(rank, -1), span(0, count, place.device)], dim=1)
         segment[:, :cached] = -1
+        known: Visibility | None = Causal() if plan.choice is None and max(plan.sizes) == 1 else None
+        if closed == 0 and count == 1:
+            known = Everything()
         return Slots(
             torch.cat([state.closed_BmD, asks], dim=1),
             torch.cat([rank, apart], dim=1),
             place,
             closed + span(0, count, place.device),
-            visibility=Everything() if closed == 0 and count == 1 else None,
+            visibility=known,
             segment_BS=segment,
             cached=cached,
         )
@@ -130,6 +138,8 @@ class DoublePosition(Shifted):
         return replace(slots, x_BSD=slots.x_BSD + self.position[slots.position_BS] + aim)
 
     def push(self, state: OpenChain, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
+        # Each token drawn tells the aim of the slot before it: [open, t0, …, t(n-2)] are now aimed at [t0, …, t(n-1)], and t(n-1) is open.
+        # Without a choice the first of them is in the cache already: it was aimed at the group's first member.
         held = self.table(data) + self.position[place_Bn]
         place = place_Bn
         first = 1 if plan.choice is None else 0

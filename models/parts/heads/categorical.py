@@ -137,7 +137,7 @@ class Directions(Categorical):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
 
     def traits(self, plan: Plan) -> Traits:
-        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(self.out), "head.states")}
+        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(cast(nn.ModuleList, self.out)), "head.states")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]
