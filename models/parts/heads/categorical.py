@@ -49,7 +49,7 @@ class Categorical(Head):
         init_std: float = 0.0
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
-            return Categorical(self, single(layout), width)
+            return self.construct(single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -126,9 +126,6 @@ class Directions(Categorical):
         def __post_init__(self) -> None:
             if self.states < 2:
                 raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
-
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
-            return Directions(self, single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         Head.__init__(self)
