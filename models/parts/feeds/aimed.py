@@ -86,11 +86,11 @@ class TargetAware(Shifted):
 
 
 class Instructed(Shifted):
-    """Before each token stands an instruction: a learned vector turned to the place that is to be predicted (RandAR, arXiv:2412.01827).
+    """Before each token stands an instruction: a learned vector rotated by the position that is to be predicted (RandAR, arXiv:2412.01827).
 
-    In a parallel step instructions see the earlier ones of the step; once the tokens are known, all but the first are given
+    In a parallel step instructions attend to the earlier ones of the step; once the tokens are known, all but the first are given
     again between them, so that the cache is that of one token a step.  In the parallel form of such plans the
-    instructions that predict are slots of their own, seen by no other group.
+    instructions that predict are slots of their own, which no other group attends to.
     """
 
     @dataclass(frozen=True, kw_only=True)
