@@ -123,7 +123,7 @@ class RejectionSession(DecodingSession):
         feed, now = cast(DoublePosition, self.model.feed), self.now
         known_BL = now.known_B.clamp_max(len(self.entry_L) - 1)[:, None].expand_as(now.sequence_BL)
         data, sequence, known = (self._twice(t) for t in (now.data, now.sequence_BL, known_BL))
-        p_BLV = self._probabilities(feed.asked(data, sequence, known, self.cond))
+        p_BLV = self._probabilities(feed.queried(data, sequence, known, self.cond))
         ids_BL = inverse(p_BLV.log(), self.draws.uniform("burst", step, len(self.entry_L)))
         return torch.where(self.open_BL, ids_BL, take(now.data, now.sequence_BL)), p_BLV
 
