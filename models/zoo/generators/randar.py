@@ -1,6 +1,6 @@
 """RandAR: decoder-only generation in random orders (Pang et al. 2024, arXiv:2412.01827).
 
-New: before each token stands an instruction, a learned vector turned to the place that is to be predicted, so that one causal
+New: before each token stands an instruction, a learned vector rotated by the position that is to be predicted, so that one causal
 decoder learns every order; instructions for many places at once decode in parallel with an ordinary cache.
 Differs: dropout masks come from the step's draws; with no schedule given it decodes one token a step.
 Run: tokenloom run smoke_randar
