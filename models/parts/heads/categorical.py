@@ -123,6 +123,9 @@ class Directions(Categorical):
 
         states: int = 2
 
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
+            return self.construct(single(layout), width)
+
         def __post_init__(self) -> None:
             if self.states < 2:
                 raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
