@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import evaluate as evaluating
+from tokenloom.tasks import modalities
 from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
@@ -12,13 +13,14 @@ from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 def needs(config: RunConfig, _store: Store) -> dict[str, str]:
     """The models of the run, the data and the network that judges; without a generator the tokenizer alone is judged."""
     models = {} if config.generator is None else {"generator": train_stage.last(config)}
-    return {**models, **roles("tokenizer", "dataset", "features")}
+    judges = ("features",) if modalities.kind(config.data.kind).needs_features else ()
+    return {**models, **roles("tokenizer", "dataset", *judges)}
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:
     """The judgement of what the run has trained."""
     config = context.config
-    models, data = (inputs.get("generator"), inputs["tokenizer"]), (inputs["dataset"], inputs["features"])
+    models, data = (inputs.get("generator"), inputs["tokenizer"]), (inputs["dataset"], inputs.get("features"))
     return evaluating.plan_evaluate(config.name, *models, *data, config.sample, config.evaluate, context.store)
 
 

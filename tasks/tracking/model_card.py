@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation.report import meaning, number
 from tokenloom.tasks.store.artifacts import Record
 
@@ -17,28 +18,28 @@ _SHOWN = (
 
 def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Record, evaluation: Record, fingerprint: str) -> str:
     """The card as Markdown, without anything that differs between two runs of the same recipe on the same numbers."""
-    data, protocol, classes = dataset.config["data"], evaluation.notes["protocol"], list(evaluation.notes["classes"])
+    data, texts = dataset.config["data"], list(generator.notes.get("texts", ()))
+    modality = modalities.of(dataset.notes)
+    card = modality.card(dataset, evaluation, texts)
+    shown = (*_SHOWN, *(name for name, _, _ in modality.meanings))
     numbers = [
         f"| {key} | {number(evaluation.metrics[key])} | {meaning(key)[0]} |"
-        for prefix in _SHOWN
+        for prefix in shown
         for key in sorted(evaluation.metrics)
         if (key.startswith(prefix) if prefix.endswith("_") else key == prefix) and not key.endswith("_deviation")
     ]
-    texts = list(generator.notes.get("texts", ()))
     ceiling = evaluation.metrics.get("recognition_ceiling")
-    size, channels = dataset.notes["size"], dataset.notes["channels"]
     made = {"generator": generator, "tokenizer": tokenizer, "dataset": dataset, "evaluation": evaluation}
     return "\n".join(
         [
             f"# {name}",
             "",
-            f"Draws {size}x{size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
-            f"({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}).",
+            card.makes,
             "",
             *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
             f"- Generator: {_recipe(generator)}, {number(generator.notes.get('parameters', 0))} parameters",
             f"- Tokenizer: {_recipe(tokenizer)}",
-            f"- Data: `{data['source']}`, {_splits(dataset)}, fitted by `{data['fit']}`",
+            f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}",
             "",
             "## Numbers",
             "",
@@ -47,25 +48,20 @@ def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Reco
             *numbers,
             "",
             *([f"The recognising machine itself is right on {ceiling:.1%} of held-out real images.", ""] if ceiling is not None else []),
-            f"Protocol: {protocol.get('samples', 0)} samples, classes even, seed {protocol.get('seed', 0)}, against "
-            f"{protocol['reference']['images']} held-out images (hash {protocol['reference']['sha256']}); features: "
-            f"{protocol['features']['network']} {protocol['features']['sha256']}, trained on this data, so its distances are not FID. "
-            f"Sampling: {_sampling(evaluation)}.",
+            f"{card.protocol} Sampling: {_sampling(evaluation)}.",
             "",
             "## Sample it",
             "",
             "```",
-            f"tokenloom sample models:/{name}@challenger --n 100 --out samples.png",
+            *(command.format(name=name) for command in card.commands),
             f"mlflow models serve -m models:/{name}@challenger --env-manager local",
             "```",
             "",
-            f"Input: column `{'text' if texts else 'class_id'}`; parameters `seed`, `guidance`, `temperature`, `steps` (0: its own); "
-            "output: column `png_base64`.",
+            card.interface,
             "",
             "## Limits",
             "",
-            f"It knows these {len(classes)} classes at {size}x{size} pixels and nothing else. Samples are drawn, not checked: "
-            "some are of no class. It was judged on data of the same source only.",
+            card.limits,
             "",
             "## Made from",
             "",
@@ -89,7 +85,7 @@ def _recipe(record: Record) -> str:
 
 def _splits(dataset: Record) -> str:
     counts = [f"{dataset.metrics[s]} {s}" for s in ("train", "validation", "test") if dataset.metrics.get(s)]
-    return " + ".join(counts) + " images"
+    return " + ".join(counts)
 
 
 def _sampling(evaluation: Record) -> str:
