@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenloom.models.core.build import ModelSpec, parameters
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Generator, Labels, TokenLayout, Tokens
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.nets.slots import SlotNet
@@ -91,7 +91,7 @@ def passes(model: Generator, classes: int) -> int:
 
 def _draw(model: Generator, rows: int, classes: int, guidance: float = 0.0) -> None:
     sampler = replace(default_sampler(model), guidance=Constant(value=guidance), top_k=0, top_p=1.0)
-    model.generate(Labels(torch.arange(rows) % classes), sampler, torch.Generator().manual_seed(0))
+    model.generate(Labels(torch.arange(rows) % classes), sampler, SampleDraws.of(0, 0, rows))
 
 
 def speed_ratio(model: Generator, reference: Generator, classes: int, rows: int = 100, rounds: int = 5, guidance: float = 0.3) -> Any:

@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tokenloom.models.core.registry import table
+from tokenloom.models.core.registry import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
@@ -65,11 +65,13 @@ def tree() -> str:
 
 
 def methods() -> str:
-    """The method table in Markdown."""
-    columns = ("name", "kind", "order", "feed", "net", "head", "paper")
-    rows = [[f"`{r['name']}`" if c == "name" else _paper(r[c]) if c == "paper" else str(r[c]) for c in columns] for r in table()]
-    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(head + ["| " + " | ".join(row) + " |" for row in rows])
+    """The methods of each kind as tables in Markdown."""
+    blocks = []
+    for kind, (columns, rows) in tables().items():
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join([f"`{name}`", *cells, _paper(paper)]) + " |" for name, *cells, paper in rows]
+        blocks.append(f"**{kind}** ({len(rows)})\n\n" + "\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _paper(paper: str) -> str:

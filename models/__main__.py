@@ -1,10 +1,11 @@
-"""``python -m tokenloom.models``: the table of methods, with torch alone."""
+"""``python -m tokenloom.models``: the methods of each kind, with torch alone."""
 
-from tokenloom.models.core.registry import table
+from tokenloom.models.core.registry import tables
 
 if __name__ == "__main__":
-    columns = ("name", "kind", "order", "feed", "net", "head", "paper")
-    rows = [columns, *(tuple(str(r[c]) for c in columns) for r in table())]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(columns))]
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
+    for kind, (columns, rows) in tables().items():
+        print(f"{kind}: {len(rows)}")
+        widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+        for row in [columns, *rows]:
+            print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
+        print()

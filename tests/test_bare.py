@@ -49,7 +49,7 @@ runpy.run_module("tokenloom.models", run_name="__main__")
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
 from tokenloom.models.core.protocols import Batch, Labels, Tokens
 
@@ -92,7 +92,7 @@ for name in registry.names():
         optimizer.step()
     model.eval()
     if recipe.kind == "generator":
-        print(name, tuple(model.generate(batch.condition, model.sampler, torch.Generator().manual_seed(0)).data.shape))
+        print(name, tuple(model.generate(batch.condition, model.sampler, SampleDraws.of(0, 0, 4)).data.shape))
     else:
         print(name, tuple(model.decode(model.encode(batch.image_BCHW)).shape))
 print("bare: done")

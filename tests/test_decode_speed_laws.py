@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.cache import MemoryCache
@@ -52,7 +52,7 @@ def made(name: str, **changes: Any) -> GroupGenerator:
 
 
 def drawn(model: GroupGenerator, seed: int = 0) -> Tensor:
-    return model.generate(LABELS, model.sampler.edited(guidance=1.0), torch.Generator().manual_seed(seed)).ids
+    return model.generate(LABELS, model.sampler.edited(guidance=1.0), SampleDraws.of(seed, 0, LABELS.rows)).ids
 
 
 # --- heads that draw codebook after codebook ----------------------------------------------------------------------
@@ -78,15 +78,15 @@ def test_codebooks_drawn_with_a_cache_are_those_drawn_without(name: str, monkeyp
             if q + 1 < len(head.out):
                 x = torch.cat([x, head.known(q, ids)[:, None]], dim=1)
 
-    def draw(generator: torch.Generator) -> Tensor:
-        return head.draw(h_BND, 0.5 * h_BND, Sampler(), Moment(0, 1, 0, 5, 5), generator).data
+    def draw(seed: int) -> Tensor:
+        return head.draw(h_BND, 0.5 * h_BND, Sampler(), Moment(0, 1, 0, 5, 5), SampleDraws.of(seed, 0, 2)).data
 
     monkeypatch.setattr(head, "run", counted)
-    cached = draw(torch.Generator().manual_seed(3))
+    cached = draw(3)
     assert looked == [1] * len(head.out), "each entry goes through the net once"
     monkeypatch.setattr(head, "walk", whole)
-    assert torch.equal(cached, draw(torch.Generator().manual_seed(3)))
-    assert not torch.equal(cached, draw(torch.Generator().manual_seed(4)))
+    assert torch.equal(cached, draw(3))
+    assert not torch.equal(cached, draw(4))
 
 
 # --- looks at a memory --------------------------------------------------------------------------------------------

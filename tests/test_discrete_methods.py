@@ -11,7 +11,7 @@ import torch
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError, Tokenizer, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.drawn import Drawn
@@ -54,7 +54,7 @@ LABELS = Labels(torch.arange(ROWS) % CLASSES)
 @torch.no_grad()
 def hidden(model: GroupGenerator, ids: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states by decoding and by teacher forcing."""
-    steps = model.decode_steps(LABELS, model.sampler.edited(guidance=0.0), torch.Generator(), forced=ids, plan=plan)
+    steps = model.decode_steps(LABELS, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, LABELS.rows), forced=ids, plan=plan)
     return torch.cat([s.h_BnD for s in steps], dim=1), model(ids, LABELS, plan)
 
 
@@ -74,7 +74,7 @@ def test_steps_of_a_four_by_four_grid(name: str, steps: int) -> None:
     model = made(name)
     assert model.layout.grids == ((4, 4),)
     # NAR: 2n - 1; PAR: four alone, then four at a time
-    found = list(model.decode_steps(LABELS, model.sampler, torch.Generator().manual_seed(0)))
+    found = list(model.decode_steps(LABELS, model.sampler, SampleDraws.of(0, 0, LABELS.rows)))
     assert len(found) == steps
     assert sorted(torch.cat([s.place_Bn[0] for s in found]).tolist()) == list(range(16))
 
@@ -83,7 +83,7 @@ def test_steps_of_a_four_by_four_grid(name: str, steps: int) -> None:
 def test_the_number_of_steps_changes_without_training(name: str) -> None:
     model = made(name)
     for steps in (1, 2, 6):
-        found = list(model.decode_steps(LABELS, model.sampler.edited(steps=steps, guidance=0.5), torch.Generator().manual_seed(0)))
+        found = list(model.decode_steps(LABELS, model.sampler.edited(steps=steps, guidance=0.5), SampleDraws.of(0, 0, LABELS.rows)))
         assert len(found) == steps
         for row in range(ROWS):
             places = torch.cat([s.place_Bn.expand(ROWS, -1)[row] for s in found])
@@ -93,7 +93,7 @@ def test_the_number_of_steps_changes_without_training(name: str) -> None:
 def test_maskgit_keeps_what_it_is_surest_of() -> None:
     model = made("maskgit", noise=0.0)
     known = torch.zeros(ROWS, 16, dtype=torch.bool)
-    for step in model.decode_steps(LABELS, model.sampler, torch.Generator().manual_seed(0)):
+    for step in model.decode_steps(LABELS, model.sampler, SampleDraws.of(0, 0, LABELS.rows)):
         assert step.logits is not None
         sure = step.logits.log_softmax(-1).gather(-1, step.drawn[..., None])[..., 0].masked_fill(known, -torch.inf)
         rest = sure.scatter(1, step.place_Bn, -torch.inf)
@@ -109,7 +109,7 @@ def test_sureness_is_a_probability_and_titoks_is_a_logit() -> None:
     ids = torch.randint(7, (2, 5), generator=draw)
     ways = {Confidence(noise=0.0): True, LogitConfidence(noise=0.0): False}
     for choice, same in ways.items():
-        plain, moved = (choice.confidence(Drawn(ids, given), 0.5, draw) for given in (logits, logits + shift))
+        plain, moved = (choice.confidence(Drawn(ids, given), 0, 2, SampleDraws.of(0, 0, 2)) for given in (logits, logits + shift))
         assert torch.allclose(plain, moved, atol=1e-5) is same, "a constant at a position changes no probability there"
     kinds = {name: type(getattr(made(name).order, "choice")) for name in ("maskgit", "titok_imagebert", "titok_uvitbert")}  # noqa: B009
     assert kinds == {"maskgit": Confidence, "titok_imagebert": LogitConfidence, "titok_uvitbert": LogitConfidence}
@@ -186,7 +186,7 @@ def test_what_slots_claim_to_see_is_what_the_rule_says(name: str) -> None:
         assert mask.all()
     seen: torch.Tensor | None = None
     sampler = model.sampler.edited(guidance=0.0)
-    for step in model.decode_steps(LABELS, sampler, torch.Generator().manual_seed(0), forced=data):
+    for step in model.decode_steps(LABELS, sampler, SampleDraws.of(0, 0, LABELS.rows), forced=data):
         group = step.slots.group_BS[:1]
         seen = group if seen is None or model.feed.passes == "whole" else torch.cat([seen, group], dim=1)
         mask = Groups(group, seen, plan.window).seen_BST
@@ -204,7 +204,7 @@ def test_in_painting_keeps_what_is_given(name: str) -> None:
     ids, keep = tokens(model), torch.zeros(16, dtype=torch.bool)
     keep[[2, 9, 15]] = True
     sampler = model.sampler.edited(guidance=0.5)
-    painted = model.inpaint(Tokens(ids, model.layout), keep, LABELS, sampler, torch.Generator().manual_seed(0)).ids
+    painted = model.inpaint(Tokens(ids, model.layout), keep, LABELS, sampler, SampleDraws.of(0, 0, LABELS.rows)).ids
     assert torch.equal(painted[:, keep], ids[:, keep])
     assert not torch.equal(painted, ids)
     changed = ids.clone()
@@ -212,7 +212,7 @@ def test_in_painting_keeps_what_is_given(name: str) -> None:
 
     def first_seen(data: torch.Tensor) -> torch.Tensor:
         """Hidden states of the first position that is drawn."""
-        steps = model.decode_steps(LABELS, sampler, torch.Generator().manual_seed(0), data, keep)
+        steps = model.decode_steps(LABELS, sampler, SampleDraws.of(0, 0, LABELS.rows), data, keep)
         step = next(s for s in steps if not keep[s.place_Bn[0]].any())
         return step.h_BnD[:, 0]
 
@@ -244,7 +244,7 @@ def test_flexvar_takes_other_grids_numbers_of_steps_and_aspects() -> None:
     model = made("flexvar")
     for grids in (((1, 1), (4, 4)), ((1, 1), (2, 2), (3, 3), (5, 5), (8, 8)), ((1, 1), (2, 3), (3, 5))):
         other = model.on(grids)
-        made_ = other.generate(LABELS, other.sampler.edited(top_k=0), torch.Generator().manual_seed(0))
+        made_ = other.generate(LABELS, other.sampler.edited(top_k=0), SampleDraws.of(0, 0, LABELS.rows))
         assert made_.layout.grids == grids
         ids = tokens(other)
         plan = other.order.decode(other.layout, ROWS)
@@ -269,7 +269,7 @@ def test_more_schedules_of_one_guidance_weight() -> None:
     model = made("rar")
     flat = replace(model.sampler, guidance=replace(model.sampler.guidance, value=0.0))
     ids = tokens(model)
-    runs = [list(model.decode_steps(LABELS, s, torch.Generator().manual_seed(0), forced=ids)) for s in (flat, model.sampler)]
+    runs = [list(model.decode_steps(LABELS, s, SampleDraws.of(0, 0, LABELS.rows), forced=ids)) for s in (flat, model.sampler)]
     assert runs[0][0].logits is not None
     assert runs[1][0].logits is not None
     torch.testing.assert_close(runs[0][0].logits, runs[1][0].logits, atol=1e-5, rtol=1e-5)  # the weight is zero at first

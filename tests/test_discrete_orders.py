@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders import (
     Annealed,
@@ -120,7 +120,7 @@ def test_in_painting_takes_what_is_known_first() -> None:
     keep = torch.zeros(64, dtype=torch.bool)
     keep[[3, 40, 63]] = True
     for order in (Random(decoding=Steps(count=6)), Masked(decoding=Steps(count=6), visit=Halton())):
-        plan = order.decode(SQUARE, 4, torch.Generator().manual_seed(0))
+        plan = order.decode(SQUARE, 4, SampleDraws.of(0, 0, 4))
         around = order.around(plan, keep)
         assert around.sizes[0] == 3
         assert sum(around.sizes) == 64

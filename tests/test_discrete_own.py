@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, grid, small, some
+from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core import registry
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.heads.categorical import Categorical
@@ -21,9 +21,9 @@ from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.visibility import Everything
 from tokenloom.models.sampling.sampler import Constant
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine, clusters
-from tokenloom.models.zoo.generators.heptapod.module import WholeGrid
 from tokenloom.models.zoo.generators.heptapod.net import Pointed
-from tokenloom.models.zoo.generators.oar.module import Distilled
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
+from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
 
 # Coarse to fine
 
@@ -42,7 +42,7 @@ def test_labels_and_codes_have_a_likelihood_that_sums_to_one() -> None:
     probability = model.log_prob(batch).exp()
     assert float(probability.sum()) == pytest.approx(1, abs=1e-4)
     assert float(probability.std()) > 1e-3
-    drawn = model.generate(Labels(torch.ones(8000, dtype=torch.int64)), PLAIN, torch.Generator().manual_seed(0)).ids
+    drawn = model.generate(Labels(torch.ones(8000, dtype=torch.int64)), PLAIN, SampleDraws.of(0, 0, 8000)).ids
     found = (drawn[:, 0] * 6 + drawn[:, 1]).bincount(minlength=36) / 8000
     assert float((found - probability).abs().sum() / 2) < 0.05
 
@@ -52,7 +52,7 @@ def test_labels_are_predicted_in_order_and_codes_from_all_labels() -> None:
     model = coarse(layout)
     ids, labels = some(layout, 1)
     assert model.coarse.head.out.out_features == 4  # type: ignore[union-attr]
-    assert len(list(model.coarse.decode_steps(labels, PLAIN, torch.Generator()))) == 9
+    assert len(list(model.coarse.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))) == 9
     label = model.label_V[ids]
     other = label.clone()
     other[0, -1] = (other[0, -1] + 1) % 4
@@ -90,7 +90,7 @@ def test_codes_are_guided_too(monkeypatch: pytest.MonkeyPatch) -> None:
     given = Tokens(model.label_V[ids], model.labels_layout)
     monkeypatch.setattr(model.coarse, "generate", lambda *_: given)
     samplers = [replace(PLAIN, guidance=Constant(value=w)) for w in (0.0, 3.0)]
-    first, second = (model.generate(labels, s, torch.Generator().manual_seed(0)).ids for s in samplers)
+    first, second = (model.generate(labels, s, SampleDraws.of(0, 0, labels.rows)).ids for s in samplers)
     assert not torch.equal(first, second)
     assert torch.equal(model.label_V[first], given.ids)
     assert torch.equal(model.label_V[second], given.ids)
@@ -99,22 +99,27 @@ def test_codes_are_guided_too(monkeypatch: pytest.MonkeyPatch) -> None:
 # OAR
 
 
-def distilled(layout: TokenLayout, start: float = 0.5) -> Distilled:
+def distilled(layout: TokenLayout, start: float = 0.5) -> GroupGenerator:
     model = small("oar", layout, scale=0.3, start=start)
-    assert isinstance(model, Distilled)
+    assert isinstance(model.objective, DistilledOrder)
     return model
+
+
+def found_orders(model: GroupGenerator, ids: Tensor, labels: Labels) -> Tensor:
+    assert isinstance(model.objective, DistilledOrder)
+    return model.objective.found(model, ids, labels)
 
 
 def one_by_one(model: GroupGenerator, ids: Tensor, labels: Labels, order_BL: Tensor) -> Tensor:
     """(B, L) log-likelihoods of the tokens in this order, by teacher forcing."""
-    return -model._nll(ids, labels, Plan(order_BL, (1,) * order_BL.shape[1]), None)
+    return -model.nll(ids, labels, Plan(order_BL, (1,) * order_BL.shape[1]), None)
 
 
 def test_an_image_is_ordered_by_the_likelihood_of_its_tokens() -> None:
     layout = grid(2)
     model = distilled(layout)
     ids, labels = some(layout, 5)
-    found = model.found(ids, labels)
+    found = found_orders(model, ids, labels)
     assert torch.equal(found.sort(1).values, torch.arange(4).expand(5, -1))
     assert len(found.unique(dim=0)) > 1  # an order of its own for each image
     with torch.no_grad():
@@ -133,7 +138,7 @@ def test_training_ends_on_the_orders_that_were_found() -> None:
     model = distilled(layout)
     ids, labels = some(layout, 6)
     batch = Batch(tokens=Tokens(ids, layout), condition=labels)
-    own = one_by_one(model, ids, labels, model.found(ids, labels)).mean()
+    own = one_by_one(model, ids, labels, found_orders(model, ids, labels)).mean()
     for step, same in ((4, False), (5, True)):  # of ten steps
         loss = model.losses(batch, "main", Draws.whole(0, step, 6, steps=10))["loss"]
         assert torch.allclose(loss, -own, atol=1e-5) == same
@@ -145,7 +150,7 @@ def test_decoding_finds_where_to_go_and_its_cache_is_that_of_one_by_one() -> Non
     layout = grid(3)
     model = distilled(layout)
     _, labels = some(layout, 4)
-    steps = list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0)))
+    steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))
     place = torch.cat([s.place_Bn for s in steps], dim=1)
     assert torch.equal(place.sort(1).values, torch.arange(9).expand(4, -1))
     assert len(place.unique(dim=0)) > 1
@@ -170,8 +175,8 @@ def test_decoding_finds_where_to_go_and_its_cache_is_that_of_one_by_one() -> Non
 def test_every_state_predicts_all_positions_to_come() -> None:
     layout = grid(3)
     model = small("heptapod", layout, scale=0.3)
-    assert isinstance(model, WholeGrid)
-    step, place = model.pairs(Draws.whole(0, 0, 1))
+    assert isinstance(model.objective, WholeGrid)
+    step, place = model.objective.pairs(model.layout.length, Draws.whole(0, 0, 1))
     assert len(step) == 9 * 10 // 2
     assert bool((place >= step).all())
     ids, labels = some(layout, 4)
@@ -189,8 +194,8 @@ def test_every_state_predicts_all_positions_to_come() -> None:
 
 def test_later_positions_may_be_drawn_for_each_step() -> None:
     model = small("heptapod", grid(4), targets=3)
-    assert isinstance(model, WholeGrid)
-    pairs = [torch.stack(model.pairs(Draws(0, s, 9, a, b, 8))) for s, a, b in ((0, 0, 8), (0, 4, 8), (1, 0, 8))]
+    assert isinstance(model.objective, WholeGrid)
+    pairs = [torch.stack(model.objective.pairs(16, Draws(0, s, 9, a, b, 8))) for s, a, b in ((0, 0, 8), (0, 4, 8), (1, 0, 8))]
     assert pairs[0].shape == (2, 16 + 15 * 3)
     assert torch.equal(pairs[0], pairs[1])  # the same on every rank
     assert not torch.equal(pairs[0], pairs[2])
@@ -215,7 +220,7 @@ def test_drawn_positions_estimate_the_loss_of_all() -> None:
 def test_the_first_state_learns_the_whole_image() -> None:
     layout = grid(3)
     model = small("heptapod", layout)
-    assert isinstance(model, WholeGrid)
+    assert isinstance(model.objective, WholeGrid)
     ids, labels = some(layout, 3)
     batch = Batch(tokens=Tokens(ids, layout), condition=labels)  # an image a class
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, small, some
+from small_generators import PLAIN, small, some
 
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -53,15 +53,15 @@ def test_the_cache_holds_one_scale(name: str, monkeypatch: pytest.MonkeyPatch) -
     most: list[int] = []
     before = Attention.forward
 
-    def forward(self: Attention, x: Any, sight: Any, turn: Any, cache: Any) -> Any:
+    def forward(self: Attention, x: Any, visibility: Any, rotations: Any, cache: Any) -> Any:
         most.append(cache.key_BHTE.shape[2])
-        return before(self, x, sight, turn, cache)
+        return before(self, x, visibility, rotations, cache)
 
     monkeypatch.setattr(Attention, "forward", forward)
     _, labels = some(SCALES, 2)
     for model, slots in ((scaled(name), 16), (scaled("var"), 21)):
         most.clear()
-        list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0)))
+        list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))
         assert max(most) == slots
 
 
@@ -80,8 +80,8 @@ def test_the_steps_of_a_scale_change_without_training() -> None:
     ids, labels = some(SCALES, 4)
     for sizes, groups in ((None, 1 + 2 + 3), (Steps(count=1), 3), (Steps(count=4), 1 + 4 + 4), (Steps(count=16), 21)):
         sampler = Sampler(guidance=Constant(value=0.0), sizes=sizes)
-        plan = model.order.decode(SCALES, 4, torch.Generator().manual_seed(3), sizes)
-        steps = list(model.decode_steps(labels, sampler, torch.Generator().manual_seed(3), forced=ids))
+        plan = model.order.decode(SCALES, 4, SampleDraws.of(3, 0, 4), sizes)
+        steps = list(model.decode_steps(labels, sampler, SampleDraws.of(3, 0, labels.rows), forced=ids))
         assert len(steps) == plan.groups == groups
         taught = model(ids, labels, plan)
         torch.testing.assert_close(torch.cat([s.h_BnD for s in steps], dim=1), taught, atol=2e-5, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_the_steps_of_a_scale_change_without_training() -> None:
 def test_a_step_knows_what_earlier_steps_of_the_scale_drew_and_no_later_ones() -> None:
     model = scaled("hmar")
     ids, labels = some(SCALES, 1)
-    plan = model.order.decode(SCALES, 1, torch.Generator().manual_seed(0))
+    plan = model.order.decode(SCALES, 1, SampleDraws.of(0, 0, 1))
     h = model(ids, labels, plan)
     first, third = plan.members(3)[0], plan.members(5)[0]  # steps 1 and 3 of the last scale
     early, late = ids.clone(), ids.clone()
@@ -124,13 +124,13 @@ def test_tokens_that_are_kept_are_seen_by_all_of_their_scale() -> None:
     ids, labels = some(SCALES, 3)
     keep = torch.zeros(21, dtype=torch.bool)
     keep[[2, 4, 20]] = True
-    steps = list(model.decode_steps(labels, PLAIN, torch.Generator().manual_seed(0), ids, keep))
+    steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), ids, keep))
     assert [s.place_Bn.shape[1] for s in steps][:2] == [1, 2]  # the first scale, then what is kept of the second
-    done = model.inpaint(Tokens(ids, SCALES), keep, labels, PLAIN, torch.Generator().manual_seed(0)).ids
+    done = model.inpaint(Tokens(ids, SCALES), keep, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)).ids
     assert torch.equal(done[:, keep], ids[:, keep])
     other = ids.clone()
     other[:, 20] = (ids[:, 20] + 5) % 16
-    again = model.inpaint(Tokens(other, SCALES), keep, labels, PLAIN, torch.Generator().manual_seed(0)).ids
+    again = model.inpaint(Tokens(other, SCALES), keep, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)).ids
     assert torch.equal(again[:, :5], done[:, :5])
     assert not torch.equal(again[:, 5:20], done[:, 5:20])  # positions before it in storage order
 
@@ -144,7 +144,7 @@ def test_tokens_below_the_threshold_are_drawn_again(rounds: int) -> None:
     p = torch.tensor([0.5, 0.3, 0.12, 0.08])
     with torch.no_grad():
         head.out.weight.copy_(torch.diag(p.log()))
-    drawn = head.draw(torch.ones(1, 40_000, 4), None, PLAIN, Moment(0, 1, 0, 1, 1), torch.Generator().manual_seed(0))
+    drawn = head.draw(torch.ones(1, 40_000, 4), None, PLAIN, Moment(0, 1, 0, 1, 1), SampleDraws.of(0, 0, 1))
     m = 0.2
     factor = torch.tensor([sum(m**i for i in range(rounds + 1))] * 2 + [m**rounds] * 2)
     torch.testing.assert_close(drawn.data[0].bincount(minlength=4) / 40_000, p * factor, atol=8e-3, rtol=0)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, grid, small, some
+from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.discrete_state import DiscreteState
-from tokenloom.models.parts.noising import Absorbing, Noise, Uniform
+from tokenloom.models.generators.noising import Absorbing, Noise, Uniform
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.parts.orders.sizes import Even, Steps
 from tokenloom.models.sampling.sampler import Constant, Sampler
@@ -85,7 +85,7 @@ def test_the_loss_bounds_the_likelihood_of_what_is_sampled(noise: Noise, gap: fl
             move = noise.posterior(p, worlds, model._keep(time + 1 / steps), model._keep(time))
             mass = torch.einsum("w,wa,wb->ab", mass, move[:, 0], move[:, 1]).flatten()
         assert float(mass.sum()) == pytest.approx(1, abs=1e-4)
-        drawn = model.generate(Labels(torch.zeros(20_000, dtype=torch.int64)), PLAIN, torch.Generator().manual_seed(0)).ids
+        drawn = model.generate(Labels(torch.zeros(20_000, dtype=torch.int64)), PLAIN, SampleDraws.of(0, 0, 20000)).ids
         found = (drawn[:, 0] * total + drawn[:, 1]).bincount(minlength=total**2) / 20_000
         assert float((found - mass).abs().sum() / 2) < 0.02
         for ids in ([0, 1], [2, 2]):
@@ -110,7 +110,7 @@ def test_masked_sampling_shows_as_many_tokens_as_the_curve_says(count: int) -> N
     model = states("discrete_interpolants", grid(4), scale=0.3, sampling="masked", clock="implicit")
     sampler = Sampler(guidance=Constant(value=0.0), sizes=Steps(count=count))
     before = torch.full((3, 16), 16)
-    steps = list(model.states(Labels(torch.arange(3)), sampler, torch.Generator().manual_seed(0)))
+    steps = list(model.states(Labels(torch.arange(3)), sampler, SampleDraws.of(0, 0, 3)))
     assert len(steps) == count
     for i, x in enumerate(steps):
         assert (x == 16).sum(1).tolist() == [int(16 * (1 - (i + 1) / count) + 1e-6)] * 3
@@ -120,7 +120,7 @@ def test_masked_sampling_shows_as_many_tokens_as_the_curve_says(count: int) -> N
 
 def test_flow_sampling_shows_every_token_by_itself_at_the_rate_of_the_curve() -> None:
     model = states("discrete_interpolants", grid(4), curve="cosine", steps=4)
-    steps = list(model.states(Labels(torch.zeros(600, dtype=torch.int64)), PLAIN, torch.Generator().manual_seed(0)))
+    steps = list(model.states(Labels(torch.zeros(600, dtype=torch.int64)), PLAIN, SampleDraws.of(0, 0, 600)))
     for i, x in enumerate(steps):
         shown = (x != 16).float()
         keep = model._known((i + 1) / 4)
@@ -146,7 +146,7 @@ def test_inpainting_keeps_what_is_given_and_heeds_it(name: str, arguments: dict[
     model = states(name, layout, scale=0.3, **arguments)
     ids, labels = some(layout, 6)
     keep = torch.arange(16) >= 6  # all known tokens come after the open ones in storage order
-    done = [model.inpaint(Tokens(x, layout), keep, labels, PLAIN, torch.Generator().manual_seed(0)).ids for x in (ids, (ids + 3) % 16)]
+    done = [model.inpaint(Tokens(x, layout), keep, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)).ids for x in (ids, (ids + 3) % 16)]
     assert torch.equal(done[0][:, keep], ids[:, keep])
     assert int(done[0].max()) < 16
     assert not torch.equal(done[0][:, ~keep], done[1][:, ~keep])
@@ -156,9 +156,9 @@ def test_steps_are_a_choice_of_sampling() -> None:
     model = states("vq_ddm", grid(2), scale=0.3)
     for count in (1, 3, 40):
         sampler = Sampler(guidance=Constant(value=0.5), sizes=Steps(count=count))
-        assert len(list(model.states(Labels(torch.arange(3)), sampler, torch.Generator().manual_seed(0)))) == count
+        assert len(list(model.states(Labels(torch.arange(3)), sampler, SampleDraws.of(0, 0, 3)))) == count
     with pytest.raises(ConfigError, match="sizes"):
-        model.generate(Labels(torch.arange(3)), Sampler(sizes=Even(size=2)), torch.Generator())
+        model.generate(Labels(torch.arange(3)), Sampler(sizes=Even(size=2)), SampleDraws.of(0, 0, 3))
     with pytest.raises(ConfigError, match="choice"):
         replace(model.config, choice=Confidence())
     assert not model.has_log_prob

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -61,7 +61,7 @@ def test_text_conditions_train_and_sample(build) -> None:  # type: ignore[no-unt
     assert history[-1] < 0.5 * history[0]
     model.eval()
     sampler = model.sampler.edited(guidance=0.5, top_k=0)
-    first, again, other = (model.generate(text(), sampler, torch.Generator().manual_seed(s)).ids for s in (1, 1, 2))
+    first, again, other = (model.generate(text(), sampler, SampleDraws.of(s, 0, text().rows)).ids for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     # The text is learned: its own tokens are likelier under it than under another.
@@ -86,7 +86,7 @@ def test_padding_is_not_read(build) -> None:  # type: ignore[no-untyped-def]
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
     # and the null text has the mask of the given one
     steps = [
-        list(model.decode_steps(c, model.sampler.edited(guidance=w), torch.Generator().manual_seed(0), forced=batch.ids))
+        list(model.decode_steps(c, model.sampler.edited(guidance=w), SampleDraws.of(0, 0, c.rows), forced=batch.ids))
         for c, w in ((given, 1.0), (given, 0.0), (model.condition.null(given), 0.0))
     ]
     for guided, cond, null in zip(*steps):
@@ -97,4 +97,4 @@ def test_padding_is_not_read(build) -> None:  # type: ignore[no-untyped-def]
 def test_labels_are_refused_by_text_models() -> None:
     for build in (prefixed, pooled):
         with pytest.raises((ValueError, AssertionError)):
-            build().generate(Labels(torch.zeros(2, dtype=torch.long)), build().sampler, torch.Generator())
+            build().generate(Labels(torch.zeros(2, dtype=torch.long)), build().sampler, SampleDraws.of(0, 0, 2))

@@ -13,6 +13,7 @@ import torch
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 
@@ -43,7 +44,7 @@ def test_the_example_of_a_new_method_predicts_column_by_column(recipe: str) -> N
     torch.manual_seed(0)
     model = spec.build().eval()
     assert isinstance(model, GroupGenerator)
-    labels, draw = Labels(torch.arange(3)), torch.Generator().manual_seed(0)
+    labels, draw = Labels(torch.arange(3)), SampleDraws.of(0, 0, 3)
     steps = list(model.decode_steps(labels, model.sampler, draw))
     assert torch.cat([step.place_Bn for step in steps], 1)[0].tolist() == [0, 2, 4, 1, 3, 5]
     assert set(model.generate(labels, model.sampler, draw).ids.unique().tolist()) <= set(range(8))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from zoo import CLASSES, NAMES, ROWS, batch_of, build
 
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
 
 #: Tried in each run of the tests; the others take minutes together.
@@ -61,5 +61,5 @@ def test_double_precision_trains_and_decodes(name: str) -> None:
         assert model.preview(batch, Draws.whole(0, 0, ROWS, 1)).isfinite().all()
     else:
         assert isinstance(model, Generator)
-        tokens = model.generate(Labels(torch.arange(4) % CLASSES), model.sampler, torch.Generator().manual_seed(0))
+        tokens = model.generate(Labels(torch.arange(4) % CLASSES), model.sampler, SampleDraws.of(0, 0, 4))
         assert tokens.data.shape[:2] == (4, model.layout.length)

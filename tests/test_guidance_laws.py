@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import Config, ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Generator, Labels, LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.discrete_state import DiscreteState
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -62,7 +62,7 @@ def tiny(
         torch.manual_seed(seed)
         try:
             model = config.build(layout=layout, classes=CLASSES, **stands).eval()  # type: ignore[attr-defined]
-            model.generate(Labels(torch.zeros(1, dtype=torch.int64)), model.sampler, torch.Generator().manual_seed(0))
+            model.generate(Labels(torch.zeros(1, dtype=torch.int64)), model.sampler, SampleDraws.of(0, 0, 1))
         except LayoutError:
             continue
         break
@@ -163,7 +163,7 @@ def plain(model: Generator) -> Sampler:
 def drawn(model: Generator, labels: list[int], rows: int, weight: float) -> list[Tensor]:
     """Ids (rows, L or L Q) of each label."""
     asked = Labels(torch.tensor(labels).repeat_interleave(rows))
-    ids = model.generate(asked, plain(model).edited(guidance=weight), torch.Generator().manual_seed(0)).ids
+    ids = model.generate(asked, plain(model).edited(guidance=weight), SampleDraws.of(0, 0, asked.rows)).ids
     return list(ids.flatten(1).split(rows))
 
 
@@ -209,7 +209,7 @@ def test_channel_by_channel_the_features_are_guided() -> None:
     model = tiny("tokenbridge_ar", ((1, 1),), spread=0.15)
     assert isinstance(model, GroupGenerator)
     assert isinstance(model.head, Channelwise)
-    h, null = (next(model.decode_steps(Labels(torch.tensor([k])), plain(model), torch.Generator())).h_BnD for k in (2, NULL))
+    h, null = (next(model.decode_steps(Labels(torch.tensor([k])), plain(model), SampleDraws.of(0, 0, 1))).h_BnD for k in (2, NULL))
     found = drawn(model, [2], 4000, 1.0)[0][:, 0].bincount(minlength=CODES) / 4000
     first = torch.zeros(1, 1, 2, dtype=torch.int64)
 
@@ -227,7 +227,7 @@ def test_guided_bursts_are_distributed_as_guided_one_by_one_decoding() -> None:
     for burst, weight in ((0, 2.0), (1, 2.0), (1, 0.0)):
         model = tiny("sigma_gpt", ((1, 2),), spread=0.25, codes=codes, burst=burst)
         sampler = replace(plain(model).edited(guidance=weight), sizes=None)
-        ids = model.generate(Labels(torch.full((rows,), 2)), sampler, torch.Generator().manual_seed(0)).ids
+        ids = model.generate(Labels(torch.full((rows,), 2)), sampler, SampleDraws.of(0, 0, rows)).ids
         shares.append((codes * ids[:, 0] + ids[:, 1]).bincount(minlength=codes**2) / rows)
     one_by_one, bursts, free = shares
     assert float((bursts - one_by_one).abs().sum() / 2) < 0.03
@@ -244,7 +244,7 @@ def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(na
     model = tiny(name, ((2, 2),), spread=0.15, **steps_of)
     assert isinstance(model, GroupGenerator)
     labels = Labels(torch.arange(rows) % CLASSES)
-    steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), torch.Generator().manual_seed(0)))
+    steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, labels.rows)))
     assert len(steps) >= 3
     order = torch.cat([step.place_Bn for step in steps], dim=1)
     assert bool((order.sort(1).values == torch.arange(length)).all())

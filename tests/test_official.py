@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenloom.models import pretrained
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Generator, Labels, Tokenizer
 from tokenloom.models.pretrained import parity
 from tokenloom.models.sampling.sampler import Sampler
@@ -85,7 +86,7 @@ def test_an_imported_generator_adopts_its_tokenizer_and_samples(store: Store, va
     state, own = model.state_dict(), tokenizer.state_dict()
     assert torch.equal(state["feed.quantizer.codebook.weight"], own["quantizer.codebook.weight"])
     assert torch.equal(state["net.attention.0.qkv.weight"], read_weights(weights)["blocks.0.attn.mat_qkv.weight"])
-    tokens = model.generate(Labels(torch.tensor([1, 2])), Sampler(top_k=1), torch.Generator().manual_seed(0))
+    tokens = model.generate(Labels(torch.tensor([1, 2])), Sampler(top_k=1), SampleDraws.of(0, 0, 2))
     assert tokenizer.decode(tokens).shape == (2, 3, 24, 24)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.orders import Diagonals, Random, Raster, Scales
 from tokenloom.models.parts.visibility import Groups
@@ -20,7 +20,7 @@ grids = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, ma
 def test_groups_partition_the_positions(sizes: list[tuple[int, int]], frames: int, group: int, seed: int) -> None:
     layout = TokenLayout(grids=tuple(sizes), vocabulary=8, frames=frames)
     for order in (Raster(), Scales(), Diagonals(), Random(size=group)):
-        for plan in (order.plan(layout, Draws.whole(seed, 0, 3)), order.decode(layout, 3, torch.Generator().manual_seed(seed))):
+        for plan in (order.plan(layout, Draws.whole(seed, 0, 3)), order.decode(layout, 3, SampleDraws.of(seed, 0, 3))):
             assert sum(plan.sizes) == layout.length
             assert torch.equal(plan.sequence_BL.sort(1).values, torch.arange(layout.length).expand_as(plan.sequence_BL))
             members = torch.cat([plan.members(g) for g in range(plan.groups)], dim=1)

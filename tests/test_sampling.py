@@ -9,11 +9,12 @@ import torch
 
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.core.registry import get, names
 from tokenloom.models.parts.orders import Arccos, Count, Even, Steps
 from tokenloom.models.parts.orders.sizes import asked
-from tokenloom.models.sampling.filters import draw, inverse, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
 
@@ -44,7 +45,7 @@ def test_no_number_draws_what_has_no_probability() -> None:
 
 def test_draws_follow_the_softmax() -> None:
     p = torch.tensor([0.6, 0.3, 0.1, 0.0])
-    ids = draw(p.log().expand(40_000, 4), torch.Generator().manual_seed(0))
+    ids = inverse(p.log().expand(40_000, 4), SampleDraws.of(0, 0, 40_000).uniform("head", 0))
     share = torch.bincount(ids, minlength=4) / len(ids)
     # Four standard deviations of a binomial share.
     assert bool(((share - p).abs() <= 4 * (p * (1 - p) / len(ids)).sqrt()).all())
@@ -52,7 +53,7 @@ def test_draws_follow_the_softmax() -> None:
 
 def test_greedy_is_top_1() -> None:
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(draw(keep_top_k(logits, 1), torch.Generator().manual_seed(2)), logits.argmax(-1))
+    assert torch.equal(inverse(keep_top_k(logits, 1), SampleDraws.of(2, 0, 50).uniform("head", 0)), logits.argmax(-1))
 
 
 def test_schedules() -> None:
@@ -100,9 +101,9 @@ STEPPED = [name for name, config in OWN.items() if isinstance(getattr(getattr(co
 @pytest.mark.parametrize("name", STEPPED)
 def test_asking_for_an_orders_own_number_of_steps_changes_nothing(name: str) -> None:
     order = OWN[name].order  # type: ignore[attr-defined]
-    own = order.decode(LAYOUT, 1, torch.Generator().manual_seed(0))
+    own = order.decode(LAYOUT, 1, SampleDraws.of(0, 0, 1))
     wanted = [Sampler().edited(steps=count).sizes for count in (order.decoding.count, 2)]
-    again, fewer = (order.decode(LAYOUT, 1, torch.Generator().manual_seed(0), sizes) for sizes in wanted)
+    again, fewer = (order.decode(LAYOUT, 1, SampleDraws.of(0, 0, 1), sizes) for sizes in wanted)
     assert again.sizes == own.sizes
     assert len(fewer.sizes) == 2
 
@@ -121,7 +122,7 @@ def test_bursts_take_no_number_of_steps() -> None:
         {},
         {"layout": LAYOUT.to_dict(), "classes": 3, "tokenizer": None},
     ).build()
-    with pytest.raises(ConfigError, match=r"^sample\.steps: bursts"):
+    with pytest.raises(ConfigError, match=r"^sample\.decoder=rejection: .*sample\.steps"):
         model.check_sampler(Sampler().edited(steps=3))  # type: ignore[union-attr, operator]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Learned
@@ -187,7 +187,7 @@ def test_next_scale_generators_stand_on_them(codec: str) -> None:
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.2)
     ids, label = base.encode(images(3)).ids, Labels(torch.arange(3))
-    steps = list(model.decode_steps(label, model.sampler.edited(guidance=0.0), torch.Generator(), forced=ids))
+    steps = list(model.decode_steps(label, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, label.rows), forced=ids))
     with torch.no_grad():
         taught = model(ids, label, model.order.decode(model.layout, 3, None))
     torch.testing.assert_close(torch.cat([s.h_BnD for s in steps], 1), taught, atol=2e-5, rtol=1e-5)

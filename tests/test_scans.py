@@ -122,13 +122,13 @@ def test_three_forms_of_retention_are_equal() -> None:
     n, m = 9, 4
     expected = sum(math.exp(-0.4 * (n - j)) * float(q[1, 1, n] @ k[1, 1, j]) * v[1, 1, j] for j in range(n + 1))
     torch.testing.assert_close(whole[1, 1, n], expected)
-    stepped, last = retention.recurrent(q, k, v, log_decay, torch.zeros(2, 3, 4, 4, dtype=q.dtype))
+    stepped, (*_, last) = retention.recurrent(q, k, v, log_decay, torch.zeros(2, 3, 4, 4, dtype=q.dtype))
     torch.testing.assert_close(stepped, whole)
     for chunk in (1, 4, 13, 50):
         chunked, end = retention.chunkwise(q, k, v, log_decay, chunk)
         torch.testing.assert_close(chunked, whole)
         torch.testing.assert_close(end, last)
-    middle = retention.recurrent(q[:, :, :m], k[:, :, :m], v[:, :, :m], log_decay, torch.zeros_like(last))[1]
+    middle = retention.recurrent(q[:, :, :m], k[:, :, :m], v[:, :, :m], log_decay, torch.zeros_like(last))[1][-1]
     rest, end = retention.chunkwise(q[:, :, m:], k[:, :, m:], v[:, :, m:], log_decay, 3, middle)
     torch.testing.assert_close(rest, whole[:, :, m:])
     torch.testing.assert_close(end, last)
@@ -152,7 +152,7 @@ def test_attention_by_scan_is_softmax_over_every_prefix() -> None:
     ):
         torch.testing.assert_close(a, b)
     nothing = (torch.full((2, 3, 1), -math.inf).double(), torch.zeros(2, 3, 1).double(), torch.zeros(2, 3, 4).double())
-    first, state = scan_attention.stream(score[:, :, :4], value[:, :, :4], nothing)
+    first, (*_, state) = scan_attention.stream(score[:, :, :4], value[:, :, :4], nothing)
     second, _ = scan_attention.stream(score[:, :, 4:], value[:, :, 4:], state)
     torch.testing.assert_close(torch.cat([first, second], 2), expected)
 

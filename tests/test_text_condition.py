@@ -11,7 +11,7 @@ from words import LAYOUT, READ, TEXTS, model, noisy, spec, trained
 
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, Text, TextFeatures, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.parts.characters import Characters
@@ -49,7 +49,7 @@ def test_guidance_goes_from_the_null_text_to_the_text(prefix: str) -> None:
     built = noisy(model({"characters": {**READ, "prefix": prefix}}))
     given, ids = Text.of(TEXTS), torch.zeros(2, 4, dtype=torch.long)
     steps = [
-        list(built.decode_steps(c, built.sampler.edited(guidance=w), torch.Generator().manual_seed(0), forced=ids))
+        list(built.decode_steps(c, built.sampler.edited(guidance=w), SampleDraws.of(0, 0, c.rows), forced=ids))
         for c, w in ((given, 1.0), (given, 0.0), (built.condition.null(given), 0.0))
     ]
     for guided, cond, null in zip(*steps):
@@ -90,7 +90,6 @@ def test_any_net_may_be_asked_in_words() -> None:
 
 
 def test_wrong_conditions_are_clear_errors() -> None:
-    draw = torch.Generator()
     for built, wrong, message in (
         (model(), Labels(torch.tensor([1])), "conditioned on texts, got Labels"),
         (model({}), Text.of(["seven"]), "conditioned on class labels, got Text"),
@@ -98,7 +97,7 @@ def test_wrong_conditions_are_clear_errors() -> None:
         (model({"encoded": {**READ, "encoder": "x", "features": 3}}), TextFeatures(torch.zeros(1, 2, 4)), "width 4; .* of width 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            built.generate(wrong, built.sampler, draw)
+            built.generate(wrong, built.sampler, SampleDraws.of(0, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -130,12 +129,12 @@ def test_samples_follow_the_caption() -> None:
     built = trained(model(), Text.of(captions), ids)
     plain = Sampler()
     asked = Text.of([TEXTS[i % 2] for i in range(200)])
-    drawn = built.generate(asked, plain, torch.Generator().manual_seed(1)).ids
+    drawn = built.generate(asked, plain, SampleDraws.of(1, 0, asked.rows)).ids
     right = (drawn == ids[:2][torch.arange(200) % 2]).all(1).float().mean()
     assert right > 0.95
     # the null text has seen both, so it draws both
-    null = built.generate(Text.of([None] * 200), plain, torch.Generator().manual_seed(1)).ids[:, 0]
+    null = built.generate(Text.of([None] * 200), plain, SampleDraws.of(1, 0, 200)).ids[:, 0]
     assert 0.2 < float((null == 0).float().mean()) < 0.8
-    again = built.generate(asked, plain, torch.Generator().manual_seed(1)).ids
+    again = built.generate(asked, plain, SampleDraws.of(1, 0, asked.rows)).ids
     assert torch.equal(drawn, again)
-    assert not torch.equal(null, built.generate(Text.of([None] * 200), plain, torch.Generator().manual_seed(2)).ids[:, 0])
+    assert not torch.equal(null, built.generate(Text.of([None] * 200), plain, SampleDraws.of(2, 0, 200)).ids[:, 0])

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from zoo import CHANNELS, CLASSES, EARLY, NAMES, ROWS, SIZE, batch_of, build, early, optimize, spec_of, trained
+from zoo import CHANNELS, CLASSES, EARLY, NAMES, ROWS, SIZE, batch_of, batch_to_learn, build, early, optimize, spec_of, trained
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import load_model, save_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Generator, Labels, Tokenizer
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.base import take
@@ -74,7 +74,7 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
 def test_same_seed_same_loss(name: str) -> None:
     found = trained(name)
     again = build(name, base_steps=30)
-    assert [row for _, row in zip(range(EARLY), optimize(again, batch_of(again), found.steps))] == found.history[:EARLY]
+    assert [row for _, row in zip(range(EARLY), optimize(again, batch_to_learn(again), found.steps))] == found.history[:EARLY]
 
 
 @pytest.mark.parametrize("name", registry.names("tokenizer"))
@@ -97,12 +97,14 @@ def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
     assert isinstance(model, Generator)
     labels = Labels(torch.arange(5) % CLASSES)
     sampler = model.sampler.edited(guidance=0.5, top_k=0)  # type: ignore[union-attr, operator]
-    first, again, other = (model.generate(labels, sampler, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (model.generate(labels, sampler, SampleDraws.of(s, 0, labels.rows)) for s in (1, 1, 2))
+    alone = model.generate(labels.part(2, 3), sampler, SampleDraws.of(1, 2, 3))
     assert first.layout == model.layout
     assert first.ids.shape[:2] == (5, model.layout.length)
     assert int(first.ids.min()) >= 0
     assert int(first.ids.max()) < model.layout.vocabulary
     assert torch.equal(first.ids, again.ids)
+    assert torch.equal(alone.ids[0], first.ids[2]), "a sample depends on its own seed, not on its batch"
     assert not torch.equal(first.ids, other.ids)
 
 
@@ -116,8 +118,8 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
     assert batch.tokens is not None
     assert isinstance(batch.condition, Labels)
     ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
-    steps = list(model.decode_steps(batch.condition, sampler, torch.Generator().manual_seed(0), forced=ids))
-    plan = model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0))
+    steps = list(model.decode_steps(batch.condition, sampler, SampleDraws.of(0, 0, batch.condition.rows), forced=ids))
+    plan = model.order.decode(model.layout, ROWS, SampleDraws.of(0, 0, ROWS))
     if plan.choice is not None:
         pytest.skip("the model chooses its own groups")
     with torch.no_grad():
@@ -140,10 +142,10 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
     logits = {}
     null = model.condition.null(batch.condition)
     # The same groups in all three, also where the model would choose them by its logits.
-    plan = replace(model.order.decode(model.layout, ROWS, torch.Generator().manual_seed(0)), choice=None)
+    plan = replace(model.order.decode(model.layout, ROWS, SampleDraws.of(0, 0, ROWS)), choice=None)
     for key, condition, weight in (("c", batch.condition, 0.0), ("u", null, 0.0), ("g", batch.condition, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
-        steps = model.decode_steps(condition, sampler, torch.Generator().manual_seed(0), forced=batch.tokens.ids, plan=plan)
+        steps = model.decode_steps(condition, sampler, SampleDraws.of(0, 0, condition.rows), forced=batch.tokens.ids, plan=plan)
         found = [s.logits for s in steps]
         if any(part is None for part in found):
             pytest.skip("this head has no logits")
@@ -156,7 +158,7 @@ def test_other_steps_are_taken_or_refused_before_work(name: str) -> None:
     model = early(name).eval()
     assert isinstance(model, Generator)
     sampler = model.sampler.edited(guidance=0.0, steps=3)  # type: ignore[union-attr, operator]
-    labels, draw = Labels(torch.arange(2) % CLASSES), torch.Generator().manual_seed(0)
+    labels, draw = Labels(torch.arange(2) % CLASSES), SampleDraws.of(0, 0, 2)
     fixed = isinstance(model, CoarseToFine) or (isinstance(model, GroupGenerator) and isinstance(model.order, Fixed))
     if not fixed:
         model.check_sampler(sampler)

@@ -18,8 +18,8 @@ from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_o
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
 NAMES = registry.names()
-#: Steps of the shared training at most, and after how many the model is kept that most contracts are tested on.
-STEPS, EARLY = 300, 3
+#: Steps of the shared training at most (of a method in stages: exactly), and after how many the model is kept that most contracts use.
+STEPS, STAGED, EARLY = 150, 100, 3
 
 
 def tokenizer_spec(name: str) -> ModelSpec:
@@ -73,30 +73,41 @@ def _base(name: str, seed: int, steps: int) -> Method:
     return base
 
 
-def batch_of(model: Method, rows: int = ROWS, seed: int = 0) -> Batch:
-    """Random tokens for a generator, smooth random images for a tokenizer, with labels."""
+def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) -> Batch:
+    """Random tokens for a generator, smooth random images for a tokenizer, with labels; each row so many times."""
     draw = torch.Generator().manual_seed(seed)
-    label = Labels(torch.arange(rows) % CLASSES)
+    rows //= copies
+    label = Labels((torch.arange(rows) % CLASSES).repeat(copies))
     if isinstance(model, Generator):
         shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
-        return Batch(tokens=Tokens(torch.randint(model.layout.vocabulary, shape, generator=draw), model.layout), condition=label)
-    coarse = torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1
+        ids = torch.randint(model.layout.vocabulary, shape, generator=draw)
+        return Batch(tokens=Tokens(torch.cat([ids] * copies), model.layout), condition=label)
+    coarse = torch.cat([torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1] * copies)
     return Batch(image_BCHW=torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear"), condition=label)
 
 
+def batch_to_learn(model: Method) -> Batch:
+    """Four rows, two of them of one class, each twice: what can be learned in some tens of steps, with half the noise of the draws."""
+    return batch_of(model, copies=2)
+
+
 def optimize(model: Method, batch: Batch, steps: int, lr: float = 5e-3) -> Iterator[dict[str, float]]:
-    """A bare training loop over all phases; the metrics of each step."""
+    """A bare training loop over all phases, with warmup and clipping, which any method wants; the metrics of each step."""
     model.train()
-    trained = {phase: [p for _, p in model.phase_parameters(phase)] for phase in model.phases}  # nothing, for a codec that is not learned
-    optimizers = {phase: torch.optim.AdamW(p or [{"params": []}], lr=lr, weight_decay=0, fused=True) for phase, p in trained.items()}
+    learned = {phase: [p for _, p in model.phase_parameters(phase)] for phase in model.phases}  # nothing, for a codec that is not learned
+    adamw = functools.partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.99), weight_decay=0, fused=True)
+    optimizers = {phase: adamw(p or [{"params": []}]) for phase, p in learned.items()}
     for step in range(steps):
         parts = {}
         for phase, optimizer in optimizers.items():
             draws = Draws.whole(0, step, batch.rows, steps, stream=phase)
             found = model.losses(batch, phase, draws)
             optimizer.zero_grad()
-            if trained[phase]:
+            if learned[phase]:
                 found["loss"].backward()
+                torch.nn.utils.clip_grad_norm_(learned[phase], 1.0, foreach=True)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / 10)
             optimizer.step()
             parts |= {f"{phase}/{k}": float(v.detach()) for k, v in found.items() if v.numel() == 1}
         model.after_step(Draws.whole(0, step, batch.rows, steps, stream="after"))
@@ -142,10 +153,10 @@ class Trained:
 def trained(name: str) -> Trained:
     """The one training on one batch of a method in this process: it ends as soon as the loss has halved and all stages were there."""
     model = build(name, base_steps=30)
-    batch = batch_of(model)
+    batch = batch_to_learn(model)
     key = f"{model.phases[0]}/{'reconstruction' if isinstance(model, Tokenizer) else 'loss'}"
     learns, staged = any(model.phase_parameters(phase) for phase in model.phases), model.resting(0.0) != model.resting(1.0)
-    untrained, early, history, steps = image_error(model, batch), model, [], STEPS if learns else EARLY
+    untrained, early, history, steps = image_error(model, batch), model, [], (STAGED if staged else STEPS) if learns else EARLY
     for step, row in enumerate(optimize(model, batch, steps), start=1):
         history.append(row)
         if step == EARLY:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command(epilog=epilog("tokenloom methods", "tokenloom methods --json"))
 @json_option
 def methods(as_json: bool) -> None:
-    """The family: every registered tokenizer and generator, and where it stands on the axes."""
+    """The family: every method by its kind, and the part that it has on each axis."""
     from tokenloom.flows.screen import table
     from tokenloom.models.core import registry
 
@@ -24,8 +24,8 @@ def methods(as_json: bool) -> None:
     if as_json:
         emit({"methods": rows})
         return
-    columns = ["name", "kind", "order", "feed", "net", "head", "paper", "status"]
-    table("", columns, [[row.get(column, "-") for column in columns] for row in rows])
+    for kind, (columns, cells) in registry.tables().items():
+        table(f"{kind}: {len(cells)}", columns, cells)
 
 
 def _classes(text: str | None) -> list[int] | None:

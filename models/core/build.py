@@ -7,7 +7,7 @@ config and is built from that, so that a recipe's later defaults never alter a m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +79,18 @@ class ModelSpec:
     def resolve(self) -> ModelSpec:
         """This spec with its config decided."""
         return self if self.resolved is not None else replace(self, resolved=self.config().to_dict())
+
+    def check_roles(self, roles: Collection[str]) -> None:
+        """Refuse to train without the trained models that the config needs.
+
+        Raises:
+            ConfigError: naming the role that nothing has.
+        """
+        if missing := [role for role in self.config().needs if role not in roles]:
+            raise ConfigError(
+                f"{self.kind} {self.recipe!r} needs a trained model in the role {missing[0]!r} and was given "
+                f"{', '.join(sorted(roles)) or 'none'}: add the step that makes it, or an objective that does without"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

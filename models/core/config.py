@@ -59,9 +59,13 @@ class Config:
     #: What stored configs call this type; "" for a type that is never stored itself.
     tag: ClassVar[str] = ""
 
-    def __init_subclass__(cls, *, tag: str = "", **kwargs: Any) -> None:
+    #: A field engineer's name for this type in tables, the words of its tag if none is given; ``label`` is that of a value.
+    words: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, tag: str = "", label: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.tag = tag
+        cls.words = label or tag.rpartition(".")[2].replace("_", " ")
         if not tag:
             return
         if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", tag):
@@ -73,8 +77,19 @@ class Config:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Of a whole model: the trained models that it stands on, of ``tokenizer`` (for a tokenizer: its base) and ``features``."""
+        """Of a whole model: roles of the trained models that it depends on, e.g. ``features``; a tokenizer's base is ``tokenizer``."""
         return ()
+
+    @property
+    def label(self) -> str:
+        """Plain name of this value in the table of methods."""
+        return self.words
+
+    @property
+    def axis_labels(self) -> dict[str, str]:
+        """Of a whole model: the label of its part on each axis that it has, the columns of the table of methods."""
+        parts = {axis: getattr(self, axis, None) for axis in AXES}
+        return {axis: part.label for axis, part in parts.items() if isinstance(part, Config)}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str) -> Config:
@@ -89,6 +104,9 @@ class Config:
         """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
         return typing.cast(dict[str, Any], canonical(self))
 
+
+#: The fields of a whole model's config that are columns of the table of methods.
+AXES = ("order", "feed", "net", "head", "objective", "condition", "quantizer", "decoder")
 
 #: Tag to config type, of all modules that are imported.
 _TYPES: dict[str, type[Config]] = {}
@@ -110,7 +128,43 @@ PACKAGE = __name__[: __name__.index("models") + len("models")]
 def tags() -> dict[str, type[Config]]:
     """Every tag with its type."""
     _import_all()
-    return dict(_TYPES)
+    return {**_TYPES, **{tag: _TYPES[joined.host] for tag, joined in _JOINED.items()}}
+
+
+class _Joined(typing.NamedTuple):
+    """A stored form that is now two configs: the type ``host``, and in its ``field`` a value of the type ``value``."""
+
+    host: str
+    field: str
+    value: str
+
+
+#: Tag of such a form to what it is now.
+_JOINED: dict[str, _Joined] = {}
+
+
+def stored_as_one(tag: str, host: str, field: str, value: str) -> None:
+    """Store a config of the type ``host`` that has a ``value`` in ``field`` as one config of this tag, with the fields of both.
+
+    For a type that was split in two: what was stored before is read, and what is stored now has the same fingerprint.
+    """
+    _JOINED[tag] = _Joined(host, field, value)
+
+
+def _joined(plain: dict[str, Any]) -> dict[str, Any]:
+    for tag, (host, field, value) in _JOINED.items():
+        inner = plain.get(field)
+        if plain["type"] == host and isinstance(inner, dict) and inner.get("type") == value:
+            return {**{k: v for k, v in plain.items() if k != field}, **inner, "type": tag}
+    return plain
+
+
+def _split(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    if (joined := _JOINED.get(plain["type"])) is None:
+        return plain
+    inside = {field.stored for field in _fields(_TYPES[joined.value])}
+    inner = {k: v for k, v in plain.items() if k in inside}
+    return {**{k: v for k, v in plain.items() if k not in inside}, joined.field: {**inner, "type": joined.value}, "type": joined.host}
 
 
 def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
@@ -122,7 +176,8 @@ def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
     tag = data.get("type")
     if not isinstance(tag, str) or (tag not in _TYPES and tag not in tags()):
         raise ConfigError(f"{where}: no config type has the tag {tag!r}; a newer version may have: update this one")
-    kind = _TYPES[tag]
+    data = _split(data)
+    kind = _TYPES[data["type"]]
     fields = {field.stored: field for field in _fields(kind)}
     if unknown := sorted(data.keys() - fields.keys() - {"type"}):
         raise ConfigError(f"{where}: {tag} has no field {unknown[0]!r}; a newer version may have: update this one")
@@ -158,8 +213,12 @@ class _Field(typing.NamedTuple):
     default: Any
 
 
-@cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
+    return _fields_of(kind)
+
+
+@cache
+def _fields_of(kind: type) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in dataclasses.fields(kind):
@@ -183,7 +242,7 @@ def canonical(value: Any) -> Any:
             item = getattr(value, field.name)
             if not (field.sparse and item == field.default):
                 plain[field.stored] = canonical(_as_hinted(item, field.hint))
-        return plain
+        return _joined(plain)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

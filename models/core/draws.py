@@ -146,8 +146,14 @@ class SampleDraws:
         """Where the numbers are made."""
         return self.seed_B.device
 
-    def to(self, device: torch.device | str) -> SampleDraws:
-        """The same numbers on another device."""
+    def to(self, device: torch.device | str, rows: int | None = None) -> SampleDraws:
+        """The same numbers on another device.
+
+        Raises:
+            ValueError: these are not as many samples as ``rows``, where they are counted.
+        """
+        if rows is not None and rows != self.rows:
+            raise ValueError(f"{self.rows} seeds for {rows} samples: give one seed a sample")
         return SampleDraws(self.seed_B.to(device))
 
     def part(self, start: int, stop: int) -> SampleDraws:

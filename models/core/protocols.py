@@ -8,16 +8,17 @@ Anything that meets these verbs trains, samples, is evaluated and is registered 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.layout import LayoutError as LayoutError
+from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
 from tokenloom.models.core.requests import Labels as Labels
 from tokenloom.models.core.requests import Text as Text
@@ -25,81 +26,6 @@ from tokenloom.models.core.requests import TextFeatures as TextFeatures
 
 if TYPE_CHECKING:
     from tokenloom.models.sampling.sampler import Sampler
-
-
-class LayoutError(ValueError):
-    """Tokens, tokenizer and generator do not belong together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLayout:
-    """Where every token stands, and who made it.
-
-    ``grids`` are (rows, columns) per scale, small to large; one grid for a plain image, ``((1, n),)``
-    with ``axis="sequence"`` for 1-D tokens.  ``frames`` repeats all grids in time.  Discrete tokens have a
-    ``vocabulary`` and ``channels == 0``; continuous latents have ``channels`` and ``vocabulary == 0``.
-    ``tokenizer`` is the fingerprint of the tokenizer that made the tokens ("" for an unsaved one).
-    """
-
-    grids: tuple[tuple[int, int], ...]
-    vocabulary: int = 0
-    channels: int = 0
-    codebooks: int = 1
-    frames: int = 1
-    axis: str = "grid"
-    tokenizer: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.grids or any(h < 1 or w < 1 for h, w in self.grids):
-            raise LayoutError(f"grids={self.grids!r}: needs at least one grid of positive size")
-        if (self.vocabulary > 0) == (self.channels > 0):
-            raise LayoutError(f"vocabulary={self.vocabulary}, channels={self.channels}: exactly one must be positive")
-
-    @property
-    def length(self) -> int:
-        """Number of positions L."""
-        return self.frames * sum(h * w for h, w in self.grids)
-
-    @property
-    def scale_sizes(self) -> tuple[int, ...]:
-        """Positions per scale (of one frame)."""
-        return tuple(h * w for h, w in self.grids)
-
-    @property
-    def discrete(self) -> bool:
-        """True for ids, false for latents."""
-        return self.vocabulary > 0
-
-    @property
-    def id_dtype(self) -> torch.dtype:
-        """Narrowest unsigned type that holds an id."""
-        return torch.uint8 if self.vocabulary <= 1 << 8 else torch.uint16 if self.vocabulary <= 1 << 16 else torch.uint32
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(L, 4) int64: time, scale, row, column of every token, in storage order."""
-        rows = [(t, s, r, c) for t in range(self.frames) for s, (h, w) in enumerate(self.grids) for r in range(h) for c in range(w)]
-        return torch.tensor(rows, dtype=torch.int64)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form for records and file metadata."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TokenLayout:
-        """Inverse of ``to_dict`` (lists become tuples)."""
-        return cls(**{**data, "grids": tuple((int(h), int(w)) for h, w in data["grids"])})
-
-    def check(self, other: TokenLayout) -> None:
-        """Raise ``LayoutError`` naming each field in which ``other`` differs (an empty fingerprint matches any)."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        wrong = [
-            f"{k}: {mine[k]!r} here, {theirs[k]!r} there"
-            for k in mine
-            if mine[k] != theirs[k] and not (k == "tokenizer" and "" in (mine[k], theirs[k]))
-        ]
-        if wrong:
-            raise LayoutError("tokens do not fit: " + "; ".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -124,6 +50,11 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         """The tokens on a device."""
         return replace(self, data=self.data.to(device), lengths=None if self.lengths is None else self.lengths.to(device))
+
+
+def tokens_of(tokens: Tokens) -> Tensor:
+    """Ids as int64, or latents."""
+    return tokens.ids if tokens.layout.discrete else tokens.data
 
 
 @dataclass(frozen=True)
@@ -199,11 +130,12 @@ class Method(nn.Module, ABC):
         """Called on every rank after the optimizers' step: EMA codebooks, revival; returns extra metrics."""
         return {}
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        """Copy, frozen, what this model needs of those that it stands on (its config's ``needs``).
+    def adopt(self, **roles: nn.Module) -> None:
+        """Copy, frozen, what this model needs of the trained models that it depends on (its config's ``needs``), by role.
 
         Called at every start of training.  ``tokenizer`` is that of a generator's tokens (VAR: codebook and Phi) or the base of
-        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data.
+        a tokenizer (TiTok: its proxy codes); ``features`` is the classifier of the data; objectives have roles of their own, such
+        as ``reference`` or ``teacher``.  A role that a model has no use for is ignored.
         """
 
     def finish(self, batches: Iterator[Batch]) -> None:
@@ -233,15 +165,17 @@ class Generator(Method):
     layout: TokenLayout
 
     @abstractmethod
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
-        """One sample per row of the condition; all randomness from ``generator``."""
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+        """One sample per row of the condition, each a function of its own condition and seed, whatever the batch."""
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
 
         Raises:
-            ConfigError: other steps than its own are asked for, and they are fixed.
+            ConfigError: other steps or another decoder than its own are asked for, and they are fixed.
         """
+        if sampler.decoder is not None:
+            raise ConfigError(f"sample.decoder={sampler.decoder.name}: this generator decodes in a way of its own; leave it out")
         if sampler.sizes is not None:
             raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
 

@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
-from tokenloom.models.core.config import Config, ConfigError, coerce, override
+from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override
+
+#: What a method is: its verbs (``models.core.protocols``).
+KINDS = ("tokenizer", "generator", "density")
 
 _RECIPES: dict[str, Recipe] = {}
 RecipeFunction = TypeVar("RecipeFunction", bound=Callable[..., Config])
@@ -25,7 +28,8 @@ class Recipe:
     """One method: its name, what it is, and the function that returns its config.
 
     ``tiny`` are arguments that make it small enough for the contract tests (seconds on one core);
-    ``paper`` is the arXiv id or title; the docstring of the recipe's file says the rest.
+    ``paper`` is the arXiv id or title; the docstring of the recipe's file says the rest.  ``codec`` is the recipe of the tokenizer
+    that the tests pair it with (of a tokenizer: of its base).
     """
 
     name: str
@@ -33,7 +37,12 @@ class Recipe:
     paper: str
     function: Callable[..., Config]
     tiny: Mapping[str, Any]
-    axes: Mapping[str, str]
+    codec: str = ""
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """What its default config is made of, by axis, and ``codec`` where it has one."""
+        return self.config().axis_labels | ({"codec": self.codec} if self.codec else {})
 
     @property
     def doc(self) -> str:
@@ -71,19 +80,20 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: {error}") from error
 
 
-def register(name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], **axes: str) -> Callable[[RecipeFunction], RecipeFunction]:
+def register(name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], codec: str = "") -> Callable[[RecipeFunction], RecipeFunction]:
     """Decorator that puts a recipe function into the zoo; a duplicate name raises.
 
-    ``kind`` is ``tokenizer`` or ``generator`` (later ``decoder``, ``posttrain``, ``control``);
-    ``axes`` are the table's columns, e.g. ``order="raster", feed="shifted", net=…, head=…``.
+    ``kind`` is one of ``KINDS``.
     """
+    if kind not in KINDS:
+        raise ConfigError(f"recipe {name!r}: kind {kind!r}: use one of {', '.join(KINDS)}")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"recipe name {name!r}: use lower case letters, digits and _")
 
     def decorate(function: RecipeFunction) -> RecipeFunction:
         if name in _RECIPES and _RECIPES[name].function.__module__ != function.__module__:
             raise ConfigError(f"recipe {name!r} is registered twice")
-        _RECIPES[name] = Recipe(name, kind, paper, function, dict(tiny), dict(axes))
+        _RECIPES[name] = Recipe(name, kind, paper, function, dict(tiny), codec)
         return function
 
     return decorate
@@ -117,11 +127,20 @@ def get(name: str, kind: str | None = None) -> Recipe:
 
 
 def table() -> list[dict[str, Any]]:
-    """One row a method: name, kind, paper and the axes, for ``tokenloom methods`` and the README."""
-    columns = ("order", "feed", "net", "head")
+    """One row a method: name, kind, paper and its part on each axis, for ``tokenloom methods``, ``python -m`` and the docs."""
     rows = []
     for name in names():
         recipe = get(name)
-        axes = {c: recipe.axes.get(c, "-") for c in columns} | dict(recipe.axes)
+        axes = dict.fromkeys(AXES, "-") | recipe.axes
         rows.append({"name": name, "kind": recipe.kind, "paper": recipe.paper, **axes, "status": "ready"})
     return rows
+
+
+def tables() -> dict[str, tuple[list[str], list[list[str]]]]:
+    """The table for people, one for each kind: its columns, those axes that methods of this kind have, and its rows."""
+    found = {}
+    for kind in KINDS:
+        rows = [row for row in table() if row["kind"] == kind]
+        columns = ["name", *(axis for axis in AXES if any(row[axis] != "-" for row in rows)), "paper"]
+        found[kind] = (columns, [[str(row[column]) for column in columns] for row in rows])
+    return {kind: table for kind, table in found.items() if table[1]}

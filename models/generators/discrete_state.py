@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import rows_of, tokens_of
+from tokenloom.models.generators.noising import Absorbing, Noise
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.feeds.base import TokenTable, span
 from tokenloom.models.parts.heads.categorical import Categorical, guide, pick, single
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.noising import Absorbing, Noise
 from tokenloom.models.parts.orders.sizes import Count, Curve, Steps, Straight
 from tokenloom.models.parts.plan import Choice
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.time import waves
 from tokenloom.models.parts.visibility import Everything
-from tokenloom.models.sampling.filters import draw, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -60,6 +60,11 @@ class DiscreteState(protocols.Generator):
                 raise ConfigError(f"steps={self.steps}: must be at least 1")
             if self.choice is not None and not isinstance(self.noise, Absorbing):
                 raise ConfigError("choice: only masked tokens can be chosen; leave it out or use the noise Absorbing")
+
+        @property
+        def axis_labels(self) -> dict[str, str]:
+            own = {"order": "all at once, in steps", "feed": self.noise.label, "head": "categorical", "objective": "denoising"}
+            return super().axis_labels | own
 
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> DiscreteState:
             """The generator for these tokens.
@@ -109,23 +114,23 @@ class DiscreteState(protocols.Generator):
         return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition; ``sample.steps`` sets the number of steps."""
-        return self._collect(self.states(condition, sampler, generator))
+        return self._collect(self.states(condition, sampler, draws))
 
     @torch.no_grad()
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it: in each step they are shown
         with as much noise as the others."""
         self.layout.check(tokens.layout)
-        return self._collect(self.states(condition, sampler, generator, tokens_of(tokens), keep_L))
+        return self._collect(self.states(condition, sampler, draws, tokens_of(tokens), keep_L))
 
     @torch.no_grad()
     def states(
         self,
         condition: Condition,
         sampler: Sampler,
-        generator: torch.Generator,
+        draws: SampleDraws,
         given: Tensor | None = None,
         keep_L: Tensor | None = None,
     ) -> Iterator[Tensor]:
@@ -134,15 +139,20 @@ class DiscreteState(protocols.Generator):
         keep_L = torch.zeros(length, dtype=torch.bool, device=device) if keep_L is None else keep_L.to(device)
         steps, noise = self._steps(sampler), self.config.noise
 
-        def uniform() -> Tensor:
-            return torch.rand((rows, length), generator=generator, device=generator.device).to(device)
+        draws = draws.to(device, rows)
 
-        def fixed(x_BL: Tensor, share: Tensor) -> Tensor:
-            return x_BL if given is None else torch.where(keep_L, noise.given(given, share, uniform(), uniform(), self.codes), x_BL)
+        def noise_of(stream: str, step: int) -> tuple[Tensor, Tensor]:
+            first, second = draws.uniform(stream, step, 2, length).unbind(1)
+            return first, second
+
+        def fixed(x_BL: Tensor, share: Tensor, step: int) -> Tensor:
+            if given is None:
+                return x_BL
+            return torch.where(keep_L, noise.given(given, share, *noise_of("given", step), self.codes), x_BL)
 
         share = self._keep(torch.zeros(rows, device=device))
         nothing = torch.zeros((rows, length), dtype=torch.int64, device=device)
-        x = fixed(noise.corrupt(nothing, share, uniform(), uniform(), self.codes), share)
+        x = fixed(noise.corrupt(nothing, share, *noise_of("start", 0), self.codes), share, 0)
         for step in range(steps):
             before, after = (round(self._known(i / steps) * length) for i in (step, step + 1))
             moment = Moment(step, steps, before, after, length)
@@ -154,19 +164,18 @@ class DiscreteState(protocols.Generator):
                 later = self._keep(time + 1 / steps)
                 warm = logits / max(sampler.temperature.on(moment), 1e-6)
                 p = keep_top_p(keep_top_k(warm, sampler.top_k), sampler.top_p).softmax(-1)
-                x = fixed(draw(noise.posterior(p, x, later, share).log(), generator), later)
+                u = draws.uniform("head", step, length)
+                x = fixed(inverse(noise.posterior(p, x, later, share).log(), u), later, step + 1)
                 share = later
             else:
-                x = self._surest(self.config.choice, x, logits, sampler, moment, generator)
+                x = self._surest(self.config.choice, x, logits, sampler, moment, draws)
             yield x
 
-    def _surest(
-        self, choice: Choice, x_BL: Tensor, logits_BLV: Tensor, sampler: Sampler, moment: Moment, generator: torch.Generator
-    ) -> Tensor:
+    def _surest(self, choice: Choice, x_BL: Tensor, logits_BLV: Tensor, sampler: Sampler, moment: Moment, draws: SampleDraws) -> Tensor:
         """Show the surest tokens, so that as many are masked as the curve says for the next time, at least one less than now."""
-        drawn = pick(logits_BLV, sampler, moment, generator)
+        drawn = pick(logits_BLV, sampler, moment, draws)
         masked = x_BL == self.codes
-        sure = choice.confidence(Drawn(drawn, logits_BLV), (moment.step + 1) / moment.steps, generator).masked_fill(~masked, -torch.inf)
+        sure = choice.confidence(Drawn(drawn, logits_BLV), moment.step, moment.steps, draws).masked_fill(~masked, -torch.inf)
         goal = math.floor((1 - self._known((moment.step + 1) / moment.steps)) * self.layout.length)
         left = masked.sum(1, keepdim=True)
         show = (left - goal).clamp_min(1)
@@ -175,6 +184,7 @@ class DiscreteState(protocols.Generator):
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Any number of steps may be asked for."""
+        super().check_sampler(replace(sampler, sizes=None))
         self._steps(sampler)
 
     def _steps(self, sampler: Sampler) -> int:

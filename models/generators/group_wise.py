@@ -8,40 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.config import Added
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
-from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
+from tokenloom.models.core.protocols import tokens_of as tokens_of
+from tokenloom.models.objectives.base import Objective
+from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.parts.agreement import agree
+from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of
-from tokenloom.models.sampling.sampler import Moment, Sampler
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One decoding step: the group, its layout positions (B or 1, n) and drawn tokens (B, n, …), and what they were drawn from.
-
-    Hidden states of the conditional rows (B, n, D), guided logits (B, n, …) where the head has them, the slots fed, and the feed's
-    state afterwards.  Where the order chooses by confidence, logits and ``drawn`` are those of all positions.
-    """
-
-    group: int
-    place_Bn: Tensor
-    data: Tensor
-    h_BnD: Tensor
-    logits: Tensor | None
-    drawn: Tensor
-    slots: Slots
-    state: Any
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.decoders.groups import GroupWise
+from tokenloom.models.sampling.proposal import Decoded as Decoded
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import DecodingSession
+from tokenloom.models.sampling.trace import Trace
 
 
 class GroupGenerator(protocols.Generator):
@@ -57,6 +49,14 @@ class GroupGenerator(protocols.Generator):
         head: Head.Config
         condition: Conditioner.Config = ClassCondition.Config()
         sampler: Sampler = Sampler()
+        objective: Added[Objective.Config] = NLL.Config()
+
+        def __post_init__(self) -> None:
+            self.objective.check(self)
+
+        @property
+        def needs(self) -> tuple[str, ...]:
+            return self.objective.needs
 
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
             """The generator for these tokens.
@@ -69,16 +69,21 @@ class GroupGenerator(protocols.Generator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
         super().__init__()
         self.config, self.layout, self.given = config, layout, (classes, tokenizer)
+        # In a list, so that its weights are not taken for this model's.
+        self._draft: list[GroupGenerator] = []
         self.order, self.sampler = config.order, config.sampler
         self.condition = config.condition.build(classes, config.net.width)
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width, self.feed)
+        agree(layout, order=self.order, feed=self.feed, net=self.net, head=self.head, condition=self.condition)
+        self.objective = config.objective.build()
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        """Copy, frozen, what the feed needs of the tokenizer."""
-        if tokenizer is not None:
-            self.feed.adopt(tokenizer)
+    def adopt(self, **roles: nn.Module) -> None:
+        """Copy, frozen, what the feed needs of the tokenizer and the objective of its own roles."""
+        if "tokenizer" in roles:
+            self.feed.adopt(cast(Tokenizer, roles["tokenizer"]))
+        self.objective.adopt(**{role: roles[role] for role in self.config.objective.needs if role in roles})
 
     def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
         """The same weights for tokens of other grids, where no weight belongs to a grid.
@@ -98,38 +103,23 @@ class GroupGenerator(protocols.Generator):
         plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
         if self.feed.passes == "whole" and plan.groups > 1:
             # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
-            return torch.cat([self._parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
-        return self._parallel(data, plan, cond, draws)
+            return torch.cat([self.parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
+        return self.parallel(data, plan, cond, draws)
 
-    def _parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Tensor:
+    def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
+        """Hidden states of one pass, as ``forward`` has them; ``net`` is a part of the net that is run in its place."""
         slots = self.feed.parallel(data, plan, cond, draws)
         visibility = visibility_of(slots, plan.window, cond.seen_BP)
-        return read(self.net(slots, visibility, cond, draws=draws), slots.output_index)
+        return read((self.net if net is None else net)(slots, visibility, cond, draws=draws), slots.output_index)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
-        assert batch.tokens is not None
-        assert batch.condition is not None
-        self.layout.check(batch.tokens.layout)
-        plan = self.order.plan(self.layout, draws)
-        given = target = tokens_of(batch.tokens)
-        if self.training:
-            given, target = self.feed.told(target, draws)
-        nll = self._nll(given, batch.condition, plan, draws if self.training else None, target)
-        if plan.weight_BL is None:
-            parts = {"loss": nll.mean()}
-        else:
-            weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))
-            parts = {"loss": (nll * weight).sum(1).mean()}
-        sizes = self.layout.scale_sizes
-        if len(sizes) > 1 and plan.sizes == sizes:
-            parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
-        return parts
+        """The loss of the config's objective."""
+        return self.objective.losses(self, batch, phase, draws)
 
-    def _nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, said: Tensor | None = None) -> Tensor:
-        """(B, L) in the order of the plan's sequence; ``said`` are the targets where they are not the tokens given."""
+    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
+        """(B, L) negative log-likelihoods in nats in the order of the plan's sequence, of ``target`` where it is not the tokens given."""
         h = self(data, condition, plan, draws)
-        target = take(data if said is None else said, plan.sequence_BL.to(data.device))
+        target = take(data if target is None else target, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
             return self.head.nll(h, target)
         return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
@@ -137,113 +127,76 @@ class GroupGenerator(protocols.Generator):
     @property
     def has_log_prob(self) -> bool:
         """Not where the order chooses the members of a group by confidence."""
-        return self.order.decode(self.layout, 1, torch.Generator().manual_seed(0)).choice is None
+        return self.order.decode(self.layout, 1, SampleDraws.of(0, 0, 1)).choice is None
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
         assert batch.condition is not None
-        plan = self.order.decode(self.layout, batch.rows, torch.Generator().manual_seed(0))
-        return -self._nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+        plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
+        return -self.nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+
+    @property
+    def draft(self) -> GroupGenerator | None:
+        """A smaller generator over the same tokens, which drafts for this one in speculative decoding; no part of this one."""
+        return self._draft[0] if self._draft else None
+
+    def use_draft_model(self, model: GroupGenerator | None) -> None:
+        """Take this generator to draft (None: none)."""
+        self._draft = [] if model is None else [model]
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse steps that the order does not leave open, and tokens that it cannot order."""
+        """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
-        self.order.decode(replace(self.layout), 1, torch.Generator(), sampler.sizes)
+        self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
+        self.decoder_of(sampler).check(self, sampler)
 
-    @torch.no_grad()
+    def decoder_of(self, sampler: Sampler) -> Decoder:
+        """The sampler's decoder, or this generator's own: group after group."""
+        return sampler.decoder or GroupWise()
+
+    def read(self, states: Tensor, slots: Slots) -> Tensor:
+        """Hidden states of the predicted positions: (B, n, D) or (B, n, K, D)."""
+        h = read(states, slots.output_index)
+        return h.repeat_interleave(slots.tokens_per_slot, dim=1) if slots.tokens_per_slot > 1 else h
+
     def decode_steps(
         self,
         condition: Condition,
         sampler: Sampler,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
         keep_L: Tensor | None = None,
         plan: Plan | None = None,
     ) -> Iterator[Decoded]:
-        """Decode group after group, with caches where the feed is causal, yielding each step.
+        """Decode group after group, yielding each step.
 
-        With guidance, conditional and null rows go through the net as one batch.  ``forced`` (B, L, …) tokens are taken instead
-        of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring and in-painting.  ``plan`` replaces the order's.
+        ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
+        and in-painting.  ``plan`` replaces the order's.
         """
-        rows, device = rows_of(condition), next(self.parameters()).device
-        if plan is None:
-            plan = self.order.decode(self.layout, rows, generator, sampler.sizes)
-            plan = plan if keep_L is None else self.order.around(plan, keep_L)
-        plan = plan.to(device)
-        moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), self.layout.length) for g in range(plan.groups)]
-        guided = any(sampler.guidance.on(moment) != 0 for moment in moments)
-        cond = self.condition(condition)
-        if guided:
-            cond = stack(cond, self.condition(self.condition.null(condition)))
-        both = plan.repeat(2) if guided else plan
-        whole = self.feed.passes == "whole"
-        cache = None if whole else self.net.cache(len(cond.vector_BD), self.feed.slots(plan, self.condition.prefix), cond.vector_BD)
-        state = self.feed.start(both, cond)
-        seen: Tensor | None = None
-        known_BL = torch.zeros((rows, self.layout.length), dtype=torch.bool, device=device)
-        for group, moment in enumerate(moments):
-            slots = self.feed.step(state, both, cond, group)
-            ranks = slots.group_BS if seen is None else _beside(seen, slots.group_BS)
-            private = slots.segment_BS
-            if private is not None and seen is not None:  # what stays in sight is hidden from none
-                private = _beside(torch.full_like(seen, -1), private)
-            visibility = visibility_of(slots, plan.window, cond.seen_BP, ranks, private)
-            states = self.net(slots, visibility, cond, cache)
-            if cache is not None:
-                new = slots.x_BSD.shape[1]
-                seen = ranks[:, : ranks.shape[1] - new + (new if slots.cached is None else slots.cached)]
-                for layer in cache:
-                    layer.truncate(seen.shape[1])
-            h = read(states, slots.output_index)
-            h = h.repeat_interleave(slots.tokens_per_slot, dim=1) if slots.tokens_per_slot > 1 else h
-            place = plan.sequence_BL if plan.choice else plan.members(group)
-            teacher = None if forced is None or keep_L is not None else take(forced, place)
-            drawn = self.head.draw(h[:rows], h[rows:] if guided else None, sampler, moment, generator, teacher)
-            data = drawn.data
-            if forced is not None and keep_L is not None:
-                given = keep_L.to(device)[place].expand(rows, -1)
-                data = torch.where(given.view(*given.shape, *[1] * (data.ndim - 2)), take(forced, place), data)
-            if plan.choice is not None:
-                sure = plan.choice.confidence(drawn, (group + 1) / plan.groups, generator).masked_fill(known_BL, -torch.inf)
-                if keep_L is not None:  # what is given is known first
-                    sure = sure.masked_fill(keep_L.to(device) & ~known_BL, torch.inf)
-                place = sure.topk(plan.sizes[group], dim=1).indices
-                data = take(data, place)
-                known_BL = known_BL.scatter(1, place, True)
-            both_places = place.repeat(2, 1) if guided and len(place) > 1 else place
-            state = self.feed.push(state, both, group, data.repeat(2, *[1] * (data.ndim - 1)) if guided else data, both_places)
-            yield Decoded(group, place, data, h[:rows], drawn.logits, drawn.data, slots, state)
+        yield from GroupWise().steps(DecodingSession(self, condition, sampler, draws, plan=plan, given=forced, keep_L=keep_L))
 
-    @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def decode(self, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
+
+        Raises:
+            ConfigError: the decoder cannot work on this generator.
+        """
+        decoder = self.decoder_of(sampler)
+        decoder.check(self, sampler)
+        return decoder.run(self, condition, sampler, draws, **given)
+
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition."""
-        return self._collect(rows_of(condition), self.decode_steps(condition, sampler, generator))
+        return self.decode(condition, sampler, draws)[0]
 
-    @torch.no_grad()
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
-        What is kept is seen by all that is drawn where the order may start anywhere, else only by what comes later.
+        What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
         """
         self.layout.check(tokens.layout)
-        steps = self.decode_steps(condition, sampler, generator, tokens_of(tokens), keep_L)
-        return self._collect(rows_of(condition), steps)
-
-    def _collect(self, rows: int, steps: Iterator[Decoded]) -> Tokens:
-        result: Tensor | None = None
-        for step in steps:
-            if result is None:
-                result = step.data.new_zeros((rows, self.layout.length, *step.data.shape[2:]))
-            index = step.place_Bn.expand(rows, -1)
-            result.scatter_(1, index.view(*index.shape, *[1] * (result.ndim - 2)).expand(*index.shape, *result.shape[2:]), step.data)
-        assert result is not None
-        return Tokens(result, self.layout)
-
-
-def tokens_of(tokens: Tokens) -> Tensor:
-    """Ids as int64, or latents."""
-    return tokens.ids if tokens.layout.discrete else tokens.data
+        return self.decode(condition, sampler, draws, given=tokens_of(tokens), keep_L=keep_L)[0]
 
 
 def rows_of(condition: Condition) -> int:
@@ -263,8 +216,3 @@ def read(h: Tensor, output_index: Tensor) -> Tensor:
     index = output_index.clamp_min(0).transpose(1, 2).unsqueeze(-1).expand(len(h), -1, -1, h.shape[-1])  # (B, K, N, D)
     weight = there / there.sum(-1, keepdim=True)
     return h.gather(2, index).transpose(1, 2) * weight.unsqueeze(-1).to(h.dtype)
-
-
-def _beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:
-    rows = max(len(first_BT), len(second_BS))
-    return torch.cat([first_BT.expand(rows, -1), second_BS.expand(rows, -1)], dim=1)

@@ -64,15 +64,15 @@ class Attention(nn.Module):
         else:
             self.q_bias = self.v_bias = None  # type: ignore[assignment]
 
-    def forward(self, x_BSD: Tensor, visibility: Visibility, turn: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """Attend (B, S, D) -> (B, S, D); ``turn`` are rotary tables."""
+    def forward(self, x_BSD: Tensor, visibility: Visibility, rotations: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """Attend (B, S, D) -> (B, S, D); ``rotations`` are rotary tables."""
         kv_width = self.kv_heads * self.head_width
         bias = self.qkv.bias if self.q_bias is None else torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         q, k, v = F.linear(x_BSD, self.qkv.weight, bias).split([self.heads * self.head_width, kv_width, kv_width], dim=-1)
         q, k, v = (t.unflatten(2, (-1, self.head_width)).transpose(1, 2) for t in (q, k, v))
         q, k, factor = self.similarity(q, k)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        if rotations is not None:
+            q, k = rotate(q, rotations), rotate(k, rotations)
         if cache is not None:
             k, v = cache.append(k, v)
         return self.proj(attend(q, k, v, visibility, factor))

@@ -1,6 +1,6 @@
 """Key/value caches, allocated once for the whole sample and passed as values.
 
-Shapes: B rows, H heads, S new slots, T slots so far, E head width.
+Shapes: B rows, H heads, S new slots, T slots so far (or all that there is room for), E head width.
 """
 
 from __future__ import annotations
@@ -12,15 +12,33 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one attention layer; ``append`` writes in place and returns what is filled."""
+    """Keys and values of one attention layer; ``append`` writes in place and returns what is filled.
+
+    After ``fix`` shapes no longer depend on how much is filled: each row writes at its own slot and the whole buffers are returned,
+    of which the mask hides what is not filled.
+    """
 
     def __init__(self, rows: int, heads: int, slots: int, width: int, like: Tensor) -> None:
         self.key_BHTE = torch.empty((rows, heads, slots, width), device=like.device, dtype=like.dtype)
         self.value_BHTE = torch.empty_like(self.key_BHTE)
         self.used = 0
+        self.at_B: Tensor | None = None
+
+    def fix(self, at_B: Tensor) -> None:
+        """From now on new slots are written at ``at_B`` (B or 1,), which is shared by all layers and moved by its owner."""
+        self.at_B = at_B
+        # A masked value still enters the sum with weight zero, so that it must be finite.
+        self.key_BHTE[:, :, self.used :] = 0
+        self.value_BHTE[:, :, self.used :] = 0
 
     def append(self, key_BHSE: Tensor, value_BHSE: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all slots so far, (B, H, T, E) each."""
+        if self.at_B is not None:
+            slot_BS = self.at_B[:, None] + torch.arange(key_BHSE.shape[2], device=self.at_B.device)
+            index = slot_BS[:, None, :, None].expand_as(key_BHSE)
+            self.key_BHTE.scatter_(2, index, key_BHSE)
+            self.value_BHTE.scatter_(2, index, value_BHSE)
+            return self.key_BHTE, self.value_BHTE
         stop = self.used + key_BHSE.shape[2]
         if stop > self.key_BHTE.shape[2]:
             raise IndexError(f"cache of {self.key_BHTE.shape[2]} slots cannot take slot {stop}")

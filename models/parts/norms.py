@@ -46,6 +46,11 @@ class BlockNorm(nn.Module, ABC):
     class Config(config.Config, ABC):
         """What norms are made from."""
 
+        @property
+        def suffix(self) -> str:
+            """What these norms add to a net's label."""
+            return f" + {self.label}" if self.label else ""
+
         @abstractmethod
         def build(self, width: int, depth: int, branches: int = 2) -> BlockNorm:
             """Norms of a stack of ``depth`` blocks of so many branches."""
@@ -93,6 +98,10 @@ class PreNorm(BlockNorm):
         eps: float = 1e-5
         last: Literal["norm", "raw"] = "norm"
 
+        @property
+        def label(self) -> str:
+            return ""  # the usual ones, which no table names
+
         def build(self, width: int, depth: int, branches: int = 2) -> PreNorm:
             return PreNorm(self, width, depth, branches)
 
@@ -114,7 +123,7 @@ class PostNorm(BlockNorm):
     """A learned norm of the sum after each branch, none before the head (BERT, arXiv:1706.03762)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config, tag="norm.post"):
+    class Config(BlockNorm.Config, tag="norm.post", label="post-norm"):
         """``eps`` of the layer norms."""
 
         eps: float = 1e-12
@@ -144,7 +153,7 @@ class AdaLN(BlockNorm):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config, tag="norm.adaln"):
+    class Config(BlockNorm.Config, tag="norm.adaln", label="adaLN"):
         """``kind`` of the blocks' norms and ``final`` of the last one; ``gamma``: size of the initial gammas, near zero so
         that blocks start as identities."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import config
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.parts.drawn import Drawn
 
 
@@ -22,8 +23,8 @@ class Choice(config.Config, ABC):
     """How the members of a group are chosen while decoding, where the model's own confidence decides."""
 
     @abstractmethod
-    def confidence(self, drawn: Drawn, share: float, generator: torch.Generator) -> Tensor:
-        """(B, N) how sure each drawn token is: the surest are kept. ``share``: of the decoding steps, that will be done.
+    def confidence(self, drawn: Drawn, step: int, steps: int, draws: SampleDraws) -> Tensor:
+        """(B, N) how sure each token drawn in this step of ``steps`` is: the surest are kept.
 
         Raises:
             ValueError: the head has no logits.
@@ -115,6 +116,17 @@ def grouped(keys: Sequence[tuple[int, ...]], window: int | None = None) -> Plan:
         else:
             sizes.append(1)
     return Plan(torch.tensor([index]), tuple(sizes), window)
+
+
+def permutations(length: int, draws: SampleDraws | None, stream: str = "order") -> Tensor:
+    """(B, length) one for each sample, from its own seed.
+
+    Raises:
+        ValueError: a random order was given no draws.
+    """
+    if draws is None:
+        raise ValueError("a random order needs draws")
+    return draws.permutation(stream, 0, length)
 
 
 def known_first(plan: Plan, keep_L: Tensor) -> Plan:

@@ -1,6 +1,6 @@
-"""Rotary positions on two axes.
+"""Rotary positions on named axes.
 
-Shapes: P positions (L of them plus none for prefixes), S slots, E head width.
+Shapes: P positions (L of them plus none for prefixes), S slots, A axes, E head width.
 """
 
 from __future__ import annotations
@@ -11,55 +11,70 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
-from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.core.layout import AxisName, TokenLayout
 
 
-class Rope2D(nn.Module):
-    """Rotary embedding (arXiv:2104.09864): half of the pairs turn with the row, half with the column.
+class Rope(nn.Module):
+    """Rotary embedding (arXiv:2104.09864) over any axes of a layout: each axis rotates an equal part of the pairs of channels.
 
-    Pairs are interleaved (E/2 pairs of neighbours).  Slots without a place (conditions) get cosine and sine of
-    zero, which zeroes their query and key: LlamaGen trains so, and its weights need it.
+    Pairs are interleaved (E/2 pairs of neighbours), those of the first axis first; pair i of an axis that has n channels rotates by
+    ``coordinate * base^(-2i / n)``.  Slots without a position (conditions) get cosine and sine of zero, which zeroes their query
+    and key: LlamaGen trains so, and its weights need it.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="rope.grid"):
         """``base`` of the geometric frequencies; with a ``reach`` every grid is spread, in whole steps, over one whose longer side has
-        that many positions (Infinity)."""
+        that many positions (Infinity).  ``axes`` by name: of images, or e.g. ("time",) of a series, ("time", "row", "column") of video."""
 
         base: float = 10000.0
         reach: int = 0
+        axes: Added[tuple[AxisName, ...]] = ("row", "column")
 
-        def build(self, layout: TokenLayout, head_width: int) -> Rope2D:
+        def __post_init__(self) -> None:
+            if not self.axes or len(set(self.axes)) != len(self.axes):
+                raise ConfigError(f"rope.axes={list(self.axes)}: give at least one axis, each once")
+
+        def build(self, layout: TokenLayout, head_width: int) -> Rope:
             """Tables for all positions of the layout."""
-            return Rope2D(self, layout, head_width)
+            return Rope(self, layout, head_width)
 
-    turn: Tensor
+    rotations: Tensor
 
     def __init__(self, config: Config, layout: TokenLayout, head_width: int) -> None:
         super().__init__()
-        if head_width % 4:
-            raise ValueError(f"head width {head_width} is not divisible by 4, which 2-D rotary positions need")
-        half = head_width // 2
-        frequency = 1.0 / config.base ** (torch.arange(0, half, 2)[: half // 2].float() / half)
-        row, column = layout.positions[:, 2].float(), layout.positions[:, 3].float()
-        if config.reach:
-            size = torch.tensor(layout.grids, dtype=torch.float32)  # (scales, 2)
-            step = size[-1] * (config.reach / size[-1].max()) / size
-            row, column = (torch.round(x * step[layout.positions[:, 1], i]) for i, x in enumerate((row, column)))
-        angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)  # (L, E/2)
+        count = len(config.axes)
+        if head_width % (2 * count):
+            raise ConfigError(f"head width {head_width} is not divisible by {2 * count}, which rotary positions on {count} axes need")
+        self.head_width, self.config = head_width, config
+        channels = head_width // count
+        frequency = 1.0 / config.base ** (torch.arange(0, channels, 2).float() / channels)
+        coordinates = [_spread(layout, axis, config.reach) for axis in config.axes]
+        angle = torch.cat([x[:, None] * frequency for x in coordinates], dim=1)  # (L, E/2)
         table = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        # The last row, which index -1 picks, stands for slots without a place.
+        # The last row, which index -1 picks, stands for slots without a position.
         table = torch.cat([table, torch.zeros_like(table[:1])])
-        self.register_buffer("turn", table, persistent=False)
+        self.register_buffer("rotations", table, persistent=False)
 
     def forward(self, position_BS: Tensor) -> Tensor:
-        """(B, 1, S, E/2, 2) cosines and sines at these places (-1: none)."""
-        return self.turn[position_BS].unsqueeze(1)
+        """(B, 1, S, E/2, 2) cosines and sines at these layout positions (-1: none)."""
+        return self.rotations[position_BS].unsqueeze(1)
 
 
-def rotate(x_BHSE: Tensor, turn_B1SE2: Tensor) -> Tensor:
-    """Turn the interleaved pairs of x by the angles of its slots, in float32."""
+def _spread(layout: TokenLayout, axis: AxisName, reach: int) -> Tensor:
+    """(L,) coordinates on an axis, rows and columns spread over a grid whose longer side has ``reach`` positions (0: as they are)."""
+    x = layout.coordinates(axis).float()
+    if not reach or axis not in ("row", "column"):
+        return x
+    size = torch.tensor(layout.grids, dtype=torch.float32)  # (scales, 2)
+    step = size[-1] * (reach / size[-1].max()) / size
+    return torch.round(x * step[layout.coordinates("scale"), ("row", "column").index(axis)])
+
+
+def rotate(x_BHSE: Tensor, rotations_B1SE2: Tensor) -> Tensor:
+    """The interleaved pairs of x rotated by the angles of its slots, in float32."""
     pair = x_BHSE.float().unflatten(-1, (-1, 2))
-    cos, sin = turn_B1SE2.unbind(-1)
+    cos, sin = rotations_B1SE2.unbind(-1)
     a, b = pair.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x_BHSE.dtype)

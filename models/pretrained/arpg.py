@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
@@ -97,7 +98,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     raster = Plan(torch.arange(length)[None], (1,) * length)
     null = head.logits(model(ids, Labels(torch.full((rows,), info["config"]["num_classes"])), raster))
     parallel = Plan(inputs["gen_order_uniform"].argsort()[None], order.decoding.cut(length))
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=parallel))
+    labels = Labels(inputs["gen_labels"])
+    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=parallel))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "logits": logits.detach(),

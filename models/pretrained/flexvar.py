@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.heads.categorical import Categorical
@@ -71,7 +72,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = head.logits(taught(ids, Labels(inputs["label_B"]), taught.order.plan(taught.layout, None)))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
     drawn = model.on(_grids(c["infer_patch_nums"]))
-    steps = list(drawn.decode_steps(Labels(inputs["gen_label_B"]), drawn.sampler, torch.Generator()))
+    steps = list(drawn.decode_steps(Labels(inputs["gen_label_B"]), drawn.sampler, SampleDraws.of(0, 0, len(inputs["gen_label_B"]))))
     return {
         "gt_idx_BL": ids,
         "x_BLCv_wo_first_l": quantizer.next_inputs(ids, c["tf_patch_nums"]),

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -97,7 +98,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     code, predicted, written = torch.zeros(rows, side * side, dtype=torch.long), [], []
     null, weight = model.condition.null(labels), info["config"]["w"]
     known = torch.zeros(rows, side * side, dtype=torch.bool)
-    for step in model.decode_steps(labels, model.sampler, torch.Generator()):
+    for step in model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows)):
         # Upstream predicts every position at each step and then writes the group; the net's input before the step gives all of them.
         plan = order.of_mask(known, 1.0)
         with torch.no_grad():

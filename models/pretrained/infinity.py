@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import Decoded, GroupGenerator
 from tokenloom.models.parts.attention import Attention, attend
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.feeds.next_scale import RotaryScale
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init
@@ -21,7 +21,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales, WeighedScales
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from tokenloom.models.parts.quantizers.patched import Patched
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.similarity import Cosine
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Groups, Mask, Visibility
@@ -29,6 +29,7 @@ from tokenloom.models.pretrained.infinity_bsq import SCALES
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
 from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
 from tokenloom.models.zoo.generators.infinity.text import PooledText
@@ -66,7 +67,7 @@ def config(info: Info) -> GroupGenerator.Config:
             mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
             attention=Attention.Config(similarity=Cosine(), bias="qv"),
             # The largest map of the 1M schedule has 64 positions a side.
-            rope=Rope2D.Config(reach=64),
+            rope=Rope.Config(reach=64),
             init=Init(std=0.0),
         ),
         head=Bitwise.Config(),
@@ -178,7 +179,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     for name, step in (("gen", fused), ("gen_unfused", lambda *given: _from_zero(fused(*given)))):
         feed.step = step  # type: ignore[method-assign]
         start = padded(inputs["gen_kv_compact"], c["gen_lens"])
-        steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, torch.Generator()), c["trunk_scale"]))
+        steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)), c["trunk_scale"]))
         result |= {
             f"{name}_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1) / c["tau"],
             f"{name}_bits": torch.cat([s.data for s in steps], dim=1),

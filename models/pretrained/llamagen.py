@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -18,7 +19,7 @@ from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import visibility_of
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
 from tokenloom.models.pretrained.names import NameMap, Rename
@@ -39,7 +40,7 @@ def llama_net(c: Mapping[str, Any]) -> Transformer.Config:
         norm=PreNorm.Config(kind="rms", eps=c["norm_eps"]),
         mlp=SwiGLU.Config(multiple_of=c["multiple_of"]),
         attention=Attention.Config(),
-        rope=Rope2D.Config(base=float(c["rope_base"])),
+        rope=Rope.Config(base=float(c["rope_base"])),
     )
 
 
@@ -108,7 +109,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         loss = passes(Labels(inputs["cond_idx"]))
         start = Labels(inputs["gen_cond_idx"])
     result["loss_grad_norms"] = gradient_norms(model, names(info), loss, info["grad_norm_keys"])
-    steps = list(model.decode_steps(start, model.sampler, torch.Generator()))
+    steps = list(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)))
     result["gen_logits"] = torch.cat([cast(Tensor, s.logits) for s in steps], dim=1)
     result["gen_idx"] = torch.cat([s.data for s in steps], dim=1)
     return result

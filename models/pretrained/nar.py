@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.heads.categorical import Directions
@@ -78,7 +79,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
     # Official slots are the condition and all tokens in raster order; ours leave out the last group, which predicts nothing.
     group = torch.cat([torch.zeros(1, 1, dtype=torch.long), plan.group_BL + 1], dim=1)
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator()))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "proximity_mask": Groups(group, group, plan.window).seen_BST[0],

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.base import take
@@ -50,7 +51,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         h = model(ids, Labels(inputs["labels"]), plan)
         losses.append(head.nll(h, take(ids, plan.sequence_BL).unflatten(1, (h.shape[1], -1))).mean())
         result |= {f"logits_patch{tokens}": head.logits(h).detach(), f"loss_patch{tokens}": losses[-1].detach()}
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator()))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     return result | {
         "loss": losses[0].detach(),
         "gen_ids": torch.cat([s.data for s in steps], dim=1),

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
@@ -67,7 +68,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     h = model(ids, Labels(inputs["labels"].flatten()), model.order.plan(model.layout, None))
     logits = head.logits(h, ids)
     losses = [torch.nn.functional.cross_entropy(logits[:, :, q].flatten(0, 1), ids[..., q].flatten()) for q in range(2)]
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"].flatten()), model.sampler, torch.Generator()))
+    start = Labels(inputs["gen_labels"].flatten())
+    steps = list(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)))
     drawn, found = torch.cat([s.data for s in steps], dim=1), torch.cat([cast(Tensor, s.logits) for s in steps], dim=1)
     return {
         "logits_pre": logits[:, :, 0].detach(),

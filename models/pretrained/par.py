@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.shifted import Registers
@@ -53,7 +54,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["labels"]), plan))
     grouped = ids.gather(1, plan.sequence_BL.expand_as(ids))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), grouped.flatten())
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator()))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "grouped_ids": grouped,

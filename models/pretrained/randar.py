@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
@@ -15,7 +16,7 @@ from tokenloom.models.parts.feeds.aimed import Instructed
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Random, Steps
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
 from tokenloom.models.pretrained.llamagen import llama_net
 from tokenloom.models.pretrained.names import NameMap, Rename
@@ -32,7 +33,7 @@ def config(info: Info) -> GroupGenerator.Config:
     c = info["config"]
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=c["num_inference_steps"])),
-        feed=Instructed.Config(heads=c["n_head"], rope=Rope2D.Config(base=float(c["rope_base"]))),
+        feed=Instructed.Config(heads=c["n_head"], rope=Rope.Config(base=float(c["rope_base"]))),
         net=llama_net(c),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0),
@@ -66,7 +67,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["labels"]), plan))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
     parallel = Plan(inputs["gen_token_order"], order.decoding.cut(length))
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=parallel))
+    labels = Labels(inputs["gen_labels"])
+    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=parallel))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "logits": logits.detach(),

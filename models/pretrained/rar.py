@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -110,7 +111,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits, target = logits_of(plan), ids.gather(1, inputs["orders"])
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten())
     torch.testing.assert_close(head.logits(model(ids, labels, plan)), logits[:, :-1], atol=1e-4, rtol=1e-4)
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator().manual_seed(0)))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     c = info["config"]
     return {
         "condition_ids": inputs["labels"] + c["codebook_size"] + 1,

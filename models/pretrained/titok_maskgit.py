@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -136,7 +137,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     starts = Labels(inputs["gen_labels"])
     data, known, fed = torch.zeros(len(inputs["gen_labels"]), ids.shape[1], dtype=torch.long), None, []
     known = torch.zeros_like(data, dtype=torch.bool)
-    for step in model.decode_steps(starts, model.sampler, torch.Generator()):
+    for step in model.decode_steps(starts, model.sampler, SampleDraws.of(0, 0, starts.rows)):
         fed.append(feed.inputs(data, known))
         data, known = step.state[0][: len(data)], step.state[1][: len(data)]
     return {

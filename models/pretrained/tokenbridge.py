@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -188,7 +189,8 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
 
     head.first = first  # type: ignore[method-assign]
     hook = head.features.register_forward_pre_hook(lambda module, given: features.append(given[0]))
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, torch.Generator(), plan=plan))
+    labels = Labels(inputs["gen_labels"])
+    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=plan))
     hook.remove()
     for i, (step, feature) in enumerate(zip(steps, features, strict=True)):
         # Upstream lists the positions of a step in raster order.

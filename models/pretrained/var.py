@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
@@ -135,7 +136,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     plan = model.order.plan(model.layout, None)
     logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["label_B"]), plan))
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
-    steps = list(model.decode_steps(Labels(inputs["gen_label_B"]), model.sampler, torch.Generator()))
+    steps = list(model.decode_steps(Labels(inputs["gen_label_B"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_label_B"]))))
     return {
         "x_BLCv_wo_first_l": feed.quantizer.next_inputs(ids).detach(),
         "logits_BLV": logits.detach(),

@@ -1,4 +1,4 @@
-"""Filters of logits and the draw itself.  Shapes: (…, V) logits over a vocabulary of V."""
+"""Filters of logits, and ids drawn from them.  Shapes: (…, V) logits over a vocabulary of V."""
 
 from __future__ import annotations
 
@@ -23,16 +23,6 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     drop = value.softmax(-1).cumsum(-1) <= 1 - p
     drop[..., -1] = False
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), -torch.inf)
-
-
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """(…) ids drawn from the softmax of logits, one uniform number each.
-
-    The numbers come from the generator's device, so a CPU generator gives the same ids whatever device the logits are on
-    (up to rounding), and no more than one number an id has to travel there.
-    """
-    uniform = torch.rand(logits.shape[:-1], generator=generator, device=generator.device)
-    return inverse(logits, uniform.to(logits.device))
 
 
 def inverse(logits: Tensor, uniform: Tensor) -> Tensor:

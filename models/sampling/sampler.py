@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tokenloom.models.core import config
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.parts.orders.sizes import Count, Sizes
+from tokenloom.models.sampling.decoders.base import Decoder
 
 Clock = Literal["steps", "begun", "before", "after", "almost"]
 
@@ -96,7 +97,8 @@ SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, 
 class Sampler(config.Config, tag="sampler"):
     """Guidance and temperature over the steps, then top-k and top-p (0 and 1 keep all codes).
 
-    ``sizes`` cuts the positions into steps, for orders that leave it open (None: as the order has it).
+    ``sizes`` cuts the positions into steps, for orders that leave it open (None: as the order has it).  ``decoder`` is the way of
+    decoding (None: the generator's own, which is group after group for most).
     """
 
     guidance: Schedule = Constant(value=0.0)
@@ -104,6 +106,7 @@ class Sampler(config.Config, tag="sampler"):
     top_k: int = 0
     top_p: float = 1.0
     sizes: Sizes | None = None
+    decoder: Added[Decoder | None] = None
 
     def edited(
         self,

@@ -166,9 +166,9 @@ class Autoencoder(Tokenizer):
         """Vectors and the codebook are free of weight decay."""
         return super().no_decay(name, parameter) or "codebook" in name
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
         if self.semantic is not None:
-            self.semantic.adopt(features)
+            self.semantic.adopt(roles.get("features"))
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         metrics = self.quantizer.after_step(draws)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.parts.decoders.base import GenerativeDecoder
-from tokenloom.models.parts.moving_norm import MovingNorm
 from tokenloom.models.parts.nets.base import Net
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.tokenizers.autoencoder import checked, code_reports, grid
+from tokenloom.models.tokenizers.moving_norm import MovingNorm
 
 
 class FlowTokenizer(Tokenizer):
@@ -133,8 +133,8 @@ class FlowTokenizer(Tokenizer):
             self.norm.after_step()
         return self.quantizer.after_step(draws) | self.decoder.after_step(draws)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
-        self.decoder.adopt(tokenizer)
+    def adopt(self, **roles: nn.Module) -> None:
+        self.decoder.adopt(cast("Tokenizer | None", roles.get("tokenizer")))
 
     @torch.no_grad()
     def finish(self, batches: Iterator[Batch]) -> None:

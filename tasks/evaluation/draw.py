@@ -1,6 +1,6 @@
 """Samples for an evaluation, drawn in shards by Ray actors; a shard that is finished is never drawn again.
 
-Every shard has its own stream of (seed, shard), so the samples do not depend on how many actors there are.
+Every sample has its own seed, so the samples depend neither on the shards nor on how many actors there are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def draw_samples(
     todo = [i for i in range(len(shards)) if i not in marks]
     done = len(wanted) - sum(len(shards[i]) for i in todo)
     report("sample", done, len(wanted), {})
-    for i, image, seconds in _finished(todo, shards, step, store, cluster, config.seed) if todo else ():
+    for i, image, seconds in _finished(todo, shards, config.shard, step, store, cluster, config.seed) if todo else ():
         path = f"{work.folder}/parts/{i:05d}.npy"
         raw = io.BytesIO()
         np.save(raw, image)
@@ -52,7 +52,7 @@ def draw_samples(
 
 
 def _finished(
-    todo: list[int], shards: Sequence[Wanted], step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
+    todo: list[int], shards: Sequence[Wanted], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
     from tokenloom.tasks.runtime.cluster import check_room, session, worker_root
@@ -70,7 +70,7 @@ def _finished(
             while waiting or running:
                 while waiting and idle:
                     i, worker = waiting.pop(), idle.pop()
-                    running[worker.draw.remote(shards[i], seed, i)] = i, worker
+                    running[worker.draw.remote(shards[i], seed, i * size)] = i, worker
                 ready, _ = ray.wait(list(running), num_returns=1)
                 i, worker = running.pop(ready[0])
                 idle.append(worker)
@@ -105,11 +105,11 @@ class Drawer:
         folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in (generator, tokenizer)]
         self._pair = open_pair(folders[0], folders[1], [], sample, device)
 
-    def draw(self, wanted: Wanted, seed: int, shard: int) -> tuple[NDArray[np.uint8], float]:
-        """The images of one shard and the seconds it took."""
+    def draw(self, wanted: Wanted, seed: int, start: int) -> tuple[NDArray[np.uint8], float]:
+        """The images of one shard, which begins at sample number ``start``, and the seconds it took."""
         from tokenloom.tasks.serving.drawing import sample_images
 
         asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.condition(wanted)
         began = time.perf_counter()
-        images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, shard)
+        images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, start)
         return images, time.perf_counter() - began

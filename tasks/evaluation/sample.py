@@ -185,10 +185,10 @@ def sample_model(
     labels = which if words else np.asarray(kinds, np.int64)[which]
     asked: Wanted = [words[i] for i in which.tolist()] if words else labels
     parts = []
-    for shard, start in enumerate(range(0, total, SHARD)):
+    for start in range(0, total, SHARD):
         report("sample", start, total, {})
         condition = pair.asking.condition(asked[start : start + SHARD])
-        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, shard))
+        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, start))
     report("sample", total, total, {})
     images = np.concatenate(parts)
     out.parent.mkdir(parents=True, exist_ok=True)

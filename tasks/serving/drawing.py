@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from tokenloom.models.core.build import load_model
-from tokenloom.models.core.draws import seed_of
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Generator, Labels, Tokenizer
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.serving.asking import Asking, Wanted
 
-SHARD = 250  # images drawn from one seed
+SHARD = 250  # images drawn at once
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,28 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def sample_images(
-    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Condition, sampler: Sampler, seed: int, shard: int = 0
+    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Condition, sampler: Sampler, seed: int, start: int = 0
 ) -> NDArray[np.uint8]:
-    """Images (N, H, W, C) uint8 of these labels (N,), or of this condition, drawn from the stream of (seed, shard) alone.
+    """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
+
+    Each one is a function of its label or condition, the request's seed and its number: how the request is cut into batches, or
+    which worker draws it, changes nothing.
 
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
     """
     device = next(generator.parameters()).device
-    stream = torch.Generator().manual_seed(seed_of(seed, "sample", shard))
     condition = Labels(torch.tensor(wanted, dtype=torch.int64)) if isinstance(wanted, np.ndarray) else wanted
-    tokens = generator.generate(condition.to(device), sampler, stream)
+    draws = SampleDraws.of(seed, start, start + condition.rows, device)
+    tokens = generator.generate(condition.to(device), sampler, draws)
     return to_uint8(tokenizer.decode(tokens))
 
 
 def sample_shards(pair: Pair, wanted: Wanted, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
-    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted, seed and rows alone."""
+    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted and the seed alone."""
     pair.asking.check(wanted)
     parts = [
-        sample_images(pair.generator, pair.tokenizer, pair.asking.condition(wanted[start : start + rows]), pair.sampler, seed, shard)
-        for shard, start in enumerate(range(0, len(wanted), rows))
+        sample_images(pair.generator, pair.tokenizer, pair.asking.condition(wanted[start : start + rows]), pair.sampler, seed, start)
+        for start in range(0, len(wanted), rows)
     ]
     return np.concatenate(parts)
 

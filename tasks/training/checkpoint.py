@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -147,14 +147,15 @@ class Checkpoints:
 
 
 def fetch_adopted(storage: Storage, folders: Mapping[str, str], root: Path) -> dict[str, nn.Module]:
-    """What a model adopts: role (``tokenizer``, ``features``, ``warm_start``) to the trained module of an artifact's folder, in eval mode.
+    """What a model adopts: role to the trained module of an artifact's folder, whose first part is the kind, in eval mode.
 
     Raises:
         StepError: a file is missing.
     """
-    fetch: dict[str, Callable[[Storage, str, Path], nn.Module]]
-    fetch = {"tokenizer": fetch_model, "features": _fetch_features, "warm_start": fetch_model}
-    return {role: fetch[role](storage, folder, root) for role, folder in folders.items()}
+    return {
+        role: (_fetch_features if folder.startswith("features/") else fetch_model)(storage, folder, root)
+        for role, folder in folders.items()
+    }
 
 
 def fetch_model(storage: Storage, folder: str, root: Path) -> Method:

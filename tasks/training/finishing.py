@@ -5,22 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenloom.models.core.build import ModelSpec, parameters, save_model
 from tokenloom.models.core.draws import seed_of
-from tokenloom.models.core.protocols import Batch, Method, Tokenizer
+from tokenloom.models.core.protocols import Batch, Method
 from tokenloom.models.core.settings import TrainSettings
 from tokenloom.tasks.data.loader import Loader, indices
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import fetch_adopted
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import device_of, repeatable
-
-if TYPE_CHECKING:
-    from tokenloom.tasks.training.train_loop import TrainJob
 
 #: Global batches that ``Method.finish`` is given, at most.
 BATCHES = 64
@@ -29,11 +27,14 @@ BATCHES = 64
 def built(job: TrainJob, storage: Storage, root: Path) -> Method:
     """The job's model with fresh weights, or those of its warm start, holding what it adopts of the models that it stands on."""
     torch.manual_seed(seed_of(job.settings.seed, "init"))
-    model = ModelSpec.from_dict(job.spec).build()
+    spec = ModelSpec.from_dict(job.spec)
+    spec.check_roles(job.adopt or {})
+    model = spec.build()
     if job.adopt:
         found = fetch_adopted(storage, job.adopt, root)
-        model.adopt(tokenizer=cast("Tokenizer | None", found.get("tokenizer")), features=found.get("features"))
-        if (start := found.get("warm_start")) is not None:
+        start = found.pop("warm_start", None)
+        model.adopt(**found)
+        if start is not None:
             model.load_state_dict(start.state_dict(), strict=True)
     return model
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
-from tokenloom.models.parts.feeds.shifted import Shifted
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.shifted import Shifted, at
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.parts.rope import Rope2D, rotate
+from tokenloom.models.parts.rope import Rope, rotate
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal
 
@@ -29,7 +30,7 @@ class TargetAware(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.target_aware"):
+    class Config(Shifted.Config, tag="feed.target_aware", label="shifted tokens, target-aware"):
         """Spare rows of the tables of tokens, positions and indices, for official tables that have them."""
 
         spare_tokens: int = 0
@@ -49,6 +50,9 @@ class TargetAware(Shifted):
         for weight in (self.lead, self.position, self.position_target, self.position_step):
             nn.init.trunc_normal_(weight, std=0.02)
 
+    def requires(self, plan: Plan) -> Traits:
+        return {"prefix slots": Trait(1, "feed")}
+
     def slots(self, plan: Plan, prefix: int) -> int:
         return super().slots(plan, prefix) + 1
 
@@ -58,6 +62,15 @@ class TargetAware(Shifted):
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
         slots = super().step(state, plan, cond, group)
         return replace(self._aimed(slots, plan.members(group), cond, group), visibility=slots.visibility)
+
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        slots = super().window(token_Bn, entry_Bn, plan, cond)
+        last = plan.sequence_BL.shape[1] - 1
+        target = at(plan.sequence_BL, entry_Bn + 1)
+        x = slots.x_BSD + self.position[0, slots.position_BS + 2] + self.position_target[0, target + 2]
+        # The condition stands at index 1 and predicts entry 0: the slot that predicts an entry stands one further.
+        step = self.position_step[0, (entry_Bn + 1).clamp_max(last) + 1]
+        return replace(slots, x_BSD=x, condition_BSD=cond.vector_BD[:, None] + step)
 
     def _aimed(self, slots: Slots, target_BN: Tensor, cond: Conditioned, index: int) -> Slots:
         """The slots at their places, aimed at the positions that they predict; the lead stands before the first."""
@@ -87,11 +100,13 @@ class Instructed(Shifted):
     class Config(Shifted.Config, tag="feed.position_instructions"):
         """``rope`` and ``heads`` are those of the net."""
 
-        rope: Rope2D.Config = Rope2D.Config()
+        rope: Rope.Config = Rope.Config()
         heads: int
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Instructed:
             return Instructed(self, layout, width)
+
+    window = Feed.window  # a token stands between two instructions
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -99,6 +114,14 @@ class Instructed(Shifted):
         self.instruction = nn.Parameter(torch.empty(1, 1, width))
         nn.init.trunc_normal_(self.instruction, std=0.02)
         self.rope = config.rope.build(layout, width // config.heads)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"slots in sequence order": Trait("yes" if max(plan.sizes) == 1 else "no", "feed")}
+
+    def requires(self, plan: Plan) -> Traits:
+        # Instructions are rotated here as the net rotates queries and keys.
+        net = {"attention heads": Trait(self.heads, "feed.heads"), "rotary positions": Trait(self.rope.config, "feed.rope")}
+        return {**super().requires(plan), **net}
 
     def check(self, plan: Plan) -> None:
         """Any plan will do."""

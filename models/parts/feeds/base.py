@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Tokenizer, TokenLayout
+from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -45,6 +46,17 @@ class Feed(nn.Module, ABC):
         """In training: the tokens that are given in place of these, and those that must be said."""
         return data, data
 
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``LayoutError`` for a plan that this feed cannot follow."""
+
     @abstractmethod
     def slots(self, plan: Plan, prefix: int) -> int:
         """Slots that a cache must hold for one sample."""
@@ -65,6 +77,13 @@ class Feed(nn.Module, ABC):
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         """State after the group's tokens are known, at these layout positions."""
 
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        """Slots of successive tokens, each row at its own entries of the sequence: token i predicts the entry after its own.
+
+        For plans of one position a group.  Feeds without it are decoded group after group only.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no window of drafted tokens")
+
 
 class TokenTable(nn.Module):
     """Embeddings of ids: one table, or one a codebook whose vectors are added.
@@ -83,6 +102,18 @@ class TokenTable(nn.Module):
         if ids.ndim == 2:
             return self.books[0](ids)
         return torch.stack([book(part) for book, part in zip(self.books, ids.unbind(-1))]).sum(0)
+
+
+def table_of(feed: Feed, rows: int) -> TokenTable:
+    """The feed's embeddings, for heads that share them; ``rows`` of a codebook are needed.
+
+    Raises:
+        LayoutError: the feed has none, or fewer rows.
+    """
+    table = getattr(feed, "table", None)
+    if not isinstance(table, TokenTable) or len(table.books[0].weight) < rows:  # type: ignore[arg-type]
+        raise LayoutError(f"this head shares the feed's embeddings of tokens, {rows} rows a codebook; the feed has fewer or none")
+    return table
 
 
 def take(data: Tensor, place_BN: Tensor) -> Tensor:

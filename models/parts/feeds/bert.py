@@ -19,7 +19,7 @@ class BertTokens(MaskToken):
     """``MaskToken`` whose slots are normed before the net (arXiv:1810.04805), as in MaskGIT and TiTok's generator."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MaskToken.Config, tag="feed.bert"):
+    class Config(MaskToken.Config, tag="feed.bert", label="tokens and [MASK]"):
         """``eps`` of the layer norm; ``segments`` rows of a table of which only the first is used (0: none)."""
 
         prefix: int = 1

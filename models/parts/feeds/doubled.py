@@ -5,7 +5,7 @@ Shapes: B rows, L positions, S slots, P prefix slots, n members of a group, m cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
-from tokenloom.models.parts.feeds.shifted import Shifted
+from tokenloom.models.parts.feeds.shifted import Shifted, at
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Everything
@@ -41,7 +42,7 @@ class Doubled(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.double_position"):
+    class Config(Shifted.Config, tag="feed.double_position", label="shifted tokens, double positions"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Doubled:
@@ -54,6 +55,10 @@ class Doubled(Shifted):
         self.position_target = nn.Parameter(torch.empty(layout.length, width))
         for weight in (self.position, self.position_target):
             nn.init.trunc_normal_(weight, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        ordered = "yes" if max(plan.sizes) == 1 and plan.choice is None else "no"
+        return {"slots in sequence order": Trait(ordered, "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def check(self, plan: Plan) -> None:
         """Any plan will do."""
@@ -118,6 +123,11 @@ class Doubled(Shifted):
             segment_BS=segment,
             cached=cached,
         )
+
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        slots = super().window(token_Bn, entry_Bn, plan, cond)
+        aim = self.position_target[at(plan.sequence_BL, entry_Bn + 1)]
+        return replace(slots, x_BSD=slots.x_BSD + self.position[slots.position_BS] + aim)
 
     def push(self, state: Aimless, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         held = self.table(data) + self.position[place_Bn]

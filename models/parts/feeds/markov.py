@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import TokenTable
 from tokenloom.models.parts.feeds.next_scale import NextScale
@@ -28,7 +29,7 @@ class Markov(NextScale):
     """``NextScale`` for plans of window 0: what a scale is given is all that is left of the earlier ones, and no cache outlives a scale."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(NextScale.Config, tag="feed.markov_scale"):
+    class Config(NextScale.Config, tag="feed.markov_scale", label="codes so far, Markov"):
         """As ``NextScale``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Markov:
@@ -74,7 +75,7 @@ class MaskedScales(Markov):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Markov.Config, tag="feed.masked_scale"):
+    class Config(Markov.Config, tag="feed.masked_scale", label="codes so far, tokens or [MASK]"):
         """As ``NextScale``."""
 
         def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> MaskedScales:
@@ -86,6 +87,9 @@ class MaskedScales(Markov):
         self.table = TokenTable(layout, width, spare=1)
         sizes = layout.scale_sizes
         self.ranges = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"known positions": Trait("yes", "feed")}
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         base = super().parallel(data, plan, cond, draws).x_BSD

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.feeds.base import Feed, TokenTable
@@ -31,6 +32,9 @@ class Whole(Feed):
     @abstractmethod
     def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
         """All slots for tokens of which some are known; ``asked`` (B or 1, N) positions are read."""
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return 0
@@ -62,7 +66,7 @@ class MaskToken(Whole):
     """Tokens and [MASK] with learned positions (MaskGIT, arXiv:2202.04200); there is no cache, each step is given all slots anew."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.mask_token"):
+    class Config(Feed.Config, tag="feed.mask_token", label="tokens and [MASK]"):
         """``prefix``: whether the condition's slots lead the sequence, at positions of their own; ``registers``: learned slots
         at its end."""
 
@@ -87,6 +91,9 @@ class MaskToken(Whole):
         if config.registers:
             self.register = nn.Parameter(torch.empty(1, config.registers, width))
             nn.init.trunc_normal_(self.register, std=config.init_std)
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"prefix slots": Trait(self.prefix, "feed.prefix")} if self.prefix else {}
 
     def inputs(self, data: Tensor, known_BL: Tensor) -> Tensor:
         """Ids with [MASK] where they are not known."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import AtLeast, Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.feeds.base import Feed, TokenTable, nowhere, prefix_groups, span, take
@@ -28,7 +29,7 @@ class Shifted(Feed):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Feed.Config, tag="feed.shifted"):
+    class Config(Feed.Config, tag="feed.shifted", label="shifted tokens"):
         """``dropout`` of the token embeddings."""
 
         dropout: float = 0.0
@@ -50,8 +51,13 @@ class Shifted(Feed):
     def slots(self, plan: Plan, prefix: int) -> int:
         return prefix + plan.sequence_BL.shape[1]
 
+    def traits(self, plan: Plan) -> Traits:
+        return {"slots in sequence order": Trait("yes", "feed")}
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"prefix slots": Trait(AtLeast(1), "feed")}
+
     def check(self, plan: Plan) -> None:
-        """Raise ``LayoutError`` for a plan that this feed cannot serve."""
         if set(plan.sizes) != {1}:
             raise LayoutError(
                 f"shifted tokens need one position a group, this order has {plan.groups} groups for {sum(plan.sizes)} positions"
@@ -81,8 +87,17 @@ class Shifted(Feed):
         place = plan.members(group - 1)
         return Slots(self.table(state), torch.full_like(place, group), place, span(0, 1, place.device), visibility=Everything())
 
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        place = at(plan.sequence_BL, entry_Bn)
+        return Slots(self.table(token_Bn), entry_Bn + 1, place, span(0, token_Bn.shape[1], place.device), visibility=Causal())
+
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Tensor:
         return data
+
+
+def at(sequence_BL: Tensor, entry_Bn: Tensor) -> Tensor:
+    """(B, n) layout positions of entries of the sequence, of its last entry beyond its end."""
+    return sequence_BL.expand(len(entry_Bn), -1).gather(1, entry_Bn.clamp_max(sequence_BL.shape[1] - 1))
 
 
 class Registers(Shifted):
@@ -92,7 +107,7 @@ class Registers(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.registers"):
+    class Config(Shifted.Config, tag="feed.registers", label="tokens of the group before, registers"):
         """``registers``: how many there are, the largest step in group size."""
 
         registers: int = 3
@@ -100,10 +115,15 @@ class Registers(Shifted):
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
             return Registers(self, layout, width)
 
+    window = Feed.window  # a group's slots hold several tokens
+
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
         self.register = nn.Parameter(torch.empty(1, config.registers, width))
         nn.init.trunc_normal_(self.register, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {}  # registers of a group attend to each other
 
     def check(self, plan: Plan) -> None:
         if plan.sizes[0] != 1 or any(not 0 <= b - a <= self.register.shape[1] for a, b in zip(plan.sizes, plan.sizes[1:])):
@@ -146,11 +166,17 @@ class Averages(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.averages"):
+    class Config(Shifted.Config, tag="feed.averages", label="averages of patches"):
         """As ``Shifted``."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
             return Averages(self, layout, width)
+
+    window = Feed.window  # a slot holds several tokens
+
+    def requires(self, plan: Plan) -> Traits:
+        many = {"several positions from one hidden state": Trait("yes", "feed")} if plan.sizes[0] > 1 else {}
+        return {**super().requires(plan), **many}
 
     def check(self, plan: Plan) -> None:
         if len(set(plan.sizes)) != 1:

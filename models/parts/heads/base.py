@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -31,6 +33,14 @@ class Head(nn.Module, ABC):
                 LayoutError: the head does not fit the tokens.
             """
 
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
+
     @abstractmethod
     def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood in nats (B, N) of targets (B, N), (B, N, Q) or (B, N, C); other losses where it has none."""
@@ -42,10 +52,11 @@ class Head(nn.Module, ABC):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         """Draw tokens under classifier-free guidance: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6).
 
-        ``null_BND`` is None without guidance; ``forced`` tokens are taken instead of drawn ones.
+        ``null_BND`` is None without guidance; numbers come from the streams ``head…`` of ``draws`` at the step of ``moment``.
+        ``forced`` tokens are taken instead of drawn ones.
         """

@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.feeds.base import Feed, table_of
 from tokenloom.models.parts.heads.base import Head
-from tokenloom.models.sampling.filters import draw, keep_top_k, keep_top_p
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -22,15 +26,16 @@ def full(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def guide(logits: Tensor, null: Tensor | None, weight: float) -> Tensor:
+def guide(logits: Tensor, null: Tensor | None, weight: float | Tensor) -> Tensor:
     """Classifier-free guidance of logits: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6)."""
     return logits if null is None else (1 + weight) * logits - weight * null
 
 
-def pick(logits: Tensor, sampler: Sampler, moment: Moment, generator: torch.Generator) -> Tensor:
-    """Ids drawn from (…, V) guided logits after temperature, top-k and top-p."""
+def pick(logits: Tensor, sampler: Sampler, moment: Moment, draws: SampleDraws, stream: str = "head") -> Tensor:
+    """Ids drawn from (B, …, V) guided logits after temperature, top-k and top-p, by one number each of this stream."""
     logits = logits / max(sampler.temperature.on(moment), 1e-6)
-    return draw(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), generator)
+    uniform = draws.uniform(stream, moment.step, *logits.shape[1:-1])
+    return inverse(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), uniform)
 
 
 class Categorical(Head):
@@ -53,6 +58,9 @@ class Categorical(Head):
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
 
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head"), "several positions from one hidden state": Trait("yes", "head")}
+
     def logits(self, h_BND: Tensor) -> Tensor:
         """(B, N, V) logits."""
         return full(self.out(h_BND))
@@ -70,12 +78,12 @@ class Categorical(Head):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         null = None if null_BND is None else self.logits(null_BND)
         logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
-        ids = pick(logits, sampler, moment, generator) if forced is None else forced
+        ids = pick(logits, sampler, moment, draws) if forced is None else forced
         return Drawn(ids, logits)
 
 
@@ -83,7 +91,7 @@ class Tied(Categorical):
     """The output map is the feed's embedding table, with a bias (MaskGIT)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.tied"):
+    class Config(Head.Config, tag="head.tied", label="categorical, tied"):
         """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
 
         extra: int = 0
@@ -95,7 +103,7 @@ class Tied(Categorical):
         Head.__init__(self)
         self.outputs = vocabulary + config.extra
         # In a list, so that the table stays a parameter of the feed alone.
-        self._table = [cast(nn.Embedding, cast(TokenTable, feed.table).books[0])]
+        self._table = [cast(nn.Embedding, table_of(feed, self.outputs).books[0])]
         self.bias = nn.Parameter(torch.zeros(self.outputs))
 
     def logits(self, h_BND: Tensor) -> Tensor:
@@ -110,10 +118,14 @@ class Directions(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.directions"):
+    class Config(Head.Config, tag="head.directions", label="categorical, one a direction"):
         """``states`` K of the net."""
 
         states: int = 2
+
+        def __post_init__(self) -> None:
+            if self.states < 2:
+                raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
             return Directions(self, single(layout), width)
@@ -123,6 +135,9 @@ class Directions(Categorical):
         self.out = nn.ModuleList([nn.Linear(width, vocabulary, bias=False) for _ in range(config.states)])  # type: ignore[assignment]
         for linear in cast(nn.ModuleList, self.out):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(self.out), "head.states")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]

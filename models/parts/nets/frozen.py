@@ -67,11 +67,15 @@ class Trunk(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen(Net, tag="features.frozen"):
+class Frozen(Net, tag="features.frozen", label="frozen features"):
     """Features of ``source``; ``geometry`` is that of the decoder and must start from the same grid."""
 
     source: Source
     geometry: Geometry
+
+    @property
+    def label(self) -> str:
+        return f"{self.words}, {self.geometry.label}"
 
     def grid(self, size: int) -> tuple[int, int]:
         grid = self.source.grid(size)

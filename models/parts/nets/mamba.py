@@ -26,7 +26,7 @@ class Selective(Mixer):
     """The Mamba mixer: gate, short causal convolution, and a linear recurrence whose coefficients depend on the input."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Mixer.Config, tag="mixer.mamba"):
+    class Config(Mixer.Config, tag="mixer.mamba", label="Mamba"):
         """``rank`` of the step sizes (0: width / 16); steps start log-uniform in ``steps``."""
 
         states: int = 16
@@ -85,8 +85,10 @@ class Selective(Mixer):
         if state is None:
             y_BSE = _whole(u_BSE, coefficients)
         else:
-            y_BSE, last = selective_scan(u_BSE, coefficients, state.tensors["h"])
-            state.update(x_BSD.shape[1], h=last, tail=window[:, :, window.shape[2] - self.taps + 1 :])
+            y_BSE, h_BSEN = selective_states(u_BSE, coefficients, state.tensors["h"])
+            # Slot s leaves the K - 1 inputs that end with its own: entries s + 1 … s + K - 1 of the window.
+            tail_BSEK = window[:, :, 1:].unfold(2, self.taps - 1, 1).transpose(1, 2)
+            state.advance(h=h_BSEN, tail=tail_BSEK)
         return self.out(y_BSE * F.silu(gate))
 
 
@@ -108,6 +110,12 @@ def selective_scan(u_BSE: Tensor, by: Coefficients, start_BEN: Tensor | None = N
     ``h_t = exp(d_t A) h_{t-1} + d_t B_t u_t`` and ``y_t = C_t h_t + skip u_t`` with ``d_t = softplus(step_t + bias)``: all
     steps in log depth when there are several, one update when there is one.
     """
+    y_BSE, h_BSEN = selective_states(u_BSE, by, start_BEN)
+    return y_BSE, h_BSEN[:, -1]
+
+
+def selective_states(u_BSE: Tensor, by: Coefficients, start_BEN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same with the states after all slots, (B, S, E, N)."""
     u, rate, b, c, skip = (wide(t) for t in (u_BSE, by.rate_EN, by.b_BSN, by.c_BSN, by.skip_E))
     delta = F.softplus(wide(by.step_BSE) + wide(by.bias_E))
     decay = torch.exp(delta.unsqueeze(-1) * rate)  # (B, S, E, N)
@@ -117,7 +125,7 @@ def selective_scan(u_BSE: Tensor, by: Coefficients, start_BEN: Tensor | None = N
     else:
         h = linear_scan(decay, drive, start_BEN)
     y = torch.einsum("bsen,bsn->bse", h, c) + skip * u
-    return y.to(u_BSE.dtype), h[:, -1]
+    return y.to(u_BSE.dtype), h
 
 
 def _whole(u_BSE: Tensor, by: Coefficients) -> Tensor:

@@ -17,7 +17,7 @@ from tokenloom.models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queries(Net, tag="net.queries"):
+class Queries(Net, tag="net.queries", label="ViT, queries"):
     """``tokens`` queries beside the patches of ``patch`` pixels.
 
     ``reading`` is how the queries' vectors become latents: each one's own (``tokens``), or as TiTok's first weights have it

@@ -15,7 +15,7 @@ from tokenloom.models.parts.nets.vit import patch_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeededQueries(Queries, tag="net.seeded_queries"):
+class SeededQueries(Queries, tag="net.seeded_queries", label="ViT, queries"):
     """``Queries`` whose encoder adds to each query a learned mixture of the patches.
 
     Fresh queries that only attend say nearly the same of every image.  A decoder that samples can do without its tokens, so it would

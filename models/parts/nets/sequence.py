@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +17,70 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.norms import BlockNorm, PreNorm
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
 
 @dataclass
 class State:
-    """What a layer keeps of all slots so far; updated in place, its size does not depend on their number."""
+    """What a layer keeps of all slots so far; updated in place, its size does not depend on their number.
+
+    After ``fix`` it also keeps a snapshot after each slot since the last ``rewind``, to which each row can go back by itself.
+    """
 
     tensors: dict[str, Tensor]
     used: int = 0
+    at_B: Tensor | None = None
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @property
+    def start(self) -> int | Tensor:
+        """Index of the next slot: of all rows, or (B or 1,)."""
+        return self.used if self.at_B is None else self.at_B
 
     def update(self, slots: int, **tensors: Tensor) -> None:
         """Overwrite the tensors after so many more slots."""
         for name, tensor in tensors.items():
             self.tensors[name].copy_(tensor)
         self.used += slots
+
+    def advance(self, **tensors_BS: Tensor) -> None:
+        """The same from the states (B, S, …) after each of the new slots; without ``fix`` the last one of each is enough (S = 1)."""
+        if self.at_B is not None:
+            self.snapshots.append(tensors_BS)
+        self.update(next(iter(tensors_BS.values())).shape[1], **{name: each[:, -1] for name, each in tensors_BS.items()})
+
+    def fix(self, at_B: Tensor) -> None:
+        """From now on the next slot is ``at_B`` (B or 1,), moved by its owner, and snapshots are kept."""
+        self.at_B = at_B
+        self.rewind(None)
+
+    def rewind(self, count_B: Tensor | None) -> None:
+        """The state after the first ``count_B`` (B,) slots since the last call (None: as it is now); the others are forgotten."""
+        if count_B is not None:
+            for name, tensor in self.tensors.items():
+                each = torch.cat([snapshot[name] for snapshot in self.snapshots], dim=1)  # (B, 1 + S, …): before and after each slot
+                index = count_B.view(-1, *[1] * (each.ndim - 1)).expand(-1, 1, *each.shape[2:])
+                tensor.copy_(each.gather(1, index)[:, 0])
+        self.snapshots = [{name: tensor.unsqueeze(1).clone() for name, tensor in self.tensors.items()}]
+
+    def copy(self) -> State:
+        """A snapshot of the whole state."""
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return State(tensors, self.used, self.at_B, list(self.snapshots))
+
+    def restore(self, saved: State) -> None:
+        """Go back to what ``copy`` gave."""
+        for name, tensor in saved.tensors.items():
+            self.tensors[name].copy_(tensor)
+        self.used, self.snapshots = saved.used, list(saved.snapshots)
 
     def truncate(self, slots: int) -> None:
         """Does nothing where all slots stay; a state cannot forget the last ones.
@@ -93,6 +136,8 @@ class Places(nn.Module):
 class SequenceNet(SlotNet):
     """Blocks of a mixer and, where there is one, an MLP, over slots in sequence order."""
 
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "state"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.sequence"):
         """``mlp`` None: mixers alone (Mamba); ``position_std``: initial size of learned positions (0: none)."""
@@ -106,6 +151,10 @@ class SequenceNet(SlotNet):
         dropout: float = 0.0
         drop_path: float = 0.0
         std: float = 0.02
+
+        @property
+        def label(self) -> str:
+            return self.mixer.label + self.norm.suffix
 
         def build(self, layout: TokenLayout) -> SequenceNet:
             return SequenceNet(self, layout)
@@ -124,6 +173,13 @@ class SequenceNet(SlotNet):
         self.places = Places(layout, config.width, config.position_std) if config.position_std else None
         self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         initialise(self, config.std, math.sqrt(branches * config.depth))
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"slots in sequence order": Trait("yes", "net"), "padded prefix slots": Trait("none", "net")}
+
+    def check(self, plan: Plan) -> None:
+        if plan.window is not None:
+            raise ConfigError(f"order.window={plan.window}: a recurrent net forgets no single slots, so it needs an order without a window")
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[Any]:
         """States before the first slot: as large for any number of slots."""

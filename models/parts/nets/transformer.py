@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
@@ -22,7 +23,8 @@ from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
@@ -38,6 +40,8 @@ class Init(config.Config, tag="init.normal"):
 class Transformer(SlotNet):
     """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
 
+    keeps: ClassVar[Literal["slots", "state", "other"]] = "slots"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.transformer"):
         """Width, depth and heads, and the parts that blocks are made of."""
@@ -48,10 +52,14 @@ class Transformer(SlotNet):
         norm: BlockNorm.Config = PreNorm.Config()
         mlp: MLP.Config = SwiGLU.Config()
         attention: Attention.Config = Attention.Config()
-        rope: Rope2D.Config | None = None
+        rope: Rope.Config | None = None
         dropout: float = 0.0
         drop_path: float = 0.0
         init: Init = Init()
+
+        @property
+        def label(self) -> str:
+            return self.words + self.norm.suffix
 
         def build(self, layout: TokenLayout) -> Transformer:
             return Transformer(self, layout)
@@ -86,6 +94,9 @@ class Transformer(SlotNet):
                     cast(Attention, attention).proj.weight /= math.sqrt(2 * self.config.depth)
                     cast(MLP, mlp).out.weight /= math.sqrt(2 * self.config.depth)
         self.norm.initialise()
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"attention heads": Trait(self.config.heads, "net.heads"), "rotary positions": Trait(self.config.rope, "net.rope")}
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         attention = cast(Attention, self.attention[0])
@@ -122,11 +133,11 @@ class Transformer(SlotNet):
 
         ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``steer`` (B, 1 or S, D) steers adaptive norms.
         """
-        turn = self.rope(position_BS) if self.rope is not None else None
+        rotations = self.rope(position_BS) if self.rope is not None else None
         shared = self.norm.shared(steer)
         visibility = self.evaluated(visibility, x_BSD, cache)
         for i in range(len(self.attention)):
-            x_BSD = self.block(i, x_BSD, visibility, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(i, x_BSD, visibility, rotations, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
         return x_BSD
 
     def block(
@@ -134,26 +145,26 @@ class Transformer(SlotNet):
         index: int,
         x_BSD: Tensor,
         visibility: Visibility,
-        turn: Tensor | None,
+        rotations: Tensor | None,
         how: list[Branch | None],
         cache: LayerCache | None,
         draws: Draws | None,
     ) -> Tensor:
         """One block: attention, then MLP."""
-        return self.transform(index, self.attend_to(index, x_BSD, visibility, turn, how[0], cache, draws), how[1], draws)
+        return self.transform(index, self.attend_to(index, x_BSD, visibility, rotations, how[0], cache, draws), how[1], draws)
 
     def attend_to(
         self,
         index: int,
         x_BSD: Tensor,
         visibility: Visibility,
-        turn: Tensor | None,
+        rotations: Tensor | None,
         how: Branch | None,
         cache: LayerCache | None,
         draws: Draws | None,
     ) -> Tensor:
         """The attention branch of a block, joined."""
-        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), visibility, turn, cache)
+        y = self.attention[index](self.norm.enter(index, 0, x_BSD, how), visibility, rotations, cache)
         return self.norm.join(index, 0, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
 
     def transform(self, index: int, x_BSD: Tensor, how: Branch | None, draws: Draws | None) -> Tensor:

@@ -234,7 +234,7 @@ class Trunk(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Net, tag="net.vit"):
+class ViT(Net, tag="net.vit", label="ViT"):
     """ViT-VQGAN's pair: patches with learned positions through blocks on both sides, each ending in two layers with a tanh between."""
 
     patch: int

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.sizes import Sizes
 from tokenloom.models.parts.plan import Plan
 
@@ -23,12 +23,25 @@ class Order(config.Config, ABC):
         """The plan of one training step."""
 
     @abstractmethod
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        """The plan of sampling; ``sizes`` asks for other group sizes than the order's own.
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        """The plan of sampling ``rows`` samples, each by its own numbers; ``sizes`` asks for other group sizes than the order's own.
 
         Raises:
             ConfigError: this order fixes its groups.
         """
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have to follow one of this order's plans (``agreement``)."""
+        found: dict[str, Trait] = {}
+        if plan.known_BL is not None:
+            found["known positions"] = Trait("yes", "order")
+        if plan.choice is not None:
+            found |= {"predictions of all open positions": Trait("yes", "order.choice"), "logits": Trait("yes", "order.choice")}
+        return found
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         """A decoding plan for in-painting, where the positions in ``keep_L`` (L,) are known.
@@ -45,7 +58,7 @@ class Fixed(Order):
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
         """The same plan at every step."""
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         """Decoding follows the training order."""
         if sizes is not None:
             raise ConfigError(f"sample.steps: the order {type(self).__name__} fixes its steps; leave it out")

@@ -32,7 +32,7 @@ class Scales(Fixed, tag="order.scales"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeighedScales(Scales, tag="order.weighted_scales"):
+class WeighedScales(Scales, tag="order.weighted_scales", label="scales, weighted"):
     """Scales whose loss weighs a position by the inverse root of its scale's area, so that large scales do not outweigh the small ones
     that they depend on (Infinity, arXiv:2412.04431)."""
 
@@ -42,7 +42,7 @@ class WeighedScales(Scales, tag="order.weighted_scales"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SomeScales(Scales, tag="order.some_scales"):
+class SomeScales(Scales, tag="order.some_scales", label="scales, some left out"):
     """Scales, of which training leaves out some: each but the first and the last with probability ``drop``, the same for the whole
     batch (FlexVAR, arXiv:2502.20313); for tokens whose scales stand alone."""
 
@@ -72,7 +72,7 @@ class Diagonals(Fixed, tag="order.diagonals"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions(Fixed, tag="order.regions"):
+class Regions(Fixed, tag="order.regions", label="distant tokens in parallel"):
     """Distant tokens in parallel (PAR, arXiv:2412.15119): the grid is cut into ``across`` x ``across`` regions.
 
     The first token of each region comes alone, one after the other; from then on a group holds the tokens at one
@@ -101,7 +101,7 @@ class Regions(Fixed, tag="order.regions"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patches(Fixed, tag="order.patches"):
+class Patches(Fixed, tag="order.patches", label="patches, coarse to fine"):
     """Square patches in raster order, large ones first in training (Next Patch Prediction, arXiv:2412.15321).
 
     ``sides`` are the patches' sides and ``until`` the shares of training at which each but the last ends.  Decoding

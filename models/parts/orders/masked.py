@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
-from tokenloom.models.parts.plan import Choice, Plan, known_first
+from tokenloom.models.parts.plan import Choice, Plan, known_first, permutations
 
 if TYPE_CHECKING:
     from tokenloom.models.parts.drawn import Drawn
@@ -28,23 +28,23 @@ class Visit(config.Config, ABC):
     """In which sequence positions are decoded."""
 
     @abstractmethod
-    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
         """(rows or 1, L) layout positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffled(Visit, tag="order.shuffled"):
+class Shuffled(Visit, tag="order.shuffled", label="random"):
     """A fresh permutation for each row."""
 
-    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
-        return torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None).argsort(1)
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
+        return permutations(layout.length, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halton(Visit, tag="order.halton"):
+class Halton(Visit, tag="order.halton", label="Halton sequence"):
     """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
 
-    def sequence(self, layout: TokenLayout, rows: int, generator: torch.Generator | None) -> Tensor:
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
         if len(layout.grids) > 1 or layout.frames > 1:
             raise LayoutError(f"a Halton sequence needs one grid, not {layout.grids} of {layout.frames} frames")
         high, wide = layout.grids[0]
@@ -68,17 +68,17 @@ def _halton(index: int, base: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confidence(Choice, tag="choice.confidence"):
+class Confidence(Choice, tag="choice.confidence", label="by confidence"):
     """The likeliest tokens are kept: the drawn one's log-probability plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
 
     noise: float = 4.5
 
-    def confidence(self, drawn: Drawn, share: float, generator: torch.Generator) -> Tensor:
+    def confidence(self, drawn: Drawn, step: int, steps: int, draws: SampleDraws) -> Tensor:
         sure_BN = self.sure(drawn)
         if self.noise == 0:
             return sure_BN
-        uniform = torch.rand(sure_BN.shape, generator=generator, device=generator.device).to(sure_BN.device)
-        return sure_BN + self.noise * (1 - share) * gumbel(uniform)
+        uniform = draws.uniform("confidence", step, sure_BN.shape[1])
+        return sure_BN + self.noise * (1 - (step + 1) / steps) * gumbel(uniform)
 
     def sure(self, drawn: Drawn) -> Tensor:
         """(B, N) before the noise."""
@@ -86,7 +86,7 @@ class Confidence(Choice, tag="choice.confidence"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitConfidence(Confidence, tag="choice.logit_confidence"):
+class LogitConfidence(Confidence, tag="choice.logit_confidence", label="by confidence"):
     """The same with the drawn token's logit, which is no probability but what TiTok's generators were released with."""
 
     def sure(self, drawn: Drawn) -> Tensor:
@@ -117,6 +117,10 @@ class Masked(Order, tag="order.masked"):
         if not 0 <= self.seen_weight <= 1:
             raise ConfigError(f"order.seen_weight={self.seen_weight}: must be in [0, 1]")
 
+    @property
+    def label(self) -> str:
+        return f"{self.words}, {self.visit.label if self.choice is None else self.choice.label}"
+
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
         if draws is None:
             raise ValueError("a masked order needs draws")
@@ -134,8 +138,8 @@ class Masked(Order, tag="order.masked"):
         weight_BL = torch.where(known_BL, self.seen_weight / weight, 1 / weight)
         return Plan(sequence, (length,), known_BL=known_BL, weight_BL=weight_BL)
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, generator)
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, draws)
         return Plan(sequence, asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:

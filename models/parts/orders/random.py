@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.fixed import Raster
 from tokenloom.models.parts.orders.sizes import Even, Sizes, asked
-from tokenloom.models.parts.plan import Plan, known_first
+from tokenloom.models.parts.plan import Plan, known_first, permutations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,15 @@ class Random(Order, tag="order.random"):
             raise ValueError("a random order needs draws")
         return Plan(draws.permutation(layout.length), Even(size=self.size).cut(layout.length))
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
-        noise = torch.rand((rows, layout.length), generator=generator, device=generator.device if generator else None)
-        return Plan(noise.argsort(1), asked(self.decoding, sizes).cut(layout.length))
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
+        return Plan(permutations(layout.length, draws), asked(self.decoding, sizes).cut(layout.length))
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         return known_first(plan, keep_L)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annealed(Raster, tag="order.annealed"):
+class Annealed(Raster, tag="order.annealed", label="random to raster"):
     """Raster order in which rows are permuted with a probability that falls from one to zero (RAR, arXiv:2411.00776).
 
     It is one until the share ``start`` of training and zero from ``end`` on; decoding is raster.

@@ -27,14 +27,14 @@ _CHUNK = 1 << 25  # entries of a distance matrix held at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(configs.Config, tag="codebook.learned"):
+class Learned(configs.Config, tag="codebook.learned", label="codebook loss"):
     """The codebook is a parameter, trained by the codebook loss of this weight (VQ-VAE, arXiv:1711.00937, equation 3)."""
 
     weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA(configs.Config, tag="codebook.ema"):
+class EMA(configs.Config, tag="codebook.ema", label="moving averages"):
     """The codebook follows moving averages of the vectors assigned to it (arXiv:1711.00937, appendix A.1).
 
     ``smoothing`` is Laplace's: so much is added to each count, the total kept.  Codes are the averages, or these at ``unit`` length.

@@ -37,7 +37,7 @@ class Dimensionwise(Gaussian):
     levels: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Gaussian.Config, tag="quantizer.dimensionwise"):
+    class Config(Gaussian.Config, tag="quantizer.dimensionwise", label="levels of each channel"):
         """``levels`` bins a channel, of a normal cut at ``clip`` standard deviations."""
 
         levels: int = 16

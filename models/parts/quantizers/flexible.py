@@ -32,7 +32,7 @@ class Flexible(Quantizer):
     """One codebook for all sizes; with the cosine metric vectors and codes lie on the unit sphere, as published."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.flexible"):
+    class Config(Quantizer.Config, tag="quantizer.flexible", label="multi-scale, any scales"):
         """``scales`` are those of the tokens; a training step also codes the latent at one size drawn from ``trained`` (empty: all
         below the grid), which is decoded and compared with the image at that size."""
 

@@ -64,7 +64,7 @@ class FSQ(Quantizer):
     basis: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.fsq"):
+    class Config(Quantizer.Config, tag="quantizer.fsq", label="scalar levels"):
         """``levels`` of each channel; the vocabulary is their product."""
 
         levels: tuple[int, ...] = (8, 5, 5, 5)

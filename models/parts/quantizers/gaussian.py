@@ -24,7 +24,7 @@ class Gaussian(Quantizer):
     scale: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.gaussian"):
+    class Config(Quantizer.Config, tag="quantizer.gaussian", label="Gaussian latents"):
         """``dim`` channels of the latents; ``kl`` weighs the divergence from a standard normal, summed over an image's latents.
 
         ``scale`` brings the latents near unit variance for whoever models them; None measures it after training (1 until then).

@@ -39,7 +39,7 @@ class LFQ(Quantizer):
     """Codes are -1 and 1, any latents.  A value that is not above 0 gives -1."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.lfq"):
+    class Config(Quantizer.Config, tag="quantizer.lfq", label="signs"):
         """``bits`` channels; ``factors`` are the bits of each of several codebooks (none: one of ``2 ** bits`` codes)."""
 
         bits: int = 10
@@ -121,7 +121,7 @@ class BSQ(LFQ):
     """Latents are scaled to unit length, codes are the corners of a cube in the unit sphere: entries ±1 / sqrt(D)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(LFQ.Config, tag="quantizer.bsq"):
+    class Config(LFQ.Config, tag="quantizer.bsq", label="signs on a sphere"):
         """As of ``LFQ``; distances on the sphere are small, so is the temperature's effect."""
 
         entropy: Entropy | None = Entropy(weight=0.02, temperature=0.1)

@@ -45,7 +45,7 @@ class MultiScale(Quantizer):
     """Residual quantization over scales with one shared codebook; ``scales[-1]`` is the latent grid."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.multi_scale"):
+    class Config(Quantizer.Config, tag="quantizer.multi_scale", label="multi-scale residual"):
         """``phis`` convolutions are shared by the scales; ``ratio`` blends them in (0: none).
 
         With the cosine metric only the search is normalised.

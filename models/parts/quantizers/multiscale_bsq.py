@@ -34,7 +34,7 @@ class MultiScaleBSQ(Quantizer):
     """Residual quantization over scales without a codebook: tokens are D codebooks of two codes; ``scales[-1]`` is the latent grid."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.multi_scale_bsq"):
+    class Config(Quantizer.Config, tag="quantizer.multi_scale_bsq", label="multi-scale signs"):
         """``beta`` weighs the commitment loss, the mean over the scales of the error of the sum so far."""
 
         bits: int = 10

@@ -23,7 +23,7 @@ class VQ(Quantizer):
     """One codebook for all positions; with the cosine metric vectors and codes lie on the unit sphere."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.vq"):
+    class Config(Quantizer.Config, tag="quantizer.vq", label="VQ"):
         """``beta`` weighs the commitment loss, ``entropy`` the entropy loss of LlamaGen (0 is off)."""
 
         codebook: Codebook.Config
@@ -34,6 +34,10 @@ class VQ(Quantizer):
         def __post_init__(self) -> None:
             if self.beta < 0 or self.entropy < 0:
                 raise ConfigError(f"quantizer.beta={self.beta}, entropy={self.entropy}: must not be negative")
+
+        @property
+        def label(self) -> str:
+            return f"{self.words}, {self.codebook.update.label}{', entropy loss' if self.entropy else ''}"
 
         def channels(self) -> tuple[int, int]:
             return self.codebook.dim, self.codebook.dim

@@ -15,11 +15,11 @@ from typing import Literal
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.discrete_state import DiscreteState
+from tokenloom.models.generators.noising import Absorbing
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.noising import Absorbing
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Arccos, Confidence, Cosine, Straight
 from tokenloom.models.sampling.sampler import Constant, Sampler
@@ -33,10 +33,6 @@ CURVES = {"linear": Straight(), "cosine": Cosine(), "arccos": Arccos()}
     paper="2412.06787",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 8, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
-    order="all at once, in steps",
-    feed="tokens or [MASK]",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def discrete_interpolants(
     depth: int = 12,

@@ -29,10 +29,6 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2503.17076",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 4},
     codec="vq",
-    order="masked, Halton sequence",
-    feed="tokens and [MASK]",
-    net="bidirectional transformer + adaLN",
-    head="categorical, tied",
 )
 def halton_maskgit(
     depth: int = 24,

@@ -28,10 +28,6 @@ from tokenloom.models.sampling.sampler import Linear, Sampler
     paper="2202.04200",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 4},
     codec="vq",
-    order="masked, by confidence",
-    feed="tokens and [MASK]",
-    net="bidirectional transformer",
-    head="categorical",
 )
 def maskgit(
     depth: int = 24,

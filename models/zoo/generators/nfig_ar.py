@@ -22,10 +22,6 @@ from tokenloom.models.zoo.generators.var import var
     paper="2503.07076",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="nfig",
-    order="frequency bands",
-    feed="sum of bands so far",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def nfig_ar(
     depth: int = 20,

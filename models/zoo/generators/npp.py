@@ -24,10 +24,6 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2412.15321",
     tiny={"depth": 2, "width": 32, "heads": 2, "sides": [2, 1], "until": [0.2]},
     codec="vq",
-    order="patches to raster",
-    feed="averages of patches",
-    net="transformer",
-    head="categorical",
 )
 def npp(
     depth: int = 12,

@@ -24,10 +24,6 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2412.15119",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="distant tokens in parallel",
-    feed="tokens of the group before, registers",
-    net="transformer",
-    head="categorical",
 )
 def par(
     depth: int = 12,

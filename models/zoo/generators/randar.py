@@ -19,7 +19,7 @@ from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Even, Random, Steps
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Linear, Sampler
 
 
@@ -29,10 +29,6 @@ from tokenloom.models.sampling.sampler import Linear, Sampler
     paper="2412.01827",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 5},
     codec="vq",
-    order="random",
-    feed="position instructions",
-    net="transformer",
-    head="categorical",
 )
 def randar(
     depth: int = 24,
@@ -54,7 +50,7 @@ def randar(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=SwiGLU.Config(multiple_of=32),
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
         ),
         head=Categorical.Config(),

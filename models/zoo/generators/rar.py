@@ -30,10 +30,6 @@ from tokenloom.models.sampling.sampler import PowerCosine, Sampler
     paper="2411.00776",
     tiny={"depth": 2, "width": 32, "heads": 2, "anneal": [0.0, 0.5]},
     codec="vq",
-    order="random to raster",
-    feed="shifted tokens, target-aware",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def rar(
     depth: int = 24,

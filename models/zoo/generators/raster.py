@@ -18,7 +18,7 @@ from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
@@ -28,10 +28,6 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2406.06525",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="transformer",
-    head="categorical",
 )
 def raster(
     depth: int = 12,
@@ -52,7 +48,7 @@ def raster(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=SwiGLU.Config(multiple_of=32),
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
         ),
         head=Categorical.Config(bias="no"),

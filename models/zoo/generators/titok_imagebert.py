@@ -22,10 +22,6 @@ from tokenloom.models.zoo.generators.maskgit import maskgit
     paper="2406.07550",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 3},
     codec="titok",
-    order="masked, by confidence",
-    feed="tokens and [MASK]",
-    net="bidirectional transformer",
-    head="categorical",
 )
 def titok_imagebert(
     depth: int = 24,

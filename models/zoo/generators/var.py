@@ -28,10 +28,6 @@ from tokenloom.models.sampling.sampler import Linear, Sampler
     paper="2404.02905",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="var_vq",
-    order="scales",
-    feed="sum of codes so far",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def var(
     depth: int = 16,

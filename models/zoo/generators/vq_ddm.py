@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.discrete_state import DiscreteState
+from tokenloom.models.generators.noising import Uniform
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.noising import Uniform
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Cosine
 from tokenloom.models.sampling.sampler import Constant, Sampler
@@ -29,10 +29,6 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2112.01799",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 8, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
-    order="all at once, in steps",
-    feed="noisy tokens",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def vq_ddm(
     depth: int = 12,

@@ -22,8 +22,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2406.07548",
     tiny=TINY | {"bits": 5},
-    net="conv",
-    quantizer="signs on a sphere",
 )
 def bsq(
     bits: int = 10,

@@ -23,8 +23,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2502.20313",
     tiny=TINY | {"scales": [1, 2, 4], "codes": 16, "dim": 4},
-    net="conv",
-    quantizer="multi-scale",
 )
 def flexvar_vq(
     scales: tuple[int, ...] = (1, 2, 3, 4),

@@ -20,8 +20,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2309.15505",
     tiny=TINY | {"levels": [5, 3, 3]},
-    net="conv",
-    quantizer="scalar levels",
 )
 def fsq(
     levels: tuple[int, ...] = (8, 5, 5, 5),

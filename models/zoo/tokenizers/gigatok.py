@@ -29,8 +29,6 @@ from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
     kind="tokenizer",
     paper="2504.08736",
     tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "widths": [16, 32], "depths": [1, 2], "heads": 2},
-    net="ViT, queries",
-    quantizer="vq, entropy loss",
 )
 def gigatok(
     tokens: int = 16,

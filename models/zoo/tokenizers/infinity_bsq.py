@@ -23,8 +23,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2412.04431",
     tiny=TINY | {"scales": [1, 2, 4], "bits": 6},
-    net="conv",
-    quantizer="multi-scale signs",
 )
 def infinity_bsq(
     scales: tuple[int, ...] = (1, 2, 3, 4),

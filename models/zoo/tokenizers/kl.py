@@ -25,8 +25,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2406.11838",
     tiny=TINY | {"dim": 4},
-    net="conv",
-    quantizer="none: Gaussian latents",
 )
 def kl(
     dim: int = 16,

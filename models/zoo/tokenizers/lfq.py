@@ -23,8 +23,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2310.05737",
     tiny=TINY | {"bits": 6, "factors": [3, 3]},
-    net="conv",
-    quantizer="signs",
 )
 def lfq(
     bits: int = 10,

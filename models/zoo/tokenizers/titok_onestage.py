@@ -25,8 +25,6 @@ from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
     kind="tokenizer",
     paper="2406.07550",
     tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
-    net="ViT, queries",
-    quantizer="vq",
 )
 def titok_onestage(
     tokens: int = 16,

@@ -22,8 +22,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2503.16430",
     tiny=TINY | {"levels": 8, "dim": 4},
-    net="conv",
-    quantizer="VAE, levels of each channel",
 )
 def tokenbridge(
     levels: int = 16,

@@ -25,8 +25,6 @@ from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
     kind="tokenizer",
     paper="2110.04627",
     tiny={"codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
-    net="ViT",
-    quantizer="vq, factorised",
 )
 def vit_vq(
     codes: int = 512,

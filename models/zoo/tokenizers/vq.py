@@ -23,8 +23,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2406.06525",
     tiny=TINY | {"codes": 16, "dim": 4},
-    net="conv",
-    quantizer="vq",
 )
 def vq(
     codes: int = 512,

@@ -27,8 +27,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2410.06424",
     tiny=TINY | {"codes": 16, "dim": 4},
-    net="conv",
-    quantizer="vq, moving averages",
 )
 def vq_ema(
     codes: int = 1024,

@@ -22,8 +22,6 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="1711.00937",
     tiny=TINY | {"codes": 16, "dim": 4},
-    net="conv",
-    quantizer="vq, codebook loss",
 )
 def vq_ste(
     codes: int = 1024,

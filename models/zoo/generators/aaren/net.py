@@ -20,7 +20,7 @@ class ScanAttention(Mixer):
     """Each head asks one learned question of every prefix: the query is a parameter, so attention is a recurrence."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Mixer.Config, tag="mixer.scan_attention"):
+    class Config(Mixer.Config, tag="mixer.scan_attention", label="attention by scan"):
         """Number of heads."""
 
         heads: int
@@ -57,8 +57,9 @@ class ScanAttention(Mixer):
             y = prefix_attention(score_BHS1, wide(value))
         else:
             last = state.tensors
-            y, (highest, below, above) = stream(score_BHS1, wide(value), (last["highest"], last["below"], last["above"]))
-            state.update(slots, highest=highest, below=below, above=above)
+            y, states = stream(score_BHS1, wide(value), (last["highest"], last["below"], last["above"]))
+            highest, below, above = (torch.stack(part, dim=1) for part in zip(*states))
+            state.advance(highest=highest, below=below, above=above)
         return self.out(y.to(x_BSD.dtype).transpose(1, 2).reshape(rows, slots, width))
 
 
@@ -68,13 +69,16 @@ def prefix_attention(score_BHS1: Tensor, value_BHSE: Tensor) -> Tensor:
     return above / below
 
 
-def stream(score_BHS1: Tensor, value_BHSE: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
-    """The same, going on from a state slot after slot : outputs and the state after the last one."""
-    outputs, now = [], state
+def stream(score_BHS1: Tensor, value_BHSE: Tensor, state: Leaves) -> tuple[Tensor, list[Leaves]]:
+    """The same, going on from a state slot after slot: outputs and the state after each of them."""
+    outputs: list[Tensor] = []
+    states: list[Leaves] = []
+    now = state
     for score, value in zip(score_BHS1.unbind(2), value_BHSE.unbind(2)):
         now = merge(now, (score, torch.ones_like(score), value))
         outputs.append(now[2] / now[1])
-    return torch.stack(outputs, dim=2), now
+        states.append(now)
+    return torch.stack(outputs, dim=2), states
 
 
 def merge(earlier: Leaves, later: Leaves) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,10 +29,6 @@ from tokenloom.models.zoo.generators.aaren.net import ScanAttention
     paper="2405.13956",
     tiny={"depth": 2, "width": 32, "heads": 4},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="attention by scan",
-    head="categorical",
 )
 def aaren(
     depth: int = 12,

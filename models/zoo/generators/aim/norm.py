@@ -23,7 +23,7 @@ class GroupAdaLN(BlockNorm):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockNorm.Config, tag="norm.group_adaln"):
+    class Config(BlockNorm.Config, tag="norm.group_adaln", label="adaLN in groups"):
         """``groups``: number of maps."""
 
         groups: int = 4

@@ -28,10 +28,6 @@ from tokenloom.models.zoo.generators.aim.norm import GroupAdaLN
     paper="2408.12245",
     tiny={"depth": 2, "width": 32, "states": 4},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="Mamba + adaLN-group",
-    head="categorical",
 )
 def aim(
     depth: int = 24,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -33,10 +34,15 @@ class Queried(Shifted):
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Queried:
             return Queried(self, layout, width)
 
+    window = Feed.window  # queries are slots of their own
+
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
         self.query = nn.Parameter(torch.empty(1, 1, width))
         nn.init.trunc_normal_(self.query, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"query slots": Trait("of the content alone", "feed")}
 
     def check(self, plan: Plan) -> None:
         """Any plan will do."""

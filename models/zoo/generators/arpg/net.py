@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import attend
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
@@ -20,6 +21,7 @@ from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.mlp import MLP
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Visibility
@@ -30,7 +32,7 @@ class TwoPass(SlotNet):
     ``depth`` blocks of cross-attention.  Queries see no query, so any number of them is asked at once."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SlotNet.Config, tag="net.two_pass"):
+    class Config(SlotNet.Config, tag="net.two_pass", label="self-attention, then cross-attention"):
         """The content's transformer; the query blocks have its width, heads, norms and MLPs."""
 
         content: Transformer.Config
@@ -60,6 +62,9 @@ class TwoPass(SlotNet):
                     nn.init.trunc_normal_(module.weight, std=own.init.std or math.sqrt(1 / 3 / width))
         self.norm.initialise()
 
+    def traits(self, plan: Plan) -> Traits:
+        return {"query slots": Trait("of the content alone", "net")}
+
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         return [*self.content.cache(rows, slots, like), LayerCache(rows, self.heads, slots, self.head_width, like)]
 
@@ -83,9 +88,9 @@ class TwoPass(SlotNet):
         inner = replace(slots, x_BSD=slots.x_BSD[:, :known], position_BS=place[:, :known], queries=0)
         h = self.content(inner, own, cond, cache[:-1] if cache else None, draws)
         k, v = self._split(self.key(h)), self._split(self.value(h))
-        turn = self.content.rope(place) if self.content.rope is not None else None
-        if turn is not None:
-            k = rotate(k, turn[:, :, :known])
+        rotations = self.content.rope(place) if self.content.rope is not None else None
+        if rotations is not None:
+            k = rotate(k, rotations[:, :, :known])
         if cache is not None:
             k, v = cache[-1].append(k, v)
         x = slots.x_BSD[:, known:]
@@ -93,7 +98,7 @@ class TwoPass(SlotNet):
         for i, (query, proj, mlp) in enumerate(zip(self.query, self.proj, self.mlp)):
             first, second = self.norm.modulate(i, steer, shared)
             q = self._split(query(self.norm.enter(i, 0, x, first)))
-            q = q if turn is None else rotate(q, turn[:, :, known:])
+            q = q if rotations is None else rotate(q, rotations[:, :, known:])
             y = proj(attend(q, k, v, other, self.head_width**-0.5))
             x = self.norm.join(i, 0, x, dropout(self.norm.gate(y, first), self.rate, draws))
             y = cast(MLP, mlp)(self.norm.enter(i, 1, x, second))

@@ -18,7 +18,7 @@ from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Arccos, Random, Steps
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.arpg.feed import Queried
 from tokenloom.models.zoo.generators.arpg.net import TwoPass
@@ -30,10 +30,6 @@ from tokenloom.models.zoo.generators.arpg.net import TwoPass
     paper="2503.10568",
     tiny={"depth": 2, "width": 48, "heads": 12, "steps": 5, "dropout": 0.0, "label_dropout": 0.0},
     codec="vq",
-    order="random",
-    feed="position queries",
-    net="self-attention, then cross-attention",
-    head="categorical",
 )
 def arpg(
     depth: int = 24,
@@ -56,7 +52,7 @@ def arpg(
                 norm=PreNorm.Config(kind="rms", eps=1e-5),
                 mlp=SwiGLU.Config(multiple_of=32),
                 attention=Attention.Config(bias="none"),
-                rope=Rope2D.Config(),
+                rope=Rope.Config(),
                 dropout=dropout,
             ),
             depth=depth // 2,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, tokens_of
 from tokenloom.models.parts.conditions import Conditioned
@@ -40,6 +40,15 @@ class CoarseToFine(protocols.Generator):
         fine: Transformer.Config
         labels: int
         iterations: int = 50
+
+        @property
+        def axis_labels(self) -> dict[str, str]:
+            coarse = self.coarse.axis_labels
+            return coarse | {
+                "order": f"{coarse['order']}, then all at once",
+                "feed": f"{coarse['feed']} (labels), all labels",
+                "net": f"{coarse['net']}, twice",
+            }
 
         def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> CoarseToFine:
             """The generator for these tokens.
@@ -69,10 +78,10 @@ class CoarseToFine(protocols.Generator):
         # Until a tokenizer is given, runs of codes share a label.
         self.register_buffer("label_V", torch.arange(layout.vocabulary) * config.labels // layout.vocabulary)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
         """Cluster the tokenizer's code vectors; the same vectors give the same labels."""
-        if tokenizer is not None:
-            self.label_V.copy_(clusters(vectors_of(tokenizer), self.config.labels, self.config.iterations))
+        if "tokenizer" in roles:
+            self.label_V.copy_(clusters(vectors_of(cast(Tokenizer, roles["tokenizer"])), self.config.labels, self.config.iterations))
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: nats a token, the sum of those of its label (``coarse``) and of the code given all labels (``fine``)."""
@@ -92,16 +101,21 @@ class CoarseToFine(protocols.Generator):
         fine = self._nll(labels, batch.tokens, batch.condition, None).sum(1)
         return self.coarse.log_prob(replace(batch, tokens=labels)) - fine
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Labels are decoded as the sampler says."""
+        self.coarse.check_sampler(sampler)
+
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, generator: torch.Generator) -> Tokens:
+    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition: labels as the coarse model decodes them, then one pass for all codes."""
-        labels = self.coarse.generate(condition, sampler, generator)
+        labels = self.coarse.generate(condition, sampler, draws.fork("coarse"))
         length = self.layout.length
+        draws = draws.to(labels.data.device)
         last = Moment(1, 2, 0, length, length)  # the last step, for schedules
         weight = sampler.guidance.on(last)
         null = self._logits(labels.ids, self.condition.null(condition), None) if weight else None
         logits = guide(self._logits(labels.ids, condition, None), null, weight)
-        return Tokens(pick(self._own(logits, labels.ids), sampler, last, generator), self.layout)
+        return Tokens(pick(self._own(logits, labels.ids), sampler, last, draws), self.layout)
 
     def _labels(self, tokens: Tokens) -> Tokens:
         return Tokens(self.label_V[tokens_of(tokens)], self.labels_layout)

@@ -24,10 +24,6 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2503.16194",
     tiny={"labels": 4, "depth": 2, "width": 32, "heads": 2, "fine_depth": 2},
     codec="vq",
-    order="raster, then all at once",
-    feed="shifted labels; all labels",
-    net="two transformers",
-    head="categorical",
 )
 def coarse_to_fine(
     labels: int = 512,

@@ -25,10 +25,6 @@ from tokenloom.models.zoo.generators.var import var
     paper="2502.20313",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="flexvar_vq",
-    order="scales, some left out",
-    feed="the scale before",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def flexvar(
     depth: int = 16,

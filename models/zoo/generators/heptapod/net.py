@@ -27,7 +27,7 @@ class Pointed(Transformer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.query_heads"):
+    class Config(Transformer.Config, tag="net.query_heads", label="transformer, query heads"):
         """``blocks`` residual MLPs after the query is added."""
 
         blocks: int = 2
@@ -53,9 +53,9 @@ class Pointed(Transformer):
         """States (B, S, D) that are not pointed anywhere."""
         return super().forward(slots, visibility, cond, cache, draws)
 
-    def point(self, h_BND: Tensor, place_N: Tensor) -> Tensor:
-        """(B, N, D) what each state says of a position."""
-        return self.rms(self.decode(h_BND + self.position_query[place_N]))
+    def point(self, h_BND: Tensor, place: Tensor) -> Tensor:
+        """(B, N, D) what each state says of a position, (N,) or (B or 1, N)."""
+        return self.rms(self.decode(h_BND + self.position_query[place]))
 
     def forward(
         self,
@@ -67,4 +67,4 @@ class Pointed(Transformer):
     ) -> Tensor:
         """Hidden states (B, S, D), each of the position after its slot's own."""
         h_BSD = self.trunk(slots, visibility, cond, cache, draws)
-        return self.point(h_BSD, (slots.position_BS[0] + 1).clamp_max(len(self.position_query) - 1))
+        return self.point(h_BSD, (slots.position_BS + 1).clamp_max(len(self.position_query) - 1))

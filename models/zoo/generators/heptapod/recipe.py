@@ -11,6 +11,7 @@ Expect: ImageNet 256 FID 2.70 without guidance in the paper; here the likelihood
 from __future__ import annotations
 
 from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import Shifted
@@ -18,10 +19,10 @@ from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.heptapod.module import WholeGrid
 from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 
 
 @register(
@@ -30,10 +31,6 @@ from tokenloom.models.zoo.generators.heptapod.net import Pointed
     paper="2510.06673",
     tiny={"depth": 2, "width": 32, "heads": 2, "blocks": 1, "targets": 0, "dropout": 0.0},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="transformer + queries of the grid",
-    head="categorical at every position",
 )
 def heptapod(
     depth: int = 12,
@@ -44,9 +41,9 @@ def heptapod(
     later: float = 1.0,
     classes: int | None = None,
     dropout: float = 0.1,
-) -> WholeGrid.Config:
+) -> GroupGenerator.Config:
     """``targets`` later positions a step (0: all); width is 64 times the depth and heads the depth if not given."""
-    return WholeGrid.Config(
+    return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
         net=Pointed.Config(
@@ -56,13 +53,12 @@ def heptapod(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=SwiGLU.Config(multiple_of=32),
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
             blocks=blocks,
         ),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=0.0),
         sampler=Sampler(guidance=Constant(value=0.0)),
-        later=later,
-        targets=targets,
+        objective=WholeGrid.Config(later=later, targets=targets),
     )

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
-from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.plan import Plan, permutations
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteppedScales(Order, tag="order.stepped_scales"):
+class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked steps inside"):
     """Scales small to large, each drawn in steps whose members are random; a scale sees itself alone (HMAR, arXiv:2506.04421).
 
     Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the
@@ -47,7 +47,7 @@ class SteppedScales(Order, tag="order.stepped_scales"):
         weight = (~known).float() / float(masked.sum(1).float().mean())
         return Plan(torch.arange(layout.length)[None], sizes, window=0, known_BL=known, weight_BL=weight)
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         whole, start = self._sizes(layout), 0
         cut: list[int] = []
         place: list[int] = []
@@ -56,8 +56,7 @@ class SteppedScales(Order, tag="order.stepped_scales"):
             rule = asked(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
             cut += rule.cut(size)
             place += [start] * (len(cut) - len(place))
-            noise = torch.rand((rows, size), generator=generator, device=generator.device if generator else None)
-            sequence.append(start + noise.argsort(1))
+            sequence.append(start + permutations(size, draws, f"order.{scale}"))
             start += size
         return Plan(torch.cat(sequence, dim=1), tuple(cut), window=0, place_BG=torch.tensor([place]))
 

@@ -26,10 +26,6 @@ from tokenloom.models.zoo.generators.var import var
     paper="2506.04421",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": [1, 2, 3]},
     codec="var_vq",
-    order="scales, masked steps inside",
-    feed="sum of codes so far + tokens or [MASK]",
-    net="transformer + adaLN",
-    head="categorical",
 )
 def hmar(
     depth: int = 16,

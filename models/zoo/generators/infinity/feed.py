@@ -29,7 +29,7 @@ class Corrected(RotaryScale):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(RotaryScale.Config, tag="feed.self_corrected"):
+    class Config(RotaryScale.Config, tag="feed.self_corrected", label="codes so far, bits flipped"):
         """``correction``: which scales are flipped, and how much."""
 
         correction: SelfCorrection = SelfCorrection()

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.categorical import full, guide, pick
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -40,6 +42,9 @@ class Bitwise(Head):
         nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head")}
+
     def logits(self, h_BND: Tensor) -> Tensor:
         """(B, N, Q, V) logits."""
         return full(self.out(h_BND)).unflatten(2, (self.codebooks, -1))
@@ -56,10 +61,10 @@ class Bitwise(Head):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         null = None if null_BND is None else self.logits(null_BND)
         logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
-        ids = pick(logits, sampler, moment, generator) if forced is None else forced.view(logits.shape[:-1])
+        ids = pick(logits, sampler, moment, draws) if forced is None else forced.view(logits.shape[:-1])
         return Drawn(ids if self.codebooks > 1 else ids.squeeze(-1), logits)

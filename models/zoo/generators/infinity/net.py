@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import CrossLayerCache, LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.nets.slots import steering
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 
 
 class CrossTransformer(Transformer):
     """Between attention and MLP a normed look at the memory, which is not steered (Infinity, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.cross_attention"):
+    class Config(Transformer.Config, tag="net.cross_attention", label="transformer, cross-attention"):
         """``look_eps`` of the norm before the look."""
 
         look_eps: float = 1e-6
@@ -46,6 +48,9 @@ class CrossTransformer(Transformer):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def requires(self, plan: Plan) -> Traits:
+        return {"memory": Trait("yes", "net")}
+
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         """Empty caches; each also keeps the keys and values of the memory that its layer looks at first."""
         attention = cast(Attention, self.attention[0])
@@ -63,12 +68,12 @@ class CrossTransformer(Transformer):
         if cond.memory_BTD is None:
             raise LayoutError("this net needs a condition with a memory")
         steer, x = steering(slots, cond), slots.x_BSD
-        turn, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(steer)
+        rotations, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(steer)
         visibility = self.evaluated(visibility, x, cache)
         for i, (look, look_norm) in enumerate(zip(self.look, self.look_norm)):
             how = self.norm.modulate(i, steer, shared)
             layer = cache[i] if cache else None
-            x = self.attend_to(i, x, visibility, turn, how[0], layer, draws)
+            x = self.attend_to(i, x, visibility, rotations, how[0], layer, draws)
             kept = layer.memory if isinstance(layer, CrossLayerCache) else None
             x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT, kept)
             x = self.transform(i, x, how[1], draws)

@@ -21,7 +21,7 @@ from tokenloom.models.parts.nets.transformer import Init
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import WeighedScales
 from tokenloom.models.parts.quantizers.self_correction import SelfCorrection
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.similarity import Cosine
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.infinity.feed import Corrected
@@ -36,10 +36,6 @@ from tokenloom.models.zoo.generators.infinity.text import ClassText, PooledText
     paper="2412.04431",
     tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4, "flips": 0.02},
     codec="infinity_bsq",
-    order="scales",
-    feed="sum of codes so far, bits flipped",
-    net="transformer + adaLN + cross-attention",
-    head="bitwise",
 )
 def infinity(
     depth: int = 12,
@@ -72,7 +68,7 @@ def infinity(
             norm=AdaLN.Config(sharing="shared"),
             mlp=GELU.Config(),
             attention=Attention.Config(similarity=Cosine(), bias="qv"),
-            rope=Rope2D.Config(reach=reach),
+            rope=Rope.Config(reach=reach),
             drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
             init=Init(std=0.0, scale_residual=True),
         ),

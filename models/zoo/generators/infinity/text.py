@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Reads, class_count
-from tokenloom.models.parts.cross_attention import AttentivePool
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.zoo.generators.infinity.cross_attention import AttentivePool
 
 
 class PooledText(Conditioner):
@@ -54,6 +56,9 @@ class PooledText(Conditioner):
         """None."""
         return 0
 
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "memory": Trait("yes", "condition")}
+
     def null(self, condition: Condition) -> TextFeatures:
         """The null text, as long as the given one."""
         assert isinstance(condition, TextFeatures)
@@ -86,7 +91,7 @@ class ClassText(Labelled):
     """Class labels as texts of learned features, for nets that look at a memory."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config, tag="condition.class_text"):
+    class Config(Conditioner.Config, tag="condition.class_text", label="text as class"):
         """``length`` features a class, each of the net's width; ``dropout`` share of labels replaced by the null text."""
 
         classes: int | None = None
@@ -107,6 +112,9 @@ class ClassText(Labelled):
     def prefix(self) -> int:
         """None."""
         return 0
+
+    def traits(self, plan: Plan) -> Traits:
+        return self.text.traits(plan)
 
     def forward(self, condition: Condition) -> Conditioned:
         """Look up the classes' texts.

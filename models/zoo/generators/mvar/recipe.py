@@ -30,10 +30,6 @@ from tokenloom.models.zoo.generators.mvar.net import ScaleNet
     paper="2411.10433",
     tiny={"depth": 2, "width": 32, "heads": 2, "states": 4},
     codec="var_vq",
-    order="scales",
-    feed="sum of codes so far",
-    net="attention in a scale, Mamba across + adaLN",
-    head="categorical",
 )
 def mvar(
     depth: int = 16,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -34,11 +35,16 @@ class Neighbours(Shifted):
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Neighbours:
             return Neighbours(self, layout, width)
 
+    window = Feed.window  # a token is predicted from two slots
+
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
         if len(layout.grids) > 1 or layout.frames > 1:
             raise LayoutError(f"next neighbours need one grid, not {layout.grids} of {layout.frames} frames")
         self.grid = layout.grids[0]
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"hidden states of a slot": Trait(2, "feed")}
 
     def check(self, plan: Plan) -> None:
         rows, columns = self.grid

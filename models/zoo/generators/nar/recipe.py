@@ -27,10 +27,6 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2503.10696",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="diagonals",
-    feed="neighbours",
-    net="transformer, one branch",
-    head="categorical, one a direction",
 )
 def nar(
     depth: int = 12,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.orders.masked import Confidence
 from tokenloom.models.parts.orders.random import Random
@@ -20,7 +21,11 @@ class Found(Random, tag="order.found"):
 
     choice: Choice = Confidence(noise=0.0)
 
-    def decode(self, layout: TokenLayout, rows: int, generator: torch.Generator | None = None, sizes: Sizes | None = None) -> Plan:
+    @property
+    def label(self) -> str:
+        return f"random, then {self.choice.label}"
+
+    def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         return Plan(torch.arange(layout.length)[None], asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:

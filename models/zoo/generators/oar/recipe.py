@@ -11,6 +11,7 @@ Expect: a lower FID than raster order and than any-order at equal training in th
 from __future__ import annotations
 
 from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.doubled import Doubled
@@ -20,7 +21,7 @@ from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.oar.module import Distilled
+from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
 from tokenloom.models.zoo.generators.oar.order import Found
 
 
@@ -30,10 +31,6 @@ from tokenloom.models.zoo.generators.oar.order import Found
     paper="2504.17069",
     tiny={"depth": 2, "width": 32, "heads": 2, "start": 0.9},
     codec="vq",
-    order="random, then found by likelihood",
-    feed="shifted tokens with double positions",
-    net="transformer",
-    head="categorical",
 )
 def oar(
     depth: int = 12,
@@ -44,9 +41,9 @@ def oar(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
-) -> Distilled.Config:
+) -> GroupGenerator.Config:
     """Found orders from the share ``start`` of training on; ``noise`` of the choice; width is 64 times the depth, heads the depth."""
-    return Distilled.Config(
+    return GroupGenerator.Config(
         order=Found(choice=Confidence(noise=noise)),
         feed=Doubled.Config(dropout=dropout),
         net=Transformer.Config(
@@ -62,5 +59,5 @@ def oar(
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),
-        start=start,
+        objective=DistilledOrder.Config(start=start),
     )

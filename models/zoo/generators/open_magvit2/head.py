@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.feeds.base import Feed, table_of
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.categorical import guide, pick
 from tokenloom.models.parts.heads.chained import Chained
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -46,8 +49,11 @@ class Factorised(Chained):
         for linear in self.out:
             nn.init.zeros_(cast(nn.Linear, linear).weight)
         # In a list, so that the tables stay parameters of the feed alone.
-        self._table = [cast(TokenTable, feed.table)]
+        self._table = [table_of(feed, layout.vocabulary)]
         self.register_buffer("place", torch.arange(layout.codebooks)[None] - 1, persistent=False)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head")}
 
     def known(self, book: int, ids_M: Tensor) -> Tensor:
         """(M, D)."""
@@ -68,7 +74,7 @@ class Factorised(Chained):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         """Sub-token after sub-token, each under guidance."""
@@ -80,7 +86,7 @@ class Factorised(Chained):
         def choose(q: int, logits_MV: Tensor) -> Tensor:
             part = logits_MV.view(len(both), count, -1)
             found.append(guide(part[:rows], None if null_BND is None else part[rows:], weight))
-            ids.append(pick(found[-1], sampler, moment, generator) if forced is None else forced[..., q])
+            ids.append(pick(found[-1], sampler, moment, draws, f"head.{q}") if forced is None else forced[..., q])
             return ids[-1].repeat(len(both) // rows, 1).flatten()
 
         self.walk(both.flatten(0, 1), choose)

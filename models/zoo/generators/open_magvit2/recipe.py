@@ -25,10 +25,6 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2409.04410",
     tiny={"depth": 2, "width": 32, "heads": 2, "inner": 1},
     codec="lfq",
-    order="raster",
-    feed="shifted tokens",
-    net="transformer",
-    head="factorised",
 )
 def open_magvit2(
     depth: int = 24,

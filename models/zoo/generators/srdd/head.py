@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
@@ -23,7 +24,7 @@ class Resampled(Categorical):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Categorical.Config, tag="head.resampled"):
+    class Config(Categorical.Config, tag="head.resampled", label="categorical, drawn again"):
         """``threshold`` on the guided probability of what was drawn, ``rounds`` of drawing again (0: none)."""
 
         threshold: float = 0.1
@@ -46,14 +47,14 @@ class Resampled(Categorical):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
-        drawn = super().draw(h_BND, null_BND, sampler, moment, generator, forced)
+        drawn = super().draw(h_BND, null_BND, sampler, moment, draws, forced)
         if forced is not None or drawn.logits is None:
             return drawn
         probability, ids = drawn.logits.softmax(-1), drawn.data
-        for _ in range(self.rounds):
+        for i in range(self.rounds):
             unsure = probability.gather(-1, ids.unsqueeze(-1)).squeeze(-1) < self.threshold
-            ids = torch.where(unsure, pick(drawn.logits, sampler, moment, generator), ids)
+            ids = torch.where(unsure, pick(drawn.logits, sampler, moment, draws, f"again.{i}"), ids)
         return replace(drawn, data=ids)

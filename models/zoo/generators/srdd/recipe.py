@@ -26,10 +26,6 @@ from tokenloom.models.zoo.generators.var import var
     paper="2509.22636",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="var_vq",
-    order="scales, Markov",
-    feed="sum of codes so far",
-    net="transformer + adaLN",
-    head="categorical, drawn again",
 )
 def srdd(
     depth: int = 16,

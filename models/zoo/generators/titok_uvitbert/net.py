@@ -22,7 +22,7 @@ class Skipped(Transformer):
     """Half of the blocks, one in the middle, and half again, each of which takes the output of its mirror image too (arXiv:2209.12152)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Transformer.Config, tag="net.u_vit"):
+    class Config(Transformer.Config, tag="net.u_vit", label="U-ViT"):
         """``depth`` is odd."""
 
         def __post_init__(self) -> None:
@@ -50,14 +50,14 @@ class Skipped(Transformer):
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
-        turn = self.rope(position_BS) if self.rope is not None else None
+        rotations = self.rope(position_BS) if self.rope is not None else None
         shared = self.norm.shared(steer)
         visibility = self.evaluated(visibility, x_BSD, cache)
         kept: list[Tensor] = []
         for i in range(len(self.attention)):
             if i > self.middle:
                 x_BSD = self.skip[i - self.middle - 1](torch.cat([x_BSD, kept.pop()], dim=-1))
-            x_BSD = self.block(i, x_BSD, visibility, turn, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(i, x_BSD, visibility, rotations, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
             if i < self.middle:
                 kept.append(x_BSD)
         return x_BSD

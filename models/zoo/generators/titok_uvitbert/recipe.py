@@ -27,10 +27,6 @@ from tokenloom.models.zoo.generators.titok_uvitbert.net import Skipped
     paper="2406.07550",
     tiny={"depth": 3, "width": 32, "heads": 2, "steps": 3},
     codec="titok",
-    order="masked, by confidence",
-    feed="tokens and [MASK]",
-    net="U-ViT",
-    head="categorical",
 )
 def titok_uvitbert(
     depth: int = 21,

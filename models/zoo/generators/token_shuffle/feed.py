@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.plan import Plan
@@ -31,7 +32,7 @@ class Merged(Shifted):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Shifted.Config, tag="feed.merged"):
+    class Config(Shifted.Config, tag="feed.merged", label="tokens merged on channels"):
         """``share``: tokens of a group; ``blocks`` residual MLPs."""
 
         share: int = 4
@@ -40,6 +41,8 @@ class Merged(Shifted):
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Merged:
             return Merged(self, layout, width)
+
+    window = Feed.window  # a slot holds several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -52,6 +55,9 @@ class Merged(Shifted):
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return prefix + plan.groups
+
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "tokens that a slot is taken apart into": Trait(self.share, "feed.share")}
 
     def check(self, plan: Plan) -> None:
         if set(plan.sizes) != {self.share}:

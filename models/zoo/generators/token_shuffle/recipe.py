@@ -17,7 +17,7 @@ from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Patches
-from tokenloom.models.parts.rope import Rope2D
+from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.token_shuffle.feed import Merged
 from tokenloom.models.zoo.generators.token_shuffle.net import Unshuffled
@@ -29,10 +29,6 @@ from tokenloom.models.zoo.generators.token_shuffle.net import Unshuffled
     paper="2504.17789",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
-    order="windows in raster order",
-    feed="tokens merged on channels",
-    net="transformer, unshuffled",
-    head="categorical",
 )
 def token_shuffle(
     depth: int = 12,
@@ -56,7 +52,7 @@ def token_shuffle(
             norm=PreNorm.Config(kind="rms", eps=1e-5),
             mlp=mlp,
             attention=Attention.Config(bias="none"),
-            rope=Rope2D.Config(),
+            rope=Rope.Config(),
             dropout=dropout,
             share=side**2,
             blocks=blocks,

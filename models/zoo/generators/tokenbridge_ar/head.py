@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.drawn import Drawn
@@ -33,7 +34,7 @@ class Channelwise(Chained):
     order: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Head.Config, tag="head.channelwise"):
+    class Config(Head.Config, tag="head.channelwise", label="channel by channel"):
         """``net`` is the small transformer; ``eps`` of the norm after it."""
 
         net: Transformer.Config
@@ -90,7 +91,7 @@ class Channelwise(Chained):
         null_BND: Tensor | None,
         sampler: Sampler,
         moment: Moment,
-        generator: torch.Generator,
+        draws: SampleDraws,
         forced: Tensor | None = None,
     ) -> Drawn:
         """Channel after channel from guided features; there are no guided logits, which would be mixed after the head."""
@@ -99,7 +100,11 @@ class Channelwise(Chained):
         ids: list[Tensor] = []
 
         def choose(q: int, logits_MV: Tensor) -> Tensor:
-            ids.append(pick(logits_MV, sampler, moment, generator) if forced is None else forced[..., self.order[q]].flatten())
+            if forced is None:
+                logits = logits_MV.unflatten(0, h_BND.shape[:2])
+                ids.append(pick(logits, sampler, moment, draws, f"head.{q}").flatten())
+            else:
+                ids.append(forced[..., self.order[q]].flatten())
             return ids[-1]
 
         self.walk(self.features(h.flatten(0, 1)), choose)

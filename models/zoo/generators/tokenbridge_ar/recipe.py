@@ -31,10 +31,6 @@ from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
     paper="2503.16430",
     tiny={"depth": 1, "width": 32, "heads": 2, "inner": 1, "inner_width": 32, "inner_heads": 2, "buffer": 2, "steps": 4},
     codec="tokenbridge",
-    order="masked, random",
-    feed="known values",
-    net="masked autoencoder",
-    head="channel by channel",
 )
 def tokenbridge_ar(
     depth: int = 16,

@@ -62,25 +62,26 @@ class Retention(Mixer):
     def forward(self, x_BSD: Tensor, state: State | None = None) -> Tensor:
         rows, slots, width = x_BSD.shape
         q, k, v = self.qkv(x_BSD).view(rows, slots, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
-        turn = self._turn(state.used if state else 0, slots)
-        q, k = rotate(q, turn), rotate(k, turn) / math.sqrt(self.head_width)
+        rotations = self._rotations(state.start if state else 0, slots)
+        q, k = rotate(q, rotations), rotate(k, rotations) / math.sqrt(self.head_width)
         if state is None:
             y = parallel(q, k, v, self.log_decay_H) if slots <= self.chunk else chunkwise(q, k, v, self.log_decay_H, self.chunk)[0]
         else:
-            if slots == 1:
-                y, last = recurrent(q, k, v, self.log_decay_H, state.tensors["sum"])
+            if slots == 1 or state.at_B is not None:  # snapshots are of each slot
+                y, sums = recurrent(q, k, v, self.log_decay_H, state.tensors["sum"])
+                state.advance(sum=torch.stack(sums, dim=1))
             else:
                 y, last = chunkwise(q, k, v, self.log_decay_H, self.chunk, state.tensors["sum"])
-            state.update(slots, sum=last)
+                state.update(slots, sum=last)
         # The norm of each head makes the missing normaliser of the scores cancel (section 2.2).
         y = F.rms_norm(y, (self.head_width,), eps=self.eps).to(x_BSD.dtype).transpose(1, 2).reshape(rows, slots, width)
         return self.out(y if self.gate is None else F.silu(self.gate(x_BSD)) * y)
 
-    def _turn(self, index: int, slots: int) -> Tensor:
-        """Rotations (1, 1, S, E/2, 2) of the slots from this index on."""
-        step = torch.arange(index, index + slots, device=self.frequency.device)
-        angle = step[:, None] * self.frequency
-        return torch.stack([angle.cos(), angle.sin()], dim=-1)[None, None]
+    def _rotations(self, start: int | Tensor, slots: int) -> Tensor:
+        """Rotations (B or 1, 1, S, E/2, 2) of the slots from an index on, that of all rows or (B or 1,)."""
+        step_BS = torch.arange(slots, device=self.frequency.device) + (start if isinstance(start, int) else start[:, None])
+        angle = step_BS.view(-1, 1, slots, 1) * self.frequency
+        return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def parallel(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, log_decay_H: Tensor) -> Tensor:
@@ -92,13 +93,14 @@ def parallel(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, log_decay_H: Tensor
     return (q @ k.transpose(-1, -2) * weight) @ v
 
 
-def recurrent(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, log_decay_H: Tensor, sum_BHEE: Tensor) -> tuple[Tensor, Tensor]:
-    """``S_n = decay S_{n-1} + K_n^T V_n``, output ``Q_n S_n`` (eq. 6), slot after slot; outputs and the last sum."""
-    outputs = []
+def recurrent(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, log_decay_H: Tensor, sum_BHEE: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """``S_n = decay S_{n-1} + K_n^T V_n``, output ``Q_n S_n`` (eq. 6), slot after slot; outputs and all sums."""
+    outputs, sums = [], []
     for q, k, v in zip(*(wide(t).unsqueeze(-2).unbind(2) for t in (q_BHSE, k_BHSE, v_BHSE))):
         sum_BHEE = log_decay_H.to(q.dtype).exp()[:, None, None] * sum_BHEE + k.transpose(-1, -2) @ v
         outputs.append(q @ sum_BHEE)
-    return torch.cat(outputs, dim=2), sum_BHEE
+        sums.append(sum_BHEE)
+    return torch.cat(outputs, dim=2), sums
 
 
 def chunkwise(

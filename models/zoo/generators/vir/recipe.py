@@ -29,10 +29,6 @@ from tokenloom.models.zoo.generators.vir.net import Retention
     paper="2310.19731",
     tiny={"depth": 2, "width": 32, "heads": 2, "chunk": 6},
     codec="vq",
-    order="raster",
-    feed="shifted tokens",
-    net="retention",
-    head="categorical",
 )
 def vir(
     depth: int = 12,

@@ -24,8 +24,6 @@ from tokenloom.models.zoo.tokenizers.columns.net import Columns
     kind="tokenizer",
     paper="2503.18948",
     tiny={"strip": 2, "codes": 16, "dim": 4, "width": 32, "blocks": 1},
-    net="columns",
-    quantizer="vq",
 )
 def columns(
     strip: int = 2,

@@ -22,7 +22,7 @@ class Clusters(VQ):
     """The id of a position is its nearest centre; nothing flows back to the features."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(VQ.Config, tag="quantizer.clusters"):
+    class Config(VQ.Config, tag="quantizer.clusters", label="k-means"):
         """The codebook must follow averages."""
 
         beta: float = 0.0

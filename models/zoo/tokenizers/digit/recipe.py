@@ -16,7 +16,6 @@ from typing import Any, cast
 from torch import nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.nets.classifier import Classifier
 from tokenloom.models.parts.nets.dino import Dino
@@ -46,7 +45,8 @@ class OnFeatures(Autoencoder):
                 net = replace(net, source=Classified(shape=given.get("features")))
             return OnFeatures(replace(self, net=net), size, channels)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
+        features = roles.get("features")
         if "features" in cast(OnFeatures.Config, self.config).needs:
             if not isinstance(features, Classifier):
                 raise ConfigError("features: this tokenizer stands on the data's classifier and was given none")
@@ -62,8 +62,6 @@ DECODER = Small(patch=2)
     kind="tokenizer",
     paper="2410.12490",
     tiny={"codes": 16, "dim": 16, "channels": 8, "multipliers": [1, 1], "patch": 2},
-    net="frozen features + conv",
-    quantizer="k-means",
 )
 def digit(
     codes: int = 512,

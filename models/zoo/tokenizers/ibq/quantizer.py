@@ -25,7 +25,7 @@ class IBQ(Quantizer):
     """One codebook, all of it updated in every step."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.ibq"):
+    class Config(Quantizer.Config, tag="quantizer.ibq", label="VQ, index backpropagation"):
         """``beta`` weighs the term that draws codes to vectors; ``entropy`` is of the dot products' softmax."""
 
         codes: int

@@ -23,8 +23,6 @@ from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
     kind="tokenizer",
     paper="2412.02692",
     tiny=TINY | {"codes": 16, "dim": 4},
-    net="conv",
-    quantizer="vq, index backpropagation",
 )
 def ibq(
     codes: int = 1024,

@@ -38,6 +38,10 @@ class JpegTokenizer(Tokenizer):
         quality: int
         length: int
 
+        @property
+        def axis_labels(self) -> dict[str, str]:
+            return {"net": "JPEG", "quantizer": "bytes of the file"}
+
         def build(self, *, size: int, channels: int, **given: Any) -> JpegTokenizer:
             """The tokenizer of square images."""
             return JpegTokenizer(self, size, channels)
@@ -78,7 +82,7 @@ class JpegTokenizer(Tokenizer):
         return {"loss": error, "reconstruction": error, "mse": error}
 
 
-@register("jpeg", kind="tokenizer", paper="2408.08459", tiny={"length": 64}, net="JPEG", quantizer="bytes of the file")
+@register("jpeg", kind="tokenizer", paper="2408.08459", tiny={"length": 64})
 def jpeg(quality: int = 50, length: int = 256) -> JpegTokenizer.Config:
     """``length`` tokens an image: 256 hold a 32x32 grey image of quality 50; colour needs more."""
     return JpegTokenizer.Config(quality=quality, length=length)

@@ -30,7 +30,7 @@ class Consistency(GenerativeDecoder):
     """f(x, sigma, tokens) gives the clean latent from any point of a noise's path; the base's decoder, frozen, gives the pixels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GenerativeDecoder.Config, tag="decoder.consistency"):
+    class Config(GenerativeDecoder.Config, tag="decoder.consistency", label="latent consistency"):
         """Weights of three terms, and how the noise levels lie.
 
         ``consistency``: neighbours on one path agree (arXiv:2303.01469, definition 1); ``direct``: the first step's latent is the clean

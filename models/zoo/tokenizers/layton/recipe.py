@@ -28,8 +28,6 @@ from tokenloom.models.zoo.tokenizers.layton.decoder import Consistency
     paper="2503.08377",
     tiny={"tokens": 4, "codes": 16, "dim": 4, "patch": 4, "widths": [16, 32], "depths": [1, 1], "heads": 2},
     codec="kl",
-    net="ViT, queries, latent consistency",
-    quantizer="vq",
 )
 def layton(
     tokens: int = 16,

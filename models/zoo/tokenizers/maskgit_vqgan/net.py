@@ -16,7 +16,7 @@ from tokenloom.models.parts.nets.conv import Upsample, norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskGITConv(Net, tag="net.maskgit_conv"):
+class MaskGITConv(Net, tag="net.maskgit_conv", label="MaskGIT conv"):
     """``channels`` times ``multipliers[i]`` is the width of level i; ``blocks`` a level and in the middle, on both sides.
 
     The first and the last convolution take and give ``patch`` by ``patch`` pixels (1 as published; 2 saves the full resolution).

@@ -25,8 +25,6 @@ from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv
     kind="tokenizer",
     paper="2202.04200",
     tiny=TINY | {"codes": 16, "dim": 4},
-    net="MaskGIT conv",
-    quantizer="vq",
 )
 def maskgit_vqgan(
     codes: int = 512,

@@ -31,7 +31,7 @@ class Frequency(MultiScale):
     """Residual quantization in which scale k holds frequencies up to ``scales[k] / scales[-1]`` of the highest, and no others."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MultiScale.Config, tag="quantizer.frequency"):
+    class Config(MultiScale.Config, tag="quantizer.frequency", label="frequency bands"):
         """As for ``MultiScale``; the cut-offs grow with the scales."""
 
         def build(self, grid: tuple[int, int]) -> Frequency:

@@ -23,8 +23,6 @@ from tokenloom.models.zoo.tokenizers.nfig.quantizer import Frequency
     kind="tokenizer",
     paper="2503.07076",
     tiny=TINY | {"scales": [1, 2, 4], "codes": 16, "dim": 4},
-    net="conv",
-    quantizer="frequency bands",
 )
 def nfig(
     scales: tuple[int, ...] = (1, 2, 3, 4),

@@ -21,7 +21,7 @@ class Grouped(Quantizer):
     """``groups`` quantizers side by side on equal shares of the channels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="quantizer.grouped"):
+    class Config(Quantizer.Config, tag="quantizer.grouped", label="product"):
         """``part`` quantizes one group."""
 
         part: Quantizer.Config

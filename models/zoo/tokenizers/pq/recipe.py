@@ -25,8 +25,6 @@ from tokenloom.models.zoo.tokenizers.pq.quantizer import Grouped
     kind="tokenizer",
     paper="2502.20321",
     tiny=TINY | {"codes": 8, "dim": 2},
-    net="conv",
-    quantizer="product",
 )
 def pq(
     groups: int = 2,

@@ -25,8 +25,6 @@ from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
     kind="tokenizer",
     paper="2203.01941",
     tiny=TINY | {"codes": 8, "dim": 4},
-    net="conv",
-    quantizer="residual",
 )
 def rvq(
     stages: int = 2,

@@ -26,7 +26,7 @@ class SimVQ(Quantizer):
     table: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Quantizer.Config, tag="codebook.simvq"):
+    class Config(Quantizer.Config, tag="codebook.simvq", label="VQ, mapped table"):
         """``weight`` is that of the codebook loss, ``beta`` that of the commitment loss beside it."""
 
         codes: int

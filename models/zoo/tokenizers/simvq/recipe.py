@@ -20,8 +20,6 @@ from tokenloom.models.zoo.tokenizers.simvq.quantizer import SimVQ
     kind="tokenizer",
     paper="2411.02038",
     tiny=TINY | {"codes": 16, "dim": 4},
-    net="conv",
-    quantizer="vq, mapped table",
 )
 def simvq(
     codes: int = 1024,

@@ -77,8 +77,9 @@ class TwoStage(Autoencoder):
         """The decoder: code logits, code vectors, pixels."""
         return cast(ProxyPixels, self.decoder)
 
-    def adopt(self, *, tokenizer: Tokenizer | None = None, features: nn.Module | None = None) -> None:
+    def adopt(self, **roles: nn.Module) -> None:
         """Start the pixel half of the decoder as the trained base's, and keep the base to name codes."""
+        tokenizer = roles.get("tokenizer")
         assert isinstance(tokenizer, Autoencoder), "the base of a two-stage tokenizer is an autoencoder"
         self._base = [copy.deepcopy(tokenizer).eval().requires_grad_(False)]
         with torch.no_grad():

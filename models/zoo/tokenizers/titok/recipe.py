@@ -28,8 +28,6 @@ from tokenloom.models.zoo.tokenizers.titok.module import TwoStage
     paper="2406.07550",
     tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
     codec="maskgit_vqgan",
-    net="ViT, queries",
-    quantizer="vq",
 )
 def titok(
     tokens: int = 16,

@@ -42,7 +42,7 @@ class Noise(config.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Noise, tag="noise.uniform"):
+class Uniform(Noise, tag="noise.uniform", label="noisy tokens"):
     """A lost token becomes any code (multinomial diffusion, arXiv:2102.05379).
 
     The loss is the variational bound in nats a token, KL(q(x_s | x_t, x_0) || p(x_s | x_t)) times the number of steps, plus
@@ -78,7 +78,7 @@ class Uniform(Noise, tag="noise.uniform"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Absorbing(Noise, tag="noise.absorbing"):
+class Absorbing(Noise, tag="noise.absorbing", label="tokens or [MASK]"):
     """A lost token becomes [MASK] for good.
 
     The loss is the cross-entropy at masked positions: weighted by ``bound`` to the variational bound in nats a token, or ``even``, each

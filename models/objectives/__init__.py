@@ -1,0 +1,1 @@
+"""What a training minimises, given a model: one file an objective."""

@@ -1,0 +1,40 @@
+"""Negative log-likelihood: what most methods minimise.  Shapes: B rows, L positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, tokens_of
+from tokenloom.models.objectives.base import GroupModel, Objective
+
+
+class NLL(Objective):
+    """``-log p(x | condition)`` a token in nats, under the order's plan, with the plan's weights where it has them."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Objective.Config, tag="objective.nll", label="NLL"):
+        def build(self) -> NLL:
+            return NLL()
+
+    def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
+        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
+        assert batch.tokens is not None
+        assert batch.condition is not None
+        model.layout.check(batch.tokens.layout)
+        plan = model.order.plan(model.layout, draws)
+        given = target = tokens_of(batch.tokens)
+        if model.training:
+            given, target = model.feed.told(target, draws)
+        nll = model.nll(given, batch.condition, plan, draws if model.training else None, target)
+        if plan.weight_BL is None:
+            parts = {"loss": nll.mean()}
+        else:
+            weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))
+            parts = {"loss": (nll * weight).sum(1).mean()}
+        sizes = model.layout.scale_sizes
+        if len(sizes) > 1 and plan.sizes == sizes:
+            parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
+        return parts

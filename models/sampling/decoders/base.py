@@ -1,0 +1,35 @@
+"""What a way of decoding is: a value, chosen when sampling, that runs on any generator whose parts allow it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
+
+
+class Decoder(config.Config, ABC):
+    """A loop over the verbs of a session."""
+
+    @property
+    def name(self) -> str:
+        """What a run file calls it."""
+        return self.tag.partition(".")[2]
+
+    @abstractmethod
+    def refusal(self, model: Any, sampler: Any) -> str | None:
+        """Why this decoder cannot sample from a generator with this sampler; None where it can."""
+
+    @abstractmethod
+    def run(self, model: Any, condition: Any, sampler: Any, draws: Any, **given: Any) -> tuple[Any, Any]:
+        """One sample a row, and the trace of how it was made; ``given``: tokens in the prompt (see ``DecodingSession``)."""
+
+    def check(self, model: Any, sampler: Any) -> None:
+        """Refuse, before anything is drawn.
+
+        Raises:
+            ConfigError: the reason.
+        """
+        if (reason := self.refusal(model, sampler)) is not None:
+            raise ConfigError(f"sample.decoder={self.name}: {reason}")

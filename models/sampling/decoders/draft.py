@@ -1,0 +1,73 @@
+"""Speculative decoding with a draft model (Leviathan, Kalman and Matias 2023, arXiv:2211.17192).
+
+Shapes: B rows, W drafted tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.protocols import Condition, LayoutError, Tokens
+from tokenloom.models.sampling.chain import ChainSession, refusal
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.rejection import draw_from
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.session import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftModel(Decoder, tag="decoder.draft_model"):
+    """A small model drafts ``window`` tokens one by one, the large one verifies them in one call (algorithm 1).
+
+    The small model is another generator over the same tokens, given to the large one by ``use_draft_model``.  Samples are
+    distributed exactly as those of the large model alone.
+    """
+
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"decoder.window={self.window}: must be at least 1")
+
+    def refusal(self, model: Any, sampler: Sampler) -> str | None:
+        if (reason := refusal(model, sampler)) is not None:
+            return reason
+        draft = model.draft
+        if draft is None:
+            return "this generator has no draft model; give it one over the same tokens (use_draft_model)"
+        try:
+            model.layout.check(draft.layout)
+        except LayoutError as error:
+            return f"the draft model is for other tokens: {error}"
+        reason = refusal(draft, sampler)
+        return None if reason is None else f"of the draft model: {reason}"
+
+    def run(self, model: Any, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        large = ChainSession(model, condition, sampler, draws, window=self.window, **given)
+        small = ChainSession(model.draft, condition, sampler, draws, window=self.window, **{**given, "plan": large.plan})
+        small.begin(large.begin())
+        step = 0
+        while not large.done:
+            self.step(large, small, step)
+            step += 1
+        large.trace.calls["draft"] = small.trace.calls["net"]
+        return large.tokens(), large.trace
+
+    def step(self, large: ChainSession, small: ChainSession, step: int) -> None:
+        """Draft, verify, and put both models behind what holds."""
+        token, tokens, drafts = large.last_B1, [], []
+        uniform_BW = large.draws.uniform("draft", step, self.window)
+        for i in range(self.window):
+            drafts.append(small.run(token))
+            token = large.kept(draw_from(drafts[-1], uniform_BW[:, i : i + 1]), i)
+            tokens.append(token)
+        small.run(token)  # so that its cache holds all drafts, if all of them hold
+        large.propose(torch.cat(tokens, dim=1), torch.cat(drafts, dim=1))
+        outcome = large.verify(step)
+        large.commit(outcome)
+        small.commit(outcome)

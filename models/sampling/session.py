@@ -1,0 +1,257 @@
+"""Decoding as a session: what is decided so far, the caches that belong to it, and the verbs that move it on.
+
+``propose`` runs the net and draws, ``verify`` says what of it holds, ``commit`` makes that permanent, ``rollback`` goes back to a
+mark.  Decoders (``sampling.decoders``) are loops over these verbs.  Between opening and ``tokens`` nothing waits for a value of
+the device, and with ``shapes="fixed"`` the shapes of a step depend on the size of its group alone.
+
+Shapes: B rows, L positions, n positions of a group, S slots, T slots that the cache has room for, D width.  Under guidance the net has
+2 B rows: conditional ones, then null ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
+from tokenloom.models.parts.conditions import Conditioner, stack
+from tokenloom.models.parts.feeds.base import Feed, take
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.nets.sequence import State
+from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.orders.base import Order
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.slots import Slots, visibility_of
+from tokenloom.models.parts.visibility import Groups, Mask, Segments, Visibility
+from tokenloom.models.sampling.proposal import Decoded, Mark, Proposal
+from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.trace import Trace
+
+#: ``growing``: attention looks at the filled part of its cache; ``fixed``: at the whole buffer, under a mask, so that shapes stay.
+Shapes = Literal["growing", "fixed"]
+
+#: The rank of a slot that is not filled: no group is as late.
+_NEVER = 1 << 40
+
+
+class Decodable(Protocol):
+    """What a session needs of a generator."""
+
+    layout: TokenLayout
+    order: Order
+    condition: Conditioner
+    feed: Feed
+    net: SlotNet
+    head: Head
+
+    def read(self, states: Tensor, slots: Slots) -> Tensor: ...
+
+
+class DecodingSession:
+    """One sample for each row of a condition, group after group of a plan."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Decodable,
+        condition: Condition,
+        sampler: Sampler,
+        draws: SampleDraws,
+        *,
+        plan: Plan | None = None,
+        given: Tensor | None = None,
+        keep_L: Tensor | None = None,
+        stop: int | None = None,
+        shapes: Shapes = "growing",
+    ) -> None:
+        """Open: embed the condition, make the plan, allocate caches.
+
+        ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for in-painting,
+        prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what follows in it is filled with it.
+        """
+        self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
+        self.trace, self.rows, self.device = Trace(), condition.rows, next(model.net.parameters()).device
+        self.draws = draws.to(self.device, self.rows)
+        if plan is None:
+            plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
+            plan = plan if keep_L is None else model.order.around(plan, keep_L)
+        self.plan = plan.to(self.device)
+        self.given = None if given is None else given.to(self.device)
+        self.keep_L = None if keep_L is None else keep_L.to(self.device)
+        length = model.layout.length
+        self.moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), length) for g in range(plan.groups)]
+        self.guided = any(sampler.guidance.on(moment) != 0 for moment in self.moments)
+        self.cond = model.condition(condition)
+        if self.guided:
+            self.cond = stack(self.cond, model.condition(model.condition.null(condition)))
+        self.both = self.plan.repeat(2) if self.guided else self.plan
+        self.data: Tensor | None = None
+        self.known_BL = torch.zeros((self.rows, length), dtype=torch.bool, device=self.device)
+        self.length_B = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
+        self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        self._allocate()
+        self.state = model.feed.start(self.both, self.cond)
+
+    def _allocate(self) -> None:
+        feed, vector = self.model.feed, self.cond.vector_BD
+        room = feed.slots(self.plan, self.model.condition.prefix)
+        self.cache = None if feed.passes == "whole" else self.model.net.cache(len(vector), room, vector)
+        self.used = 0
+        self.rank_BT: Tensor | None = None
+        self.segment_BT: Tensor | None = None
+        self.at_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.fixed = self.shapes == "fixed" and self.model.net.keeps == "slots" and self.cache is not None
+        if self.fixed:
+            self.rank_BT = torch.full((len(vector), room), _NEVER, device=self.device)
+            self.segment_BT = torch.full_like(self.rank_BT, -1)
+            for layer in self.cache or []:
+                layer.fix(self.at_1)
+
+    # --- verbs
+
+    @torch.no_grad()
+    def propose(self, group: int) -> Proposal:
+        """Run the net on the slots of a group and draw its tokens (of all positions where the order chooses among them)."""
+        moment, rows = self.moments[group], self.rows
+        slots = self.model.feed.step(self.state, self.both, self.cond, group)
+        h = self.model.read(self._run(slots), slots)
+        place = self.plan.sequence_BL if self.plan.choice else self.plan.members(group)
+        teacher = None if self.given is None or self.keep_L is not None else take(self.given, place)
+        null = h[rows:] if self.guided else None
+        drawn = self.model.head.draw(h[:rows], null, self.sampler, moment, self.draws, teacher)
+        return Proposal(group, slots, h[:rows], drawn, place, drawn.data)
+
+    @torch.no_grad()
+    def verify(self, proposal: Proposal) -> Proposal:
+        """What of a proposal holds: given tokens in place of drawn ones, and the positions that the order is surest of."""
+        place, data, choice = proposal.place_Bn, proposal.data, self.plan.choice
+        if self.given is not None and self.keep_L is not None:
+            keep = self.keep_L[place].expand(self.rows, -1)
+            data = torch.where(keep.view(*keep.shape, *[1] * (data.ndim - 2)), take(self.given, place), data)
+        if choice is not None:
+            sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws)
+            sure = sure.masked_fill(self.known_BL, -torch.inf)
+            if self.keep_L is not None:  # what is given is known first
+                sure = sure.masked_fill(self.keep_L & ~self.known_BL, torch.inf)
+            place = sure.topk(self.plan.sizes[proposal.group], dim=1).indices
+            data = take(data, place)
+        return replace(proposal, place_Bn=place, data=data)
+
+    @torch.no_grad()
+    def commit(self, proposal: Proposal) -> Decoded:
+        """Make a proposal permanent."""
+        group, place, data = proposal.group, proposal.place_Bn, proposal.data
+        if self.stop is not None:
+            data = self._ended(data, self.stop)
+        if self.data is None:
+            self.data = data.new_zeros((self.rows, self.model.layout.length, *data.shape[2:]))
+        index = place.expand(self.rows, -1)
+        self.data.scatter_(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data), data)
+        self.known_BL.scatter_(1, index, True)
+        both = place.repeat(2, 1) if self.guided and len(place) > 1 else place
+        pushed = data.repeat(2, *[1] * (data.ndim - 1)) if self.guided else data
+        self.state = self.model.feed.push(self.state, self.both, group, pushed, both)
+        self.trace.step(self.plan.sizes[group])
+        return Decoded(group, place, data, proposal.h_BnD, proposal.drawn.logits, proposal.drawn.data, proposal.slots, self.state)
+
+    def mark(self) -> Mark:
+        """The present point."""
+        recurrent = tuple(layer.copy() for layer in self.cache or [] if isinstance(layer, State))
+        data = None if self.data is None else self.data.clone()
+        rank, segment = (None if t is None else t.clone() for t in (self.rank_BT, self.segment_BT))
+        return Mark(
+            self.state, self.used, rank, segment, recurrent, data, self.known_BL.clone(), self.length_B.clone(), self.ended_B.clone()
+        )
+
+    def rollback(self, mark: Mark) -> None:
+        """Go back to a mark: caches are truncated, recurrent states restored, later tokens forgotten."""
+        self.state, self.used = mark.state, mark.used
+        self.rank_BT, self.segment_BT, self.data = (None if t is None else t.clone() for t in (mark.rank_BT, mark.segment_BT, mark.data))
+        self.known_BL, self.length_B, self.ended_B = mark.known_BL.clone(), mark.length_B.clone(), mark.ended_B.clone()
+        self.at_1.fill_(mark.used)
+        states = iter(mark.recurrent)
+        for layer in self.cache or []:
+            if isinstance(layer, State):
+                layer.restore(next(states))
+            else:
+                layer.truncate(mark.used)
+
+    def tokens(self) -> Tokens:
+        """What is decided."""
+        assert self.data is not None, "nothing is decided yet"
+        return Tokens(self.data, self.model.layout, None if self.stop is None else self.length_B)
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows have ended before their last position; this waits for the device where a row can end."""
+        return self.stop is not None and bool(self.ended_B.all())
+
+    # --- the net
+
+    def _run(self, slots: Slots) -> Tensor:
+        """The net on new slots; afterwards the cache holds those that stay."""
+        new = slots.x_BSD.shape[1]
+        cached = new if slots.cached is None else slots.cached
+        self.trace.call(new)
+        if self.cache is None:
+            return self.model.net(slots, self._visibility(slots), self.cond)
+        if self.fixed:
+            return self._fixed(slots, new, cached)
+        ranks = slots.group_BS if self.rank_BT is None else beside(self.rank_BT, slots.group_BS)
+        segment = slots.segment_BS
+        if segment is not None and self.rank_BT is not None:  # what is cached is hidden from none
+            segment = beside(torch.full_like(self.rank_BT, -1), segment)
+        states = self.model.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
+        self.used += cached
+        self.rank_BT = ranks[:, : self.used]
+        for layer in self.cache:
+            layer.truncate(self.used)
+        return states
+
+    def _visibility(self, slots: Slots, key_BT: Tensor | None = None, segment_BT: Tensor | None = None) -> Visibility:
+        return visibility_of(slots, self.plan.window, self.cond.seen_BP, key_BT, segment_BT)
+
+    def _fixed(self, slots: Slots, new: int, cached: int) -> Tensor:
+        """The same over the whole buffer: unfilled slots have a rank that no group reaches."""
+        rank, segment = self.rank_BT, self.segment_BT
+        assert rank is not None
+        assert segment is not None
+        index = (self.at_1 + torch.arange(new, device=self.device)).expand(len(rank), -1)
+        rank.scatter_(1, index, slots.group_BS.expand_as(index))
+        own = torch.full_like(index, -1) if slots.segment_BS is None else slots.segment_BS.expand_as(index)
+        segment.scatter_(1, index, own)
+        visible = Groups(slots.group_BS, rank, self.plan.window) & Segments(own, segment)
+        seen = self._unpadded(visible.seen(new, rank.shape[1], self.device), index)
+        states = self.model.net(slots, Mask(seen), self.cond, self.cache)
+        rank.scatter_(1, index[:, cached:], _NEVER)
+        segment.scatter_(1, index[:, :cached], -1)
+        self.used += cached
+        self.at_1 += cached
+        return states
+
+    def _unpadded(self, visible_BST: Tensor, index_BS: Tensor) -> Tensor:
+        """Padded prefix slots are hidden, but a slot always sees itself."""
+        if self.cond.seen_BP is None:
+            return visible_BST
+        seen = self.cond.seen_BP
+        slot = torch.arange(visible_BST.shape[2], device=self.device)
+        rest = seen.new_ones((len(seen), len(slot) - seen.shape[1]))
+        return visible_BST & (torch.cat([seen, rest], dim=1)[:, None] | (index_BS[:, :, None] == slot))
+
+    def _ended(self, data_Bn: Tensor, stop: int) -> Tensor:
+        """The tokens with ``stop`` after a row's end; lengths count what is before it and the one that ends it."""
+        hit_Bn = data_Bn == stop
+        after_Bn = self.ended_B[:, None] | ((hit_Bn.long().cumsum(1) - hit_Bn.long()) > 0)
+        self.length_B = self.length_B + (~after_Bn).sum(1)
+        self.ended_B = self.ended_B | hit_Bn.any(1)
+        return torch.where(after_Bn, stop, data_Bn)
+
+
+def beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:
+    """Both along the last axis, either of which may have one row for all."""
+    rows = max(len(first_BT), len(second_BS))
+    return torch.cat([first_BT.expand(rows, -1), second_BS.expand(rows, -1)], dim=1)
