@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
-from tokenloom.models.parts.decoders.reveal import Reveal
+from tokenloom.models.parts.decoders.token_dropout import TokenDropout
 
 NEAREST = 0.05  # to the image: times after 1 - NEAREST count as this one where they divide
 
@@ -37,7 +36,7 @@ class Flow(GenerativeDecoder):
         """
 
         net: Denoiser.Config
-        reveal: Reveal
+        reveal: TokenDropout
         steps: int = 16
         seed: int = 0
         guidance: float = 0.0
@@ -49,9 +48,6 @@ class Flow(GenerativeDecoder):
                 raise ConfigError(f"decoder.steps={self.steps}, shift={self.shift}: positive; weighting={self.weighting}: not negative")
             if self.guidance and not self.reveal.null():
                 raise ConfigError(f"decoder.guidance={self.guidance}: training must also drop all tokens of some rows (reveal.none)")
-
-        def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> Flow:
-            return Flow(self, size, channels, dim, length)
 
     def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
         super().__init__()

@@ -28,13 +28,13 @@ class Feed(nn.Module, ABC):
     class Config(config.Config, ABC):
         """What a feed is made from."""
 
-        @abstractmethod
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Feed:
             """The feed for these tokens; ``tokenizer`` is the tokenizer's config.
 
             Raises:
                 LayoutError: the feed does not fit the tokens.
             """
+            return self.construct(layout, width)
 
     #: ``cached``: later steps see the slots of earlier ones.  ``whole``: each step is given all slots anew, with full attention.
     passes: ClassVar[Literal["cached", "whole"]] = "cached"
@@ -42,8 +42,8 @@ class Feed(nn.Module, ABC):
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
 
-    def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """In training: the tokens that are given in place of these, and those that must be said."""
+    def corrupt(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """In training: the tokens to give to the net in place of these, and the targets, both shaped as ``data``."""
         return data, data
 
     def traits(self, plan: Plan) -> Traits:

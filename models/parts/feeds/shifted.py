@@ -34,9 +34,6 @@ class Shifted(Feed):
 
         dropout: float = 0.0
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Shifted:
-            return Shifted(self, layout, width)
-
     def __init__(self, config: Config, layout: TokenLayout, width: int, spare: int = 0) -> None:
         super().__init__()
         if not layout.discrete:
@@ -103,7 +100,7 @@ def at(sequence_BL: Tensor, entry_Bn: Tensor) -> Tensor:
 class Registers(Shifted):
     """Groups that may grow: a group is given the tokens of the one before it and, for what it has more, learned registers.
 
-    PAR's feed (arXiv:2412.15119).  A slot is seen from the group on that it predicts; registers stand nowhere.
+    PAR's feed (arXiv:2412.15119).  A slot is attended to from the group on that it predicts; registers have no position.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -111,9 +108,6 @@ class Registers(Shifted):
         """``registers``: how many there are, the largest step in group size."""
 
         registers: int = 3
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
-            return Registers(self, layout, width)
 
     window = Feed.window  # a group's slots hold several tokens
 
@@ -168,9 +162,6 @@ class Averages(Shifted):
     @dataclass(frozen=True, kw_only=True)
     class Config(Shifted.Config, tag="feed.averages", label="averages of patches"):
         """As ``Shifted``."""
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
-            return Averages(self, layout, width)
 
     window = Feed.window  # a slot holds several tokens
 

@@ -21,7 +21,7 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.norms import BlockNorm, PreNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -104,9 +104,9 @@ class Mixer(nn.Module, ABC):
     class Config(configs.Config, ABC):
         """Settings of a mixer; concrete ones are frozen dataclasses."""
 
-        @abstractmethod
         def build(self, width: int) -> Mixer:
             """The module for this width."""
+            return self.construct(width)
 
     @abstractmethod
     def state(self, rows: int, like: Tensor) -> State:
@@ -156,9 +156,6 @@ class SequenceNet(SlotNet):
         def label(self) -> str:
             return self.mixer.label + self.norm.suffix
 
-        def build(self, layout: TokenLayout) -> SequenceNet:
-            return SequenceNet(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
         if config.depth < 1:
@@ -196,21 +193,21 @@ class SequenceNet(SlotNet):
         """Hidden states (B, S, D), after the last norm.
 
         Raises:
-            ConfigError: a plan or feed by which a slot sees later ones, or does not see all earlier ones.
+            ConfigError: a plan or feed by which a slot attends to later ones, or not to all earlier ones.
         """
         require_causal(slots, visibility)
-        x_BSD, steer = slots.x_BSD, steering(slots, cond)
+        x_BSD, modulation = slots.x_BSD, modulation_of(slots, cond)
         if self.places is not None:
             x_BSD = x_BSD + self.places(slots.position_BS)
-        shared = self.norm.shared(steer)
+        shared = self.norm.shared(modulation)
         for i, mixer in enumerate(self.mixer):
-            how = self.norm.modulate(i, steer, shared)
+            how = self.norm.modulate(i, modulation, shared)
             y = mixer(self.norm.enter(i, 0, x_BSD, how[0]), cache[i] if cache else None)
             x_BSD = self.norm.join(i, 0, x_BSD, branch(self.norm.gate(y, how[0]), self.config.dropout, self.drop_rates[i], draws))
             if len(self.mlp):
                 y = self.mlp[i](self.norm.enter(i, 1, x_BSD, how[1]))
                 x_BSD = self.norm.join(i, 1, x_BSD, branch(self.norm.gate(y, how[1]), self.config.dropout, self.drop_rates[i], draws))
-        return self.norm.last(x_BSD, steer)
+        return self.norm.last(x_BSD, modulation)
 
 
 def initialise(net: nn.Module, std: float, residual: float) -> None:
@@ -228,11 +225,11 @@ def initialise(net: nn.Module, std: float, residual: float) -> None:
 
 
 def require_causal(slots: Slots, visibility: Visibility) -> None:
-    """Raise ``ConfigError`` unless each of the new slots sees itself and all slots before it, and nothing else."""
+    """Raise ``ConfigError`` unless each of the new slots attends to itself and to all slots before it, and nothing else."""
     alone = slots.x_BSD.shape[1] == 1 and isinstance(visibility, Everything)
     if not (alone or isinstance(visibility, Causal)) or slots.queries:
         raise ConfigError(
-            "this net runs over slots in sequence order: each sees itself and all earlier ones. The order or feed asks for something "
+            "this net runs over slots in sequence order: each attends to itself and all earlier ones. The order or feed has something "
             "else (groups of several positions, a window, queries, masked or padded slots): use one position a group, such as the "
             "order of raster, or a transformer"
         )

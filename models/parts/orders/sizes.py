@@ -28,7 +28,7 @@ class Straight(Curve, tag="curve.linear"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Curve, tag="curve.cosine"):
+class CosineCurve(Curve, tag="curve.cosine"):
     """``cos(pi t / 2)``: few positions at first, when little is known (MaskGIT, arXiv:2202.04200)."""
 
     def masked(self, t: float) -> float:
@@ -75,7 +75,7 @@ class Steps(Sizes, tag="sizes.steps"):
     """``count`` steps along a curve; what is known after each is rounded ``up`` or ``down``, at least one more a step."""
 
     count: int
-    curve: Curve = Cosine()
+    curve: Curve = CosineCurve()
     rounding: Literal["up", "down"] = "up"
 
     def __post_init__(self) -> None:
@@ -109,6 +109,6 @@ class Count(Sizes, tag="sizes.count"):
         return replace(own, count=self.count) if isinstance(own, Steps) else Steps(count=self.count)
 
 
-def asked(own: Sizes, wanted: Sizes | None) -> Sizes:
+def rule_of(own: Sizes, wanted: Sizes | None) -> Sizes:
     """An order's own rule, or what is asked for in its place."""
     return own if wanted is None else wanted.over(own)

@@ -19,7 +19,7 @@ from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.mlp import MLP
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import rotate
@@ -29,7 +29,7 @@ from tokenloom.models.parts.visibility import Causal, Visibility
 
 class TwoPass(SlotNet):
     """ARPG's net (arXiv:2503.10568): ``content`` is causal self-attention, whose normed output gives keys and values once for
-    ``depth`` blocks of cross-attention.  Queries see no query, so any number of them is asked at once."""
+    ``depth`` blocks of cross-attention.  Queries attend to no query, so any number of positions is predicted at once."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.two_pass", label="self-attention, then cross-attention"):
@@ -43,14 +43,11 @@ class TwoPass(SlotNet):
             """That of the content."""
             return self.content.width
 
-        def build(self, layout: TokenLayout) -> TwoPass:
-            return TwoPass(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
         own, width = config.content, config.width
         self.heads, self.head_width, self.rate = own.heads, width // own.heads, own.dropout
-        self.content = own.build(layout)
+        self.content = cast(Transformer, own.build(layout))
         self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.norm = own.norm.build(width, config.depth)
         self.query = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(config.depth)])
@@ -77,9 +74,9 @@ class TwoPass(SlotNet):
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D): those of the content are not for reading."""
-        known, steer = slots.x_BSD.shape[1] - slots.queries, steering(slots, cond)
+        known, modulation = slots.x_BSD.shape[1] - slots.queries, modulation_of(slots, cond)
         if slots.queries == 0 or isinstance(visibility, Causal):
-            raise LayoutError("this net needs a feed that asks by query slots")
+            raise LayoutError("this net needs a feed with query slots")
         keys = (cache[0].used if cache else 0) + slots.x_BSD.shape[1]
         whole = visibility.evaluated(slots.x_BSD.shape[1], keys, slots.x_BSD.device)
         content = slice(0, keys - slots.queries)  # queries are the last slots, and no slot attends to them
@@ -94,16 +91,16 @@ class TwoPass(SlotNet):
         if cache is not None:
             k, v = cache[-1].append(k, v)
         x = slots.x_BSD[:, known:]
-        shared = self.norm.shared(steer)
+        shared = self.norm.shared(modulation)
         for i, (query, proj, mlp) in enumerate(zip(self.query, self.proj, self.mlp)):
-            first, second = self.norm.modulate(i, steer, shared)
+            first, second = self.norm.modulate(i, modulation, shared)
             q = self._split(query(self.norm.enter(i, 0, x, first)))
             q = q if rotations is None else rotate(q, rotations[:, :, known:])
             y = proj(attend(q, k, v, other, self.head_width**-0.5))
             x = self.norm.join(i, 0, x, dropout(self.norm.gate(y, first), self.rate, draws))
             y = cast(MLP, mlp)(self.norm.enter(i, 1, x, second))
             x = self.norm.join(i, 1, x, dropout(self.norm.gate(y, second), self.rate, draws))
-        x = self.norm.last(x, steer)
+        x = self.norm.last(x, modulation)
         return nn.functional.pad(x, (0, 0, known, 0))
 
     def _split(self, x: Tensor) -> Tensor:
