@@ -91,6 +91,8 @@ class RejectionSession(DecodingSession):
     @torch.no_grad()
     def __init__(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
         super().__init__(model, condition, sampler, draws, **given)
+        if self.stop is not None:
+            raise ValueError(f"stop={self.stop}: rows end early only where tokens are decided one after another, not by rejection sampling")
         length, rows, device = model.layout.length, self.rows, self.device
         plan, known_B = self.plan, torch.zeros(rows, dtype=torch.int64, device=device)
         data = torch.zeros((rows, length), dtype=torch.int64, device=device) if self.given is None else self.given.clone()
