@@ -1,111 +1,77 @@
-"""Further training of a generator: each stage is a step and an artifact on the one before."""
+"""Stages: a trained generator is trained further, as an artifact on the one before, perhaps under another objective."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-import torch
-from inline_runs import here_fixture, ran, scheduled  # noqa: F401
-from safetensors.torch import load_file
-from toy_runs import complete, run, source_fixture, statuses  # noqa: F401
-from toy_runs import ran as to_run
 
-from tokenloom.configs.schema import RunConfig, identity
-from tokenloom.flows import planning
-from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.evaluation.sample import open_model
-from tokenloom.tasks.store.artifacts import Artifact, Store
-from tokenloom.tasks.store.lineage import lineage_of
+from tokenloom.configs.schema import MethodConfig
+from tokenloom.models.core.config import ConfigError, from_dict
+from tokenloom.models.core.settings import TrainSettings
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec
+from tokenloom.tasks.training.plans import plan_density, plan_stage, plan_training
 
-TUNE: dict[str, Any] = {"name": "tune", "objective": {"nll": {}}, "train": {"steps": 2, "batch": 4, "seed": 5}}
-AGAIN: dict[str, Any] = {"name": "again", "train": {"steps": 1, "batch": 4}}
-QUICK = "evaluate={samples: 10, neighbours: 1, components: 2, metrics: [fd, nll]}"
+TOKENS, TOKENIZER = (Artifact(kind, "run", "0" * 12, "") for kind in ("tokens", "tokenizer"))
+START = Artifact("generator", "run", "1" * 12, "")
+TRAIN = TrainSettings(steps=5, batch=4)
 
 
-def staged(source: Path, *stages: dict[str, Any], sets: tuple[str, ...] = ()) -> RunConfig:
-    document = run(source, QUICK, *sets).model_dump(mode="json", by_alias=True)
-    return RunConfig.model_validate(document | {"stages": list(stages)})
+def generator(recipe: str, **args: Any) -> StepSpec:
+    return plan_training("generator", "run", recipe, args, {}, TRAIN, {"tokens": TOKENS, "tokenizer": TOKENIZER})
 
 
-def test_a_run_without_stages_keeps_its_name() -> None:
-    assert "stages" not in identity(planning_run())
+def test_a_stage_is_the_same_model_from_its_weights_under_another_objective() -> None:
+    before = generator("heptapod", depth=2)
+    stage = plan_stage("run", before, START, replace(TRAIN, seed=9), {"nll": {}})
+    ours, theirs = (from_dict(step.config["config"]) for step in (stage, before))
+    assert ours == replace(theirs, objective=type(ours.objective)())  # type: ignore[attr-defined, type-var]
+    assert ours.axis_labels["objective"] == "NLL"
+    assert theirs.axis_labels["objective"] == "whole grid"
+    assert stage.inputs == {"tokens": TOKENS, "tokenizer": TOKENIZER, "warm_start": START}
+    assert (stage.kind, stage.config["train"]["seed"], stage.notes["recipe"]) == ("generator", 9, "heptapod")
+    assert stage.notes["train"] == {**asdict(replace(TRAIN, seed=9)), "optimizer": stage.notes["train"]["optimizer"]}
 
 
-def planning_run() -> RunConfig:
-    from tokenloom.configs.load import load_run
-
-    return load_run("smoke_var")
-
-
-def test_stages_come_after_the_generator_and_the_last_one_is_judged_and_registered(source: Path, store: Store) -> None:
-    config = staged(source, TUNE, AGAIN)
-    names = [one.name for one in planning.plan(config, store)]
-    assert names == [
-        "ingest", "train_tokenizer", "extract", "features", "train_generator", "stage_tune", "stage_again", "evaluate", "register"
-    ]  # fmt: skip
-    made = complete(config, store)
-    records = {role: store.record(artifact) for role, artifact in made.items()}
-    assert records["stage_tune"].inputs["warm_start"] == made["generator"]
-    assert records["stage_again"].inputs["warm_start"] == made["stage_tune"]
-    assert {records[role].artifact.kind for role in ("generator", "stage_tune", "stage_again")} == {"generator"}
-    assert records["evaluation"].inputs["generator"] == records["registration"].inputs["generator"] == made["stage_again"]
-    assert set(statuses(config, store).values()) == {"cached"}
+def test_all_that_shapes_a_stage_is_in_its_fingerprint() -> None:
+    before = generator("heptapod", depth=2)
+    stages = [
+        plan_stage("run", before, START, TRAIN),
+        plan_stage("run", before, START, TRAIN, {"nll": {}}),
+        plan_stage("run", before, START, TRAIN, {"whole_grid": {"later": 0.5}}),
+        plan_stage("run", before, START, replace(TRAIN, steps=6)),
+        plan_stage("run", before, replace(START, fingerprint="2" * 12), TRAIN),
+    ]
+    assert len({stage.fingerprint for stage in [before, *stages]}) == 6
+    assert plan_stage("run", before, START, replace(TRAIN, log_every=1)).fingerprint == stages[0].fingerprint
 
 
-def test_a_changed_stage_runs_it_and_what_follows(source: Path, store: Store) -> None:
-    complete(staged(source, TUNE, AGAIN), store)
-    longer = AGAIN | {"train": AGAIN["train"] | {"steps": 3}}
-    assert to_run(staged(source, TUNE, longer), store) == ["stage_again", "evaluate", "register"]
-    assert to_run(staged(source, TUNE | {"name": "other"}, AGAIN), store) == []  # a name shapes no weights
-    assert to_run(staged(source), store) == ["evaluate", "register"]
-    deeper = staged(source, TUNE, AGAIN, sets=("generator.args.depth=2",))
-    assert to_run(deeper, store) == ["train_generator", "stage_tune", "stage_again", "evaluate", "register"]
+def test_stages_stack() -> None:
+    first = plan_stage("run", generator("heptapod", depth=2), START, TRAIN, {"nll": {}})
+    second = plan_stage("run", first, replace(START, fingerprint="3" * 12), TRAIN)
+    assert second.config["config"] == first.config["config"]
+    assert second.inputs["warm_start"].fingerprint == "3" * 12
 
 
 @pytest.mark.parametrize(
-    ("stage", "message"),
+    ("recipe", "objective", "message"),
     [
-        ({"objective": {"nul": {}}}, r"stages\[0\].*nul"),
-        ({"objective": {"nll": {"weight": 2}}}, r"stages\[0\].*weight"),
-        ({"objective": {"whole_grid": {}}}, r"stages\[0\].*whole grid"),
-        ({"roles": {"teacher": "nobody"}}, r"stages\[0\]\.roles\.teacher: .*nobody"),
+        ("raster", {"nil": {}}, r"stages\[0\]\.objective.*write one of .*nll"),
+        ("raster", {"nll": {"weight": 1}}, r"stages\[0\]\.objective\.nll: unknown field 'weight'"),
+        ("raster", {"whole_grid": {}}, r"stages\[0\]\.objective: order, net: predicting the whole grid needs"),
+        ("vq_ddm", {"nll": {}}, r"stages\[0\]\.objective: 'vq_ddm' has a loss of its own; leave objective out"),
     ],
 )
-def test_what_a_stage_cannot_do_is_refused_before_work(stage: dict[str, Any], message: str, source: Path, store: Store) -> None:
-    config = staged(source, TUNE | stage)
+def test_what_cannot_be_trained_is_refused_before_work(recipe: str, objective: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        planning.check(config, store, planning.plan(config, store))
-    assert not list(store.root.rglob("record.json"))
+        plan_stage("run", generator(recipe), START, TRAIN, objective, where="stages[0]")
 
 
-def test_stages_need_a_generator_and_names_of_their_own(source: Path) -> None:
-    with pytest.raises(ValueError, match="stages is given, but there is no generator"):
-        staged(source, TUNE, sets=("generator=null",))
-    with pytest.raises(ValueError, match="two of them are named 'tune'"):
-        staged(source, TUNE, TUNE)
-
-
-def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
-    return load_file(Path(artifact.uri) / "weights.safetensors")
-
-
-@pytest.mark.slow
-def test_a_stage_goes_on_from_the_weights_before_it_and_is_what_is_served(source: Path, here: Store) -> None:
-    still = AGAIN | {"train": AGAIN["train"] | {"optimizer": {"lr": 1e-12}}}
-    rows, _ = scheduled(staged(source, TUNE, still), here)
-    assert set(ran(rows)) == set(rows)
-    made = {name: here.resolve(rows[name]["artifact"], "generator") for name in ("train_generator", "stage_tune", "stage_again")}
-    first, tuned, same = (weights(artifact) for artifact in made.values())
-    assert first.keys() == tuned.keys() == same.keys()
-    assert any((first[name] != tuned[name]).any() for name in first)
-    for name in tuned:  # at no rate to speak of the weights stay those it began with
-        torch.testing.assert_close(same[name], tuned[name], atol=1e-6, rtol=0)
-    version = here.records("registration")[0]
-    assert made["train_generator"] in lineage_of(here, version.artifact)["ancestors"]
-    _, title = open_model("toy", here)
-    assert made["stage_again"].id in title
-    again, said = scheduled(staged(source, TUNE, still), here)
-    assert ran(again) == []
-    assert said.startswith("nothing to do")
+def test_a_density_stands_on_the_dataset_alone() -> None:
+    dataset = Artifact("dataset", "run", "4" * 12, "")
+    step = plan_density("run", MethodConfig(recipe="iwae", args={"latent": 4}, train=TRAIN), dataset)
+    assert (step.step, step.kind, step.inputs) == ("train_density", "density", {"dataset": dataset})
+    assert step.config["config"]["latent"] == 4
+    with pytest.raises(ConfigError, match="unknown density recipe 'raster'; there are: iwae"):
+        plan_density("run", MethodConfig(recipe="raster", train=TRAIN), dataset)
