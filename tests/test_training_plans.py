@@ -1,4 +1,4 @@
-"""Stages: a trained generator is trained further, as an artifact on the one before, perhaps under another objective."""
+"""What stages and densities are made from: the config of the step before with another objective, its weights, its data."""
 
 from __future__ import annotations
 
