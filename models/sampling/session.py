@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Conditions, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -58,7 +58,7 @@ class DecodingSession:
     def __init__(
         self,
         model: Decodable,
-        condition: Condition,
+        conditions: Conditions,
         sampler: Sampler,
         draws: SampleDraws,
         *,
@@ -74,7 +74,7 @@ class DecodingSession:
         prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what follows in it is filled with it.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
-        self.trace, self.rows, self.device = Trace(), condition.rows, next(model.net.parameters()).device
+        self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
         if plan is None:
             plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
@@ -85,9 +85,9 @@ class DecodingSession:
         length = model.layout.length
         self.moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), length) for g in range(plan.groups)]
         self.guided = any(sampler.guidance.on(moment) != 0 for moment in self.moments)
-        self.cond = model.condition(condition)
+        self.cond = model.condition(conditions)
         if self.guided:
-            self.cond = stack(self.cond, model.condition(model.condition.null(condition)))
+            self.cond = stack(self.cond, model.condition(model.condition.null(conditions)))
         self.both = self.plan.repeat(2) if self.guided else self.plan
         self.data: Tensor | None = None
         self.known_BL = torch.zeros((self.rows, length), dtype=torch.bool, device=self.device)
