@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Conditions, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Condition, Conditions, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -58,7 +58,7 @@ class DecodingSession:
     def __init__(
         self,
         model: Decodable,
-        conditions: Conditions,
+        conditions: Conditions | Condition,
         sampler: Sampler,
         draws: SampleDraws,
         *,

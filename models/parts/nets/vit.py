@@ -183,7 +183,7 @@ def sines(places: int, width: int) -> Tensor:
     return F.pad(table, (0, width - table.shape[1]))
 
 
-def patch_grid(shape: int, patch: int) -> Shape:
+def patch_grid(shape: Shape, patch: int) -> Shape:
     """Rows and columns of the patches of an image.
 
     Raises:
