@@ -28,7 +28,7 @@ class NLL(Objective):
         given = target = tokens_of(batch.tokens)
         if model.training:
             given, target = model.feed.told(target, draws)
-        nll = model.nll(given, batch.condition, plan, draws if model.training else None, target)
+        nll = model.nll(given, batch.condition, plan, draws if model.training else None, target, draws)
         if plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:

@@ -73,25 +73,6 @@ class Feed(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__qualname__} has no window of drafted tokens")
 
 
-class TokenTable(nn.Module):
-    """Embeddings of ids: one table, or one a codebook whose vectors are added.
-
-    ``spare`` rows beyond the vocabulary are kept for official tables that have them.
-    """
-
-    def __init__(self, layout: TokenLayout, width: int, spare: int = 0, std: float = 0.02) -> None:
-        super().__init__()
-        self.books = nn.ModuleList([nn.Embedding(layout.vocabulary + spare, width) for _ in range(layout.codebooks)])
-        for book in self.books:
-            nn.init.trunc_normal_(book.weight, std=std)  # type: ignore[arg-type]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, n) or (B, n, Q) ids to (B, n, D)."""
-        if ids.ndim == 2:
-            return self.books[0](ids)
-        return torch.stack([book(part) for book, part in zip(self.books, ids.unbind(-1))]).sum(0)
-
-
 def take(data: Tensor, place_BN: Tensor) -> Tensor:
     """Tokens (B, L, …) at layout positions (B or 1, N): (B, N, …)."""
     index = place_BN.expand(len(data), -1)

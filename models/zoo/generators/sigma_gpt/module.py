@@ -19,7 +19,8 @@ from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, read, rows_of, tokens_of
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.doubled import Doubled
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import visibility_of
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
