@@ -6,8 +6,8 @@ store already, complete and verified, and then does nothing (``tasks/store/artif
     raw images -> dataset -> tokenizer -> tokens -> generator -> evaluation -> registration
                      `-> features (the network that judges the samples) --^
 
-A tokenizer that stands on another one (its base) or on the features has them made before it.  A run without a generator ends
-with the evaluation of its tokenizer.  Which steps a run has, and what each of them needs, is one table: ``flows/planning.py``.
+A tokenizer that depends on another one (its base) or on the features has them made before it.  A run without a generator ends
+with the evaluation of its tokenizer.  Which steps there are, and what each of them needs, is one table: ``tasks/steps/table.py``.
 """
 
 # No ``from __future__ import annotations`` here: a served flow travels to its process by value, and only real
@@ -28,12 +28,12 @@ from tokenloom.tasks.store.artifacts import Artifact
 log = logging.getLogger(__name__)
 
 
-def chain(config: RunConfig, work: Workspace) -> None:
-    """The way of one image, e.g. ``tokens = extract(dataset, tokenizer)``, then ``generator = train_generator(tokens, tokenizer)``."""
+def carry_out(config: RunConfig, work: Workspace) -> None:
+    """Every step of the run in order, e.g. extract: ``tokens`` from ``dataset`` and ``tokenizer``."""
     made: dict[str, Artifact] = {}
-    for link in planning.links(config, work.store):
-        step = steps.STEPS[link.name]
-        made[link.role] = step(config, work, **{role: made[role] for role in link.needs})
+    for link in planning.chain(config, work.store):
+        inputs = {name: made[role] for name, role in link.needs.items()}
+        made[link.step.makes] = steps.carry_out(link.step, config, work, inputs)
 
 
 def run_name() -> str:
@@ -87,7 +87,7 @@ def _carry_out(config: RunConfig, cluster: ClusterConfig | None, root: str | Non
     pages.plan(config, planned)
     with work:
         try:
-            chain(config, work)
+            carry_out(config, work)
         finally:
             pages.results(config, work)
     said = results.summary(work)
@@ -99,4 +99,4 @@ def _carry_out(config: RunConfig, cluster: ClusterConfig | None, root: str | Non
 def run(config: RunConfig, work: Workspace) -> None:
     """The same chain without Prefect."""
     with work:
-        chain(config, work)
+        carry_out(config, work)

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloom.configs.schema import BaseConfig, ClusterConfig, MethodConfig, identity
+from tokenloom.configs.schema import BaseConfig, ClusterConfig, MethodConfig, SampleConfig, identity
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
@@ -35,7 +35,7 @@ from tokenloom.tasks.training.trainer import trainer_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Run, Tracker
-    from tokenloom.tasks.training.train_loop import TrainJob
+    from tokenloom.tasks.training.job import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,17 @@ def plan_tokenizer(
 
 
 def plan_generator(
-    name: str, config: MethodConfig, tokens: Artifact, tokenizer: Artifact, store: Store, warm_start: Artifact | None = None
+    name: str,
+    config: MethodConfig,
+    tokens: Artifact,
+    tokenizer: Artifact,
+    store: Store,
+    warm_start: Artifact | None = None,
+    sample: SampleConfig | None = None,
 ) -> StepSpec:
     """The step that trains a generator on tokens, from fresh weights or from those of another generator.
+
+    ``sample``, how the run samples, is noted, so that a generator in training is sampled in the same way; it shapes no weights.
 
     Raises:
         ConfigError: unknown recipe, argument or path, a value that does not fit, or tokens of another tokenizer.
@@ -73,9 +81,9 @@ def plan_generator(
         made_by = tokenizer.fingerprint  # still to be made
     if made_by != tokenizer.fingerprint:
         raise ConfigError(f"tokens {tokens.id} were made by tokenizer {made_by}, not by {tokenizer.id}: extract them again")
-    return _plan(
-        "generator", name, config.recipe, config.args, config.set, config.train, {"tokens": tokens, "tokenizer": tokenizer, **start}
-    )
+    inputs = {"tokens": tokens, "tokenizer": tokenizer, **start}
+    spec = _plan("generator", name, config.recipe, config.args, config.set, config.train, inputs)
+    return spec if sample is None else replace(spec, notes={**spec.notes, "sample": identity(sample)})
 
 
 def _plan(
@@ -105,6 +113,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker
     if step.kind == "generator":  # a run that still trains can be sampled
         plan = {"spec": job.spec, "tokenizer": step.inputs["tokenizer"].to_dict(), "classes": notes["classes"]}
         plan |= {"texts": notes["texts"]} if "texts" in notes else {}
+        plan |= {"sample": step.notes["sample"]} if "sample" in step.notes else {}
         work.storage.write(f"{work.folder}/{_PLAN}", json.dumps(plan).encode())
     with tracker.track(step, work.uri) if tracker else nullcontext(None) as run:
         if step.notes["train"] is None:
@@ -135,7 +144,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     """
     from tokenloom.tasks.data.asked import reading, seen_texts
     from tokenloom.tasks.serving.asking import Asking
-    from tokenloom.tasks.training.train_loop import TrainJob
+    from tokenloom.tasks.training.job import TrainJob
 
     noted = step.notes
     spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])

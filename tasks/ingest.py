@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.images import Rejected, fit_item
+from tokenloom.tasks.data.listing import shown
 from tokenloom.tasks.data.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
-from tokenloom.tasks.data.sources import open_source, shown
+from tokenloom.tasks.data.sources import open_source
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of

@@ -19,6 +19,7 @@ from tokenloom.models.core.protocols import Generator, Tokenizer
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.pretrained.parity import official_state
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work, sha256_of
+from tokenloom.tasks.store.lineage import lineage_of
 
 #: Keys under which published checkpoint files nest the state dict.
 _NESTED = ("model", "state_dict", "trainer")
@@ -200,7 +201,7 @@ def _card(record: Record, store: Store) -> str:
     lines += [f"| {k} | {v:.5g} |" for k, v in sorted(record.metrics.items()) if isinstance(v, (int, float))]
     lines += [
         "",
-        "Made from: " + (", ".join(f"`{a.kind}/{a.id}`" for a in store.lineage(made)["ancestors"]) or "nothing in this store") + ".",
+        "Made from: " + (", ".join(f"`{a.kind}/{a.id}`" for a in lineage_of(store, made)["ancestors"]) or "nothing in this store") + ".",
     ]
     lines += ["", f"Made {record.created[:10]} at commit {record.commit or 'unknown'}; files: `weights.safetensors`, `model.json`."]
     return "\n".join(lines) + "\n"

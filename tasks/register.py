@@ -18,7 +18,7 @@ from tokenloom.tasks.evaluation import gate
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work
-from tokenloom.tasks.store.lineage import differences
+from tokenloom.tasks.store.lineage import differences, lineage_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.registry import Registry, Version
@@ -214,7 +214,7 @@ def refill(store: Store, registration: Artifact, tracker: Tracker, report: Repor
     for i, record in enumerate(registrations):
         report("register", i, len(registrations), {})
         try:
-            ancestors = [store.record(a) for a in reversed(store.lineage(record.artifact)["ancestors"])]
+            ancestors = [store.record(a) for a in reversed(lineage_of(store, record.artifact)["ancestors"])]
             for each in ancestors:
                 if tracker.run_id(each.artifact.fingerprint) is None:
                     if each.artifact.kind == "evaluation":

@@ -17,21 +17,16 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-import hashlib  # noqa: E402
-import io  # noqa: E402
 from collections import defaultdict  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from image_rows import write_image_rows  # noqa: E402
 
-from tokenloom.tasks.data import png  # noqa: E402
-from tokenloom.tasks.data.loader import Rows, Shard  # noqa: E402
+from tokenloom.tasks.data.loader import Rows  # noqa: E402
 from tokenloom.tasks.store.artifacts import Store  # noqa: E402
 
 torch.set_num_threads(1)
@@ -63,29 +58,6 @@ def store(root: Path) -> Store:
     return Store(str(root / "store"), root)
 
 
-def write_image_rows(store: Store, rows: int, split: str = "train", size: int = 4, classes: int = 4, seed: int = 0) -> Rows:
-    """One shard of noisy grey images, brighter by class, and the rows that it holds."""
-    random = np.random.default_rng([seed, split == "train"])
-    labels = np.arange(rows) % classes
-    pixels = np.clip(random.normal(60 * labels[:, None, None, None] + 30, 20, (rows, size, size, 1)), 0, 255).astype(np.uint8)
-    table = pa.table(
-        {
-            "key": [f"{split}-{i}" for i in range(rows)],
-            "image": pa.array([png.encode(image) for image in pixels], pa.binary()),
-            "label": pa.array(labels, pa.int32()),
-            "caption": pa.nulls(rows, pa.string()),
-            "source": [f"{split}/{i}" for i in range(rows)],
-        }
-    )
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    data = sink.getvalue()
-    digest = hashlib.sha256(data).hexdigest()
-    path = f"dataset/noise/shards/{split}-{digest[:12]}.parquet"
-    store.storage.write(path, data)
-    return Rows("images", store.uri, (Shard(path, split, rows, digest, len(data)),), classes)
-
-
 @pytest.fixture
 def image_rows(store: Store) -> Callable[..., Rows]:
     """``image_rows(rows, split="train", size=4, classes=4)`` writes a shard into the store."""
@@ -94,6 +66,26 @@ def image_rows(store: Store) -> Callable[..., Rows]:
         return write_image_rows(store, rows, **options)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """Address of a bucket, empty at first, of a server in this process."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="store-bucket")
+        yield "s3://store-bucket"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

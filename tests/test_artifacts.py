@@ -19,7 +19,7 @@ import pytest
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
-from tokenloom.tasks.store.lineage import differences
+from tokenloom.tasks.store.lineage import collect, differences, explain, lineage_of
 
 
 def plain_step(name: str = "numbers", **config: Any) -> StepSpec:
@@ -106,7 +106,7 @@ def test_no_record_no_artifact(store: Store) -> None:
     assert store.records() == []
     with pytest.raises(ArtifactError, match="no record"):
         store.fetch(store.artifact(plain_step()))
-    assert "half-written" in store.explain(plain_step())
+    assert "half-written" in explain(store, plain_step())
     assert make(store, plain_step())
 
 
@@ -125,7 +125,7 @@ def test_damage_is_seen_explained_and_repaired(store: Store, damage: str) -> Non
         record["metrics"]["size"] = 1000
         (folder / "record.json").write_text(json.dumps(record))
     assert store.find(plain_step()) is None
-    reason = store.explain(plain_step())
+    reason = explain(store, plain_step())
     assert ("data.bin" if damage in ("truncate", "remove") else "record.json") in reason
     assert store.verify(artifact)
     assert make(store, plain_step(), b"data") == artifact
@@ -156,11 +156,11 @@ def test_explain_names_paths_and_inputs_of_the_nearest(store: Store) -> None:
     make(store, step({**base, "recipe": "raster", "train": {"steps": 9, "batch": 9}}, new))
     mine = make(store, step(base, data))
     make(store, step({**base, "train": {"steps": 2000, "batch": 64}, "extra": 1}, data, "stranger"))
-    assert store.explain(step(base, data)) == ""
+    assert explain(store, step(base, data)) == ""
     changed = step({**base, "train": {"steps": 2000, "batch": 64}}, data)
-    assert store.explain(changed) == f"train.steps: 1500 -> 2000 (against {mine.id})"
-    assert store.explain(step(base, new)) == f"input tokens: {data.id} -> {new.id} (against {mine.id})"
-    assert store.explain(StepSpec("evaluate", 1, "evaluation", "run", {})) == "no such artifact"
+    assert explain(store, changed) == f"train.steps: 1500 -> 2000 (against {mine.id})"
+    assert explain(store, step(base, new)) == f"input tokens: {data.id} -> {new.id} (against {mine.id})"
+    assert explain(store, StepSpec("evaluate", 1, "evaluation", "run", {})) == "no such artifact"
 
 
 def test_differences_are_dotted_paths() -> None:
@@ -268,9 +268,9 @@ def test_lineage_goes_both_ways(store: Store) -> None:
     tokenizer = make(store, StepSpec("train_tokenizer", 1, "tokenizer", "t", {}, {"dataset": data}))
     tokens = make(store, StepSpec("extract", 1, "tokens", "t", {}, {"dataset": data, "tokenizer": tokenizer}))
     generator = make(store, StepSpec("train_generator", 1, "generator", "g", {}, {"tokens": tokens, "tokenizer": tokenizer}))
-    assert store.lineage(generator)["ancestors"] == [tokenizer, tokens, data]
-    assert store.lineage(data)["descendants"] == [tokenizer, tokens, generator]
-    assert store.lineage(tokens) == {"ancestors": [data, tokenizer], "descendants": [generator]}
+    assert lineage_of(store, generator)["ancestors"] == [tokenizer, tokens, data]
+    assert lineage_of(store, data)["descendants"] == [tokenizer, tokens, generator]
+    assert lineage_of(store, tokens) == {"ancestors": [data, tokenizer], "descendants": [generator]}
 
 
 def test_gc_keeps_what_any_record_refers_to(store: Store) -> None:
@@ -287,12 +287,12 @@ def test_gc_keeps_what_any_record_refers_to(store: Store) -> None:
         f"{first.folder}/checkpoints/step-0000100/state.json",
         f"{first.folder}/shards/orphan.parquet",
     ]
-    assert store.gc(dry_run=True) == rubbish
+    assert collect(store, dry_run=True) == rubbish
     assert all(store.storage.exists(path) for path in rubbish)
     with store.lease(f"dataset-{begun.fingerprint}"):
-        assert store.gc(dry_run=True) == rubbish[1:]
-    assert store.gc(dry_run=False) == rubbish
-    assert store.gc(dry_run=True) == []
+        assert collect(store, dry_run=True) == rubbish[1:]
+    assert collect(store, dry_run=False) == rubbish
+    assert collect(store, dry_run=True) == []
     assert store.storage.exists(f"{first.folder}/shards/shared.parquet")
     assert not Path(store.storage.uri(begun.folder)).exists()
     assert all(store.verify(r.artifact) == [] for r in store.records())
@@ -303,5 +303,5 @@ def test_gc_keeps_shards_in_a_folder_without_a_record_while_others_need_them(sto
     store.storage.write(f"{first.folder}/shards/shared.parquet", b"shared")
     store.execute(plain_step("second", a=2), lambda work: {"size": work.add_file(f"{first.folder}/shards/shared.parquet")["size"]})
     store.storage.delete(f"{first.folder}/record.json")
-    assert store.gc(dry_run=False) == [f"{first.folder}/data.bin"]
+    assert collect(store, dry_run=False) == [f"{first.folder}/data.bin"]
     assert store.storage.exists(f"{first.folder}/shards/shared.parquet")

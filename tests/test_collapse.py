@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import toy
-from conftest import write_image_rows
+from image_rows import write_image_rows
 from stand_ins import digits, new_store, write_dataset
 from torch import Tensor, nn
 

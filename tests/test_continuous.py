@@ -16,10 +16,12 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 LATENTS = TokenLayout(grids=((4, 4),), channels=3)
@@ -36,7 +38,7 @@ REFUSED = {
     "srdd": "tokenizer",
     "nfig_ar": "tokenizer",
     "heptapod": "logits",
-    "oar": "confiden",
+    "oar": "logits",
 }
 
 
@@ -47,12 +49,20 @@ class Gaussian(Head):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config):
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Gaussian:
-            return Gaussian(layout, width)
+        states: int = 1
 
-    def __init__(self, layout: TokenLayout, width: int) -> None:
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Gaussian:
+            return Gaussian(self, layout, width)
+
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
-        self.out = nn.Linear(width, layout.channels)
+        self.states, self.out = config.states, nn.Linear(width, layout.channels)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {
+            "several positions from one hidden state": Trait("yes", "head"),
+            "hidden states of a slot": Trait(self.states, "head.states"),
+        }
 
     def mean(self, h: Tensor) -> Tensor:
         return self.out(h.sum(2) if h.ndim == 4 else h)
@@ -81,7 +91,7 @@ def on_latents(name: str) -> Any:
     config: Any = recipe.config(recipe.tiny)
     names = {f.name for f in fields(config)} if is_dataclass(config) else set()
     if "head" in names:
-        config = replace(config, head=Gaussian.Config())
+        config = replace(config, head=Gaussian.Config(states=2 if name == "nar" else 1))
     order = getattr(config, "order", None)
     if getattr(order, "choice", None) is not None and name != "oar":
         config = replace(config, order=replace(order, choice=None))

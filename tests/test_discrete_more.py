@@ -5,45 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import permutations, product
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from small_generators import CLASSES, PLAIN, grid, small, some
 
-from tokenloom.models.core import registry
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Generator, Labels, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder, Burst
-
-CLASSES = 3
-PLAIN = Sampler(guidance=Constant(value=0.0))
-
-
-def small(name: str, layout: TokenLayout, codec: str = "", scale: float = 0.0, **arguments: Any) -> Generator:
-    """The tiny model of a recipe on any layout, in eval mode; with a scale all its vectors and maps are drawn anew that large."""
-    recipe = registry.get(name)
-    torch.manual_seed(0)
-    tokenizer = registry.get(codec).config(registry.get(codec).tiny) if codec else None
-    model = recipe.config(dict(recipe.tiny) | arguments).build(layout=layout, classes=CLASSES, tokenizer=tokenizer)  # type: ignore[attr-defined]
-    if scale:
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=scale)
-    return model.eval()
-
-
-def grid(side: int = 4, vocabulary: int = 16) -> TokenLayout:
-    return TokenLayout(grids=((side, side),), vocabulary=vocabulary)
-
-
-def some(layout: TokenLayout, rows: int, seed: int = 0) -> tuple[Tensor, Labels]:
-    ids = torch.randint(layout.vocabulary, (rows, layout.length), generator=torch.Generator().manual_seed(seed))
-    return ids, Labels(torch.arange(rows) % CLASSES)
-
+from tokenloom.models.sampling.decoders.rejection import Rejection, RejectionSession
+from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder
 
 # sigma-GPT
 
@@ -64,8 +36,8 @@ def test_a_group_is_predicted_from_known_tokens_alone() -> None:
     assert not torch.allclose(decoded[:, 5], model(ids, labels, Plan(plan.sequence_BL, (1,) * 9))[:, 5], atol=1e-3)
 
 
-@pytest.mark.parametrize("burst", [None, Burst(), Burst(orders=2)])
-def test_any_subset_may_be_given(burst: Burst | None) -> None:
+@pytest.mark.parametrize("burst", [None, Rejection(), Rejection(orders=2)])
+def test_any_subset_may_be_given(burst: Rejection | None) -> None:
     layout = grid(3)
     model = small("sigma_gpt", layout, scale=0.3)
     assert isinstance(model, AnyOrder)
@@ -92,7 +64,9 @@ def test_bursts_are_distributed_as_one_by_one_decoding() -> None:
         together = Plan(torch.arange(3)[None], (3,))
         blind = (-model.nll(worlds, label, together, None).sum(1)).exp()
     assert float(exact.sum()) == pytest.approx(1, abs=1e-4)
-    steps = list(model.bursts(Labels(torch.zeros(rows, dtype=torch.int64)), PLAIN, SampleDraws.of(1, 0, rows), Burst()))
+    steps = list(
+        Rejection().steps(RejectionSession(model, Labels(torch.zeros(rows, dtype=torch.int64)), PLAIN, SampleDraws.of(1, 0, rows)))
+    )
     found = Counter(map(tuple, steps[-1].data.tolist()))
     drawn = torch.tensor([found[tuple(w)] / rows for w in worlds.tolist()])
     assert float((drawn - exact).abs().sum() / 2) < 0.03
@@ -104,7 +78,7 @@ def test_a_burst_settles_at_least_two_tokens_and_all_when_tokens_are_independent
     labels = Labels(torch.arange(5) % CLASSES)
     model = small("sigma_gpt", layout, scale=0.4)
     assert isinstance(model, AnyOrder)
-    known = [s.known_B for s in model.bursts(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), Burst())]
+    known = [s.known_B for s in Rejection().steps(RejectionSession(model, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)))]
     before = torch.zeros_like(known[0])
     for now in known:
         assert bool((now >= (before + 2).clamp_max(16)).all())
@@ -112,7 +86,7 @@ def test_a_burst_settles_at_least_two_tokens_and_all_when_tokens_are_independent
     assert 1 < len(known) <= 8
     free = small("sigma_gpt", layout)  # a fresh head knows nothing: all codes are alike everywhere
     assert isinstance(free, AnyOrder)
-    assert len(list(free.bursts(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), Burst()))) == 1
+    assert len(list(Rejection().steps(RejectionSession(free, labels, PLAIN, SampleDraws.of(0, 0, labels.rows))))) == 1
 
 
 # Token-Shuffle

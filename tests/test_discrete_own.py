@@ -9,21 +9,21 @@ from typing import cast
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, grid, small, some
+from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.objectives.distilled_order import DistilledOrder
-from tokenloom.models.objectives.whole_grid import WholeGrid
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.visibility import Everything
 from tokenloom.models.sampling.sampler import Constant
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine, clusters
 from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
+from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
 
 # Coarse to fine
 

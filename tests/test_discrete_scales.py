@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, small, some
+from small_generators import PLAIN, small, some
 
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout, Tokens

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_discrete_more import PLAIN, grid, small, some
+from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.discrete_state import DiscreteState
-from tokenloom.models.parts.noising import Absorbing, Noise, Uniform
+from tokenloom.models.generators.noising import Absorbing, Noise, Uniform
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.parts.orders.sizes import Even, Steps
 from tokenloom.models.sampling.sampler import Constant, Sampler

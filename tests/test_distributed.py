@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import toy
-from conftest import write_image_rows
+from distributed_steps import TINY, cluster_of, dataset_of, tokenizer_step
 
 from tokenloom.configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
 from tokenloom.models.core.config import ConfigError
@@ -32,30 +32,6 @@ from tokenloom.tasks.tracking.tracker import Tracker
 from tokenloom.tasks.training.curves import read_curves
 
 HERE = Path(__file__).parent
-TINY = {"scales": [1, 2], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2}
-
-
-def dataset_of(store: Store) -> Artifact:
-    """A finished dataset of 8x8 images."""
-
-    def body(work: Any) -> dict[str, Any]:
-        rows = [write_image_rows(store, 150, size=8), write_image_rows(store, 70, split="validation", size=8)]
-        shards = [asdict(shard) for split in rows for shard in split.shards]
-        work.notes |= {"size": 8, "channels": 1, "classes": ["a", "b", "c", "d"], "shards": shards}
-        for shard in shards:
-            work.add_file(shard["path"])
-        return {"train": 150}
-
-    return store.execute(StepSpec("ingest", 1, "dataset", "noise", {"rows": 150}), body).artifact
-
-
-def tokenizer_step(store: Store, **train: Any) -> StepSpec:
-    settings = TrainSettings(**{"steps": 50, "batch": 64, "log_every": 1, "checkpoint_every": 20, **train})
-    return plan_tokenizer("tiny", TokenizerConfig(recipe="var_vq", args=TINY, train=settings), dataset_of(store), store)
-
-
-def cluster_of(workers: int, **options: Any) -> ClusterConfig:
-    return ClusterConfig(execution=ExecutionSettings(workers=workers, device="cpu", **options))
 
 
 def without_ray(store: Store, step: StepSpec, workers: int, tmp_path: Path) -> str:
@@ -128,13 +104,15 @@ def test_nan_is_one_clear_error_and_no_restart(store, ray_session) -> None:
 DRIVER = """
 import json, sys
 sys.path.insert(0, {here!r})
-import test_distributed as t
+import distributed_steps as t
 from pathlib import Path
+from tokenloom.tasks.distributed import train_model
 from tokenloom.tasks.runtime.errors import Preempted
-store = t.Store({store!r}, Path({root!r}))
+from tokenloom.tasks.store.artifacts import Store
+store = Store({store!r}, Path({root!r}))
 step = t.tokenizer_step(store, steps=1500, checkpoint_every=1000)
 try:
-    outcome = t.train_model(step, store, t.cluster_of(2))
+    outcome = train_model(step, store, t.cluster_of(2))
 except Preempted as error:
     print(error)
     sys.exit(75)

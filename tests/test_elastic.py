@@ -33,6 +33,7 @@ from tokenloom.tasks.runtime.errors import Preempted
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training import train_loop
 from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
 
 STEPS, BATCH = 12, 7  # an odd batch: shares differ between workers
@@ -55,7 +56,7 @@ def rows_of_noise(store: Store, layout: TokenLayout, split: str, rows: int) -> R
     return Rows("tokens", store.uri, (shard,), zoo.CLASSES, layout.to_dict())
 
 
-def jobs(folder: Path) -> dict[str, train_loop.TrainJob]:
+def jobs(folder: Path) -> dict[str, TrainJob]:
     """The same recipe for each run, in an artifact folder of its own."""
     store = Store(str(folder / "store"), folder)
     spec = zoo.spec_of("var")
@@ -65,7 +66,7 @@ def jobs(folder: Path) -> dict[str, train_loop.TrainJob]:
     optimizer = OptimizerSettings(lr=3e-3, clip=0.3)
     settings = TrainSettings(steps=STEPS, batch=BATCH, seed=3, precision="float64", ema=0.8, optimizer=optimizer, **often)
     plain = (spec.to_dict(), settings, ExecutionSettings(device="cpu", micro_batch=3), *rows, store.uri)
-    return {name: train_loop.TrainJob(*plain, f"generator/{name}-0", str(folder), None, name) for name in RUNS}
+    return {name: TrainJob(*plain, f"generator/{name}-0", str(folder), None, name) for name in RUNS}
 
 
 def session(path: str, sharding: str, count: int | None, log: str, rank: int, world: int) -> None:

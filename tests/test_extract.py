@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,34 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extraction import CLUSTER, InProcess, add_image, dataset, images_fixture, tokenizer  # noqa: F401
 
-from tokenloom.configs.schema import ClusterConfig, DataConfig
-from tokenloom.models.core import registry
-from tokenloom.models.core.build import ModelSpec, load_model, save_model
+from tokenloom.configs.schema import DataConfig
+from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks import extract as module
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.tokens import read_tokens
 from tokenloom.tasks.extract import extract, plan_extract, shard_key
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
-from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
-
-
-class InProcess:
-    """Stands for the actors where a test is not about Ray: the same encoder, called directly."""
-
-    def __init__(self) -> None:
-        self.encoded: list[str] = []
-
-    def __call__(
-        self, todo: Any, step: StepSpec, store: Store, cluster: ClusterConfig, folder: str
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        encoder = module.Encoder(store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), 1, "cpu")
-        for key, shard, views in todo:
-            self.encoded.append(key)
-            yield key, encoder.encode(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, Store
+from tokenloom.tasks.store.lineage import collect, explain
 
 
 @pytest.fixture
@@ -45,44 +29,6 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     stand_in = InProcess()
     monkeypatch.setattr(module, "_encode", stand_in)
     return stand_in
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    for i in range(24):
-        add_image(tmp_path / "images", i)
-    return tmp_path / "images"
-
-
-def add_image(folder: Path, number: int) -> None:
-    from PIL import Image
-
-    path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
-
-
-def dataset(store: Store, images: Path, **options: Any) -> Outcome:
-    return ingest("pets", DataConfig(source=f"folder:{images}", size=16, fit="pad", validation=0.3, shard_rows=6, **options), store)
-
-
-def tokenizer(store: Store, data: Artifact, seed: int = 0) -> Artifact:
-    """An untrained tiny multi-scale tokenizer."""
-    spec = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"size": 16, "channels": 1})
-
-    def body(work: Work) -> dict[str, Any]:
-        torch.manual_seed(seed)
-        model: Any = spec.build()
-        save_model(work.scratch, spec, model.state_dict())
-        for name in ("model.json", "weights.safetensors"):
-            work.put_file(work.scratch / name, name)
-        work.notes |= {"spec": spec.to_dict(), "layout": dataclasses.replace(model.layout, tokenizer=work.step.fingerprint).to_dict()}
-        return {}
-
-    return store.execute(StepSpec("train_tokenizer", 1, "tokenizer", "tiny", {"seed": seed}, {"dataset": data}), body).artifact
-
-
-CLUSTER = ClusterConfig(extract_actors=2, execution=ExecutionSettings(workers=1, device="cpu"))
 
 
 def shards(store: Store, outcome: Outcome) -> dict[str, bytes]:
@@ -138,7 +84,7 @@ def test_a_lost_shard_is_made_again_alone_with_the_same_bytes(store: Store, imag
     path = sorted(before)[1]
     local = store.storage.local_path(path)
     local.unlink() if damage == "remove" else local.write_bytes(before[path][:-5])
-    assert path in store.explain(step)
+    assert path in explain(store, step)
     actors.encoded.clear()
     again = extract(step, store, CLUSTER)
     assert (again.status, again.metrics["encoded"], len(actors.encoded)) == ("ran", 1, 1)
@@ -161,7 +107,7 @@ def test_appended_images_tokenize_only_the_new_shards(store: Store, images: Path
     assert len(actors.encoded) == len(new_images) == second.metrics["encoded"]
     assert second.metrics["reused"] == len(old)
     assert old.items() <= shards(store, second).items()
-    assert store.gc(dry_run=True) == [], "shards that both refer to stay"
+    assert collect(store, dry_run=True) == [], "shards that both refer to stay"
     assert sum(len(Rows.of(store.record(second.artifact).notes, store.uri, s)) for s in ("train", "validation")) == 36
 
 

@@ -28,7 +28,8 @@ from tokenloom.tasks.data.batches import pieces, rows_of
 from tokenloom.tasks.data.loader import share
 from tokenloom.tasks.training.parallel import Group, launch
 from tokenloom.tasks.training.sharding import ShardedState, check_sharded
-from tokenloom.tasks.training.train_state import TrainState, state_of
+from tokenloom.tasks.training.states import state_of
+from tokenloom.tasks.training.train_state import TrainState
 
 GENERATORS = [name for name in registry.names() if registry.get(name).kind == "generator"]
 #: One of each kind of net, feed and head; `make test-all` takes the whole zoo.

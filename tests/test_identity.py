@@ -15,6 +15,7 @@ from tokenloom.models.core.build import FORMAT, ModelSpec
 from tokenloom.models.core.config import Added, Config, ConfigError, Mark, canonical, from_dict, tags
 from tokenloom.tasks.store import records
 from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.lineage import collect
 from tokenloom.tasks.store.records import StepSpec
 
 
@@ -146,5 +147,5 @@ def test_a_store_from_before_costs_one_line_and_loses_nothing(tmp_path: Path, ca
         assert store.records() == []
         assert store.records("features") == []
     assert [r.getMessage().count("3 artifacts of an older version") for r in caplog.records] == [1]
-    assert store.gc(dry_run=False) == []
+    assert collect(store, dry_run=False) == []
     assert store.storage.exists(f"{step.folder}/shards/a.bin")

@@ -18,6 +18,7 @@ from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.matching import split_of
 from tokenloom.tasks.ingest import ingest, scan
 from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.lineage import collect
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_appended_files_make_new_shards_only(store: Store, images: Path) -> None
     assert {row["label"] for row in rows if row["key"].startswith("ant")} == {2}
     assert ingest("pets", settings, store).status == "cached"
     assert store.verify(first.artifact, deep=True) == []
-    assert store.gc(dry_run=True) == []
+    assert collect(store, dry_run=True) == []
 
 
 def test_changed_and_removed_files_remake_their_shards_only(store: Store, images: Path) -> None:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,82 @@ def test_models_import_torch_alone() -> None:
     for path in FILES["models"]:
         wrong = {n for n in imports(path) if n.split(".")[0] not in MODELS_MAY | {"models"}}
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def graph() -> dict[str, set[str]]:
+    """Every module of ours with those of ours that it imports, at any depth: within functions and for types only, too."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for layer in LAYERS for p in FILES[layer]}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+        within = {f"{node.module}.{alias.name}".removeprefix("tokenloom.") for node in nodes for alias in node.names}
+        wanted = {other if other in names else other.rpartition(".")[0] for other in within} | imports(path)
+        # a package that is imported for one of its modules does not count as imported itself
+        packages = {str(node.module).removeprefix("tokenloom.") for node in nodes} - {o.rpartition(".")[0] for o in within - names.keys()}
+        found[name] = (wanted - packages) & names.keys() - {name}
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, however indirectly."""
+    left = {name: set(needs) for name, needs in edges.items()}
+    while done := [name for name, needs in left.items() if not needs & left.keys()]:  # what stands on nothing that is left
+        for name in done:
+            del left[name]
+    while done := [name for name in left if not any(name in needs for needs in left.values())]:  # what nothing left stands on
+        for name in done:
+            del left[name]
+    return [sorted(left)] if left else []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circles(graph()) == []
+
+
+def test_a_circle_is_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set(), "e": {"d"}}
+    assert circles(edges) == [["b", "c"]]
+    assert circles(edges | {"c": {"d"}}) == []
+
+
+#: Modules of a folder; folders of methods and of official families grow with what there is.
+MOST, ENDLESS = 20, {"models/zoo/generators", "models/zoo/tokenizers", "models/zoo/densities", "models/pretrained"}
+
+
+def test_folders_can_be_overlooked() -> None:
+    folders = Counter(str(path.parent.relative_to(ROOT)) for layer in LAYERS for path in FILES[layer] if path.name != "__init__.py")
+    assert not {folder: n for folder, n in folders.items() if n > MOST and folder not in ENDLESS}
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {path.parent for layer in LAYERS for path in FILES[layer]}
+    assert not [str(f.relative_to(ROOT)) for f in folders if not (f / "__init__.py").is_file()], "setup.py would leave it out of the wheel"
+
+
+#: Rooms of models: each may import itself and what stands before it. The first has what core's contracts name.
+ROOMS = (
+    ("core", "sampling.sampler", "sampling.filters", "sampling.decoders.base", "parts.orders.sizes"),
+    ("parts",),
+    ("sampling",),
+    ("objectives",),
+    ("generators", "tokenizers"),
+    ("zoo",),
+    ("pretrained",),
+)
+#: They look up what any room defines.
+LOOK_UP = {"models.core.registry": {"models.zoo"}, "models.core.build": {"models.pretrained"}}
+
+
+def height(name: str) -> int:
+    """Which room a module below ``models`` is in."""
+    return min((i for i, rooms in enumerate(ROOMS) for room in rooms if f"{name}.".startswith(f"models.{room}.")), default=len(ROOMS))
+
+
+def test_imports_within_models_go_down_only() -> None:
+    for name, needs in graph().items():
+        if name.startswith("models."):
+            above = sorted(other for other in needs if other.startswith("models.") and height(other) > height(name))
+            assert set(above) <= LOOK_UP.get(name, set()), f"{name} imports {above} from a room above"
 
 
 def test_flows_do_not_import_torch() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
-from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import Conditioned, TextCondition
 from tokenloom.models.parts.nets import mamba
 from tokenloom.models.parts.nets.sequence import Mixer, SequenceNet
@@ -218,11 +217,9 @@ def test_windows_over_scales_are_refused(order: Scales) -> None:
     codec = var_vq(scales=(1, 2, 4), codes=8)
     config = replace(mvar(depth=1, width=WIDTH, heads=2, states=2), order=order)
     layout = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=8)
-    model = config.build(layout, 2, codec)
-    assert isinstance(model, GroupGenerator)
-    batch = Batch(tokens=Tokens(torch.zeros((2, 21), dtype=torch.long), layout), condition=Labels(torch.tensor([0, 1])))
     with pytest.raises(ConfigError, match="whole scales"):
-        model.losses(batch, "main", Draws.whole(0, 0, 2))
+        config.build(layout, 2, codec)
+    batch = Batch(tokens=Tokens(torch.zeros((2, 21), dtype=torch.long), layout), condition=Labels(torch.tensor([0, 1])))
     replace(config, order=Scales()).build(layout, 2, codec).losses(batch, "main", Draws.whole(0, 0, 2))
 
 

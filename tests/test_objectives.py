@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from test_discrete_more import grid, small, some
+from small_generators import grid, small, some
 from torch import Tensor, nn
 
 from tokenloom.models.core import registry
@@ -17,7 +17,7 @@ from tokenloom.models.core.protocols import Batch, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.objectives.base import GroupModel, Objective, objectives
 from tokenloom.models.objectives.nll import NLL
-from tokenloom.models.objectives.whole_grid import WholeGrid
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 
 
 class Pull(Objective):

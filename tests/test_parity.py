@@ -23,6 +23,9 @@ FIXTURES = sorted(FOLDER.glob("*.json"))
 
 #: Fixtures whose own recorded noise (other kernels, weight noise of one part in 10^6) needs a wider bound, with it.
 WIDER: dict[str, float] = {}
+#: The one exemption from the bound: outputs with values rounded to bfloat16 inside, by fixture, with the output in float32 alone. Where a
+#: value lies between two bfloat16 numbers, the last bit of a kernel's sum decides, and that differs from processor to processor.
+BFLOAT16 = {name: {"logits_bf16_cross_attention": "logits_BLV"} for name in ("infinity", "infinity_patchify")}
 #: Outputs left out, by fixture, with the reason.
 LEFT_OUT: dict[str, dict[str, str]] = {}
 
@@ -44,7 +47,10 @@ def test_official_numbers(path: Path) -> None:
     got = family.outputs(model, info, inputs)
     left_out = LEFT_OUT.get(path.stem, {})
     assert set(got) | set(left_out) == set(expected), "outputs not computed, or not in the fixture"
-    wrong = [line for name, value in expected.items() if name not in left_out if (line := difference(path.stem, name, got[name], value))]
+    exempt = BFLOAT16.get(path.stem, {})
+    exact = expected.keys() - left_out.keys() - exempt.keys()
+    wrong = [line for name in sorted(exact) if (line := difference(path.stem, name, got[name], expected[name]))]
+    wrong += [line for name, plain in exempt.items() if (line := not_rounded_so(name, got[name], expected[name], got[plain]))]
     assert not wrong, "\n".join(wrong)
 
 
@@ -71,3 +77,14 @@ def difference(fixture: str, name: str, got: torch.Tensor, expected: torch.Tenso
     bound = max(WIDER.get(fixture, 0.0), 1e-4 if "grad_norm" in name else 2e-5) * max(1.0, float(expected.abs().max()))
     worst = float((got - expected).abs().max())
     return f"{name}: off by {worst:.3g}, bound {bound:.3g}" if not worst <= bound else None
+
+
+def not_rounded_so(name: str, got: torch.Tensor, expected: torch.Tensor, plain: torch.Tensor) -> str | None:
+    """One line on how an output with bfloat16 inside is no rounding of our own float32 output ``plain``, or None.
+
+    It must lie within bfloat16's unit roundoff (2^-8) of the scale of ``plain``, and ours, rounded in the same places, must leave at most a
+    quarter of the distance between them: single values may fall to the other side of a rounding, not most.
+    """
+    bound = 2.0**-8 * float(expected.abs().max())
+    worst, left = float((expected - plain).abs().max()), float((got - expected).norm() / (expected - plain).norm())
+    return f"{name}: off by {worst:.3g}, bound {bound:.3g}; {left:.2f} of it unexplained" if not (worst <= bound and left <= 0.25) else None

@@ -14,9 +14,9 @@ from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.generators.noising import Uniform
 from tokenloom.models.parts.decoders.flow import NEAREST, Flow
 from tokenloom.models.parts.nets.transformer import Init, Transformer
-from tokenloom.models.parts.noising import Uniform
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.similarity import Cosine
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import document, tokenloom
 
 from tokenloom.flows import planning
 from tokenloom.tasks.store.artifacts import Store, sha256_of
@@ -27,19 +24,6 @@ code = code_of(sys.argv[1:])
 print("LOADED", *sorted({"prefect", "ray", "mlflow", "matplotlib", "sklearn", "datasets"} & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
-
-
-def tokenloom(root: Path, *arguments: str, start: tuple[str, ...] = ("-m", "tokenloom.flows.cli.main")) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TOKENLOOM_ROOT": str(root), "PYTHONPATH": str(Path(__file__).parents[1])}
-    for name in ("TOKENLOOM_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
-        environment.pop(name, None)
-    return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, cwd=root, env=environment)
-
-
-def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr[-4000:]
-    made: dict[str, Any] = json.loads(done.stdout)
-    return made
 
 
 def ran(made: dict[str, Any]) -> list[str]:

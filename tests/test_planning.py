@@ -4,80 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from toy_runs import complete, images, ran, run, source_fixture, stand_in, statuses  # noqa: F401
 
-from tokenloom.configs.load import build, load_run
-from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.configs.load import load_run
+from tokenloom.configs.schema import identity
 from tokenloom.flows import planning
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
-from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
-
-
-def images(folder: Path, start: int, stop: int) -> None:
-    """Two classes of noisy 8 x 8 images."""
-    for index in range(start, stop):
-        target = folder / ("dark" if index % 2 else "light") / f"{index:03d}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(index).integers(0, 100, (8, 8)) + (0 if index % 2 else 150)
-        Image.fromarray(noise.astype(np.uint8)).save(target)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    images(folder, 0, 40)
-    return folder
-
-
-def run(source: Path, *sets: str) -> RunConfig:
-    train = {"steps": 2, "batch": 4}
-    tiny = {"channels": 8, "multipliers": [1, 2], "patch": 1, "dim": 4, "scales": [1, 2, 4], "codes": 16}
-    document = {
-        "name": "toy",
-        "data": {"source": f"folder:{source}", "size": 8, "fit": "pad", "validation": 0.3, "shard_rows": 16},
-        "tokenizer": {"recipe": "var_vq", "args": tiny, "train": train},
-        "generator": {"recipe": "var", "args": {"depth": 1, "width": 16, "heads": 1}, "train": train},
-        "evaluate": {"samples": 10},
-    }
-    return build(RunConfig, document, sets, "test")
-
-
-def stand_in(step: StepSpec, store: Store, notes: dict[str, Any] | None = None) -> Artifact:
-    """Complete a step's artifact without its work."""
-
-    def body(work: Work) -> dict[str, Any]:
-        work.put("file.txt", step.fingerprint.encode())
-        work.notes |= notes or {}
-        return {}
-
-    return store.execute(step, body).artifact
-
-
-def complete(config: RunConfig, store: Store) -> dict[str, Artifact]:
-    """Ingest for real, and stand-ins for every later step of a run."""
-    made: dict[str, Artifact] = {}
-    for link in planning.links(config, store):
-        if link.build is None:
-            made[link.role] = ingest(config.name, config.data, store).artifact
-            continue
-        step = link.build(config, store, **{role: made[role] for role in link.needs})
-        made[link.role] = step if isinstance(step, Artifact) else stand_in(step, store)
-    return made
-
-
-def statuses(config: RunConfig, store: Store) -> dict[str, str]:
-    return {one.name: one.status for one in planning.plan(config, store)}
-
-
-def ran(config: RunConfig, store: Store) -> list[str]:
-    return [name for name, status in statuses(config, store).items() if status != "cached"]
+from tokenloom.tasks.steps.base import Context, Inputs
+from tokenloom.tasks.steps.ingest import INGEST
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
 def test_an_empty_store_has_everything_before_it(source: Path, store: Store) -> None:
@@ -128,8 +70,8 @@ def test_the_reason_names_the_field_with_its_old_and_new_value(source: Path, sto
     plan = {one.name: one for one in planning.plan(run(source, "generator.train.steps=3"), store)}
     assert "train.steps: 2 -> 3" in plan["train_generator"].reason
     assert "input generator" in plan["evaluate"].reason
-    assert plan["evaluate"].step is not None
-    assert plan["evaluate"].step.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
+    assert plan["evaluate"].spec is not None
+    assert plan["evaluate"].spec.inputs["generator"].fingerprint == plan["train_generator"].fingerprint
 
 
 def test_a_lost_file_is_noticed_and_only_its_step_runs(source: Path, store: Store) -> None:
@@ -158,8 +100,8 @@ def test_a_pinned_tokenizer_stays_the_first_one(source: Path, store: Store) -> N
     assert plan["train_tokenizer"].artifact == first
     assert plan["train_tokenizer"].reason == "tokenizer.pinned"
     assert plan["extract"].status == "run"
-    assert plan["extract"].step is not None
-    assert plan["extract"].step.inputs["tokenizer"] == first
+    assert plan["extract"].spec is not None
+    assert plan["extract"].spec.inputs["tokenizer"] == first
     free = {one.name: one for one in planning.plan(run(source), store)}
     assert free["train_tokenizer"].status == "run"
 
@@ -218,7 +160,7 @@ def test_a_run_that_can_work_passes_the_check(source: Path, store: Store) -> Non
 def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> None:
     config = run(source)
     dataset = ingest(config.name, config.data, store).artifact
-    step = planning.tokenizer_step(config, store, dataset)
+    step = TRAIN_TOKENIZER.plan(Context(config, store), {"dataset": dataset})
     assert isinstance(step, StepSpec)
     spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
     stand_in(step, store, {"spec": spec})
@@ -252,17 +194,16 @@ def test_a_step_notes_its_outcome_and_its_failure(source: Path, root: Path) -> N
     from tokenloom.flows.workspace import Workspace
 
     work = Workspace("toy", root, str(root / "store"))
-    artifact = steps.ingest(run(source), work)
+    artifact = steps.carry_out(INGEST, run(source), work, {})
     assert [(d.name, d.status, d.artifact) for d in work.done] == [("ingest", "ran", artifact)]
-    assert steps.ingest(run(source), work) == artifact
+    assert steps.carry_out(INGEST, run(source), work, {}) == artifact
     assert [d.status for d in work.done] == ["cached"]
 
-    @steps.step
-    def broken(config: RunConfig, work: Workspace) -> Outcome:
+    def fails(_context: Context, _inputs: Inputs) -> Outcome:
         raise ArtifactError("shard.parquet: cut short")
 
     with pytest.raises(ArtifactError):
-        broken(run(source), work)
+        steps.carry_out(replace(INGEST, name="broken", run=fails), run(source), work, {})
     assert work.done[-1].row() == {
         "name": "broken", "status": "failed", "fingerprint": None, "seconds": 0.0, "uri": None, "artifact": None,
         "error": "shard.parquet: cut short",

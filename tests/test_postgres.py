@@ -156,7 +156,7 @@ def test_mlflow_for_several_users(postgres: Server, tmp_path: Path) -> None:
 
 
 def test_prefect_plans_runs_in_postgres(postgres: Server, tmp_path: Path) -> None:
-    from test_prefect_api import LISTS, _check_schedule, _post
+    from prefect_checks import LISTS, check_schedule, post
 
     port, log = prefect_api.free_port(), str(tmp_path / "prefect.log")
     environment = {
@@ -168,8 +168,8 @@ def test_prefect_plans_runs_in_postgres(postgres: Server, tmp_path: Path) -> Non
     with prefect_api.process(prefect_api.server_command(port), log, environment) as server:
         prefect_api.wait_for(f"{api}/health", server, "Prefect server", log)
         for name in LISTS:
-            assert _post(f"{api}/{name}/filter")[0] == 200, name
-        _check_schedule(api)
+            assert post(f"{api}/{name}/filter")[0] == 200, name
+        check_schedule(api)
     assert postgres.rows("prefect", "select name from deployment") == [("toy",)]
     assert postgres.rows("prefect", "select count(*) from flow_run")[0][0] >= 2
     assert not list((tmp_path / "prefect").rglob("*.db"))

@@ -3,36 +3,15 @@ SQLAlchemy 2.1 or newer its scheduler fails, so that ``tokenloom serve`` would n
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect_checks import LISTS, check_schedule, post
 
 from tokenloom.flows import prefect_api
 from tokenloom.tasks.runtime.errors import StepError
-
-LISTS = ("flows", "flow_runs", "deployments", "work_pools", "artifacts", "task_runs")
-
-
-def _post(url: str, body: Any = None) -> tuple[int, Any]:
-    data = json.dumps(body or {}).encode()
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return answer.status, json.load(answer)
-
-
-def _check_schedule(api: str) -> None:
-    """A deployment with a cron schedule gets its flow runs planned."""
-    _, flow = _post(f"{api}/flows/", {"name": "toy"})
-    schedule = {"schedule": {"cron": "0 3 * * *", "timezone": "UTC"}, "active": True}
-    _, deployment = _post(f"{api}/deployments/", {"name": "toy", "flow_id": flow["id"], "schedules": [schedule]})
-    _post(f"{api}/deployments/{deployment['id']}/schedule", {"min_runs": 2})
-    _, runs = _post(f"{api}/flow_runs/filter")
-    assert len(runs) >= 2
-    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
 
 
 def _check_automation(api: str, home: Path) -> None:
@@ -44,7 +23,7 @@ def _check_automation(api: str, home: Path) -> None:
     environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", twice], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.split() == ["True", "False"], done.stderr[-2000:]
-    _, (automation,) = _post(f"{api}/automations/filter")
+    _, (automation,) = post(f"{api}/automations/filter")
     assert automation["name"] == prefect_api.HEARTBEAT
     assert automation["enabled"] is True
     assert automation["trigger"]["within"] == prefect_api.MISSED * prefect_api.HEARTBEAT_SECONDS
@@ -59,8 +38,8 @@ def test_the_api_starts_and_its_lists_answer(tmp_path: Path) -> None:
     with prefect_api.process(prefect_api.server_command(port), str(log), environment) as server:
         prefect_api.wait_for(f"http://127.0.0.1:{port}/api/health", server, "Prefect server", str(log))
         for name in LISTS:
-            assert _post(f"http://127.0.0.1:{port}/api/{name}/filter") == (200, []), name
-        _check_schedule(f"http://127.0.0.1:{port}/api")
+            assert post(f"http://127.0.0.1:{port}/api/{name}/filter") == (200, []), name
+        check_schedule(f"http://127.0.0.1:{port}/api")
         _check_automation(f"http://127.0.0.1:{port}/api", tmp_path / "client")
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)  # nothing is left behind

@@ -10,18 +10,17 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from databases import empty_database
 from stand_ins import FEW, copy_store, draw_here, judge_inline, world, write_generator
 
 from tokenloom.configs.schema import RegisterConfig
@@ -40,14 +39,6 @@ from tokenloom.tasks.tracking.tracker import Tracker
 def store(tmp_path: Path) -> Store:
     """A copy of the evaluated store in which nothing is registered."""
     return copy_store(world().store, tmp_path, "registration")
-
-
-@cache
-def empty_database() -> bytes:
-    """MLflow's tables; making them takes longer than any of these tests."""
-    with tempfile.TemporaryDirectory() as folder:
-        Tracker(f"sqlite:///{folder}/mlflow.db", Path(folder), "x").client.search_registered_models()
-        return Path(folder, "mlflow.db").read_bytes()
 
 
 def new_tracker(store: Store, name: str = "mlflow.db") -> Tracker:

@@ -16,9 +16,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from databases import empty_database
 from stand_ins import draw_here
-from test_planning import complete, images, run, source, statuses  # noqa: F401 - source is a fixture
-from test_register import empty_database
+from toy_runs import complete, images, run, source_fixture, statuses  # noqa: F401
 
 from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import ClusterConfig, RunConfig
@@ -31,6 +31,7 @@ from tokenloom.tasks.extract import Encoder
 from tokenloom.tasks.features import Protocol
 from tokenloom.tasks.runtime.checks import check_warm_start
 from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.store.lineage import lineage_of
 from tokenloom.tasks.tracking.registry import tags_of
 from tokenloom.tasks.training import warm_start
 from tokenloom.tasks.training.train_loop import train
@@ -90,14 +91,14 @@ def aliases(store: Store) -> dict[str, int]:
         return dict(database.execute("select alias, version from registered_model_aliases where name = 'toy'").fetchall())
 
 
-def test_what_cannot_work_is_refused_before_any_step(source: Path, here: Store) -> None:  # noqa: F811
+def test_what_cannot_work_is_refused_before_any_step(source: Path, here: Store) -> None:
     with pytest.raises(ConfigError, match=r"register\.gate"):
         scheduled(retrain(source, "register.gate=nll"), here)
     assert here.records("dataset") == []
 
 
 @pytest.mark.slow
-def test_a_source_that_grows(source: Path, here: Store) -> None:  # noqa: F811
+def test_a_source_that_grows(source: Path, here: Store) -> None:
     config = retrain(source)
     first, said = scheduled(config, here)
     assert ran(first) == ALL
@@ -126,7 +127,7 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:  # noqa: F811
     # From the champion's weights, on record as an input: it shapes the fingerprint and shows in the lineage.
     later = here.records("generator")[1]
     assert later.inputs["warm_start"] == generator.artifact
-    assert generator.artifact in here.lineage(later.artifact)["ancestors"]
+    assert generator.artifact in lineage_of(here, later.artifact)["ancestors"]
     # Judged against the champion, which is evaluated again under the new protocol (the data has changed).
     evaluations = here.records("evaluation")
     theirs, ours = (next(r for r in evaluations[1:] if r.inputs["generator"] == g.artifact) for g in (generator, later))
@@ -142,7 +143,7 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("holds", [True, False])
-def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, by a metric whose value is set: the challenger's is better or worse than the champion's."""
     from tokenloom.tasks import evaluate
 
@@ -170,7 +171,7 @@ def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here:
 
 
 @pytest.mark.slow
-def test_training_starts_from_the_weights_it_was_given(source: Path, here: Store) -> None:  # noqa: F811
+def test_training_starts_from_the_weights_it_was_given(source: Path, here: Store) -> None:
     """With a learning rate of nothing, the result is the start."""
     import torch
 
@@ -188,19 +189,19 @@ def test_training_starts_from_the_weights_it_was_given(source: Path, here: Store
 # --- the plan -------------------------------------------------------------------------------------------------
 
 
-def test_a_named_warm_start_is_an_input_that_shapes_the_fingerprint(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_named_warm_start_is_an_input_that_shapes_the_fingerprint(source: Path, store: Store) -> None:
     made = complete(run(source), store)
     warm = run(source, "tokenizer.pinned=true", f"generator.warm_start={made['generator'].id}")
     plan = {one.name: one for one in planning.plan(warm, store)}
     assert [name for name, one in plan.items() if one.status != "cached"] == ["train_generator", "evaluate", "register"]
-    step = plan["train_generator"].step
+    step = plan["train_generator"].spec
     assert step is not None
     assert step.inputs["warm_start"] == made["generator"]
     assert step.fingerprint != made["generator"].fingerprint
     assert "input warm_start: none -> " in plan["train_generator"].reason
 
 
-def test_a_champion_is_decided_once_for_the_same_tokens(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_champion_is_decided_once_for_the_same_tokens(source: Path, store: Store) -> None:
     config = run(source, "tokenizer.pinned=true", "generator.warm_start=champion")
     made = complete(config, store)
     assert warm_start.champion(store, "toy", None) is None  # registered, but never promoted
@@ -211,11 +212,11 @@ def test_a_champion_is_decided_once_for_the_same_tokens(source: Path, store: Sto
     assert statuses(config, store) == dict.fromkeys(ALL, "cached")  # although there is a champion now
     changed = run(source, "tokenizer.pinned=true", "generator.warm_start=champion", "generator.train.steps=3")
     planned = next(one for one in planning.plan(changed, store) if one.name == "train_generator")
-    assert planned.step is not None
-    assert planned.step.inputs["warm_start"] == made["generator"]
+    assert planned.spec is not None
+    assert planned.spec.inputs["warm_start"] == made["generator"]
 
 
-def test_what_a_warm_start_needs_is_said_before_work(source: Path, store: Store) -> None:  # noqa: F811
+def test_what_a_warm_start_needs_is_said_before_work(source: Path, store: Store) -> None:
     with pytest.raises(ConfigError, match=r"generator\.warm_start='champion'.*tokenizer\.pinned: true"):
         load_run("smoke_var", ["generator.warm_start=champion"])
     made = complete(run(source), store)
@@ -227,7 +228,7 @@ def test_what_a_warm_start_needs_is_said_before_work(source: Path, store: Store)
         planning.plan(run(source, "tokenizer.pinned=true", f"generator.warm_start={other['generator'].id}"), store)
 
 
-def test_a_champion_whose_generator_is_gone_is_said_by_name(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_champion_whose_generator_is_gone_is_said_by_name(source: Path, store: Store) -> None:
     made = complete(run(source), store)
     registered = SimpleNamespace(config={"name": "toy"}, metrics={"promoted": True}, inputs={"generator": made["generator"]})
     records = store.records

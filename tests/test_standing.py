@@ -12,8 +12,8 @@ import pytest
 import torch
 import toy
 from stand_ins import digits, new_store, quick_features, write_dataset
-from test_planning import run, source, stand_in  # noqa: F401 - source is a fixture
 from torch import Tensor, nn
+from toy_runs import run, source_fixture, stand_in  # noqa: F401
 
 from tokenloom.configs.schema import BaseConfig, ClusterConfig, RunConfig
 from tokenloom.flows import planning
@@ -29,8 +29,9 @@ from tokenloom.tasks.distributed import make_job, plan_tokenizer, train_model
 from tokenloom.tasks.features import features
 from tokenloom.tasks.store.artifacts import Artifact, Store
 from tokenloom.tasks.training.finishing import BATCHES, build_only
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 TINY = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4}
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))
@@ -101,7 +102,7 @@ def recipes() -> Iterator[None]:
     del registry._RECIPES["above"]
 
 
-def above(source: Path, *sets: str, base: dict[str, Any] | None = None, args: dict[str, Any] | None = None) -> RunConfig:  # noqa: F811
+def above(source: Path, *sets: str, base: dict[str, Any] | None = None, args: dict[str, Any] | None = None) -> RunConfig:
     config = run(source, "generator=null", *sets)
     section = {"recipe": "above", "args": args or {}, "base": base, "train": {"steps": 2, "batch": 4}}
     return RunConfig.model_validate(config.model_dump(by_alias=True) | {"tokenizer": section})
@@ -111,22 +112,22 @@ BASE = {"recipe": "vq", "args": TINY | {"patch": 1}, "train": {"steps": 3, "batc
 
 
 def names(config: RunConfig, store: Store) -> list[str]:
-    return [link.name for link in planning.links(config, store)]
+    return [link.step.name for link in planning.chain(config, store)]
 
 
 # --- the plan -------------------------------------------------------------------------------------------------
 
 
-def test_what_a_tokenizer_stands_on_comes_before_it(source: Path, store: Store) -> None:  # noqa: F811
+def test_what_a_tokenizer_stands_on_comes_before_it(source: Path, store: Store) -> None:
     rest = ["train_tokenizer", "extract", "evaluate"]
-    assert names(above(source, base=BASE), store) == ["ingest", "features", "train_base", *rest]
+    assert names(above(source, base=BASE), store) == ["ingest", "train_base", "features", *rest]
     assert names(above(source, args={"needs": ["features"]}), store) == ["ingest", "features", *rest]
     alone = ["ingest", "train_base", "train_tokenizer", "extract", "features", "evaluate"]
     assert names(above(source, base=BASE, args={"needs": ["tokenizer"]}), store) == alone
 
 
-def test_a_fingerprint_covers_both_inputs(source: Path, store: Store) -> None:  # noqa: F811
-    from test_planning import complete, ran
+def test_a_fingerprint_covers_both_inputs(source: Path, store: Store) -> None:
+    from toy_runs import complete, ran
 
     config = above(source, base=BASE)
     made = complete(config, store)
@@ -138,8 +139,8 @@ def test_a_fingerprint_covers_both_inputs(source: Path, store: Store) -> None:  
     assert ran(other, store) == ["train_base", "train_tokenizer", "extract", "evaluate"]
 
 
-def test_a_base_is_the_tokenizer_that_another_run_trains(source: Path, store: Store) -> None:  # noqa: F811
-    from test_planning import complete
+def test_a_base_is_the_tokenizer_that_another_run_trains(source: Path, store: Store) -> None:
+    from toy_runs import complete
 
     plain = RunConfig.model_validate(run(source, "generator=null").model_dump(by_alias=True) | {"tokenizer": BASE})
     trained = complete(plain, store)["tokenizer"]
@@ -161,13 +162,13 @@ def test_a_base_is_the_tokenizer_that_another_run_trains(source: Path, store: St
         (BASE, {"trained": False}, r"tokenizer\.train: recipe 'above' has nothing to train; leave tokenizer\.train out"),
     ],
 )
-def test_what_cannot_stand_is_said_before_any_work(source: Path, store: Store, base: Any, args: Any, message: str) -> None:  # noqa: F811
+def test_what_cannot_stand_is_said_before_any_work(source: Path, store: Store, base: Any, args: Any, message: str) -> None:
     config = above(source, base=base, args=args)
     with pytest.raises(ConfigError, match=message):
         planning.check(config, store, planning.plan(config, store))
 
 
-def test_a_base_of_images_of_another_size(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_base_of_images_of_another_size(source: Path, store: Store) -> None:
     spec = {"kind": "tokenizer", "recipe": "vq", "args": TINY, "set": {}, "given": {"size": 16, "channels": 1}}
     from tokenloom.tasks.store.artifacts import StepSpec
 
@@ -177,7 +178,7 @@ def test_a_base_of_images_of_another_size(source: Path, store: Store) -> None:  
         planning.check(config, store, planning.plan(config, store))
 
 
-def test_a_tokenizer_that_needs_training_says_so(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_tokenizer_that_needs_training_says_so(source: Path, store: Store) -> None:
     config = run(source, "tokenizer.train=null")
     with pytest.raises(ConfigError, match=r"tokenizer\.train is missing: give at least \{steps: N\}"):
         planning.check(config, store, planning.plan(config, store))

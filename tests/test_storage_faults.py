@@ -20,10 +20,12 @@ from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.store import leases
 from tokenloom.tasks.store import retry as patience
 from tokenloom.tasks.store.artifacts import StepSpec, Store, Work
+from tokenloom.tasks.store.inspection import inspect
 from tokenloom.tasks.store.leases import object_lease
+from tokenloom.tasks.store.lineage import collect
 from tokenloom.tasks.store.records import sealed, unsealed
 from tokenloom.tasks.store.storage import Storage
-from tokenloom.tasks.store.verification import inspect, read_verified
+from tokenloom.tasks.store.verification import read_verified
 from tokenloom.tasks.training.checkpoint import Checkpoints
 
 
@@ -195,7 +197,7 @@ def test_damage_is_named_put_aside_and_made_anew(store: Store) -> None:
     assert store.execute(step, body).status == "ran"
     assert made == ["a", "b", "a"]
     assert list(inspect(store, deep=True)) == []
-    assert store.gc(dry_run=False) == [f".damaged/{step.folder}/a.bin"]
+    assert collect(store, dry_run=False) == [f".damaged/{step.folder}/a.bin"]
 
 
 def test_a_file_that_arrives_damaged_once_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,27 +20,8 @@ from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 from tokenloom.tasks.store.leases import object_lease, object_lease_held
+from tokenloom.tasks.store.lineage import collect
 from tokenloom.tasks.store.storage import Storage
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """Address of an empty bucket."""
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="store-bucket")
-        yield "s3://store-bucket"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -210,8 +190,8 @@ def test_gc_leaves_a_leased_folder_alone(s3_store: Store) -> None:
     step = StepSpec("ingest", 1, "dataset", "begun", {})
     s3_store.storage.write(f"{step.folder}/shards/half.parquet", b"1")
     with s3_store.lease(f"dataset-{step.fingerprint}"):
-        assert s3_store.gc(dry_run=True) == []
-    assert s3_store.gc(dry_run=False) == [f"{step.folder}/shards/half.parquet"]
+        assert collect(s3_store, dry_run=True) == []
+    assert collect(s3_store, dry_run=False) == [f"{step.folder}/shards/half.parquet"]
     assert s3_store.storage.list() == []
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pipeline import document, tokenloom
-from test_planning import complete, ran, run, source, statuses  # noqa: F401 - source is a fixture
+from command_line import document, tokenloom
+from toy_runs import complete, ran, run, source_fixture, statuses  # noqa: F401
 
 from tokenloom.configs.load import load_run
 from tokenloom.flows import planning
@@ -18,11 +18,11 @@ from tokenloom.tasks.store.artifacts import Store
 CHAIN = ["ingest", "train_tokenizer", "extract", "features", "evaluate"]
 
 
-def alone(source: Path, *sets: str) -> Any:  # noqa: F811
+def alone(source: Path, *sets: str) -> Any:
     return run(source, "generator=null", *sets)
 
 
-def test_the_chain_ends_with_the_evaluation(source: Path, store: Store) -> None:  # noqa: F811
+def test_the_chain_ends_with_the_evaluation(source: Path, store: Store) -> None:
     config = alone(source)
     assert [one.name for one in planning.plan(config, store)] == CHAIN
     made = complete(config, store)
@@ -31,18 +31,18 @@ def test_the_chain_ends_with_the_evaluation(source: Path, store: Store) -> None:
     planning.check(config, store, planning.plan(config, store))
 
 
-def test_a_generator_added_later_finds_the_tokenizer_and_its_tokens(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_generator_added_later_finds_the_tokenizer_and_its_tokens(source: Path, store: Store) -> None:
     complete(alone(source), store)
     assert ran(run(source), store) == ["train_generator", "evaluate", "register"]
 
 
-def test_how_samples_would_be_judged_does_not_shape_the_evaluation(source: Path, store: Store) -> None:  # noqa: F811
+def test_how_samples_would_be_judged_does_not_shape_the_evaluation(source: Path, store: Store) -> None:
     complete(alone(source), store)
     assert ran(alone(source, "evaluate.samples=500", "evaluate.seed=4"), store) == []
     assert ran(alone(source, "tokenizer.args.codes=8"), store) == ["train_tokenizer", "extract", "evaluate"]
 
 
-def test_a_step_that_the_run_does_not_have(source: Path, store: Store) -> None:  # noqa: F811
+def test_a_step_that_the_run_does_not_have(source: Path, store: Store) -> None:
     with pytest.raises(ConfigError, match=r"run toy has no step train_generator; it has: ingest, train_tokenizer"):
         planning.inputs("train_generator", alone(source), store)
 
@@ -59,7 +59,7 @@ def test_sections_that_mean_nothing_without_a_generator(edit: str, message: str)
         load_run("smoke_vq", [edit])
 
 
-def test_metrics_that_say_nothing_about_a_tokenizer(source: Path, store: Store) -> None:  # noqa: F811
+def test_metrics_that_say_nothing_about_a_tokenizer(source: Path, store: Store) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.metrics=\['fd'\]: none judges a tokenizer alone; add reconstruction"):
         complete(alone(source, "evaluate.metrics=[fd]"), store)
 

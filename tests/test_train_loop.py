@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 import toy
-from conftest import write_image_rows
+from image_rows import write_image_rows
 from safetensors.torch import load_file
-from test_storage_s3 import s3  # noqa: F401 - a fixture
 
 from tokenloom.models.core.build import parameters
 from tokenloom.models.core.config import ConfigError
@@ -29,9 +28,10 @@ from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.checkpoint import Checkpoints, fetch_model
 from tokenloom.tasks.training.curves import CurveWriter, Tail, read_curves
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.optimizer import PhaseOptimizer, learning_rate
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 HERE = Path(__file__).parent
 ImageRows = Callable[..., Rows]
@@ -333,7 +333,7 @@ def test_curves_give_each_step_once_and_the_later_chunk_counts(store) -> None:
     assert [row["step"] for row in tail.new()] == [5]
 
 
-def test_object_storage_holds_the_same_run(s3, root, image_rows, data) -> None:  # noqa: F811
+def test_object_storage_holds_the_same_run(s3, root, image_rows, data) -> None:
     """Checkpoints, metrics, weights and the fetched model on S3: the bits are those of a run on local disk."""
     local = Store(str(root / "store"), root)
     at_home = toy.job(local, *data, steps=10, checkpoint_every=4)

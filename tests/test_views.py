@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from test_extract import CLUSTER, InProcess, dataset, images, tokenizer  # noqa: F401 - images is a fixture
+from extraction import CLUSTER, InProcess, dataset, images_fixture, tokenizer  # noqa: F401
 
 from tokenloom.configs.load import load_run
 from tokenloom.models.core.build import load_model
@@ -60,7 +60,7 @@ def test_names_of_views_stay_what_they_are():
     assert parse_views(("plain", "ten_crop"))[:2] == ("plain", "top_left")
 
 
-def test_a_run_says_which_views_and_their_names_are_recorded(store: Store, images: Path, actors: InProcess) -> None:  # noqa: F811
+def test_a_run_says_which_views_and_their_names_are_recorded(store: Store, images: Path, actors: InProcess) -> None:
     config = load_run("smoke_vq", ["extract.views=[ten_crop]"])
     data = dataset(store, images).artifact
     codec = tokenizer(store, data)
@@ -83,7 +83,7 @@ def test_a_run_says_which_views_and_their_names_are_recorded(store: Store, image
         load_run("smoke_vq", ["extract.views=[upside]"])
 
 
-def test_the_record_says_how_fast_the_tokens_were_made(store: Store, images: Path, actors: InProcess) -> None:  # noqa: F811
+def test_the_record_says_how_fast_the_tokens_were_made(store: Store, images: Path, actors: InProcess) -> None:
     data = dataset(store, images).artifact
     metrics = extract(plan_extract("pets", data, tokenizer(store, data), store), store, CLUSTER).metrics
     assert metrics["images_per_second"] > 0

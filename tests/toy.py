@@ -26,8 +26,9 @@ from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings,
 from tokenloom.models.parts.collectives import all_reduce_sum
 from tokenloom.tasks.data.loader import Rows
 from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.training.train_loop import train
 
 
 class Toy(Method):

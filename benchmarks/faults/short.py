@@ -26,8 +26,9 @@ from tokenloom.tasks.data import png
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
-from tokenloom.tasks.store.verification import inspect
-from tokenloom.tasks.training.train_loop import TrainJob, train
+from tokenloom.tasks.store.inspection import inspect
+from tokenloom.tasks.training.job import TrainJob
+from tokenloom.tasks.training.train_loop import train
 
 DONE, FAILED, CRASHED = 0, 1, 3
 STEPS, EVERY = 8, 2  # training steps, and steps from checkpoint to checkpoint

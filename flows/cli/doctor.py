@@ -149,7 +149,7 @@ def _tracking(work: Workspace) -> str:
 
 
 def _artifacts(work: Workspace, deep: bool) -> str:
-    from tokenloom.tasks.store.verification import inspect
+    from tokenloom.tasks.store.inspection import inspect
 
     problems = [problem for _, problem in inspect(work.store, deep)]
     if problems:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from tokenloom.flows.screen import Done, Screen
     from tokenloom.flows.workspace import Workspace
 
-_STEPS = ("ingest", "train_base", "train_tokenizer", "extract", "features", "train_generator", "evaluate", "register")
-
 
 @click.command(
     epilog=epilog(
@@ -29,7 +27,7 @@ _STEPS = ("ingest", "train_base", "train_tokenizer", "extract", "features", "tra
 @run_options
 @place_options
 @cluster_options
-@click.option("--only", type=click.Choice(_STEPS), help="Run one step with what the store holds.")
+@click.option("--only", metavar="STEP", help="Run one step (a name from tokenloom plan RUN) with what the store holds.")
 @click.option("--no-prefect", is_flag=True, help="Run the same chain without Prefect.")
 @json_option
 def run(
@@ -90,9 +88,9 @@ def _execute(config: RunConfig, work: Workspace, only: str | None, no_prefect: b
     prefect = not no_prefect and prefect_api.reachable(shown.warn)
     where: dict[str, Any] = {"cluster": work.cluster, "root": str(work.root), "store": work.store_uri}
     if only and prefect:
-        getattr(steps, f"{only}_flow")(config, **where)
+        steps.flow_of(only)(config, **where)
     elif only:
-        steps.run_alone(steps.STEPS[only], config, work)
+        steps.run_alone(only, config, work)
     elif prefect:
         pipeline.pipeline(config, **where)
     else:

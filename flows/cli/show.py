@@ -8,6 +8,7 @@ import click
 
 from tokenloom.flows.cli.look import run_name
 from tokenloom.flows.cli.options import emit, epilog, json_option, place_options, workspace
+from tokenloom.tasks.store.lineage import lineage_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.store.artifacts import Artifact, Record, Store
@@ -82,7 +83,7 @@ def _find(store: Store, reference: str) -> list[Artifact]:
 
 
 def _describe(store: Store, artifact: Artifact) -> dict[str, Any]:
-    record, lineage = store.record(artifact), store.lineage(artifact)
+    record, lineage = store.record(artifact), lineage_of(store, artifact)
     inside = f"{artifact.folder}/"
     return {
         "id": f"{artifact.kind}/{artifact.id}",

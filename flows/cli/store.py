@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tokenloom.flows.cli.options import emit, epilog, json_option, place_options, workspace
+from tokenloom.tasks.store.lineage import collect
 
 
 @click.command(
@@ -78,7 +79,7 @@ def gc(delete: bool, root: str | None, store: str | None, as_json: bool) -> None
     A half-written folder is what a killed run goes on from: with --delete that run starts its step again.
     """
     work = workspace("tokenloom", root, store)
-    paths = work.store.gc(dry_run=not delete)
+    paths = collect(work.store, dry_run=not delete)
     if as_json:
         emit({"deleted": delete, "paths": paths})
         return

@@ -97,7 +97,8 @@ class TokenLayout:
         """How many coordinates each axis has, in the largest scale."""
         rows, columns = max(h for h, _ in self.grids), max(w for _, w in self.grids)
         inner = (rows, columns) if self.axis == "grid" else (columns,)
-        found: dict[AxisName, int] = {"time": self.frames, "scale": len(self.grids)} | dict(zip(_INNER[self.axis], inner))
+        found: dict[AxisName, int] = {"time": self.frames, "scale": len(self.grids)}
+        found.update(zip(_INNER[self.axis], inner))
         return {name: found[name] for name in self.axes}
 
     @cached_property

@@ -181,8 +181,10 @@ class Generator(Method):
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
 
         Raises:
-            ConfigError: other steps than its own are asked for, and they are fixed.
+            ConfigError: other steps or another decoder than its own are asked for, and they are fixed.
         """
+        if sampler.decoder is not None:
+            raise ConfigError(f"sample.decoder={sampler.decoder.name}: this generator decodes in a way of its own; leave it out")
         if sampler.sizes is not None:
             raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import rows_of, tokens_of
+from tokenloom.models.generators.noising import Absorbing, Noise
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.dropout import dropout
@@ -26,7 +27,6 @@ from tokenloom.models.parts.feeds.base import span
 from tokenloom.models.parts.heads.categorical import Categorical, pick, single
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.noising import Absorbing, Noise
 from tokenloom.models.parts.orders.sizes import Count, Curve, Steps, Straight
 from tokenloom.models.parts.plan import Choice
 from tokenloom.models.parts.slots import Slots
@@ -186,6 +186,7 @@ class DiscreteState(protocols.Generator):
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Any number of steps may be asked for."""
+        super().check_sampler(replace(sampler, sizes=None))
         self._steps(sampler)
 
     def _steps(self, sampler: Sampler) -> int:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
-from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.protocols import tokens_of as tokens_of
 from tokenloom.models.objectives.base import Objective
 from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.parts.agreement import agree
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -68,13 +69,14 @@ class GroupGenerator(protocols.Generator):
     def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
         super().__init__()
         self.config, self.layout, self.given = config, layout, (classes, tokenizer)
+        # In a list, so that its weights are not taken for this model's.
+        self._draft: list[GroupGenerator] = []
         self.order, self.sampler = config.order, config.sampler
         self.condition = config.condition.build(classes, config.net.width)
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.width, self.feed)
-        if getattr(config.order, "choice", None) is not None and self.head.confidence == "none":
-            raise ConfigError(f"order.choice: chooses by confidence, and the head {type(self.head).__name__} gives none: set it to null")
+        agree(layout, order=self.order, feed=self.feed, net=self.net, head=self.head, condition=self.condition)
         self.objective = config.objective.build()
 
     def adopt(self, **roles: nn.Module) -> None:
@@ -138,6 +140,15 @@ class GroupGenerator(protocols.Generator):
         assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
         return -self.nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+
+    @property
+    def draft(self) -> GroupGenerator | None:
+        """A smaller generator over the same tokens, which drafts for this one in speculative decoding; no part of this one."""
+        return self._draft[0] if self._draft else None
+
+    def use_draft_model(self, model: GroupGenerator | None) -> None:
+        """Take this generator to draft (None: none)."""
+        self._draft = [] if model is None else [model]
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""

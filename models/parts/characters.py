@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Text, TextFeatures
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Reads
 from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.visibility import Mask
 
 BYTES = 256
@@ -102,6 +104,10 @@ class ReadText(Conditioner):
     def prefix(self) -> int:
         """Prefix slots P."""
         return {"none": 0, "summary": 1, "all": self.length + 1}[self.config.prefix]
+
+    def traits(self, plan: Plan) -> Traits:
+        padded = "some" if self.prefix > 1 else "none"
+        return {**super().traits(plan), "memory": Trait("yes", "condition"), "padded prefix slots": Trait(padded, "condition.prefix")}
 
     def forward(self, condition: Condition) -> Conditioned:
         """Read.

@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.parts.agreement import Trait, Traits
+from tokenloom.models.parts.plan import Plan
 
 #: What a batch has to carry for a condition: class labels, captions as they are written, or their features from a frozen encoder.
 Reads = Literal["labels", "text", "features"]
@@ -96,6 +98,14 @@ class Conditioner(nn.Module, ABC):
     def prefix(self) -> int:
         """Prefix slots P."""
 
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {"prefix slots": Trait(self.prefix, "condition")}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
+
     @abstractmethod
     def null(self, condition: Condition) -> Condition:
         """The null condition of as many rows."""
@@ -115,9 +125,9 @@ class Conditioner(nn.Module, ABC):
 
 def conditions() -> dict[str, type[Conditioner.Config]]:
     """The conditions that a run file may choose (``set: {condition: {NAME: …}}``)."""
-    from tokenloom.models.parts.characters import Characters, Encoded
-
-    return {"classes": ClassCondition.Config, "characters": Characters.Config, "encoded": Encoded.Config}
+    types = config.tags()
+    chosen = {name: types[f"condition.{tag}"] for name, tag in (("classes", "class"), ("characters", "characters"), ("encoded", "encoded"))}
+    return cast("dict[str, type[Conditioner.Config]]", chosen)
 
 
 def condition_of(value: Any) -> Conditioner.Config | None:

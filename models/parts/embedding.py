@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.layout import TokenLayout
+from tokenloom.models.core.layout import LayoutError, TokenLayout
 
 
 class Ids(nn.Module):
@@ -66,3 +66,15 @@ class Values(nn.Module):
 def embedding(layout: TokenLayout, width: int, spare: int = 0, std: float = 0.02) -> Ids | Values:
     """The embedding of the tokens of a layout."""
     return (Ids if layout.discrete else Values)(layout, width, spare, std)
+
+
+def table_of(feed: nn.Module, rows: int) -> Ids:
+    """The feed's embeddings, for heads that share them; ``rows`` of a codebook are needed.
+
+    Raises:
+        LayoutError: the feed has none, or fewer rows.
+    """
+    table = getattr(feed, "table", None)
+    if not isinstance(table, Ids) or len(table.books[0].weight) < rows:  # type: ignore[arg-type]
+        raise LayoutError(f"this head shares the feed's embeddings of tokens, {rows} rows a codebook; the feed has fewer or none")
+    return table

@@ -14,7 +14,6 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import Decoded, GroupGenerator
 from tokenloom.models.parts.attention import Attention, attend
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.feeds.next_scale import RotaryScale
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init
@@ -30,6 +29,7 @@ from tokenloom.models.pretrained.infinity_bsq import SCALES
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
 from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
 from tokenloom.models.zoo.generators.infinity.text import PooledText

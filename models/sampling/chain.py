@@ -7,7 +7,7 @@ the net has R = 2 B rows: conditional ones, then null ones.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -237,7 +237,7 @@ class ChainSession(DecodingSession):
 
     def _probabilities(self, h_RnD: Tensor, entry_Bn: Tensor) -> Tensor:
         """(B, n, V) what these entries are drawn from: guided, at their temperature, filtered."""
-        head, rows = self.model.head, self.rows
+        head, rows = cast(Categorical, self.model.head), self.rows
         entry_Bn = entry_Bn.clamp_max(self.model.layout.length - 1)
         weight, temperature = (table[entry_Bn].unsqueeze(-1) for table in (self.weight_L, self.temperature_L))
         logits = head.logits(h_RnD)

@@ -77,9 +77,9 @@ class DecodingSession:
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
         self.trace, self.rows, self.device = Trace(), condition.rows, next(model.net.parameters()).device
-        self.draws = draws = draws.to(self.device, self.rows)
+        self.draws = draws.to(self.device, self.rows)
         if plan is None:
-            plan = model.order.decode(model.layout, self.rows, draws, sampler.sizes)
+            plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
             plan = plan if keep_L is None else model.order.around(plan, keep_L)
         self.plan = plan.to(self.device)
         self.given = None if given is None else given.to(self.device)
@@ -149,7 +149,8 @@ class DecodingSession:
             keep = self.keep_L[place].expand(self.rows, -1)
             data = torch.where(keep.view(*keep.shape, *[1] * (data.ndim - 2)), take(self.given, place), data)
         if choice is not None:
-            sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws).masked_fill(self.known_BL, -torch.inf)
+            sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws)
+            sure = sure.masked_fill(self.known_BL, -torch.inf)
             if self.keep_L is not None:  # what is given is known first
                 sure = sure.masked_fill(self.keep_L & ~self.known_BL, torch.inf)
             place = sure.topk(self.plan.sizes[proposal.group], dim=1).indices

@@ -17,10 +17,10 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.parts.decoders.base import GenerativeDecoder
-from tokenloom.models.parts.moving_norm import MovingNorm
 from tokenloom.models.parts.nets.base import Net
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.tokenizers.autoencoder import checked, code_reports, grid
+from tokenloom.models.tokenizers.moving_norm import MovingNorm
 
 
 class FlowTokenizer(Tokenizer):

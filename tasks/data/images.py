@@ -16,7 +16,8 @@ import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks.data import png
-from tokenloom.tasks.data.sources import Item, single_digest
+from tokenloom.tasks.data.listing import Item
+from tokenloom.tasks.data.sources import single_digest
 
 
 @dataclass(frozen=True)

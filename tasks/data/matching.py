@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import DataConfig, identity
-from tokenloom.tasks.data.sources import Entry, Item, Source
+from tokenloom.tasks.data.listing import Entry, Item, Source
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Record, Store, canonical_json, sha256_of
 from tokenloom.tasks.store.verification import read_verified

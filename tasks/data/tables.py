@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.sources import IMAGE_SUFFIXES, ONE_CLASS, Entry, Item, Source, file_digest, natural
+from tokenloom.tasks.data.listing import IMAGE_SUFFIXES, ONE_CLASS, Entry, Item, Source, file_digest, natural
 
 _IMAGES = ("image", "img", "jpg", "png")
 _LABELS = ("label", "labels", "class", "fine_label", "cls")

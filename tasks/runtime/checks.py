@@ -41,27 +41,32 @@ def stands_on(section: BaseConfig) -> tuple[str, ...]:
     return tuple({"tokenizer": "base"}.get(need, need) for need in needs)
 
 
-def check_models(
-    config: RunConfig,
-    classes: int,
-    tokenizer: dict[str, Any] | None = None,
-    base: dict[str, Any] | None = None,
-    start: tuple[str, dict[str, Any]] | None = None,
-) -> None:
-    """Build the tokenizer (with its base) and the generator of a run, as far as it has them, on the meta device.
+def check_models(config: RunConfig, classes: int) -> None:
+    """Build the tokenizer (with its base) and the generator of a run that uses nothing of a store, on the meta device.
+
+    Raises:
+        ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
+    """
+    spec, layout = check_tokenizer(config, classes)
+    if config.generator is not None:
+        check_generator(config, classes, spec, layout)
+
+
+def check_tokenizer(
+    config: RunConfig, classes: int, tokenizer: dict[str, Any] | None = None, base: dict[str, Any] | None = None
+) -> tuple[ModelSpec, dict[str, Any]]:
+    """Build the tokenizer of a run (with its base) on the meta device; its spec, and its layout as plain data.
 
     Args:
         config: the run.
         classes: number of classes in the data.
         tokenizer: spec of the tokenizer in use (``ModelSpec.to_dict()``); None when the run trains its own.
         base: spec of the base in use (``tokenizer.base.use``), if there is one.
-        start: name and spec of the generator that training starts from, if there is one.
 
     Raises:
-        ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
+        ConfigError: as ``check_models``.
     """
-    data = {"size": config.data.size, "channels": config.data.channels}
-    section = config.tokenizer
+    data, section = {"size": config.data.size, "channels": config.data.channels}, config.tokenizer
     if tokenizer is not None:
         spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
         built = _build(spec, "tokenizer")
@@ -69,23 +74,43 @@ def check_models(
         given: dict[str, Any] = dict(data)
         roles = stands_on(section)
         if section.base is not None:
-            stands_on(section.base)
-            if base is not None:
-                given["tokenizer"] = _used(base, f"tokenizer.base.use={section.base.use!r}", data).to_dict()
-            else:
-                below = ModelSpec("tokenizer", section.base.recipe or "", dict(section.base.args), dict(section.base.set), data)
-                check_training(_build(below, section.base.where), below.recipe, section.base.train, section.base.where)
-                given["tokenizer"] = below.to_dict()
+            given["tokenizer"] = _base(section.base, base, data)
         if "features" in roles:
             given["features"] = shape_of(data["channels"], classes)
         spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), given)
         built = _build(spec, "tokenizer")
         check_training(built, spec.recipe, section.train, "tokenizer")
-    layout = getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
+    return spec, getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
+
+
+def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, int]) -> dict[str, Any]:
+    """The spec of the tokenizer that another one depends on: of the artifact in use, or built here."""
+    stands_on(section)
+    if used is not None:
+        return _used(used, f"tokenizer.base.use={section.use!r}", data).to_dict()
+    spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), data)
+    check_training(_build(spec, section.where), spec.recipe, section.train, section.where)
+    return spec.to_dict()
+
+
+def check_generator(
+    config: RunConfig, classes: int, tokenizer: ModelSpec, layout: dict[str, Any], start: tuple[str, dict[str, Any]] | None = None
+) -> None:
+    """Build the generator of a run on the meta device, and look at its sampler.
+
+    Args:
+        config: the run, with a generator.
+        classes: number of classes in the data.
+        tokenizer: spec of the tokenizer whose tokens it is for.
+        layout: of those tokens, as plain data.
+        start: name and spec of the generator that training starts from, if there is one.
+
+    Raises:
+        ConfigError: as ``check_models``.
+    """
     method = config.generator
-    if method is None:
-        return
-    given = {"layout": layout, "classes": classes, "tokenizer": spec.to_dict()}
+    assert method is not None, "a run without a generator has nothing to check"
+    given = {"layout": layout, "classes": classes, "tokenizer": tokenizer.to_dict()}
     made = ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given)
     generator = cast(Generator, _build(made, "generator"))
     sampler = default_sampler(generator).edited(**identity(config.sample))

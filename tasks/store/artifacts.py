@@ -296,21 +296,3 @@ class Store:
         self.storage.write(f"{step.folder}/{RECORD}", record.to_bytes())
         shutil.rmtree(work.scratch, ignore_errors=True)
         return record
-
-    def explain(self, step: StepSpec) -> str:
-        """Why a step would run, for people: what is damaged, or what changed against the nearest artifact; "" when it would not."""
-        from tokenloom.tasks.store.lineage import explain
-
-        return explain(self, step)
-
-    def lineage(self, artifact: Artifact) -> dict[str, list[Artifact]]:
-        """``ancestors`` (what it was made from) and ``descendants`` (what was made from it), nearest first."""
-        from tokenloom.tasks.store.lineage import lineage
-
-        return lineage(self, artifact)
-
-    def gc(self, dry_run: bool = True) -> list[str]:
-        """Remove (or only list) what no record refers to and nobody works on; returns the paths."""
-        from tokenloom.tasks.store.lineage import collect
-
-        return collect(self, dry_run)

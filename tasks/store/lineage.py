@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenloom.models.core.config import canonical
 from tokenloom.tasks.runtime.errors import ArtifactError, OldRecordError
-from tokenloom.tasks.store.records import Record
+from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.records import KINDS, Artifact, Record, StepSpec
 from tokenloom.tasks.store.storage import is_temporary
 from tokenloom.tasks.store.verification import ASIDE
-
-if TYPE_CHECKING:
-    from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
 
 _ABANDONED = 3600.0  # seconds after which an unfinished write of a dead process is rubbish
 
@@ -43,7 +41,7 @@ def _short(value: Any) -> str:
 
 
 def explain(store: Store, step: StepSpec) -> str:
-    """See ``Store.explain``."""
+    """Why a step would run, for people: what is damaged, or what changed against the nearest artifact; "" when it would not."""
     if store.find(step):
         return ""
     own = store.artifact(step)
@@ -71,8 +69,8 @@ def _changes(record: Record, step: StepSpec) -> list[str]:
     return found
 
 
-def lineage(store: Store, artifact: Artifact) -> dict[str, list[Artifact]]:
-    """See ``Store.lineage``."""
+def lineage_of(store: Store, artifact: Artifact) -> dict[str, list[Artifact]]:
+    """``ancestors`` (what it was made from) and ``descendants`` (what was made from it), nearest first."""
     parents: dict[Artifact, list[Artifact]] = {}
     children: defaultdict[Artifact, list[Artifact]] = defaultdict(list)
     for record in store.records():
@@ -90,13 +88,12 @@ def lineage(store: Store, artifact: Artifact) -> dict[str, list[Artifact]]:
     return {"ancestors": walk(parents), "descendants": walk(children)}
 
 
-def collect(store: Store, dry_run: bool) -> list[str]:
-    """See ``Store.gc``: half-written folders without a live lease, shards that no record names, old checkpoints.
+def collect(store: Store, dry_run: bool = True) -> list[str]:
+    """Remove (or only list) what no record refers to and nobody works on; the paths.
 
-    A file that any record refers to stays, whatever folder it is in.
+    That is half-written folders without a live lease, shards that no record names, and old checkpoints. A file that any record
+    refers to stays, whatever folder it is in.
     """
-    from tokenloom.tasks.store.artifacts import KINDS
-
     storage = store.storage
     candidates: dict[str, set[str]] = {}  # lease key: paths
     for kind in KINDS:
@@ -176,8 +173,6 @@ def _prune(store: Store) -> None:
     """Remove folders that have become empty (local disk; S3 has none)."""
     if not store.storage.is_local:
         return
-    from tokenloom.tasks.store.artifacts import KINDS
-
     for kind in KINDS:
         base = store.storage.local_path(kind)
         for path in sorted(base.rglob("*"), key=lambda p: -len(p.parts)) if base.is_dir() else []:

@@ -8,13 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tokenloom.tasks.store.leases import file_lock
 from tokenloom.tasks.store.records import StepSpec
-
-if TYPE_CHECKING:
-    from tokenloom.tasks.tracking.tracker import Tracker
 
 FINGERPRINT = "tokenloom.fingerprint"
 _LONGEST = 6000  # characters of a parameter's value that MLflow takes
@@ -23,10 +20,26 @@ _BATCH = 500  # metrics sent in one request
 Event = dict[str, Any]
 
 
+class Server(Protocol):
+    """What a sender needs of the tracker (``tasks/tracking/tracker.py``)."""
+
+    root: Path
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client."""
+
+    def run_id(self, fingerprint: str) -> str | None:
+        """The id of the run with this fingerprint, None if there is none."""
+
+    def experiment_id(self, name: str | None = None) -> str:
+        """The id of an experiment, which is made if need be."""
+
+
 class Sender:
     """Delivers the events of one run to MLflow; raises when it is away."""
 
-    def __init__(self, tracker: Tracker, head: Event) -> None:
+    def __init__(self, tracker: Server, head: Event) -> None:
         self._client = tracker.client
         found = tracker.run_id(head["fingerprint"])
         if found is None:

@@ -141,17 +141,6 @@ class Tracker:
         found = self.client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time ASC"])
         return str(found[0].info.run_id) if found else None
 
-    def download_model(self, reference: str) -> Path:
-        """Local folder of a registered model, ``models:/name@alias`` or ``models:/name/version``.
-
-        Raises:
-            ConfigError: there is no such model or version.
-            StepError: the server is away.
-        """
-        from tokenloom.tasks.tracking.registry import Registry
-
-        return Registry(self).download(reference)
-
     @property
     def spool(self) -> Path:
         """Folder of what waits for the server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from tokenloom.models.core.settings import TrainSettings
 from tokenloom.tasks.data.loader import Loader, indices
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import fetch_adopted
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import device_of, repeatable
-
-if TYPE_CHECKING:
-    from tokenloom.tasks.training.train_loop import TrainJob
 
 #: Global batches that ``Method.finish`` is given, at most.
 BATCHES = 64

@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +23,21 @@ from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, seed_of
 from tokenloom.models.core.protocols import Batch, Method, Tokenizer
-from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 from tokenloom.tasks.data.batches import exact_norms, floats_to, image_png, pieces
-from tokenloom.tasks.data.loader import Loader, Rows, indices, share
+from tokenloom.tasks.data.loader import Loader, indices, share
 from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import Checkpoints
 from tokenloom.tasks.training.collapse import WARNINGS, Watch
 from tokenloom.tasks.training.curves import CurveWriter, read_curves
 from tokenloom.tasks.training.finishing import built, first_batches, save
+from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.optimizer import PhaseOptimizer, metric_buffer
 from tokenloom.tasks.training.parallel import Group, device_of, repeatable
 from tokenloom.tasks.training.speed import speeds
-from tokenloom.tasks.training.train_state import state_of
+from tokenloom.tasks.training.states import state_of
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """All that a worker needs, as plain data and addresses: no relative path, no open handle.
-
-    ``folder`` is the artifact's folder in ``store``; ``root`` the worker's local folder for caches and scratch files;
-    ``adopt`` the folders of the artifacts that the model depends on, by role, and of the one that it starts from (``warm_start``).
-    """
-
-    spec: dict[str, Any]
-    settings: TrainSettings
-    execution: ExecutionSettings
-    rows: Rows
-    validation: Rows | None
-    store: str
-    folder: str
-    root: str
-    adopt: dict[str, str] | None
-    fingerprint: str
 
 
 def train(

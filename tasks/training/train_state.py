@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Generator, Method
-from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
+from tokenloom.models.core.protocols import Method
+from tokenloom.models.core.settings import TrainSettings
 from tokenloom.tasks.training.optimizer import PhaseOptimizer
 from tokenloom.tasks.training.parallel import checksum
 
@@ -97,17 +97,3 @@ class TrainState:
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(weights, strict=True)
-
-
-def state_of(model: Method, settings: TrainSettings, execution: ExecutionSettings, device: torch.device, workers: int) -> TrainState:
-    """The state of a run on one of its workers: whole, or of a generator under ``sharding: fsdp`` this worker's part.
-
-    Raises:
-        ConfigError: a generator that cannot be sharded.
-    """
-    if execution.sharding == "ddp" or workers == 1 or not isinstance(model, Generator):
-        return TrainState(model, settings)
-    from tokenloom.tasks.training.sharding import ShardedState, check_sharded
-
-    check_sharded(model, execution.compile)
-    return ShardedState(model, settings, device, workers)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from tokenloom.configs.schema import ClusterConfig
 from tokenloom.tasks.runtime.cluster import Session
 from tokenloom.tasks.store.artifacts import Store
-from tokenloom.tasks.training.train_loop import TrainJob
+from tokenloom.tasks.training.job import TrainJob
 
 _CLEANER = "PlacementGroupCleanerCallback"
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted, at
@@ -48,6 +49,9 @@ class TargetAware(Shifted):
         self.position_step = nn.Parameter(torch.empty(1, layout.length + 1 + config.spare_steps, width))
         for weight in (self.lead, self.position, self.position_target, self.position_step):
             nn.init.trunc_normal_(weight, std=0.02)
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"prefix slots": Trait(1, "feed")}
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return super().slots(plan, prefix) + 1
@@ -110,6 +114,14 @@ class Instructed(Shifted):
         self.instruction = nn.Parameter(torch.empty(1, 1, width))
         nn.init.trunc_normal_(self.instruction, std=0.02)
         self.rope = config.rope.build(layout, width // config.heads)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"slots in sequence order": Trait("yes" if max(plan.sizes) == 1 else "no", "feed")}
+
+    def requires(self, plan: Plan) -> Traits:
+        # Instructions are rotated here as the net rotates queries and keys.
+        net = {"attention heads": Trait(self.heads, "feed.heads"), "rotary positions": Trait(self.rope.config, "feed.rope")}
+        return {**super().requires(plan), **net}
 
     def check(self, plan: Plan) -> None:
         """Any plan will do."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer, TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -44,6 +45,17 @@ class Feed(nn.Module, ABC):
     def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """In training: the tokens that are given in place of these, and those that must be said."""
         return data, data
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``LayoutError`` for a plan that this feed cannot follow."""
 
     @abstractmethod
     def slots(self, plan: Plan, prefix: int) -> int:

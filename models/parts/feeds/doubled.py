@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted, at
@@ -54,6 +55,10 @@ class Doubled(Shifted):
         self.position_target = nn.Parameter(torch.empty(layout.length, width))
         for weight in (self.position, self.position_target):
             nn.init.trunc_normal_(weight, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        ordered = "yes" if max(plan.sizes) == 1 and plan.choice is None else "no"
+        return {"slots in sequence order": Trait(ordered, "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def check(self, plan: Plan) -> None:
         """Any plan will do."""

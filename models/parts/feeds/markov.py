@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.embedding import Ids
 from tokenloom.models.parts.feeds.next_scale import NextScale
@@ -86,6 +87,9 @@ class MaskedScales(Markov):
         self.table = Ids(layout, width, spare=1)
         sizes = layout.scale_sizes
         self.ranges = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"known positions": Trait("yes", "feed")}
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         base = super().parallel(data, plan, cond, draws).x_BSD

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.embedding import embedding
@@ -32,6 +33,9 @@ class Whole(Feed):
     @abstractmethod
     def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
         """All slots for tokens of which some are known; ``asked`` (B or 1, N) positions are read."""
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return 0
@@ -85,6 +89,9 @@ class MaskToken(Whole):
         if config.registers:
             self.register = nn.Parameter(torch.empty(1, config.registers, width))
             nn.init.trunc_normal_(self.register, std=config.init_std)
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"prefix slots": Trait(self.prefix, "feed.prefix")} if self.prefix else {}
 
     def embed(self, x_BSD: Tensor) -> Tensor:
         """The slots at their positions."""

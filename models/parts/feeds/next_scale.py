@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, span
 from tokenloom.models.parts.plan import Plan
@@ -81,6 +82,13 @@ class NextScale(Feed):
         super().train(mode)
         self.quantizer.eval()
         return self
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"slots of whole scales": Trait("yes", "feed")}
+
+    def check(self, plan: Plan) -> None:
+        if plan.sizes != self.layout.scale_sizes:
+            raise LayoutError(f"this feed needs groups that are whole scales of {self.layout.scale_sizes} positions, not {plan.sizes}")
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return self.layout.length

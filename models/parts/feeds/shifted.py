@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import AtLeast, Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.embedding import embedding
@@ -49,8 +50,13 @@ class Shifted(Feed):
     def slots(self, plan: Plan, prefix: int) -> int:
         return prefix + plan.sequence_BL.shape[1]
 
+    def traits(self, plan: Plan) -> Traits:
+        return {"slots in sequence order": Trait("yes", "feed")}
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"prefix slots": Trait(AtLeast(1), "feed")}
+
     def check(self, plan: Plan) -> None:
-        """Raise ``LayoutError`` for a plan that this feed cannot serve."""
         if set(plan.sizes) != {1}:
             raise LayoutError(
                 f"shifted tokens need one position a group, this order has {plan.groups} groups for {sum(plan.sizes)} positions"
@@ -115,6 +121,9 @@ class Registers(Shifted):
         self.register = nn.Parameter(torch.empty(1, config.registers, width))
         nn.init.trunc_normal_(self.register, std=0.02)
 
+    def traits(self, plan: Plan) -> Traits:
+        return {}  # registers of a group attend to each other
+
     def check(self, plan: Plan) -> None:
         if plan.sizes[0] != 1 or any(not 0 <= b - a <= self.register.shape[1] for a, b in zip(plan.sizes, plan.sizes[1:])):
             raise LayoutError(f"groups must start at one position and grow by at most {self.register.shape[1]}, not {plan.sizes}")
@@ -163,6 +172,10 @@ class Averages(Shifted):
             return Averages(self, layout, width)
 
     window = Feed.window  # a slot holds several tokens
+
+    def requires(self, plan: Plan) -> Traits:
+        many = {"several positions from one hidden state": Trait("yes", "feed")} if plan.sizes[0] > 1 else {}
+        return {**super().requires(plan), **many}
 
     def check(self, plan: Plan) -> None:
         if len(set(plan.sizes)) != 1:

@@ -15,9 +15,11 @@ from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.named import parse_named
 from tokenloom.models.core.protocols import Likelihood, TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 #: Runs the net on the group at hand again, its own slots holding these values (B, n, D) added, and says its hidden states.
@@ -29,8 +31,6 @@ class Head(nn.Module, ABC):
 
     #: What ``loss`` is: the ``exact`` negative log-likelihood in nats, a ``bound`` on it from above, or ``none`` of these.
     likelihood: ClassVar[Likelihood] = "none"
-    #: Whether ``draw`` gives the logits of what it draws, by which an order may choose what to keep.
-    confidence: ClassVar[Literal["logits", "none"]] = "none"
     #: ``several``: ``draw`` runs the net again within a group and is given ``predict``.
     calls: ClassVar[Literal["one", "several"]] = "one"
 
@@ -48,6 +48,14 @@ class Head(nn.Module, ABC):
         @classmethod
         def parse(cls, value: Mapping[str, Any], where: str) -> config.Config:
             return parse_named("head", value, where)
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
 
     @abstractmethod
     def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:

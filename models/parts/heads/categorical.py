@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.embedding import Ids
+from tokenloom.models.parts.embedding import table_of
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
@@ -36,7 +39,6 @@ class Categorical(Head):
     """One linear map to the logits; logits, likelihood and sampling in at least float32."""
 
     likelihood = "exact"
-    confidence = "logits"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.categorical"):
@@ -54,6 +56,9 @@ class Categorical(Head):
         nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head"), "several positions from one hidden state": Trait("yes", "head")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         """(B, N, V) logits."""
@@ -96,7 +101,7 @@ class Tied(Categorical):
         Head.__init__(self)
         self.outputs = vocabulary + config.extra
         # In a list, so that the table stays a parameter of the feed alone.
-        self._table = [cast(nn.Embedding, cast(Ids, feed.table).books[0])]
+        self._table = [cast(nn.Embedding, table_of(feed, self.outputs).books[0])]
         self.bias = nn.Parameter(torch.zeros(self.outputs))
 
     def logits(self, h_BND: Tensor) -> Tensor:
@@ -116,6 +121,10 @@ class Directions(Categorical):
 
         states: int = 2
 
+        def __post_init__(self) -> None:
+            if self.states < 2:
+                raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
+
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
             return Directions(self, single(layout), width)
 
@@ -124,6 +133,9 @@ class Directions(Categorical):
         self.out = nn.ModuleList([nn.Linear(width, vocabulary, bias=False) for _ in range(config.states)])  # type: ignore[assignment]
         for linear in cast(nn.ModuleList, self.out):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(self.out), "head.states")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]

@@ -17,11 +17,13 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.norms import BlockNorm, PreNorm
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
@@ -171,6 +173,13 @@ class SequenceNet(SlotNet):
         self.places = Places(layout, config.width, config.position_std) if config.position_std else None
         self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         initialise(self, config.std, math.sqrt(branches * config.depth))
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"slots in sequence order": Trait("yes", "net"), "padded prefix slots": Trait("none", "net")}
+
+    def check(self, plan: Plan) -> None:
+        if plan.window is not None:
+            raise ConfigError(f"order.window={plan.window}: a recurrent net forgets no single slots, so it needs an order without a window")
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[Any]:
         """States before the first slot: as large for any number of slots."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
@@ -34,6 +36,17 @@ class SlotNet(nn.Module, ABC):
     #: What its cache keeps: keys and values of single slots, which may be forgotten one by one and hidden by a mask; a state of fixed
     #: size, of which there are snapshots; or something of its own, of which decoders know nothing.
     keeps: ClassVar[Literal["slots", "state", "other"]] = "other"
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have (``agreement``)."""
+        return {}
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``ConfigError`` for a plan that this net cannot follow."""
 
     @abstractmethod
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:

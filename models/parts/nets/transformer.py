@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
@@ -22,6 +23,7 @@ from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
@@ -92,6 +94,9 @@ class Transformer(SlotNet):
                     cast(Attention, attention).proj.weight /= math.sqrt(2 * self.config.depth)
                     cast(MLP, mlp).out.weight /= math.sqrt(2 * self.config.depth)
         self.norm.initialise()
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"attention heads": Trait(self.config.heads, "net.heads"), "rotary positions": Trait(self.config.rope, "net.rope")}
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         attention = cast(Attention, self.attention[0])

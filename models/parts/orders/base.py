@@ -10,6 +10,7 @@ from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Likelihood, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.sizes import Sizes
 from tokenloom.models.parts.plan import Plan
 
@@ -33,6 +34,19 @@ class Order(config.Config, ABC):
         Raises:
             ConfigError: this order fixes its groups.
         """
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What other parts must have to follow one of this order's plans (``agreement``)."""
+        found: dict[str, Trait] = {}
+        if plan.known_BL is not None:
+            found["known positions"] = Trait("yes", "order")
+        if plan.choice is not None:
+            found |= {"predictions of all open positions": Trait("yes", "order.choice"), "logits": Trait("yes", "order.choice")}
+        return found
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         """A decoding plan for in-painting, where the positions in ``keep_L`` (L,) are known.

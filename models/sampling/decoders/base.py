@@ -12,6 +12,11 @@ from tokenloom.models.core.config import ConfigError
 class Decoder(config.Config, ABC):
     """A loop over the verbs of a session."""
 
+    @property
+    def name(self) -> str:
+        """What a run file calls it."""
+        return self.tag.partition(".")[2]
+
     @abstractmethod
     def refusal(self, model: Any, sampler: Any) -> str | None:
         """Why this decoder cannot sample from a generator with this sampler; None where it can."""
@@ -27,4 +32,4 @@ class Decoder(config.Config, ABC):
             ConfigError: the reason.
         """
         if (reason := self.refusal(model, sampler)) is not None:
-            raise ConfigError(f"sample.decoder={type(self).__name__}: {reason}")
+            raise ConfigError(f"sample.decoder={self.name}: {reason}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, LayoutError, Tokens
 from tokenloom.models.sampling.chain import ChainSession, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -23,7 +24,7 @@ from tokenloom.models.sampling.session import Trace
 class DraftModel(Decoder, tag="decoder.draft_model"):
     """A small model drafts ``window`` tokens one by one, the large one verifies them in one call (algorithm 1).
 
-    The small model is another generator over the same tokens, given to the large one as ``draft``.  Samples are
+    The small model is another generator over the same tokens, given to the large one by ``use_draft_model``.  Samples are
     distributed exactly as those of the large model alone.
     """
 
@@ -34,11 +35,11 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
             raise ConfigError(f"decoder.window={self.window}: must be at least 1")
 
     def refusal(self, model: Any, sampler: Sampler) -> str | None:
-        draft = getattr(model, "draft", None)
         if (reason := refusal(model, sampler)) is not None:
             return reason
+        draft = model.draft
         if draft is None:
-            return "this generator has no draft model; set its attribute draft to a generator over the same tokens"
+            return "this generator has no draft model; give it one over the same tokens (use_draft_model)"
         try:
             model.layout.check(draft.layout)
         except LayoutError as error:
@@ -46,7 +47,7 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
         reason = refusal(draft, sampler)
         return None if reason is None else f"of the draft model: {reason}"
 
-    def run(self, model: Any, condition: Condition, sampler: Sampler, draws: Any, **given: Any) -> tuple[Tokens, Trace]:
+    def run(self, model: Any, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         large = ChainSession(model, condition, sampler, draws, window=self.window, **given)
         small = ChainSession(model.draft, condition, sampler, draws, window=self.window, **{**given, "plan": large.plan})
         small.begin(large.begin())

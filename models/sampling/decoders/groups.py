@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Tokens
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.proposal import Decoded
@@ -28,7 +29,7 @@ class GroupWise(Decoder, tag="decoder.groups"):
             if session.done:
                 return
 
-    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: Any, **given: Any) -> tuple[Tokens, Trace]:
+    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         session = DecodingSession(model, condition, sampler, draws, **given)
         for _ in self.steps(session):
             pass

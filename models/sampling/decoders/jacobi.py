@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Tokens
 from tokenloom.models.sampling.chain import ChainSession, Outcome, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -39,7 +40,7 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
         return refusal(model, sampler)
 
-    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: Any, **given: Any) -> tuple[Tokens, Trace]:
+    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         session = ChainSession(model, condition, sampler, draws, window=self.window, **given)
         session.begin()
         draft_BWV = self.blind(session)

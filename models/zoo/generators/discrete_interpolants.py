@@ -15,11 +15,11 @@ from typing import Literal
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.discrete_state import DiscreteState
+from tokenloom.models.generators.noising import Absorbing
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.noising import Absorbing
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Arccos, Confidence, Cosine, Straight
 from tokenloom.models.sampling.sampler import Constant, Sampler

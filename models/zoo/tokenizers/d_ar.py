@@ -17,12 +17,12 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.decoders.reveal import Staged
-from tokenloom.models.parts.moving_norm import MovingNorm
 from tokenloom.models.parts.nets.seeded import SeededQueries
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
+from tokenloom.models.tokenizers.moving_norm import MovingNorm
 
 
 @register(

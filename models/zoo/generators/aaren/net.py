@@ -71,7 +71,9 @@ def prefix_attention(score_BHS1: Tensor, value_BHSE: Tensor) -> Tensor:
 
 def stream(score_BHS1: Tensor, value_BHSE: Tensor, state: Leaves) -> tuple[Tensor, list[Leaves]]:
     """The same, going on from a state slot after slot: outputs and the state after each of them."""
-    outputs, states, now = [], [], state
+    outputs: list[Tensor] = []
+    states: list[Leaves] = []
+    now = state
     for score, value in zip(score_BHS1.unbind(2), value_BHSE.unbind(2)):
         now = merge(now, (score, torch.ones_like(score), value))
         outputs.append(now[2] / now[1])

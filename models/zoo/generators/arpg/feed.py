@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
@@ -39,6 +40,9 @@ class Queried(Shifted):
         super().__init__(config, layout, width)
         self.query = nn.Parameter(torch.empty(1, 1, width))
         nn.init.trunc_normal_(self.query, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"query slots": Trait("of the content alone", "feed")}
 
     def check(self, plan: Plan) -> None:
         """Any plan will do."""

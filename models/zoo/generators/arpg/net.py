@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import attend
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
@@ -20,6 +21,7 @@ from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.mlp import MLP
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Visibility
@@ -59,6 +61,9 @@ class TwoPass(SlotNet):
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=own.init.std or math.sqrt(1 / 3 / width))
         self.norm.initialise()
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"query slots": Trait("of the content alone", "net")}
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         return [*self.content.cache(rows, slots, like), LayerCache(rows, self.heads, slots, self.head_width, like)]

@@ -103,6 +103,10 @@ class CoarseToFine(protocols.Generator):
         fine = self._nll(labels, batch.tokens, batch.condition, None).sum(1)
         return self.coarse.log_prob(replace(batch, tokens=labels)) - fine
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Labels are decoded as the sampler says."""
+        self.coarse.check_sampler(sampler)
+
     @torch.no_grad()
     def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition: labels as the coarse model decodes them, then one pass for all codes."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, span, take
 from tokenloom.models.parts.plan import Plan
@@ -68,6 +69,12 @@ class FlexibleScale(Feed):
         super().train(mode)
         self.quantizer.eval()
         return self
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"slots of whole scales": Trait("yes", "feed")}
+
+    def check(self, plan: Plan) -> None:
+        self._grids(plan)
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return sum(plan.sizes)

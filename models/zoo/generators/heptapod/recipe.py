@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.objectives.whole_grid import WholeGrid
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import Shifted
@@ -23,6 +22,7 @@ from tokenloom.models.parts.orders import Raster
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 
 
 @register(

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.categorical import full, pick
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -24,7 +26,6 @@ class Bitwise(Head):
     """A softmax for each codebook (Infinity's infinite-vocabulary classifier, arXiv:2412.04431): Q V outputs for V to the Q codes."""
 
     likelihood = "exact"
-    confidence = "logits"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.bitwise"):
@@ -43,6 +44,9 @@ class Bitwise(Head):
         self.out = nn.Linear(width, layout.codebooks * layout.vocabulary)
         nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         """(B, N, Q, V) logits."""

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import CrossLayerCache, LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.cross_attention import CrossAttention
 from tokenloom.models.parts.nets.slots import steering
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
+from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 
 
 class CrossTransformer(Transformer):
@@ -45,6 +47,9 @@ class CrossTransformer(Transformer):
                 nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"memory": Trait("yes", "net")}
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         """Empty caches; each also keeps the keys and values of the memory that its layer looks at first."""

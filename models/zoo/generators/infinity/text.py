@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Reads, class_count
-from tokenloom.models.parts.cross_attention import AttentivePool
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.zoo.generators.infinity.cross_attention import AttentivePool
 
 
 class PooledText(Conditioner):
@@ -53,6 +55,9 @@ class PooledText(Conditioner):
     def prefix(self) -> int:
         """None."""
         return 0
+
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "memory": Trait("yes", "condition")}
 
     def null(self, condition: Condition) -> TextFeatures:
         """The null text, as long as the given one."""
@@ -107,6 +112,9 @@ class ClassText(Labelled):
     def prefix(self) -> int:
         """None."""
         return 0
+
+    def traits(self, plan: Plan) -> Traits:
+        return self.text.traits(plan)
 
     def forward(self, condition: Condition) -> Conditioned:
         """Look up the classes' texts.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
@@ -24,6 +25,7 @@ from tokenloom.models.parts.nets.mamba import Selective
 from tokenloom.models.parts.nets.sequence import Mixer, initialise
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.norms import AdaLN, BlockNorm
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything, Groups, Visibility
 
@@ -82,6 +84,13 @@ class ScaleNet(SlotNet):
         for attention in self.attention:
             attention.proj.weight.data /= residual  # type: ignore[union-attr, operator]
 
+    def requires(self, plan: Plan) -> Traits:
+        return {"slots of whole scales": Trait("yes", "net")}
+
+    def check(self, plan: Plan) -> None:
+        if plan.sizes != self.sizes or plan.window is not None:
+            raise ConfigError(self._refusal())
+
     def cache(self, rows: int, slots: int, like: Tensor) -> list[Any]:
         """The mixers' states: attention needs nothing of earlier scales."""
         return [mixer.state(rows, like) for mixer in self.mixer]  # type: ignore[operator]
@@ -118,12 +127,15 @@ class ScaleNet(SlotNet):
         new = slots.x_BSD.shape[1]
         if isinstance(visibility, Everything):
             whole, sizes = self.starts.get(before) == new, [new]
-        else:  # that the groups are the scales was agreed at build (``check_plan``)
+        else:  # that the groups are the scales was checked at build (``check``)
             whole = before == 0 and isinstance(visibility, Groups) and visibility.window is None and new == sum(self.sizes)
             sizes = list(self.sizes)
         if not whole or slots.queries:
-            raise ConfigError(
-                f"this net takes whole scales of {self.sizes} positions, each of which sees itself and all earlier ones; this order or "
-                "feed asks for something else: use order=Scales() without a window and a feed of next scales, as in var"
-            )
+            raise ConfigError(self._refusal())
         return sizes
+
+    def _refusal(self) -> str:
+        return (
+            f"this net takes whole scales of {self.sizes} positions, each of which attends to itself and all earlier ones; this order or "
+            "feed asks for something else: use order=Scales() without a window and a feed of next scales, as in var"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, take
 from tokenloom.models.parts.feeds.shifted import Shifted
@@ -41,6 +42,9 @@ class Neighbours(Shifted):
         if len(layout.grids) > 1 or layout.frames > 1:
             raise LayoutError(f"next neighbours need one grid, not {layout.grids} of {layout.frames} frames")
         self.grid = layout.grids[0]
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"hidden states of a slot": Trait(2, "feed")}
 
     def check(self, plan: Plan) -> None:
         rows, columns = self.grid

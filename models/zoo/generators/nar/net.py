@@ -11,12 +11,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.nets.slots import SlotNet, steering
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
@@ -44,8 +47,13 @@ class Branched(SlotNet):
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
+        if not config.branches:
+            raise ConfigError("net.branches=(): give at least one, or use its trunk alone")
         self.trunk = config.trunk.build(layout)
         self.branches = nn.ModuleList([replace(config.trunk, depth=depth).build(layout) for depth in config.branches])
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"hidden states of a slot": Trait(1 + len(self.branches), "net.branches")}
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         nets = [self.trunk, *self.branches]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.objectives.distilled_order import DistilledOrder
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.doubled import Doubled
@@ -22,6 +21,7 @@ from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
 from tokenloom.models.zoo.generators.oar.order import Found
 
 

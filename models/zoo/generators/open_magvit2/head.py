@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.embedding import Ids
+from tokenloom.models.parts.embedding import table_of
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.categorical import pick
 from tokenloom.models.parts.heads.chained import Chained
 from tokenloom.models.parts.heads.hidden import Hidden, guide
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -32,7 +34,6 @@ class Factorised(Chained):
     """
 
     likelihood = "exact"
-    confidence = "logits"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.factorised"):
@@ -52,8 +53,11 @@ class Factorised(Chained):
         for linear in self.out:
             nn.init.zeros_(cast(nn.Linear, linear).weight)
         # In a list, so that the tables stay parameters of the feed alone.
-        self._table = [cast(Ids, feed.table)]
+        self._table = [table_of(feed, layout.vocabulary)]
         self.register_buffer("place", torch.arange(layout.codebooks)[None] - 1, persistent=False)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"logits": Trait("yes", "head")}
 
     def known(self, book: int, ids_M: Tensor) -> Tensor:
         """(M, D)."""

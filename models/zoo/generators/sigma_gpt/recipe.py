@@ -21,8 +21,9 @@ from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Even, Random
+from tokenloom.models.sampling.decoders.rejection import Rejection
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder, Burst
+from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder
 
 
 @register(
@@ -59,5 +60,5 @@ def sigma_gpt(
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),
-        burst=Burst(orders=burst) if burst else None,
+        burst=Rejection(orders=burst) if burst else None,
     )

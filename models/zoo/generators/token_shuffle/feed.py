@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
@@ -54,6 +55,9 @@ class Merged(Shifted):
 
     def slots(self, plan: Plan, prefix: int) -> int:
         return prefix + plan.groups
+
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "tokens that a slot is taken apart into": Trait(self.share, "feed.share")}
 
     def check(self, plan: Plan) -> None:
         if set(plan.sizes) != {self.share}:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.residual_mlp import ResidualMLP
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
@@ -46,6 +48,9 @@ class Unshuffled(Transformer):
         self.up = nn.Linear(config.width // config.share, config.width, bias=False)
         nn.init.normal_(self.up.weight, std=(config.width // config.share) ** -0.5)
         self.rms = nn.RMSNorm(config.width, eps=1e-5)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "tokens that a slot is taken apart into": Trait(self.share, "net.share")}
 
     def forward(
         self,

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.masked import Whole
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise, normal_levels
 from tokenloom.models.parts.slots import Slots
 
@@ -53,6 +55,9 @@ class KnownValues(Whole):
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
         nn.init.normal_(self.position, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "buffer slots before the tokens": Trait(self.buffer, "feed.buffer")}
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy the values of the tokenizer's levels."""

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything, Visibility
 
@@ -59,6 +61,9 @@ class MaskedAutoencoder(SlotNet):
         self.position_out = nn.Parameter(torch.empty(1, layout.length, width))
         for weight in (self.mask, self.position, self.position_out):
             nn.init.normal_(weight, std=0.02)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"buffer slots before the tokens": Trait(self.buffer, "net.buffer")}
 
     def cache(self, rows: int, slots: int, like: Tensor) -> list[LayerCache]:
         return []

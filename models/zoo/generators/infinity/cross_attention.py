@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.attention import attend
 from tokenloom.models.parts.cache import MemoryCache
 from tokenloom.models.parts.visibility import Everything, Mask, Visibility
@@ -25,6 +26,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, memory: int) -> None:
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"heads={heads}: cross-attention heads must divide the width {width}")
         self.heads = heads
         self.query: nn.Module = nn.Linear(width, width)
         self.kv = nn.Linear(memory, 2 * width, bias=False)

@@ -1,0 +1,1 @@
+"""The steps of the pipeline, one file each; ``table.py`` lists them in order."""

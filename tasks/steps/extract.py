@@ -1,0 +1,27 @@
+"""Step ``extract``: every item of the dataset as tokens, shard by shard."""
+
+from __future__ import annotations
+
+from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks import extract as extracting
+from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
+
+
+def needs(_config: RunConfig, _store: Store) -> dict[str, str]:
+    """A dataset and what encodes it."""
+    return roles("dataset", "tokenizer")
+
+
+def plan(context: Context, inputs: Inputs) -> StepSpec:
+    """Every item of the dataset as tokens."""
+    config = context.config
+    return extracting.plan_extract(config.name, inputs["dataset"], inputs["tokenizer"], context.store, tuple(config.extract.views))
+
+
+def run(context: Context, inputs: Inputs) -> Outcome:
+    """Encode the shards that no artifact has."""
+    return extracting.extract(plan(context, inputs), context.store, context.cluster, context.report)
+
+
+EXTRACT = Step("extract", "tokens", "Every item as tokens, shard by shard.", needs, plan, run)

@@ -1,0 +1,140 @@
+"""Steps ``train_tokenizer`` and ``train_base``: the tokenizer of a run, and the one that it depends on.
+
+A base is a tokenizer like any other: what another run trains as its tokenizer is found again here, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tokenloom.configs.schema import RunConfig, TokenizerConfig
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.distributed import plan_tokenizer, train_model
+from tokenloom.tasks.runtime.checks import check_tokenizer, stands_on
+from tokenloom.tasks.steps import ingest
+from tokenloom.tasks.steps.base import Context, Given, Inputs, Planned, Step, roles, used
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, canonical_json
+
+BASE = "tokenizer.base"  # what a record notes of a tokenizer that was trained for another one
+
+
+def given_tokenizer(config: RunConfig, store: Store) -> Given | None:
+    """The tokenizer that a run uses instead of training one (``tokenizer.use``, ``tokenizer.pinned``), if it does.
+
+    Raises:
+        ConfigError: the tokenizer in ``use`` is not in the store.
+    """
+    section = config.tokenizer
+    if section.use is not None:
+        try:
+            return Given(store.resolve(section.use, "tokenizer"), "tokenizer.use")
+        except ConfigError as error:
+            raise ConfigError(f"tokenizer.use: {error}") from error
+    if section.pinned and (first := _pinned(config.name, section, store)) is not None:
+        return Given(first, "tokenizer.pinned")
+    return None
+
+
+def _pinned(name: str, section: TokenizerConfig, store: Store) -> Artifact | None:
+    """The first tokenizer that the run of this name trained from this recipe, whatever the data was then."""
+    stands_on(section)  # its errors name the field
+    wanted = canonical_json(plan_tokenizer(name, section, Artifact("dataset", name, "0" * 12, ""), store).config)
+    for record in store.records("tokenizer"):
+        mine = record.artifact.name == name and record.notes.get("trained_as") != BASE
+        if mine and canonical_json(record.config) == wanted:
+            return record.artifact
+    return None
+
+
+def given_base(config: RunConfig, store: Store) -> Given | None:
+    """The tokenizer that the run's tokenizer depends on, if one is used (``tokenizer.base.use``).
+
+    Raises:
+        ConfigError: it is not in the store.
+    """
+    if config.tokenizer.base is None or config.tokenizer.base.use is None:
+        return None
+    try:
+        return Given(store.resolve(config.tokenizer.base.use, "tokenizer"), "tokenizer.base.use")
+    except ConfigError as error:
+        raise ConfigError(f"tokenizer.base.use: {error}") from error
+
+
+def dependencies(config: RunConfig, store: Store) -> tuple[str, ...]:
+    """Roles, besides the dataset, that training the run's tokenizer needs: ``base``, ``features``; none for one that is given.
+
+    Raises:
+        ConfigError: a base that is missing or not needed.
+    """
+    return () if given_tokenizer(config, store) else stands_on(config.tokenizer)
+
+
+def needs(config: RunConfig, store: Store) -> dict[str, str]:
+    """The dataset, and what the recipe depends on."""
+    return roles("dataset", *dependencies(config, store))
+
+
+def needs_base(config: RunConfig, store: Store) -> dict[str, str] | None:
+    """The dataset, where the run's tokenizer depends on another one."""
+    return roles("dataset") if "base" in dependencies(config, store) else None
+
+
+def plan(context: Context, inputs: Inputs) -> StepSpec | Given:
+    """The training of the run's tokenizer on what it depends on, or the tokenizer that it uses."""
+    config, store = context.config, context.store
+    if given := given_tokenizer(config, store):
+        return given
+    return plan_tokenizer(config.name, config.tokenizer, inputs["dataset"], store, inputs.get("base"), inputs.get("features"))
+
+
+def plan_base(context: Context, inputs: Inputs) -> StepSpec | Given:
+    """The training of the tokenizer that the run's tokenizer depends on, or the one that it uses."""
+    config, store = context.config, context.store
+    assert config.tokenizer.base is not None, "a run without a base has no such step"
+    if given := given_base(config, store):
+        return given
+    spec = plan_tokenizer(f"{config.name}-base", config.tokenizer.base, inputs["dataset"], store)
+    return replace(spec, notes={**spec.notes, "trained_as": BASE})
+
+
+def run(context: Context, inputs: Inputs) -> Outcome:
+    """Train the tokenizer, or find it."""
+    return _trained(context, plan(context, inputs), TRAIN_TOKENIZER.name)
+
+
+def run_base(context: Context, inputs: Inputs) -> Outcome:
+    """Train the base, or find it."""
+    return _trained(context, plan_base(context, inputs), TRAIN_BASE.name)
+
+
+def _trained(context: Context, planned: StepSpec | Given, name: str) -> Outcome:
+    if isinstance(planned, Given):
+        return used(context, planned)
+    # The record of a base says train_tokenizer; only the screen tells the two apart.
+    return train_model(planned, context.store, context.cluster, context.tracker, lambda _, *rest: context.report(name, *rest))
+
+
+def checked(context: Context, planned: Mapping[str, Planned]) -> tuple[ModelSpec, dict[str, Any]]:
+    """Build the tokenizer without memory: its spec and its layout as plain data.
+
+    Raises:
+        ConfigError: a value that does not fit, naming the field.
+    """
+    given = (given_tokenizer(context.config, context.store), given_base(context.config, context.store))
+    tokenizer, base = (context.store.record(each.artifact).notes["spec"] if each else None for each in given)
+    return check_tokenizer(context.config, ingest.classes(context, planned), tokenizer, base)
+
+
+def check(context: Context, planned: Mapping[str, Planned]) -> None:
+    """Build the tokenizer without memory."""
+    checked(context, planned)
+
+
+TRAIN_BASE = Step(
+    "train_base", "base", "Train the tokenizer that the run's tokenizer depends on, or take the one that it uses.",
+    needs_base, plan_base, run_base,
+)  # fmt: skip
+TRAIN_TOKENIZER = Step("train_tokenizer", "tokenizer", "Train the tokenizer, or take the one that it uses.", needs, plan, run, check)
