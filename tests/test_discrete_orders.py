@@ -13,7 +13,7 @@ from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders import (
     Annealed,
     Arccos,
-    Cosine,
+    CosineCurve,
     Curve,
     Even,
     Halton,
@@ -29,7 +29,7 @@ from tokenloom.models.parts.orders import (
 SQUARE = TokenLayout(grids=((8, 8),), vocabulary=4)
 
 
-@given(st.integers(1, 300), st.integers(1, 80), st.sampled_from([Cosine(), Arccos(), Straight()]), st.sampled_from(["up", "down"]))
+@given(st.integers(1, 300), st.integers(1, 80), st.sampled_from([CosineCurve(), Arccos(), Straight()]), st.sampled_from(["up", "down"]))
 @settings(max_examples=200, deadline=None)
 def test_steps_cut_any_length(length: int, count: int, curve: Curve, rounding: str) -> None:
     sizes = Steps(count=count, curve=curve, rounding=rounding).cut(length)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_masked_loss_is_a_mean_over_the_whole_batch(seen: float) -> None:
 
 
 def test_masked_share_follows_the_curve() -> None:
-    plan = Masked(curve=Cosine()).plan(TokenLayout(grids=((16, 16),), vocabulary=4), Draws.whole(1, 0, 4000))
+    plan = Masked(curve=CosineCurve()).plan(TokenLayout(grids=((16, 16),), vocabulary=4), Draws.whole(1, 0, 4000))
     assert plan.known_BL is not None
     masked = (~plan.known_BL).float().mean(1)
     assert float(masked.min()) > 0

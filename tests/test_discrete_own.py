@@ -21,7 +21,7 @@ from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.visibility import Everything
 from tokenloom.models.sampling.sampler import Constant
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine, clusters
-from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
 
@@ -231,6 +231,6 @@ def test_the_first_state_learns_the_whole_image() -> None:
     with torch.no_grad():
         cond = model.condition(labels)
         slots = model.feed.step(None, model.order.plan(layout, None), cond, 0)
-        h = cast(Pointed, model.net).trunk(slots, Everything(), cond).expand(-1, 9, -1)
-        everything = cast(Categorical, model.head).logits(cast(Pointed, model.net).point(h, torch.arange(9))).argmax(-1)
+        h = cast(QueryHeads, model.net).trunk(slots, Everything(), cond).expand(-1, 9, -1)
+        everything = cast(Categorical, model.head).logits(cast(QueryHeads, model.net).point(h, torch.arange(9))).argmax(-1)
     assert torch.equal(everything, ids)

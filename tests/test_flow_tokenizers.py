@@ -17,7 +17,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, Tokens
 from tokenloom.models.parts.decoders.flow import Flow
-from tokenloom.models.parts.decoders.reveal import Nested, Staged, prefixes
+from tokenloom.models.parts.decoders.token_dropout import Nested, Staged, prefixes
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.models.tokenizers.moving_norm import MovingNorm
 from tokenloom.models.zoo.tokenizers.layton.decoder import SMALLEST, Consistency

@@ -12,7 +12,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.nets.base import Net, signed, unit
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
-from tokenloom.models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, ViT, patchify, unpatchify
+from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, unpatchify
 from tokenloom.models.parts.visibility import Causal
 from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv, OutputShortcutBlock
 
@@ -106,7 +106,7 @@ def test_patches_are_cut_and_put_back() -> None:
 
 def test_patches_embed_what_patchify_cuts() -> None:
     torch.manual_seed(0)
-    patches, image = Patches(3, 4, 10), random(2, 3, 8, 8)
+    patches, image = PatchEmbedding(3, 4, 10), random(2, 3, 8, 8)
     weight = patches.weight.permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(patches(image), patchify(image, 4) @ weight.T + patches.bias, atol=1e-5, rtol=1e-5)
 

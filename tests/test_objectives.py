@@ -103,7 +103,7 @@ def test_an_unknown_kind_of_method_is_refused() -> None:
 
 
 def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
-    with pytest.raises(ConfigError, match="order, net: predicting the whole grid needs Raster and Pointed"):
+    with pytest.raises(ConfigError, match="order, net: predicting the whole grid needs Raster and QueryHeads"):
         replace(config_of("raster"), objective=WholeGrid.Config())
     with pytest.raises(ConfigError, match="order=Raster: distilling orders needs the order Found"):
         override(config_of("raster"), {"objective": {"distilled_order": {}}})

@@ -18,7 +18,8 @@ from tokenloom.models.generators.noising import Uniform
 from tokenloom.models.parts.decoders.flow import NEAREST, Flow
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import AdaLN
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
+from tokenloom.models.parts.visibility import Everything
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 from tokenloom.models.zoo.tokenizers.layton.decoder import RHO, SMALLEST, Consistency
@@ -33,10 +34,10 @@ def transformer(seed: int = 0, **options: Any) -> Transformer:
     return Transformer.Config(width=WIDTH, heads=2, **{"depth": 3, **options}).build(LAYOUT)
 
 
-def stack(net: Transformer, x: Tensor, draws: Draws | None = None, steer: Tensor | None = None) -> Tensor:
+def stack(net: Transformer, x: Tensor, draws: Draws | None = None, modulation: Tensor | None = None) -> Tensor:
     """All blocks without the last norm."""
     with torch.no_grad():
-        return net.stack(x, PLACE, None, x.new_zeros(len(x), 1, WIDTH) if steer is None else steer, draws=draws)
+        return net.stack(x, PLACE, Everything(), x.new_zeros(len(x), 1, WIDTH) if modulation is None else modulation, draws=draws)
 
 
 # Transformer
@@ -71,13 +72,13 @@ def test_scaled_residuals_start_smaller_by_the_root_of_twice_the_depth() -> None
 
 
 @pytest.mark.parametrize("sharing", ["own", "shared"])
-def test_blocks_steered_by_adaptive_norms_start_as_near_the_identity_as_gamma_is_small(sharing: Literal["own", "shared"]) -> None:
+def test_blocks_modulated_by_adaptive_norms_start_as_near_the_identity_as_gamma_is_small(sharing: Literal["own", "shared"]) -> None:
     draw = torch.Generator().manual_seed(0)
-    x, steer = torch.randn(4, SLOTS, WIDTH, generator=draw), torch.randn(4, 1, WIDTH, generator=draw)
+    x, modulation = torch.randn(4, SLOTS, WIDTH, generator=draw), torch.randn(4, 1, WIDTH, generator=draw)
     moved = {}
     for gamma in (0.0, 0.01, 0.02, 1.0):
         net = transformer(norm=AdaLN.Config(gamma=gamma, sharing=sharing), init=Init(std=0.2))
-        moved[gamma] = float((stack(net, x, steer=steer) - x).std())
+        moved[gamma] = float((stack(net, x, modulation=modulation) - x).std())
     assert moved[0.0] == 0
     assert moved[0.02] == pytest.approx(2 * moved[0.01], rel=0.05)
     assert 0 < moved[0.01] < 0.05 * moved[1.0]
@@ -85,7 +86,7 @@ def test_blocks_steered_by_adaptive_norms_start_as_near_the_identity_as_gamma_is
 
 def test_cosine_similarities_stay_below_their_ceiling_whatever_is_learned() -> None:
     start, ceiling = 4.0, 10.0
-    compare = Cosine(start=start, ceiling=ceiling).build(heads=2, head_width=8)
+    compare = CosineSimilarity(start=start, ceiling=ceiling).build(heads=2, head_width=8)
     q = 100 * torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
 
     def own() -> Tensor:

@@ -109,10 +109,10 @@ class DiscreteState(protocols.Generator):
         cond = self.condition(condition)
         x = dropout(self.table(x_BL) + self.position, self.config.dropout, draws)
         place = span(0, self.layout.length, x.device)
-        steer = cond.vector_BD
+        modulation = cond.vector_BD
         if self.clock is not None:
-            steer = steer + self.clock(waves(time_B, steer.shape[-1]).to(steer.dtype))
-        slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=steer[:, None])
+            modulation = modulation + self.clock(waves(time_B, modulation.shape[-1]).to(modulation.dtype))
+        slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=modulation[:, None])
         return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Block norms: what stands before and after a residual branch, plain or steered by the condition.
+"""Block norms: what stands before and after a residual branch, plain or modulated by the condition.
 
-Shapes: B rows, S slots, D width; a steering vector is (B, 1 or S, D).  Every norm has ``modulate`` for the values of a
+Shapes: B rows, S slots, D width; a modulation vector is (B, 1 or S, D).  Every norm has ``modulate`` for the values of a
 block, and ``enter`` and ``join`` around each branch, so that a block does not know which kind it has.
 """
 
@@ -62,11 +62,11 @@ class BlockNorm(nn.Module, ABC):
     def initialise(self) -> None:
         """Called after the net has drawn its weights."""
 
-    def shared(self, steer: Tensor) -> Tensor | None:
-        """What all blocks share of the steering."""
+    def shared(self, modulation: Tensor) -> Tensor | None:
+        """What all blocks share of the modulation."""
         return None
 
-    def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
         """The values of a block's branches."""
         return [None] * self.a_block
 
@@ -83,7 +83,7 @@ class BlockNorm(nn.Module, ABC):
         return x + y
 
     @abstractmethod
-    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         """The norm before the head."""
 
 
@@ -115,7 +115,7 @@ class PreNorm(BlockNorm):
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         return cast(nn.ModuleList, self.branches[block])[branch](x)
 
-    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         return self.final(x)
 
 
@@ -141,12 +141,12 @@ class PostNorm(BlockNorm):
     def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
         return cast(nn.ModuleList, self.branches[block])[branch](x + y)
 
-    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         return x
 
 
 class AdaLN(BlockNorm):
-    """Adaptive layer norm (DiT, arXiv:2212.09748): gamma, scale and shift of each branch from the steering vector.
+    """Adaptive layer norm (DiT, arXiv:2212.09748): gamma, scale and shift of each branch from the modulation vector.
 
     ``sharing="own"``: each block has a linear map from the vector; ``"shared"``: one map for all blocks
     plus a learned offset a block (VAR-d36, Infinity).
@@ -188,16 +188,16 @@ class AdaLN(BlockNorm):
             self.offset.weight.normal_(std=self.width**-0.5)
             self.offset.weight[:, : self.a_block * self.width] *= self.gamma
 
-    def shared(self, steer: Tensor) -> Tensor | None:
+    def shared(self, modulation: Tensor) -> Tensor | None:
         """The map's output that all blocks share, or None when each block has its own."""
-        return self.maps[0](F.silu(steer)) if self.offset is not None else None
+        return self.maps[0](F.silu(modulation)) if self.offset is not None else None
 
-    def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of each branch; of two: order gamma1, gamma2, scale1, scale2, shift1, shift2."""
         if shared is not None and self.offset is not None:
             values = shared + self.offset.weight[block]
         else:
-            values = self.maps[block](F.silu(steer))
+            values = self.maps[block](F.silu(modulation))
         n, parts = self.a_block, values.chunk(3 * self.a_block, dim=-1)  # each (B, 1 or S, D)
         return [(parts[i], parts[n + i], parts[2 * n + i]) for i in range(n)]
 
@@ -210,7 +210,7 @@ class AdaLN(BlockNorm):
         """The branch's output times gamma."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, steer: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Norm before the head; here the order is scale, shift."""
-        scale, shift = self.final(F.silu(steer)).chunk(2, dim=-1)
+        scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
         return self.before(x) * (1 + scale) + shift

@@ -51,7 +51,7 @@ class _Scaled(Comparison):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Similarity, tag="similarity.cosine"):
+class CosineSimilarity(Similarity, tag="similarity.cosine"):
     """Cosine similarity times a learned temperature per head, at most ``ceiling`` (arXiv:2111.09883, VAR)."""
 
     start: float = 4.0
@@ -62,7 +62,7 @@ class Cosine(Similarity, tag="similarity.cosine"):
 
 
 class _Cosine(Comparison):
-    def __init__(self, config: Cosine, heads: int) -> None:
+    def __init__(self, config: CosineSimilarity, heads: int) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.log(config.start)))
         self.ceiling = math.log(config.ceiling)

@@ -22,7 +22,7 @@ from tokenloom.models.parts.orders import Scales, WeighedScales
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from tokenloom.models.parts.quantizers.patched import Patched
 from tokenloom.models.parts.rope import Rope
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Groups, Mask, Visibility
 from tokenloom.models.pretrained.infinity_bsq import SCALES
@@ -65,7 +65,7 @@ def config(info: Info) -> GroupGenerator.Config:
             heads=c["num_heads"],
             norm=AdaLN.Config(eps=1e-6, sharing="shared"),
             mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
-            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
             # The largest map of the 1M schedule has 64 positions a side.
             rope=Rope.Config(reach=64),
             init=Init(std=0.0),

@@ -26,7 +26,7 @@ from tokenloom.models.parts.orders.masked import gumbel
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Linear, Moment, PowerCosine, Sampler, Schedule
-from tokenloom.models.zoo.generators.titok_uvitbert.net import Skipped
+from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
 
 FAMILY = ("titok_imagebert", "titok_uvitbert")
 
@@ -47,7 +47,7 @@ def config(info: Info) -> GroupGenerator.Config:
             **blocks, depth=c["num_hidden_layers"], norm=PostNorm.Config(eps=1e-12), attention=Attention.Config(bias="qkv")
         )
     else:
-        net = Skipped.Config(
+        net = UViT.Config(
             **blocks,
             depth=c["num_hidden_layers"] // 2 * 2 + 1,
             norm=PreNorm.Config(kind="layer", eps=1e-5),

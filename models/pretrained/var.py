@@ -21,7 +21,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales
 from tokenloom.models.parts.quantizers.codebook import Codebook
 from tokenloom.models.parts.quantizers.multiscale import MultiScale
-from tokenloom.models.parts.similarity import Cosine, Scaled
+from tokenloom.models.parts.similarity import CosineSimilarity, Scaled
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Linear, Sampler
@@ -57,7 +57,7 @@ def config(info: Info) -> GroupGenerator.Config:
             norm=AdaLN.Config(eps=c["norm_eps"], sharing="shared" if c["shared_aln"] else "own"),
             mlp=GELU.Config(ratio=c["mlp_ratio"]),
             # Without l2-norm the scale is 0.25 / sqrt(head width), not 1 / sqrt(head width).
-            attention=Attention.Config(similarity=Cosine() if c["attn_l2_norm"] else Scaled(gain=0.25), bias="qv"),
+            attention=Attention.Config(similarity=CosineSimilarity() if c["attn_l2_norm"] else Scaled(gain=0.25), bias="qv"),
             init=Init(std=0.0, scale_residual=True),
         ),
         head=Categorical.Config(bias="yes"),

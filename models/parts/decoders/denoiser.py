@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="net.denoiser"):
-        """Transformer over patches of ``patch`` by ``patch`` pixels and all tokens; the time steers its norms."""
+        """Transformer over patches of ``patch`` by ``patch`` pixels and all tokens; the time modulates its norms."""
 
         width: int = 96
         depth: int = 4

@@ -17,7 +17,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
-from tokenloom.models.parts.decoders.reveal import Reveal
+from tokenloom.models.parts.decoders.token_dropout import TokenDropout
 
 NEAREST = 0.05  # to the image: times after 1 - NEAREST count as this one where they divide
 
@@ -37,7 +37,7 @@ class Flow(GenerativeDecoder):
         """
 
         net: Denoiser.Config
-        reveal: Reveal
+        reveal: TokenDropout
         steps: int = 16
         seed: int = 0
         guidance: float = 0.0

@@ -26,7 +26,7 @@ from tokenloom.models.parts.visibility import Causal
 class TargetAware(Shifted):
     """Shifted tokens with learned positions, to each of which that of the token to be predicted is added (RAR, arXiv:2411.00776).
 
-    A learned slot leads the sequence.  Each slot is steered by the condition's vector plus an embedding of its index in the sequence.
+    A learned slot leads the sequence.  Each slot is modulated by the condition's vector plus an embedding of its index in the sequence.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -40,8 +40,8 @@ class Chained(Head):
         self, x_MnE: Tensor, features_ME: Tensor, books: slice, visibility: Visibility, cache: list[LayerCache] | None = None
     ) -> Tensor:
         """Hidden states (M, n, E) of the entries of these codebooks."""
-        steer = features_ME[:, None]
-        return self.net.norm.last(self.net.stack(x_MnE, self.place[:, books], visibility, steer, cache), steer)
+        modulation = features_ME[:, None]
+        return self.net.norm.last(self.net.stack(x_MnE, self.place[:, books], visibility, modulation, cache), modulation)
 
     def taught(self, features_ME: Tensor, ids_MQ: Tensor) -> Tensor:
         """(M, Q, V) logits of each codebook given the true ids before it, in one pass."""

@@ -94,7 +94,7 @@ class Selective(Mixer):
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What steers the recurrence: steps before bias and softplus (B, S, E), their bias (E,), rates (E, N), B and C (B, S, N), skip (E,)."""
+    """What drives the recurrence: steps before bias and softplus (B, S, E), their bias (E,), rates (E, N), B and C (B, S, N), skip (E,)."""
 
     step_BSE: Tensor
     bias_E: Tensor

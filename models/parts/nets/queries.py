@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
-from tokenloom.models.parts.nets.vit import Blocks, Patches, PatchPixels, Trunk, patch_grid
+from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, patch_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class QueryEncoder(nn.Module):
         blocks, (h, w) = net.encoder_blocks, patch_grid(size, net.patch)
         self.reading = net.reading
         self.queries = nn.Parameter(blocks.width**-0.5 * torch.randn(net.tokens, blocks.width))
-        self.patches = Patches(channels, net.patch, blocks.width)
+        self.patches = PatchEmbedding(channels, net.patch, blocks.width)
         self.trunk = Trunk(blocks, h * w, net.tokens)
         self.out = nn.Linear(blocks.width, latent)
 

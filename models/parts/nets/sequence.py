@@ -21,7 +21,7 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.norms import BlockNorm, PreNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -199,18 +199,18 @@ class SequenceNet(SlotNet):
             ConfigError: a plan or feed by which a slot sees later ones, or does not see all earlier ones.
         """
         require_causal(slots, visibility)
-        x_BSD, steer = slots.x_BSD, steering(slots, cond)
+        x_BSD, modulation = slots.x_BSD, modulation_of(slots, cond)
         if self.places is not None:
             x_BSD = x_BSD + self.places(slots.position_BS)
-        shared = self.norm.shared(steer)
+        shared = self.norm.shared(modulation)
         for i, mixer in enumerate(self.mixer):
-            how = self.norm.modulate(i, steer, shared)
+            how = self.norm.modulate(i, modulation, shared)
             y = mixer(self.norm.enter(i, 0, x_BSD, how[0]), cache[i] if cache else None)
             x_BSD = self.norm.join(i, 0, x_BSD, branch(self.norm.gate(y, how[0]), self.config.dropout, self.drop_rates[i], draws))
             if len(self.mlp):
                 y = self.mlp[i](self.norm.enter(i, 1, x_BSD, how[1]))
                 x_BSD = self.norm.join(i, 1, x_BSD, branch(self.norm.gate(y, how[1]), self.config.dropout, self.drop_rates[i], draws))
-        return self.norm.last(x_BSD, steer)
+        return self.norm.last(x_BSD, modulation)
 
 
 def initialise(net: nn.Module, std: float, residual: float) -> None:

@@ -67,8 +67,8 @@ class SlotNet(nn.Module, ABC):
         """
 
 
-def steering(slots: Slots, cond: Conditioned) -> Tensor:
-    """The vectors that steer adaptive norms, (B, 1 or S, D)."""
+def modulation_of(slots: Slots, cond: Conditioned) -> Tensor:
+    """The vectors that modulate adaptive norms, (B, 1 or S, D)."""
     if slots.condition_BSD is not None:
         return slots.condition_BSD
     return cond.vector_BD.unsqueeze(1) if cond.vector_BD.ndim == 2 else cond.vector_BD

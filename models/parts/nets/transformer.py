@@ -21,7 +21,7 @@ from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope
@@ -111,8 +111,8 @@ class Transformer(SlotNet):
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D), after the last norm."""
-        steer = steering(slots, cond)
-        return self.norm.last(self.stack(slots.x_BSD, slots.position_BS, visibility, steer, cache, draws), steer)
+        modulation = modulation_of(slots, cond)
+        return self.norm.last(self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws), modulation)
 
     @staticmethod
     def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
@@ -125,19 +125,21 @@ class Transformer(SlotNet):
         x_BSD: Tensor,
         position_BS: Tensor,
         visibility: Visibility,
-        steer: Tensor,
+        modulation: Tensor,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         """All blocks, without the last norm.
 
-        ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``steer`` (B, 1 or S, D) steers adaptive norms.
+        ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``modulation`` (B, 1 or S, D) the norms'.
         """
         rotations = self.rope(position_BS) if self.rope is not None else None
-        shared = self.norm.shared(steer)
+        shared = self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x_BSD, cache)
         for i in range(len(self.attention)):
-            x_BSD = self.block(i, x_BSD, visibility, rotations, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(
+                i, x_BSD, visibility, rotations, self.norm.modulate(i, modulation, shared), cache[i] if cache else None, draws
+            )
         return x_BSD
 
     def block(

@@ -28,7 +28,7 @@ class Blocks(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="net.vit_blocks"):
         """``ratio`` of the MLP's hidden width to ``width``; widths of the ``context`` that cross-attention reads and of the vector
-        ``cond`` that steers the norms (shift, scale and a gate that starts at zero: DiT, arXiv:2212.09748); 0 is none."""
+        ``cond`` that modulates the norms (shift, scale and a gate that starts at zero: DiT, arXiv:2212.09748); 0 is none."""
 
         width: int
         depth: int
@@ -80,10 +80,10 @@ class Block(nn.Module):
         learned = config.cond == 0  # with a condition the norms' scales and shifts come from it
         self.norm1 = nn.LayerNorm(width, eps, elementwise_affine=learned)
         self.attention = Attention.Config(bias="qkv").build(width, config.heads)
-        self.cross: CrossAttention | None = None
+        self.cross: ContextAttention | None = None
         if config.context:
             self.norm_cross = nn.LayerNorm(width, eps)
-            self.cross = CrossAttention(width, config.context, config.heads)
+            self.cross = ContextAttention(width, config.context, config.heads)
         self.norm2 = nn.LayerNorm(width, eps, elementwise_affine=learned)
         self.mlp = GELU.Config(ratio=config.ratio, form="none").build(width)
         self.modulation: nn.Linear | None = None
@@ -109,7 +109,7 @@ class Block(nn.Module):
         return x_BSD + six[5] * self.mlp(self.norm2(x_BSD) * (1 + six[4]) + six[3])
 
 
-class CrossAttention(nn.Module):
+class ContextAttention(nn.Module):
     """Multi-head attention of slots (B, S, D) to a context (B, T, D')."""
 
     def __init__(self, width: int, context: int, heads: int) -> None:
@@ -125,7 +125,7 @@ class CrossAttention(nn.Module):
         return self.proj(h.transpose(1, 2).flatten(2))
 
 
-class Patches(nn.Conv2d):
+class PatchEmbedding(nn.Conv2d):
     """Patches of an image (B, C, H, W) as vectors (B, L, D), row-major."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
@@ -263,7 +263,7 @@ class ViTEncoder(nn.Module):
     def __init__(self, net: ViT, size: int, channels: int, latent: int) -> None:
         super().__init__()
         blocks, self.grid = net.encoder_blocks, net.grid(size)
-        self.patches = Patches(channels, net.patch, blocks.width)
+        self.patches = PatchEmbedding(channels, net.patch, blocks.width)
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], blocks.width))
         self.stack = blocks.build()
         self.norm = nn.LayerNorm(blocks.width, blocks.eps)

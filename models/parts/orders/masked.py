@@ -17,7 +17,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
-from tokenloom.models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, asked
 from tokenloom.models.parts.plan import Choice, Plan, known_first, permutations
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Masked(Order, tag="order.masked"):
     ``choice`` finds surest.
     """
 
-    curve: Curve = Cosine()
+    curve: Curve = CosineCurve()
     seen_weight: float = 0.0
     decoding: Sizes = Steps(count=8)
     visit: Visit = Shuffled()

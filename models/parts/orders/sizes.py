@@ -28,7 +28,7 @@ class Straight(Curve, tag="curve.linear"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Curve, tag="curve.cosine"):
+class CosineCurve(Curve, tag="curve.cosine"):
     """``cos(pi t / 2)``: few positions at first, when little is known (MaskGIT, arXiv:2202.04200)."""
 
     def masked(self, t: float) -> float:
@@ -75,7 +75,7 @@ class Steps(Sizes, tag="sizes.steps"):
     """``count`` steps along a curve; what is known after each is rounded ``up`` or ``down``, at least one more a step."""
 
     count: int
-    curve: Curve = Cosine()
+    curve: Curve = CosineCurve()
     rounding: Literal["up", "down"] = "up"
 
     def __post_init__(self) -> None:

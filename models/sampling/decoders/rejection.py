@@ -16,7 +16,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Tokens
 from tokenloom.models.parts.feeds.base import take
-from tokenloom.models.parts.feeds.doubled import Doubled
+from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.plan import Plan, known_first
@@ -54,7 +54,7 @@ class Rejection(Decoder, tag="decoder.rejection"):
             raise ConfigError(f"decoder.orders={self.orders}: must be at least 1")
 
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
-        if not isinstance(model.feed, Doubled):
+        if not isinstance(model.feed, DoublePosition):
             return f"the feed {type(model.feed).__qualname__} cannot predict all open positions from the same known ones"
         if not isinstance(model.head, Categorical) or type(model.head).draw is not Categorical.draw:
             return f"the head {type(model.head).__qualname__} does not draw each token from one softmax"
@@ -121,7 +121,7 @@ class RejectionSession(DecodingSession):
     @torch.no_grad()
     def draft(self, step: int) -> tuple[Tensor, Tensor]:
         """All open entries drawn at once, each from what is decided alone: tokens (B, L) and their distributions (B, L, V)."""
-        feed, now = cast(Doubled, self.model.feed), self.now
+        feed, now = cast(DoublePosition, self.model.feed), self.now
         known_BL = now.known_B.clamp_max(len(self.entry_L) - 1)[:, None].expand_as(now.sequence_BL)
         data, sequence, known = (self._twice(t) for t in (now.data, now.sequence_BL, known_BL))
         p_BLV = self._probabilities(feed.asked(data, sequence, known, self.cond))

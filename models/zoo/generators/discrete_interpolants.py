@@ -21,10 +21,10 @@ from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN
-from tokenloom.models.parts.orders import Arccos, Confidence, Cosine, Straight
+from tokenloom.models.parts.orders import Arccos, Confidence, CosineCurve, Straight
 from tokenloom.models.sampling.sampler import Constant, Sampler
 
-CURVES = {"linear": Straight(), "cosine": Cosine(), "arccos": Arccos()}
+CURVES = {"linear": Straight(), "cosine": CosineCurve(), "arccos": Arccos()}
 
 
 @register(

@@ -18,7 +18,7 @@ from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.sampling.sampler import Linear, Sampler
 
 
@@ -47,7 +47,7 @@ def var(
             heads=heads or depth,
             norm=AdaLN.Config(),
             mlp=GELU.Config(ratio=4.0, form="tanh"),
-            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
             drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
             init=Init(std=0.0, scale_residual=True),
         ),

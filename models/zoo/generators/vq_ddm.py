@@ -19,7 +19,7 @@ from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN
-from tokenloom.models.parts.orders import Cosine
+from tokenloom.models.parts.orders import CosineCurve
 from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
@@ -42,7 +42,7 @@ def vq_ddm(
     """A chain of ``steps``; width is 64 times the depth and heads the depth if not given."""
     return DiscreteState.Config(
         noise=Uniform(cross_entropy=0.001),
-        curve=Cosine(),
+        curve=CosineCurve(),
         steps=steps,
         net=Transformer.Config(
             width=width or 64 * depth,

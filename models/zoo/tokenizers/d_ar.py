@@ -1,6 +1,6 @@
 """D-AR: tokens that are the steps of a diffusion, so that generating them in order is to denoise (arXiv:2505.23660).
 
-New: the tokens stand in groups, and the k-th group steers the k-th interval of the decoder's time: the decoder sees the groups whose
+New: the tokens stand in groups, and the k-th group conditions the k-th interval of the decoder's time: the decoder sees the groups whose
 interval has begun.  So the sequence runs from coarse to fine, a plain next-token model denoises, and any number of groups gives a preview:
 the diffusion up to there, then the image that its velocity points to.
 Differs: the net predicts the image, whose error is trained, instead of the velocity; no perceptual loss and no alignment with DINOv2
@@ -16,7 +16,7 @@ from __future__ import annotations
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.flow import Flow
-from tokenloom.models.parts.decoders.reveal import Staged
+from tokenloom.models.parts.decoders.token_dropout import Staged
 from tokenloom.models.parts.nets.seeded import SeededQueries
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival

@@ -18,7 +18,7 @@ from typing import Literal
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.flow import Flow
-from tokenloom.models.parts.decoders.reveal import Nested
+from tokenloom.models.parts.decoders.token_dropout import Nested
 from tokenloom.models.parts.nets.seeded import SeededQueries
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.quantizers.fsq import FSQ

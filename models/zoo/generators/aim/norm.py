@@ -1,6 +1,6 @@
-"""Block norms steered by the condition, with one map for several blocks.
+"""Block norms modulated by the condition, with one map for several blocks.
 
-Shapes: B rows, S slots, D width; a steering vector is (B, 1 or S, D).
+Shapes: B rows, S slots, D width; a modulation vector is (B, 1 or S, D).
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class GroupAdaLN(BlockNorm):
         self.offset.weight.normal_(std=self.width**-0.5)
         self.final.weight.zero_()
 
-    def shared(self, steer: Tensor) -> Tensor:
+    def shared(self, modulation: Tensor) -> Tensor:
         """Outputs (groups, B, 1 or S, 3 branches D) of the maps."""
-        active = F.silu(steer)
+        active = F.silu(modulation)
         return torch.stack([linear(active) for linear in self.maps])
 
-    def modulate(self, block: int, steer: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of each branch, each (B, 1 or S, D)."""
         values = cast(Tensor, shared)[block % len(self.maps)] + self.offset.weight[block]
         parts = values.chunk(3 * self.a_block, dim=-1)
@@ -66,6 +66,6 @@ class GroupAdaLN(BlockNorm):
         """The branch's output times gamma."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, steer: Tensor) -> Tensor:
-        scale, shift = self.final(F.silu(steer)).chunk(2, dim=-1)
+    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
         return F.rms_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift

@@ -19,7 +19,7 @@ from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
 from tokenloom.models.parts.mlp import MLP
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import rotate
@@ -77,7 +77,7 @@ class TwoPass(SlotNet):
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D): those of the content are not for reading."""
-        known, steer = slots.x_BSD.shape[1] - slots.queries, steering(slots, cond)
+        known, modulation = slots.x_BSD.shape[1] - slots.queries, modulation_of(slots, cond)
         if slots.queries == 0 or isinstance(visibility, Causal):
             raise LayoutError("this net needs a feed that asks by query slots")
         keys = (cache[0].used if cache else 0) + slots.x_BSD.shape[1]
@@ -94,16 +94,16 @@ class TwoPass(SlotNet):
         if cache is not None:
             k, v = cache[-1].append(k, v)
         x = slots.x_BSD[:, known:]
-        shared = self.norm.shared(steer)
+        shared = self.norm.shared(modulation)
         for i, (query, proj, mlp) in enumerate(zip(self.query, self.proj, self.mlp)):
-            first, second = self.norm.modulate(i, steer, shared)
+            first, second = self.norm.modulate(i, modulation, shared)
             q = self._split(query(self.norm.enter(i, 0, x, first)))
             q = q if rotations is None else rotate(q, rotations[:, :, known:])
             y = proj(attend(q, k, v, other, self.head_width**-0.5))
             x = self.norm.join(i, 0, x, dropout(self.norm.gate(y, first), self.rate, draws))
             y = cast(MLP, mlp)(self.norm.enter(i, 1, x, second))
             x = self.norm.join(i, 1, x, dropout(self.norm.gate(y, second), self.rate, draws))
-        x = self.norm.last(x, steer)
+        x = self.norm.last(x, modulation)
         return nn.functional.pad(x, (0, 0, known, 0))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
 
-class Pointed(Transformer):
+class QueryHeads(Transformer):
     """State plus query of a position, through a few residual MLPs (a head over the grid, Heptapod, arXiv:2510.06673).
 
     As a net it points each slot at the position after its own in storage order, so it is for raster order.
@@ -32,8 +32,8 @@ class Pointed(Transformer):
 
         blocks: int = 2
 
-        def build(self, layout: TokenLayout) -> Pointed:
-            return Pointed(self, layout)
+        def build(self, layout: TokenLayout) -> QueryHeads:
+            return QueryHeads(self, layout)
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)

@@ -18,7 +18,7 @@ from tokenloom.models.core.protocols import Batch, tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 
 
 class WholeGrid(Objective):
@@ -41,8 +41,8 @@ class WholeGrid(Objective):
                 raise ConfigError(f"later={self.later}, targets={self.targets}: later must be positive, targets at least 0")
 
         def check(self, model: Any) -> None:
-            if not isinstance(model.order, Raster) or not isinstance(model.net, Pointed.Config):
-                raise ConfigError("order, net: predicting the whole grid needs Raster and Pointed")
+            if not isinstance(model.order, Raster) or not isinstance(model.net, QueryHeads.Config):
+                raise ConfigError("order, net: predicting the whole grid needs Raster and QueryHeads")
             if not isinstance(model.head, Categorical.Config):
                 raise ConfigError(f"head={model.head!r}: predicting the whole grid needs logits of one codebook: use Categorical")
 
@@ -60,7 +60,7 @@ class WholeGrid(Objective):
         ids, given = tokens_of(batch.tokens), draws if model.training else None
         step_N, place_N = (t.to(ids.device) for t in self.pairs(model.layout.length, draws))
         plan = model.order.plan(model.layout, None).to(ids.device)
-        cond, net = model.condition(model.condition.drop(batch.condition, given)), cast(Pointed, model.net)
+        cond, net = model.condition(model.condition.drop(batch.condition, given)), cast(QueryHeads, model.net)
         h_BLD = model.parallel(ids, plan, cond, given, net.trunk)
         logits = model.head.logits(net.point(h_BLD[:, step_N], place_N))
         nll_BN = F.cross_entropy(logits.transpose(1, 2), ids[:, place_N], reduction="none")

@@ -21,7 +21,7 @@ from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Raster
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.heptapod.net import Pointed
+from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 
 
@@ -46,7 +46,7 @@ def heptapod(
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
-        net=Pointed.Config(
+        net=QueryHeads.Config(
             width=width or 64 * depth,
             depth=depth,
             heads=heads or depth,

@@ -11,7 +11,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders.base import Order
-from tokenloom.models.parts.orders.sizes import Cosine, Curve, Sizes, Steps, asked
+from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, asked
 from tokenloom.models.parts.plan import Plan, permutations
 
 
@@ -26,7 +26,7 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
 
     steps: tuple[int, ...] = (1, 2, 4)
     whole: float = 0.5
-    curve: Curve = Cosine()
+    curve: Curve = CosineCurve()
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:

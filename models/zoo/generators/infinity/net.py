@@ -17,7 +17,7 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.cache import CrossLayerCache, LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.nets.slots import steering
+from tokenloom.models.parts.nets.slots import modulation_of
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -26,7 +26,7 @@ from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttent
 
 
 class CrossTransformer(Transformer):
-    """Between attention and MLP a normed look at the memory, which is not steered (Infinity, arXiv:2412.04431)."""
+    """Between attention and MLP a normed look at the memory, which is not modulated (Infinity, arXiv:2412.04431)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Transformer.Config, tag="net.cross_attention", label="transformer, cross-attention"):
@@ -67,14 +67,14 @@ class CrossTransformer(Transformer):
         """Hidden states (B, S, D), after the last norm."""
         if cond.memory_BTD is None:
             raise LayoutError("this net needs a condition with a memory")
-        steer, x = steering(slots, cond), slots.x_BSD
-        rotations, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(steer)
+        modulation, x = modulation_of(slots, cond), slots.x_BSD
+        rotations, shared = self.rope(slots.position_BS) if self.rope is not None else None, self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x, cache)
         for i, (look, look_norm) in enumerate(zip(self.look, self.look_norm)):
-            how = self.norm.modulate(i, steer, shared)
+            how = self.norm.modulate(i, modulation, shared)
             layer = cache[i] if cache else None
             x = self.attend_to(i, x, visibility, rotations, how[0], layer, draws)
             kept = layer.memory if isinstance(layer, CrossLayerCache) else None
             x = x + look(look_norm(x), cond.memory_BTD, cond.memory_seen_BT, kept)
             x = self.transform(i, x, how[1], draws)
-        return self.norm.last(x, steer)
+        return self.norm.last(x, modulation)

@@ -1,7 +1,7 @@
 """Infinity: bitwise next-scale prediction (Han et al. 2024, arXiv:2412.04431).
 
 New: tokens are bits, each with a classifier of its own, so the vocabulary of 2^d costs d outputs; rotary places are spread alike over
-all scales; blocks look at the text, whose pooled vector steers the norms; in training some bits are flipped, and later scales learn to
+all scales; blocks look at the text, whose pooled vector modulates the norms; in training some bits are flipped, and later scales learn to
 mend them (bitwise self-correction).
 Differs: conditioned on classes as texts of four learned features, which ``text`` features of an encoder replace; flips are mended
 towards the latents of the stored bits, not of the encoder; the loss is the sum over bits, a likelihood, weighed by scale.
@@ -22,7 +22,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import WeighedScales
 from tokenloom.models.parts.quantizers.self_correction import SelfCorrection
 from tokenloom.models.parts.rope import Rope
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.infinity.feed import Corrected
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
@@ -67,7 +67,7 @@ def infinity(
             heads=heads,
             norm=AdaLN.Config(sharing="shared"),
             mlp=GELU.Config(),
-            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
             rope=Rope.Config(reach=reach),
             drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
             init=Init(std=0.0, scale_residual=True),

@@ -23,7 +23,7 @@ from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import GELU, MLP
 from tokenloom.models.parts.nets.mamba import Selective
 from tokenloom.models.parts.nets.sequence import Mixer, initialise
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.norms import AdaLN, BlockNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -109,10 +109,10 @@ class ScaleNet(SlotNet):
             ConfigError: slots are not whole scales in storage order, or may not see all of their own and earlier scales.
         """
         sizes = self._sizes(slots, visibility, cache[0].used if cache else 0)
-        x_BSD, steer = slots.x_BSD, steering(slots, cond)
-        shared = self.norm.shared(steer)
+        x_BSD, modulation = slots.x_BSD, modulation_of(slots, cond)
+        shared = self.norm.shared(modulation)
         for i, (attention, mixer, mlp) in enumerate(zip(self.attention, self.mixer, self.mlp)):
-            own, across, last = self.norm.modulate(i, steer, shared)
+            own, across, last = self.norm.modulate(i, modulation, shared)
             parts = self.norm.enter(i, 0, x_BSD, own).split(sizes, dim=1)
             y = torch.cat([attention(part, Everything(), None, None) for part in parts], dim=1)
             x_BSD = self.norm.join(i, 0, x_BSD, branch(self.norm.gate(y, own), self.config.dropout, self.drop_rates[i], draws))
@@ -120,7 +120,7 @@ class ScaleNet(SlotNet):
             x_BSD = self.norm.join(i, 1, x_BSD, branch(self.norm.gate(y, across), self.config.dropout, self.drop_rates[i], draws))
             y = mlp(self.norm.enter(i, 2, x_BSD, last))
             x_BSD = self.norm.join(i, 2, x_BSD, branch(self.norm.gate(y, last), self.config.dropout, self.drop_rates[i], draws))
-        return self.norm.last(x_BSD, steer)
+        return self.norm.last(x_BSD, modulation)
 
     def _sizes(self, slots: Slots, visibility: Visibility, before: int) -> list[int]:
         """Lengths of the scales at hand."""

@@ -19,7 +19,7 @@ from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.mamba import Selective
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales
-from tokenloom.models.parts.similarity import Cosine
+from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.mvar.net import ScaleNet
 
@@ -48,7 +48,7 @@ def mvar(
             width=width or 64 * depth,
             depth=depth,
             heads=heads or depth,
-            attention=Attention.Config(similarity=Cosine(), bias="qv"),
+            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
             mixer=Selective.Config(states=states),
             norm=AdaLN.Config(),
             mlp=GELU.Config(ratio=4.0, form="tanh"),

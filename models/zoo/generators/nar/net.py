@@ -17,7 +17,7 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.nets.slots import SlotNet, steering
+from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -68,17 +68,17 @@ class Branched(SlotNet):
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, K, S, D)."""
-        steer = steering(slots, cond)
+        modulation = modulation_of(slots, cond)
         left = list(cache or [])
 
         def run(net: Transformer, x_BSD: Tensor) -> Tensor:
             mine = left[: len(net.attention)]
             del left[: len(net.attention)]
-            return net.stack(x_BSD, slots.position_BS, visibility, steer, mine, draws)
+            return net.stack(x_BSD, slots.position_BS, visibility, modulation, mine, draws)
 
         trunk = run(self.trunk, slots.x_BSD)
-        states = [self.trunk.norm.last(trunk, steer)]
+        states = [self.trunk.norm.last(trunk, modulation)]
         for branch in self.branches:
             net = cast(Transformer, branch)
-            states.append(net.norm.last(run(net, trunk), steer))
+            states.append(net.norm.last(run(net, trunk), modulation))
         return torch.stack(states, dim=1)

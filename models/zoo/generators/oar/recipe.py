@@ -14,7 +14,7 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.doubled import Doubled
+from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
@@ -45,7 +45,7 @@ def oar(
     """Found orders from the share ``start`` of training on; ``noise`` of the choice; width is 64 times the depth, heads the depth."""
     return GroupGenerator.Config(
         order=Found(choice=Confidence(noise=noise)),
-        feed=Doubled.Config(dropout=dropout),
+        feed=DoublePosition.Config(dropout=dropout),
         net=Transformer.Config(
             width=width or 64 * depth,
             depth=depth,

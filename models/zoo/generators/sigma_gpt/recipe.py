@@ -15,7 +15,7 @@ from __future__ import annotations
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.doubled import Doubled
+from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
@@ -46,7 +46,7 @@ def sigma_gpt(
     """Width is 64 times the depth, heads the depth if not given; ``group`` tokens a decoding step, or bursts that try ``burst`` orders."""
     return AnyOrder.Config(
         order=Random(decoding=Even(size=group)),
-        feed=Doubled.Config(dropout=dropout),
+        feed=DoublePosition.Config(dropout=dropout),
         net=Transformer.Config(
             width=width or 64 * depth,
             depth=depth,

@@ -18,7 +18,7 @@ from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.visibility import Visibility
 
 
-class Skipped(Transformer):
+class UViT(Transformer):
     """Half of the blocks, one in the middle, and half again, each of which takes the output of its mirror image too (arXiv:2209.12152)."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Skipped(Transformer):
             if self.depth % 2 == 0:
                 raise ConfigError(f"net.depth={self.depth}: must be odd, one block in the middle and as many before as after it")
 
-        def build(self, layout: TokenLayout) -> Skipped:
-            return Skipped(self, layout)
+        def build(self, layout: TokenLayout) -> UViT:
+            return UViT(self, layout)
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
@@ -46,18 +46,20 @@ class Skipped(Transformer):
         x_BSD: Tensor,
         position_BS: Tensor,
         visibility: Visibility,
-        steer: Tensor,
+        modulation: Tensor,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
         rotations = self.rope(position_BS) if self.rope is not None else None
-        shared = self.norm.shared(steer)
+        shared = self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x_BSD, cache)
         kept: list[Tensor] = []
         for i in range(len(self.attention)):
             if i > self.middle:
                 x_BSD = self.skip[i - self.middle - 1](torch.cat([x_BSD, kept.pop()], dim=-1))
-            x_BSD = self.block(i, x_BSD, visibility, rotations, self.norm.modulate(i, steer, shared), cache[i] if cache else None, draws)
+            x_BSD = self.block(
+                i, x_BSD, visibility, rotations, self.norm.modulate(i, modulation, shared), cache[i] if cache else None, draws
+            )
             if i < self.middle:
                 kept.append(x_BSD)
         return x_BSD

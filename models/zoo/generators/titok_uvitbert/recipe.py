@@ -18,7 +18,7 @@ from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.sampling.sampler import PowerCosine, Sampler
 from tokenloom.models.zoo.generators.titok_imagebert import titok_imagebert
-from tokenloom.models.zoo.generators.titok_uvitbert.net import Skipped
+from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
 
 
 @register(
@@ -42,7 +42,7 @@ def titok_uvitbert(
     return replace(
         titok_imagebert(depth, width, heads, steps, noise, classes, dropout, label_dropout),
         feed=MaskToken.Config(prefix=1, dropout=dropout),
-        net=Skipped.Config(
+        net=UViT.Config(
             width=width,
             depth=depth,
             heads=heads,

@@ -1,4 +1,4 @@
-"""The channel-wise head: the channels of a token one after another, by a small steered transformer.
+"""The channel-wise head: the channels of a token one after another, by a small modulated transformer.
 
 Shapes: B rows, N positions, M = B N, D width of the net, E of the head, n channels at once, Q channels (codebooks), V levels of each.
 """
@@ -27,7 +27,7 @@ from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
 class Channelwise(Chained):
-    """TokenBridge's head (arXiv:2503.16430): ``[features, channel 1, …]`` with adaptive norms steered by features and step.
+    """TokenBridge's head (arXiv:2503.16430): ``[features, channel 1, …]`` with adaptive norms modulated by features and step.
 
     Guidance is of the features, before the head.  ``order`` lists the channels as they are predicted (empty: as they are).
     """
@@ -73,10 +73,10 @@ class Channelwise(Chained):
     def run(
         self, x_MnE: Tensor, features_ME: Tensor, books: slice, visibility: Visibility, cache: list[LayerCache] | None = None
     ) -> Tensor:
-        """Hidden states (M, n, E), steered by features and step."""
-        steer = features_ME[:, None] + self.position_step[:, books]
-        x = self.net.stack(x_MnE + self.position[:, books], self.place[:, books], visibility, steer, cache)
-        return self.net.norm.last(self.norm(x), steer)
+        """Hidden states (M, n, E), modulated by features and step."""
+        modulation = features_ME[:, None] + self.position_step[:, books]
+        x = self.net.stack(x_MnE + self.position[:, books], self.place[:, books], visibility, modulation, cache)
+        return self.net.norm.last(self.norm(x), modulation)
 
     def logits(self, h_BND: Tensor, target_BNQ: Tensor) -> Tensor:
         """(B, N, Q, V) logits of each channel, in the order of prediction, given the true ones before it."""

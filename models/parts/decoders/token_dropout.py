@@ -17,7 +17,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 
 
-class Reveal(configs.Config, ABC):
+class TokenDropout(configs.Config, ABC):
     """A rule; concrete ones are frozen dataclasses."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Reveal(configs.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested(Reveal, tag="dropout.nested"):
+class Nested(TokenDropout, tag="dropout.nested"):
     """Nested dropout (arXiv:1402.0915, FlexTok): a row keeps its first k tokens, so that any prefix decodes.
 
     ``choose``: k is one of the powers of two up to N and N itself, or any number from 1 to N; all are equally likely.
@@ -82,7 +82,7 @@ class Nested(Reveal, tag="dropout.nested"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staged(Reveal, tag="dropout.staged"):
+class Staged(TokenDropout, tag="dropout.staged"):
     """Sequential diffusion (D-AR): the k-th of ``groups`` equal groups of tokens appears when the k-th interval of the clock begins."""
 
     groups: int

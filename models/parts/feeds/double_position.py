@@ -23,7 +23,7 @@ from tokenloom.models.parts.visibility import Causal, Everything
 
 
 @dataclass(frozen=True)
-class Aimless:
+class OpenChain:
     """State of decoding: slots whose aim is known and that the cache lacks (B, m, D) at places (B, m), and what is not aimed yet:
     the last token (B, 1, D) and its place (B, 1)."""
 
@@ -33,7 +33,7 @@ class Aimless:
     open_B1: Tensor
 
 
-class Doubled(Shifted):
+class DoublePosition(Shifted):
     """Any order by double positions (sigma-GPT, arXiv:2404.09562): a slot holds a token, its position and the position to predict.
 
     Slot i of the chain holds the token of entry i - 1 of the sequence and is aimed at entry i; it sees those before it.  A group of
@@ -45,8 +45,8 @@ class Doubled(Shifted):
     class Config(Shifted.Config, tag="feed.double_position", label="shifted tokens, double positions"):
         """As ``Shifted``."""
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Doubled:
-            return Doubled(self, layout, width)
+        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> DoublePosition:
+            return DoublePosition(self, layout, width)
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -98,9 +98,9 @@ class Doubled(Shifted):
     def start(self, plan: Plan, cond: Conditioned) -> Any:
         held = cond.prefix_BPD + self.position[-1]
         place = nowhere(prefix_groups(held))
-        return Aimless(held[:, :-1], place[:, :-1], held[:, -1:], place[:, -1:])
+        return OpenChain(held[:, :-1], place[:, :-1], held[:, -1:], place[:, -1:])
 
-    def step(self, state: Aimless, plan: Plan, cond: Conditioned, group: int) -> Slots:
+    def step(self, state: OpenChain, plan: Plan, cond: Conditioned, group: int) -> Slots:
         target = plan.sequence_BL if plan.choice is not None else plan.members(group)
         closed, start, count = state.closed_BmD.shape[1], plan.start(group), target.shape[1]
         rows = max(len(target), len(state.open_B1))
@@ -129,13 +129,13 @@ class Doubled(Shifted):
         aim = self.position_target[at(plan.sequence_BL, entry_Bn + 1)]
         return replace(slots, x_BSD=slots.x_BSD + self.position[slots.position_BS] + aim)
 
-    def push(self, state: Aimless, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
+    def push(self, state: OpenChain, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         held = self.table(data) + self.position[place_Bn]
         place = place_Bn
         first = 1 if plan.choice is None else 0
         before = torch.cat([state.open_B1D, held[:, :-1]], dim=1)[:, first:]
         stood = torch.cat([state.open_B1.expand(len(place), -1), place[:, :-1]], dim=1)[:, first:]
-        return Aimless(before + self.position_target[place[:, first:]], stood, held[:, -1:], place[:, -1:])
+        return OpenChain(before + self.position_target[place[:, first:]], stood, held[:, -1:], place[:, -1:])
 
     def _chain(self, data: Tensor, sequence_BL: Tensor, cond: Conditioned, draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """What the chain's slots hold, without aims: (B, P - 1 + L, D), with their ranks and places."""
