@@ -22,8 +22,8 @@ from tokenloom.models.generators.noising import Absorbing, Noise
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.embedding import Ids
 from tokenloom.models.parts.feeds.base import span
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.heads.categorical import Categorical, pick, single
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer

@@ -13,7 +13,7 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.embedding import Ids
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.masked import MaskToken
 from tokenloom.models.parts.heads.categorical import Tied
 from tokenloom.models.parts.mlp import SwiGLU

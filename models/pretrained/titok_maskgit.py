@@ -13,8 +13,8 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.embedding import Ids
 from tokenloom.models.parts.feeds.bert import BertTokens
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.masked import MaskToken
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.heads.hidden import guide

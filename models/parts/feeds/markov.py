@@ -15,7 +15,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.embedding import Ids
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.next_scale import NextScale
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots

@@ -17,8 +17,8 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.embedding import embedding
 from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import embedding
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything
@@ -75,9 +75,6 @@ class MaskToken(Whole):
         registers: int = 0
         dropout: float = 0.0
         init_std: float = 0.02
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> MaskToken:
-            return MaskToken(self, layout, width)
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()

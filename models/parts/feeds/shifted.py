@@ -16,8 +16,8 @@ from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import AtLeast, Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.embedding import embedding
 from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.embedding import embedding
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Everything
@@ -34,9 +34,6 @@ class Shifted(Feed):
         """``dropout`` of the token embeddings."""
 
         dropout: float = 0.0
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Shifted:
-            return Shifted(self, layout, width)
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, spare: int = 0) -> None:
         super().__init__()
@@ -111,9 +108,6 @@ class Registers(Shifted):
 
         registers: int = 3
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
-            return Registers(self, layout, width)
-
     window = Feed.window  # a group's slots hold several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
@@ -167,9 +161,6 @@ class Averages(Shifted):
     @dataclass(frozen=True, kw_only=True)
     class Config(Shifted.Config, tag="feed.averages", label="averages of patches"):
         """As ``Shifted``."""
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
-            return Averages(self, layout, width)
 
     window = Feed.window  # a slot holds several tokens
 

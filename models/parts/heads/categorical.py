@@ -14,8 +14,8 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.embedding import table_of
 from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import table_of
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
@@ -48,7 +48,7 @@ class Categorical(Head):
         init_std: float = 0.0
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
-            return Categorical(self, single(layout), width)
+            return self.construct(single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -121,12 +121,12 @@ class Directions(Categorical):
 
         states: int = 2
 
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
+            return self.construct(single(layout), width)
+
         def __post_init__(self) -> None:
             if self.states < 2:
                 raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
-
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
-            return Directions(self, single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         Head.__init__(self)
@@ -135,7 +135,7 @@ class Directions(Categorical):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
 
     def traits(self, plan: Plan) -> Traits:
-        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(self.out), "head.states")}
+        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(cast(nn.ModuleList, self.out)), "head.states")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]

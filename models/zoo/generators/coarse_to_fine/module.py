@@ -17,8 +17,8 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, tokens_of
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.embedding import Ids
 from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.heads.categorical import Categorical, pick, single
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer

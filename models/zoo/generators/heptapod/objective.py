@@ -46,9 +46,6 @@ class WholeGrid(Objective):
             if not isinstance(model.head, Categorical.Config):
                 raise ConfigError(f"head={model.head!r}: predicting the whole grid needs logits of one codebook: use Categorical")
 
-        def build(self) -> WholeGrid:
-            return WholeGrid(self)
-
     def __init__(self, config: Config) -> None:
         self.config = config
 

@@ -16,8 +16,8 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.embedding import table_of
 from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import table_of
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.categorical import pick
 from tokenloom.models.parts.heads.chained import Chained
@@ -48,7 +48,7 @@ class Factorised(Chained):
 
     def __init__(self, config: Config, layout: TokenLayout, feed: Feed) -> None:
         super().__init__()
-        self.net = config.net.build(TokenLayout(grids=((1, layout.codebooks),), vocabulary=layout.vocabulary))
+        self.net = cast(Transformer, config.net.build(TokenLayout(grids=((1, layout.codebooks),), vocabulary=layout.vocabulary)))
         self.out = nn.ModuleList([nn.Linear(config.net.width, layout.vocabulary, bias=False) for _ in range(layout.codebooks)])
         for linear in self.out:
             nn.init.zeros_(cast(nn.Linear, linear).weight)
