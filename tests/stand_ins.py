@@ -206,13 +206,13 @@ def judge_inline(
         return evaluate(step, store, ClusterConfig()).artifact
 
 
-def draw_here(todo, shards, step, store, cluster, seed):
+def draw_here(todo, shards, size, step, store, cluster, seed):
     """What the actors do, without actors."""
     drawer = Drawer(
         store.uri, str(store.root), step.inputs["generator"].to_dict(), step.inputs["tokenizer"].to_dict(), step.config["sample"], 1, "cpu"
     )
     for i in todo:
-        yield (i, *drawer.draw(shards[i], seed, i))
+        yield (i, *drawer.draw(shards[i], seed, i * size))
 
 
 def copy_store(store: Store, folder: Path, *without: str) -> Store:

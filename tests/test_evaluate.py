@@ -216,10 +216,10 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, tmp_pa
     step = plan_evaluate("x", *step_inputs, SampleConfig(), FEW, store)
     labels = np.arange(60) % 10
     shards = [labels[start : start + 25] for start in (0, 25, 50)]
-    here = {i: image for i, image, _ in draw_here([0, 1, 2], shards, step, store, ClusterConfig(), 0)}
+    here = {i: image for i, image, _ in draw_here([0, 1, 2], shards, 25, step, store, ClusterConfig(), 0)}
     for actors in (1, 2):
         cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-        there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, step, store, cluster, 0)}
+        there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
         assert sorted(there) == [0, 1, 2]
         for i in there:
             np.testing.assert_array_equal(there[i], here[i])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.steps.base import Context, Inputs
 from tokenloom.tasks.steps.ingest import INGEST
-from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_BASE, TRAIN_TOKENIZER
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
@@ -104,6 +105,38 @@ def test_a_pinned_tokenizer_stays_the_first_one(source: Path, store: Store) -> N
     assert plan["extract"].spec.inputs["tokenizer"] == first
     free = {one.name: one for one in planning.plan(run(source), store)}
     assert free["train_tokenizer"].status == "run"
+
+
+@pytest.mark.parametrize("edit", ["tokenizer.args.codes=8", "tokenizer.train.steps=3", "tokenizer.recipe=var_vq_other"])
+def test_a_pinned_tokenizer_is_one_of_this_recipe(edit: str, source: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenloom.models.core import registry
+
+    complete(run(source, "tokenizer.pinned=true"), store)
+    monkeypatch.setitem(registry._RECIPES, "var_vq_other", replace(registry.get("var_vq"), name="var_vq_other"))
+    plan = {one.name: one for one in planning.plan(run(source, "tokenizer.pinned=true", edit), store)}
+    assert plan["train_tokenizer"].status == "run"
+    assert edit.split("=")[0].split(".")[-1] in plan["train_tokenizer"].reason
+
+
+def test_the_base_of_a_run_is_pinned_by_no_run_of_its_name(source: Path, store: Store) -> None:
+    config = run(source, "name=toy-base", "tokenizer.pinned=true")
+    section = config.tokenizer.model_dump(mode="json", exclude={"base", "pinned"})
+    answer = TRAIN_BASE.plan(
+        Context(run(source, f"tokenizer.base={json.dumps(section)}"), store),
+        {"dataset": ingest("toy", config.data, store).artifact},
+    )
+    assert isinstance(answer, StepSpec)
+    assert stand_in(answer, store).name == "toy-base"
+    images(source, 40, 60)
+    ingest("toy", config.data, store)
+    assert statuses(config, store)["train_tokenizer"] == "run"
+
+
+def test_how_a_run_samples_is_noted_with_its_generator(source: Path, store: Store) -> None:
+    plain, guided = (complete(run(source, *edit), store)["generator"] for edit in ((), ("sample.guidance=2",)))
+    assert plain == guided  # it shapes no weights
+    again = complete(run(source, "sample.guidance=2", "generator.train.steps=3"), store)["generator"]
+    assert store.record(again).notes["sample"]["guidance"] == 2
 
 
 def test_a_tokenizer_in_use(source: Path, store: Store) -> None:

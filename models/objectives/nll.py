@@ -27,7 +27,7 @@ class NLL(Objective):
         plan = model.order.plan(model.layout, draws)
         given = target = tokens_of(batch.tokens)
         if model.training:
-            given, target = model.feed.told(target, draws)
+            given, target = model.feed.corrupt(target, draws)
         nll = model.nll(given, batch.condition, plan, draws if model.training else None, target, draws)
         if plan.weight_BL is None:
             parts = {"loss": nll.mean()}

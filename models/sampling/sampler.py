@@ -121,14 +121,15 @@ class Sampler(config.Config, tag="sampler"):
         top_p: float | None = None,
         steps: int | None = None,
         head: HeadSampler | Mapping[str, Any] | None = None,
+        decoder: str | Mapping[str, Any] | None = None,
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
 
         ``steps`` follow the order's own rule with another count. A schedule that is named again stays as it is, and another one
-        keeps its clock.
+        keeps its clock.  ``decoder`` is a name, or a name with its fields, ``{"jacobi": {"window": 8}}``.
 
         Raises:
-            ConfigError: a value out of range, naming it.
+            ConfigError: a value out of range, naming it, or an unknown decoder.
         """
         limits = {
             "guidance": (guidance, math.inf),
@@ -139,7 +140,7 @@ class Sampler(config.Config, tag="sampler"):
         for name, (value, most) in limits.items():
             if value is not None and not 0 <= value <= most:
                 raise ConfigError(f"sample.{name}={value}: must be between 0 and {most}")
-        schedule = self.guidance
+        schedule, wanted = self.guidance, {decoder: {}} if isinstance(decoder, str) else decoder
         if guidance_schedule is not None and type(schedule) is not SCHEDULES[guidance_schedule]:
             schedule = SCHEDULES[guidance_schedule](value=schedule.value, clock=schedule.clock)
         if guidance is not None:
@@ -152,4 +153,5 @@ class Sampler(config.Config, tag="sampler"):
             top_p=self.top_p if top_p is None else top_p,
             sizes=self.sizes if steps is None else Count(count=steps),
             head=self.head if head is None else config.coerce(head, HeadSampler, "sample.head"),
+            decoder=self.decoder if wanted is None else Decoder.parse(wanted, "sample.decoder"),
         )

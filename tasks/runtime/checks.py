@@ -13,6 +13,7 @@ from tokenloom.models.core.protocols import Generator, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.tasks.serving.drawing import default_sampler
+from tokenloom.tasks.store.records import StepSpec
 
 
 def stands_on(section: BaseConfig) -> tuple[str, ...]:
@@ -120,6 +121,17 @@ def check_generator(
         raise ConfigError(f"generator: recipe {method.recipe!r} does not fit the tokenizer's tokens: {error}") from error
     if start is not None:
         check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
+
+
+def check_stage(spec: StepSpec, where: str, classes: int, tokenizer: ModelSpec, layout: dict[str, Any]) -> None:
+    """Build the generator of a stage, with the objective of that stage, on the meta device.
+
+    Raises:
+        ConfigError: an objective that the generator cannot be trained with.
+    """
+    given = {"layout": layout, "classes": classes, "tokenizer": tokenizer.to_dict()}
+    noted = spec.notes
+    _build(ModelSpec("generator", noted["recipe"], noted["args"], noted["set"], given, spec.config["config"]), where)
 
 
 def check_warm_start(spec: ModelSpec, start: ModelSpec, name: str) -> None:

@@ -42,8 +42,8 @@ class Feed(nn.Module, ABC):
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
 
-    def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """In training: the tokens that are given in place of these, and those that must be said."""
+    def corrupt(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """In training: the tokens to give to the net in place of these, and the targets, both shaped as ``data``."""
         return data, data
 
     def traits(self, plan: Plan) -> Traits:

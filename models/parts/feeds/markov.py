@@ -1,4 +1,4 @@
-"""Next-scale feeds without memory: a scale is given the sum of the smaller ones, and sees nothing but itself.
+"""Next-scale feeds without memory: a scale is given the sum of the smaller ones, and attends to nothing but itself.
 
 Shapes: B rows, L positions of all scales, S slots, n members of a group, D width.
 """

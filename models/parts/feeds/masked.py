@@ -1,4 +1,4 @@
-"""Masked feeds: every position is a slot, which holds its token or [MASK]; every slot sees all others.
+"""Masked feeds: every position is a slot, which holds its token or [MASK]; every slot attends to all others.
 
 Shapes: B rows, L positions, S slots, P prefix slots, D width, Q codebooks.
 """
@@ -31,8 +31,8 @@ class Whole(Feed):
     layout: TokenLayout
 
     @abstractmethod
-    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
-        """All slots for tokens of which some are known; ``asked`` (B or 1, N) positions are read."""
+    def of_known(self, data: Tensor, known_BL: Tensor, target_BN: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+        """All slots for tokens of which some are known; ``target_BN`` (B or 1, N) are the positions to predict."""
 
     def traits(self, plan: Plan) -> Traits:
         return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
@@ -54,8 +54,8 @@ class Whole(Feed):
         return data, torch.zeros(data.shape[:2], dtype=torch.bool, device=device)
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
-        asked = plan.sequence_BL if plan.choice is not None else plan.members(group)
-        return self.of_known(state[0], state[1], asked, cond, None)
+        target_BN = plan.sequence_BL if plan.choice is not None else plan.members(group)
+        return self.of_known(state[0], state[1], target_BN, cond, None)
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor]:
         index = place_Bn.expand(len(data), -1)
@@ -94,7 +94,7 @@ class MaskToken(Whole):
         """The slots at their positions."""
         return x_BSD + self.position
 
-    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+    def of_known(self, data: Tensor, known_BL: Tensor, target_BN: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
         x = self.table.masked(data, known_BL)
         if self.prefix:
             x = torch.cat([cond.prefix_BPD, x], dim=1)
@@ -103,4 +103,4 @@ class MaskToken(Whole):
             x = torch.cat([x, self.register.expand(len(x), -1, -1)], dim=1)
         place = torch.full((1, x.shape[1]), -1, device=x.device)
         place[:, self.prefix : self.prefix + self.layout.length] = torch.arange(self.layout.length, device=x.device)
-        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, visibility=Everything(), cached=0)
+        return Slots(x, torch.zeros_like(place), place, target_BN + self.prefix, visibility=Everything(), cached=0)

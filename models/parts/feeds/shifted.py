@@ -99,7 +99,7 @@ def at(sequence_BL: Tensor, entry_Bn: Tensor) -> Tensor:
 class Registers(Shifted):
     """Groups that may grow: a group is given the tokens of the one before it and, for what it has more, learned registers.
 
-    PAR's feed (arXiv:2412.15119).  A slot is seen from the group on that it predicts; registers stand nowhere.
+    PAR's feed (arXiv:2412.15119).  A slot is attended to from the group on that it predicts; registers have no position.
     """
 
     @dataclass(frozen=True, kw_only=True)

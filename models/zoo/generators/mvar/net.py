@@ -134,5 +134,5 @@ class ScaleNet(SlotNet):
     def _refusal(self) -> str:
         return (
             f"this net takes whole scales of {self.sizes} positions, each of which attends to itself and all earlier ones; this order or "
-            "feed asks for something else: use order=Scales() without a window and a feed of next scales, as in var"
+            "feed has something else: use order=Scales() without a window and a feed of next scales, as in var"
         )
