@@ -100,7 +100,7 @@ def on_latents(name: str) -> Any:
 
 def latents(rows: int = ROWS) -> Batch:
     data = torch.randn(rows, LATENTS.length, LATENTS.channels, generator=torch.Generator().manual_seed(0))
-    return Batch(tokens=Tokens(data, LATENTS), condition=Labels(torch.arange(rows) % 3))
+    return Batch(tokens=Tokens(data, LATENTS), conditions=Labels(torch.arange(rows) % 3))
 
 
 @pytest.mark.parametrize("name", registry.names("generator"))

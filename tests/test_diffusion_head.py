@@ -129,7 +129,7 @@ def test_raster_over_latents_trains_and_samples() -> None:
     assert model.likelihood == "none"
     label = torch.arange(9) % 3
     data = (label - 1.0)[:, None, None].repeat(1, model.layout.length, model.layout.channels)  # what a class says
-    batch = Batch(tokens=Tokens(data, model.layout), condition=Labels(label))
+    batch = Batch(tokens=Tokens(data, model.layout), conditions=Labels(label))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(60):
