@@ -17,7 +17,8 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.double_position import DoublePosition
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.sampling.decoders.base import Decoder
