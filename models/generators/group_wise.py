@@ -116,18 +116,29 @@ class GroupGenerator(protocols.Generator):
         """The loss of the config's objective."""
         return self.objective.losses(self, batch, phase, draws)
 
-    def nll(self, data: Tensor, conditions: Conditions, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
-        """(B, L) negative log-likelihoods in nats in the order of the plan's sequence, of ``target`` where it is not the tokens given."""
+    def nll(
+        self,
+        data: Tensor,
+        conditions: Conditions,
+        plan: Plan,
+        draws: Draws | None,
+        target: Tensor | None = None,
+        noise: Draws | None = None,
+    ) -> Tensor:
+        """(B, L) losses of the head in the order of the plan's sequence: nats where its ``likelihood`` is exact or a bound.
+
+        ``target`` are the tokens to predict where they are not those given; ``draws`` (None: none) drop out, ``noise`` is for the head.
+        """
         h = self(data, conditions, plan, draws)
         target = take(data if target is None else target, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
-            return self.head.nll(h, target)
-        return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
+            return self.head.loss(h, target, noise)
+        return self.head.loss(h, target.unflatten(1, (h.shape[1], -1)), noise).flatten(1)
 
     @property
-    def has_log_prob(self) -> bool:
-        """Not where the order chooses the members of a group by confidence."""
-        return self.order.decode(self.layout, 1, SampleDraws.of(0, 0, 1)).choice is None
+    def likelihood(self) -> protocols.Likelihood:
+        """Of head and order together."""
+        return protocols.weakest(self.head.likelihood, self.order.likelihood)
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
@@ -148,6 +159,7 @@ class GroupGenerator(protocols.Generator):
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
         self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
+        self.head.check_sampler(sampler)
         self.decoder_of(sampler).check(self, sampler)
 
     def decoder_of(self, sampler: Sampler) -> Decoder:
