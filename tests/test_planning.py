@@ -177,6 +177,7 @@ def test_a_step_alone_names_the_one_before_it(source: Path, store: Store) -> Non
         ("generator.set={net.dropuot: 0.1}", "dropuot"),
         ("data.size=9", "9"),
         ("sample.steps=4", r"sample\.steps"),  # scales are not cut into steps
+        ("sample.decoder=jacobi", r"sample\.decoder=jacobi: the feed NextScale"),  # and have no window of drafts
         ("evaluate.features=weights.safetensors", r"evaluate\.features"),
     ],
 )

@@ -75,7 +75,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         numbers |= {"images_per_second": speed, "parameters": parameters(generator)}
         numbers |= scores.sample_scores(judged, config)
         report("evaluate", 3, 5, {})
-        if "nll" in config.metrics and generator.has_log_prob:
+        if "nll" in config.metrics and generator.likelihood == "exact":
             conditions = asking.conditions(held_label if told is None else told)
             numbers |= scores.likelihood(generator, coded.tokens, conditions, int(np.prod(held_out.shape[1:])))
         images |= _sample_pictures(judged, names, None if told is None else list(wanted))

@@ -86,7 +86,7 @@ def check_tokenizer(
     return spec, getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
 
 
-def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, int]) -> dict[str, Any]:
+def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, Any]) -> dict[str, Any]:
     """The spec of the tokenizer that another one depends on: of the artifact in use, or built here."""
     stands_on(section)
     if used is not None:
