@@ -18,7 +18,7 @@ from tokenloom.models.parts.orders import Raster
 from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
-@register("patch_ar", kind="generator", paper="2403.07815", tiny={"depth": 1, "width": 16, "heads": 2}, codec="series_bins")
+@register("patch_ar", kind="generator", paper="2403.07815", tiny={"depth": 2, "width": 32, "heads": 2, "dropout": 0.0}, codec="series_bins")
 def patch_ar(depth: int = 4, width: int = 64, heads: int = 4, dropout: float = 0.1) -> GroupGenerator.Config:
     """A window's values in the order of time; series have one class and no guidance."""
     return GroupGenerator.Config(

@@ -75,7 +75,7 @@ class Bins(Tokenizer):
         return {"loss": error, "reconstruction": error, "mse": error}
 
 
-@register("series_bins", kind="tokenizer", paper="2403.07815", tiny={"bins": 16, "limit": 1.0})
+@register("series_bins", kind="tokenizer", paper="2403.07815", tiny={"bins": 8, "limit": 1.0})
 def series_bins(bins: int = 128, limit: float = 4.0) -> Bins.Config:
     """``limit`` in standard deviations of the training split."""
     return Bins.Config(bins=bins, limit=limit)
