@@ -163,6 +163,8 @@ Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll
 METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction", "text")
 #: Those that judge a tokenizer; the others judge samples.
 TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction", "text")
+#: Those that judge a density.
+DENSITY_METRICS: tuple[Metric, ...] = ("fd", "kid", "is", "precision_recall", "density_coverage", "nll", "memorisation")
 
 
 class EvaluateConfig(Section):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.evaluate import RECONSTRUCTIONS
 from tokenloom.tasks.evaluation import pictures
+from tokenloom.tasks.evaluation.judging import RECONSTRUCTIONS
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 from tokenloom.tasks.store.lineage import differences
 from tokenloom.tasks.store.storage import atomic
