@@ -14,8 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from tokenloom.configs.schema import ClusterConfig
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import upgraded
 from tokenloom.tasks.data.views import parse_views, view_of
+from tokenloom.tasks.modalities.spec import signal_of
+from tokenloom.tasks.runtime.checks import refuse_other_signal
 from tokenloom.tasks.runtime.cluster import worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.runtime.pool import Call, shared_out
@@ -42,11 +44,7 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
         images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
     except (ArtifactError, KeyError):
         return step  # an input is still to be made
-    for what in ("size", "channels"):
-        if images[what] != given[what]:
-            raise ConfigError(
-                f"data.{what}={images[what]}, but tokenizer {tokenizer.id} was trained for {what}={given[what]}: use another tokenizer"
-            )
+    refuse_other_signal(upgraded(given)["signal"], signal_of(images), f"tokenizer {tokenizer.id}")
     return step
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters, save_model
 from tokenloom.tasks.data import png
 from tokenloom.tasks.evaluate import evaluate, plan_evaluate
@@ -80,7 +81,7 @@ def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", r
     """An untrained tiny tokenizer as an artifact."""
     notes = store.record(dataset).notes
     args = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | ({"scales": [1, 2, 4]} if recipe == "var_vq" else {})
-    spec = ModelSpec("tokenizer", recipe, args, {}, {"size": notes["size"], "channels": notes["channels"]})
+    spec = ModelSpec("tokenizer", recipe, args, {}, {"signal": signals.image(notes["size"], notes["channels"]).to_dict()})
     step = StepSpec("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
 
     def body(work: Work) -> dict[str, int]:

@@ -24,6 +24,7 @@ from stand_ins import (
 )
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.core.settings import ExecutionSettings
@@ -78,7 +79,7 @@ def test_likelihood_is_that_of_the_generator(judged):
     held, label = features.read_images(store, world().dataset, ["validation"])
     with torch.no_grad():
         tokens = tokenizer.encode(features.to_float(held))
-        bits = -generator.log_prob(Batch(tokens=tokens, condition=Labels(torch.from_numpy(label)))).mean() / math.log(2)
+        bits = -generator.log_prob(Batch(tokens=tokens, conditions=Labels(torch.from_numpy(label)))).mean() / math.log(2)
     assert judged.metrics["nll_bits_per_image"] == pytest.approx(float(bits), rel=1e-5)
     assert judged.metrics["nll_bits_per_dim"] == pytest.approx(float(bits) / 1024, rel=1e-5)
 
@@ -87,7 +88,7 @@ def test_the_protocol_says_what_a_number_depends_on(judged):
     protocol = judged.notes["protocol"]
     assert protocol["reference"]["images"] == 100
     assert protocol["reference"]["dataset"] == world().dataset.fingerprint
-    assert protocol["image"] == {"size": 32, "channels": 1, "fit": "pad"}
+    assert protocol["image"] == {"signal": signals.image(32, 1).to_dict(), "fit": "pad"}
     assert protocol["samples"] == 60
     assert protocol["class_balance"] == {"rule": "even", "least": 6, "most": 6}
     assert protocol["manifold"] == {"neighbours": 3, "components": 10, "pixels": 32, "real": {"held_out": 60, "train": 0}}

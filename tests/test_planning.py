@@ -14,6 +14,7 @@ from toy_runs import complete, images, ran, run, source_fixture, stand_in, statu
 from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import identity
 from tokenloom.flows import planning
+from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
@@ -176,6 +177,7 @@ def test_a_step_alone_names_the_one_before_it(source: Path, store: Store) -> Non
         ("generator.set={net.dropuot: 0.1}", "dropuot"),
         ("data.size=9", "9"),
         ("sample.steps=4", r"sample\.steps"),  # scales are not cut into steps
+        ("sample.decoder=jacobi", r"sample\.decoder=jacobi: the feed NextScale"),  # and have no window of drafts
         ("evaluate.features=weights.safetensors", r"evaluate\.features"),
     ],
 )
@@ -195,10 +197,11 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     dataset = ingest(config.name, config.data, store).artifact
     step = TRAIN_TOKENIZER.plan(Context(config, store), {"dataset": dataset})
     assert isinstance(step, StepSpec)
-    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
+    given = {"signal": signals.image(16, 1).to_dict()}
+    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": given}
     stand_in(step, store, {"spec": spec})
     used = run(source, "tokenizer={use: toy}")
-    with pytest.raises(ConfigError, match=r"data\.size=8.*size=16"):
+    with pytest.raises(ConfigError, match=r"made for shape 16x16, the data has 8x8"):
         planning.check(used, store, planning.plan(used, store))
 
 

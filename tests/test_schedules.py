@@ -22,6 +22,7 @@ from toy_runs import complete, images, run, source_fixture, statuses  # noqa: F4
 from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.flows import planning
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.checks import check_warm_start
@@ -206,7 +207,7 @@ def test_shapes_are_strict() -> None:
         "var_vq",
         {"scales": [1, 2], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 1},
         {},
-        {"size": 8, "channels": 1},
+        {"signal": signals.image(8, 1).to_dict()},
     ).to_dict()
     given = {"layout": layout, "classes": 2, "tokenizer": tokenizer}
     small, deep = (ModelSpec("generator", "var", {"depth": d, "width": 16, "heads": 1}, {}, given) for d in (1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
@@ -19,7 +20,11 @@ def model(flips: float) -> GroupGenerator:
     """A tiny Infinity over three scales of six bits."""
     torch.manual_seed(0)
     codec = ModelSpec(
-        "tokenizer", "infinity_bsq", {**get("infinity_bsq").tiny, "scales": (1, 2, 4), "bits": 6}, {}, {"size": 16, "channels": 1}
+        "tokenizer",
+        "infinity_bsq",
+        {**get("infinity_bsq").tiny, "scales": (1, 2, 4), "bits": 6},
+        {},
+        {"signal": signals.image(16, 1).to_dict()},
     )
     given = {"layout": LAYOUT.to_dict(), "classes": 3, "tokenizer": codec.to_dict()}
     built = ModelSpec("generator", "infinity", {**get("infinity").tiny, "flips": flips}, {}, given).build()
@@ -70,7 +75,7 @@ def test_what_is_said_mends_what_was_flipped() -> None:
 def test_only_training_flips_and_any_part_of_a_batch_alike() -> None:
     built = model(0.5)
     torch.nn.init.normal_(built.head.out.weight, std=0.5)  # type: ignore[union-attr, arg-type]
-    batch = Batch(tokens=Tokens(bits(), LAYOUT), condition=Labels(torch.arange(ROWS) % 3))
+    batch = Batch(tokens=Tokens(bits(), LAYOUT), conditions=Labels(torch.arange(ROWS) % 3))
     plain = model(0.0)
     plain.load_state_dict(built.state_dict())
     draws = Draws.whole(0, 3, ROWS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Condition, TokenLayout
+from tokenloom.models.core.protocols import Batch, Conditions, TokenLayout
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.orders.base import Order
@@ -34,13 +34,13 @@ class GroupModel(Protocol):
     condition: Any
     sampler: Any
 
-    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
+    def nll(self, data: Tensor, conditions: Conditions, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
         """(B, L) negative log-likelihoods in nats, in the order of the plan's sequence."""
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
         """Hidden states (B, N, D) of one teacher-forced pass, of ``net`` where another than the model's is given."""
 
-    def decode_steps(self, condition: Condition, sampler: Any, draws: Any, forced: Tensor | None = None) -> Iterator[Any]:
+    def decode_steps(self, conditions: Conditions, sampler: Any, draws: Any, forced: Tensor | None = None) -> Iterator[Any]:
         """The decoding, step by step."""
 
 

@@ -13,7 +13,6 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.bert import BertTokens
 from tokenloom.models.parts.feeds.masked import MaskToken
 from tokenloom.models.parts.heads.categorical import Categorical, guide
 from tokenloom.models.parts.mlp import GELU
@@ -24,6 +23,7 @@ from tokenloom.models.parts.orders.masked import gumbel
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Linear, Moment, PowerCosine, Sampler, Schedule
+from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
 from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
 
 FAMILY = ("titok_imagebert", "titok_uvitbert")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Conditions, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
@@ -58,7 +58,7 @@ class DecodingSession:
     def __init__(
         self,
         model: Decodable,
-        condition: Condition,
+        conditions: Conditions,
         sampler: Sampler,
         draws: SampleDraws,
         *,
@@ -70,12 +70,15 @@ class DecodingSession:
     ) -> None:
         """Open: embed the condition, make the plan, allocate caches.
 
-        ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for in-painting,
-        prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what follows in it is filled with it.
+        ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L``: (L,), or (B, L) where the
+        order is fixed; for in-painting, prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what
+        follows in it is filled with it.  ``shapes="fixed"`` is for nets that keep single slots; others have fixed shapes or grow.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
-        self.trace, self.rows, self.device = Trace(), condition.rows, next(model.net.parameters()).device
+        self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
+        if keep_L is not None and keep_L.ndim == 2 and type(model.order).around is not Order.around:
+            raise ValueError("keep_L of (B, L): given tokens that differ from row to row need an order that is fixed")
         if plan is None:
             plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
             plan = plan if keep_L is None else model.order.around(plan, keep_L)
@@ -85,9 +88,9 @@ class DecodingSession:
         length = model.layout.length
         self.moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), length) for g in range(plan.groups)]
         self.guided = any(sampler.guidance.on(moment) != 0 for moment in self.moments)
-        self.cond = model.condition(condition)
+        self.cond = model.condition(conditions)
         if self.guided:
-            self.cond = stack(self.cond, model.condition(model.condition.null(condition)))
+            self.cond = stack(self.cond, model.condition(model.condition.null(conditions)))
         self.both = self.plan.repeat(2) if self.guided else self.plan
         self.data: Tensor | None = None
         self.known_BL = torch.zeros((self.rows, length), dtype=torch.bool, device=self.device)
@@ -130,7 +133,7 @@ class DecodingSession:
         """What of a proposal holds: given tokens in place of drawn ones, and the positions that the order is surest of."""
         place, data, choice = proposal.place_Bn, proposal.data, self.plan.choice
         if self.given is not None and self.keep_L is not None:
-            keep = self.keep_L[place].expand(self.rows, -1)
+            keep = take(self.keep_L.expand(self.rows, -1), place)
             data = torch.where(keep.view(*keep.shape, *[1] * (data.ndim - 2)), take(self.given, place), data)
         if choice is not None:
             sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws)

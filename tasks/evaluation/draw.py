@@ -82,7 +82,7 @@ class Drawer:
         """The images of one shard, which begins at sample number ``start``, and the seconds it took."""
         from tokenloom.tasks.serving.drawing import sample_images
 
-        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.condition(wanted)
+        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.conditions(wanted)
         began = time.perf_counter()
         images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, start)
         return images, time.perf_counter() - began

@@ -114,8 +114,8 @@ def generator_likelihood(
     """Bits to code the held-out images' tokens, where the generator has a likelihood."""
     if not generator.has_log_prob:
         return {}
-    condition = asking.condition(reference.label if request.held_out_texts is None else request.held_out_texts)
-    return scores.likelihood(generator, coded.tokens, condition, int(np.prod(reference.image.shape[1:])))
+    conditions = asking.conditions(reference.label if request.held_out_texts is None else request.held_out_texts)
+    return scores.likelihood(generator, coded.tokens, conditions, int(np.prod(reference.image.shape[1:])))
 
 
 @torch.no_grad()

@@ -186,7 +186,7 @@ def sample_model(
     parts = []
     for start in range(0, total, SHARD):
         report("sample", start, total, {})
-        condition = pair.asking.condition(asked[start : start + SHARD])
+        condition = pair.asking.conditions(asked[start : start + SHARD])
         parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, start))
     report("sample", total, total, {})
     images = np.concatenate(parts)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Density, Generator, Labels, Tokenizer
+from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.serving.asking import Asking, Wanted
 
@@ -108,7 +108,7 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 def sample_images(
     generator: Generator | Density,
     tokenizer: Tokenizer | None,
-    wanted: NDArray[np.int64] | Condition,
+    wanted: NDArray[np.int64] | Conditions,
     sampler: Sampler,
     seed: int,
     start: int = 0,
@@ -121,12 +121,12 @@ def sample_images(
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
     """
     device = next(generator.parameters()).device
-    condition = Labels(torch.tensor(wanted, dtype=torch.int64)) if isinstance(wanted, np.ndarray) else wanted
-    draws = SampleDraws.of(seed, start, start + condition.rows, device)
+    conditions = Conditions.of(Labels(torch.tensor(wanted, dtype=torch.int64))) if isinstance(wanted, np.ndarray) else wanted
+    draws = SampleDraws.of(seed, start, start + conditions.rows, device)
     if isinstance(generator, Density):
-        return to_uint8(generator.sample(condition.to(device), draws))
+        return to_uint8(generator.sample(conditions.to(device), draws))
     assert tokenizer is not None, "a generator's tokens need their tokenizer"
-    tokens = generator.generate(condition.to(device), sampler, draws)
+    tokens = generator.generate(conditions.to(device), sampler, draws)
     return to_uint8(tokenizer.decode(tokens))
 
 
@@ -134,7 +134,7 @@ def sample_shards(pair: Pair, wanted: Wanted, seed: int, rows: int = SHARD) -> N
     """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted and the seed alone."""
     pair.asking.check(wanted)
     parts = [
-        sample_images(pair.generator, pair.tokenizer, pair.asking.condition(wanted[start : start + rows]), pair.sampler, seed, start)
+        sample_images(pair.generator, pair.tokenizer, pair.asking.conditions(wanted[start : start + rows]), pair.sampler, seed, start)
         for start in range(0, len(wanted), rows)
     ]
     return np.concatenate(parts)

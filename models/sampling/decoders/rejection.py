@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical, guide
@@ -59,7 +59,7 @@ class Rejection(Decoder, tag="decoder.rejection"):
             return f"the head {type(model.head).__qualname__} does not draw each token from one softmax"
         return None if sampler.sizes is None else "it takes as many steps as it needs; leave sample.steps out"
 
-    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+    def run(self, model: Decodable, condition: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         session = RejectionSession(model, condition, sampler, draws, **given)
         for _ in self.steps(session):
             pass
@@ -89,8 +89,10 @@ class RejectionSession(DecodingSession):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
+    def __init__(self, model: Decodable, condition: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
         super().__init__(model, condition, sampler, draws, **given)
+        if self.stop is not None:
+            raise ValueError(f"stop={self.stop}: rows end early only where tokens are decided one after another, not by rejection sampling")
         length, rows, device = model.layout.length, self.rows, self.device
         plan, known_B = self.plan, torch.zeros(rows, dtype=torch.int64, device=device)
         data = torch.zeros((rows, length), dtype=torch.int64, device=device) if self.given is None else self.given.clone()
