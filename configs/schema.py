@@ -153,6 +153,7 @@ class SampleConfig(Section):
     top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
     steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
+    head: Added[dict[str, dict[str, Any]] | None] = Field(None, description="settings of the head's own sampler: {NAME: {field: value}}")
     decoder: Added[str | dict[str, dict[str, Any]] | None] = Field(
         None, description="way of decoding: group_wise, jacobi, rejection … or a name with its fields, {jacobi: {window: 8}}"
     )

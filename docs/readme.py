@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Method, Tokenizer
@@ -33,7 +33,7 @@ NOTES = {
     "docs": "what a user reads beyond the README",
 }
 #: What the sizes are for: greyscale images of 32 x 32 pixels in 10 classes, as in the demo.
-DATA = {"size": 32, "channels": 1}
+DATA = {"signal": signals.image(32, 1).to_dict()}
 CLASSES = 10
 
 
@@ -116,7 +116,7 @@ def _spec(name: str, small_codec: bool = False, args: dict[str, Any] | None = No
         if recipe.kind == "generator":
             given = {"layout": cast(Tokenizer, _built(codec)).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
     if "features" in recipe.config().needs:
-        given["features"] = shape_of(DATA["channels"], CLASSES)
+        given["features"] = shape_of(1, CLASSES)
     return ModelSpec(recipe.kind, name, args or {}, {}, given)
 
 

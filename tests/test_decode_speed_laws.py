@@ -22,6 +22,7 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.cache import MemoryCache
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.heads.chained import Chained
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.orders import Raster, Scales
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival, counts
 from tokenloom.models.parts.quantizers.kmeans import KMeans
@@ -79,7 +80,7 @@ def test_codebooks_drawn_with_a_cache_are_those_drawn_without(name: str, monkeyp
                 x = torch.cat([x, head.known(q, ids)[:, None]], dim=1)
 
     def draw(seed: int) -> Tensor:
-        return head.draw(h_BND, 0.5 * h_BND, Sampler(), Moment(0, 1, 0, 5, 5), SampleDraws.of(seed, 0, 2)).data
+        return head.draw(Hidden(h_BND, 0.5 * h_BND), Sampler(), Moment(0, 1, 0, 5, 5), SampleDraws.of(seed, 0, 2)).data
 
     monkeypatch.setattr(head, "run", counted)
     cached = draw(3)

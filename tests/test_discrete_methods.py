@@ -229,7 +229,7 @@ def test_probabilities_of_all_tokens_sum_to_one(name: str) -> None:
     layout = model.layout
     every = torch.tensor(list(itertools.product(range(layout.vocabulary), repeat=layout.codebooks)))
     h = torch.randn(1, 1, model.config.net.width).expand(1, len(every), -1)
-    torch.testing.assert_close((-model.head.nll(h, every[None])).exp().sum(), torch.tensor(1.0))
+    torch.testing.assert_close((-model.head.loss(h, every[None])).exp().sum(), torch.tensor(1.0))
 
 
 def test_factorised_tokens_depend_on_the_ones_before() -> None:

@@ -166,7 +166,7 @@ def test_decoding_finds_where_to_go_and_its_cache_is_that_of_one_by_one() -> Non
         assert step.logits is not None
         sure = step.logits.log_softmax(-1).gather(-1, step.drawn[..., None])[..., 0].masked_fill(known, -torch.inf)
         assert torch.equal(sure.argmax(1), place[:, i])
-    assert not model.has_log_prob
+    assert model.likelihood == "none"
 
 
 # Heptapod

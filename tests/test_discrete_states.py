@@ -161,4 +161,4 @@ def test_steps_are_a_choice_of_sampling() -> None:
         model.generate(Labels(torch.arange(3)), Sampler(sizes=Even(size=2)), SampleDraws.of(0, 0, 3))
     with pytest.raises(ConfigError, match="choice"):
         replace(model.config, choice=Confidence())
-    assert not model.has_log_prob
+    assert model.likelihood == "none"

@@ -12,7 +12,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.nets.base import Net, signed, unit
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
-from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, unpatchify
+from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, sines, unpatchify
 from tokenloom.models.parts.visibility import Causal
 from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv, OutputShortcutBlock
 
@@ -160,7 +160,7 @@ def test_condition_gates_start_closed_and_open() -> None:
 
 def test_a_trunk_tells_places_apart() -> None:
     torch.manual_seed(0)
-    trunk, same = Trunk(BLOCKS, 4, 3), torch.ones(1, 4, 16)
+    trunk, same = Trunk(BLOCKS, (2, 2), 3), torch.ones(1, 4, 16)
     patches, further = trunk(same, torch.ones(1, 3, 16))
     assert patches.shape == (1, 4, 16)
     assert further.shape == (1, 3, 16)
@@ -219,3 +219,13 @@ def test_impossible_queries_are_refused() -> None:
     for fields in ({"tokens": 0}, {"smooth": 2}):
         with pytest.raises(ConfigError, match="net"):
             replace(NETS["queries"], **fields)
+
+
+def test_sines_tell_rows_and_columns_of_any_grid_apart() -> None:
+    """A grid of 2 by 8 has as many positions as one of 4 by 4, and none of its places but the first."""
+    wide, square = sines((2, 8), 16), sines((4, 4), 16)
+    assert len(wide.unique(dim=0)) == 16
+    assert torch.equal(wide[0], square[0])
+    # The second row of two stands half-way down, as the third of four; the fifth of eight columns half-way across, as the third of four.
+    assert torch.equal(wide[8], square[8])
+    assert torch.equal(wide[4], square[2])

@@ -153,7 +153,7 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
         taught = model(ids, batch.conditions, plan)
         h = torch.cat([s.h_BnD for s in steps], dim=1)
         torch.testing.assert_close(h, taught.repeat_interleave(h.shape[1] // taught.shape[1], dim=1), atol=2e-5, rtol=1e-5)
-        nll = torch.cat([model.head.nll(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
+        nll = torch.cat([model.head.loss(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
         torch.testing.assert_close(-nll.sum(1), model.log_prob(batch), atol=1e-3, rtol=1e-5)
 
 

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from tokenloom.models.sampling.sampler import Sampler
 
 
+#: What is known of a log-likelihood: itself, a bound on it, or nothing that can be computed.
+Likelihood = Literal["exact", "bound", "none"]
+
+
+def weakest(*parts: Likelihood) -> Likelihood:
+    """The likelihood of a whole, whose parts have these."""
+    return "none" if "none" in parts else "bound" if "bound" in parts else "exact"
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Token data with its layout: ids (B, L) or (B, L, Q) of an integer type, or latents (B, L, C)."""
@@ -187,13 +196,13 @@ class Generator(Method):
             raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
 
     def log_prob(self, batch: Batch) -> Tensor:
-        """Log-likelihood in nats (B,), where it exists."""
+        """Log-likelihood in nats (B,), or a bound on it from below, as ``likelihood`` says."""
         raise NotImplementedError(f"{type(self).__name__} has no tractable likelihood")
 
     @property
-    def has_log_prob(self) -> bool:
-        """Whether ``log_prob`` exists."""
-        return type(self).log_prob is not Generator.log_prob
+    def likelihood(self) -> Likelihood:
+        """What ``log_prob`` is."""
+        return "none" if type(self).log_prob is Generator.log_prob else "exact"
 
 
 class Density(Method):

@@ -22,8 +22,10 @@ from tokenloom.models.generators.noising import Absorbing, Noise
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.feeds.base import TokenTable, span
-from tokenloom.models.parts.heads.categorical import Categorical, guide, pick, single
+from tokenloom.models.parts.feeds.base import span
+from tokenloom.models.parts.feeds.embedding import Ids
+from tokenloom.models.parts.heads.categorical import Categorical, pick, single
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.orders.sizes import Count, Curve, Steps, Straight
 from tokenloom.models.parts.plan import Choice
@@ -79,7 +81,7 @@ class DiscreteState(protocols.Generator):
         self.config, self.layout, self.sampler = config, layout, config.sampler
         self.codes, width = single(layout), config.net.width
         self.condition = config.condition.build(classes, width)
-        self.table = TokenTable(layout, width, spare=config.noise.extra)
+        self.table = Ids(layout, width, spare=config.noise.extra)
         self.position = nn.Parameter(torch.empty(1, layout.length, width))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.clock: nn.Module | None = None

@@ -27,7 +27,7 @@ class NLL(Objective):
         given = target = tokens_of(batch.tokens)
         if model.training:
             given, target = model.feed.corrupt(target, draws)
-        nll = model.nll(given, batch.conditions, plan, draws if model.training else None, target)
+        nll = model.nll(given, batch.conditions, plan, draws if model.training else None, target, draws)
         if plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:

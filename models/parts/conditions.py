@@ -107,15 +107,15 @@ class Conditioner(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def null(self, conditions: Conditions) -> Conditions:
+    def null(self, conditions: Conditions | Condition) -> Conditions:
         """The same conditions with those of this conditioner replaced by their null."""
 
     @abstractmethod
-    def drop(self, conditions: Conditions, draws: Draws | None) -> Conditions:
+    def drop(self, conditions: Conditions | Condition, draws: Draws | None) -> Conditions:
         """A share of the rows replaced by null (arXiv:2207.12598); unchanged without draws."""
 
     @abstractmethod
-    def forward(self, conditions: Conditions) -> Conditioned:
+    def forward(self, conditions: Conditions | Condition) -> Conditioned:
         """Embed.
 
         Raises:
@@ -156,16 +156,16 @@ class Single(Conditioner):
             raise ValueError(f"this model is conditioned on {self.what}, got {there}")
         return found
 
-    def null(self, conditions: Conditions) -> Conditions:
+    def null(self, conditions: Conditions | Condition) -> Conditions:
         return Conditions.of(conditions).with_(self.name, self.null_of(self.own(conditions)))
 
-    def drop(self, conditions: Conditions, draws: Draws | None) -> Conditions:
+    def drop(self, conditions: Conditions | Condition, draws: Draws | None) -> Conditions:
         condition = self.own(conditions)
         if draws is None or self.rate == 0:
             return Conditions.of(conditions)
         return Conditions.of(conditions).with_(self.name, self.drop_of(condition, draws))
 
-    def forward(self, conditions: Conditions) -> Conditioned:
+    def forward(self, conditions: Conditions | Condition) -> Conditioned:
         return self.embed_of(self.own(conditions))
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.visibility import Causal, Mask
 from tokenloom.models.sampling.filters import keep_top_k, keep_top_p

@@ -16,11 +16,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Conditions, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Condition, Conditions, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.orders.base import Order
@@ -58,7 +60,7 @@ class DecodingSession:
     def __init__(
         self,
         model: Decodable,
-        conditions: Conditions,
+        conditions: Conditions | Condition,
         sampler: Sampler,
         draws: SampleDraws,
         *,
@@ -120,12 +122,26 @@ class DecodingSession:
     def propose(self, group: int) -> Proposal:
         """Run the net on the slots of a group and draw its tokens (of all positions where the order chooses among them)."""
         moment, rows = self.moments[group], self.rows
-        slots = self.model.feed.step(self.state, self.both, self.cond, group)
+        slots, head = self.model.feed.step(self.state, self.both, self.cond, group), self.model.head
+        before = self.mark() if head.calls == "several" else None
         h = self.model.read(self._run(slots), slots)
         place = self.plan.sequence_BL if self.plan.choice else self.plan.members(group)
         teacher = None if self.given is None or self.keep_L is not None else take(self.given, place)
-        null = h[rows:] if self.guided else None
-        drawn = self.model.head.draw(h[:rows], null, self.sampler, moment, self.draws, teacher)
+        weight = self.sampler.guidance.on(moment)
+
+        def hidden(h_RnD: Tensor) -> Hidden:
+            return Hidden(h_RnD[:rows], h_RnD[rows:] if self.guided else None, weight)
+
+        def predict(added_BnD: Tensor) -> Hidden:
+            assert before is not None
+            self.rollback(before)
+            again = replace(slots, x_BSD=_added(slots, added_BnD.repeat(2, 1, 1) if self.guided else added_BnD))
+            return hidden(self.model.read(self._run(again), again))
+
+        drawn = head.draw(hidden(h), self.sampler, moment, self.draws, teacher, None if before is None else predict)
+        if before is not None:  # later groups attend to the slots as the feed made them
+            self.rollback(before)
+            self._run(slots)
         return Proposal(group, slots, h[:rows], drawn, place, drawn.data)
 
     @torch.no_grad()
@@ -252,6 +268,14 @@ class DecodingSession:
         self.length_B = self.length_B + (~after_Bn).sum(1)
         self.ended_B = self.ended_B | hit_Bn.any(1)
         return torch.where(after_Bn, stop, data_Bn)
+
+
+def _added(slots: Slots, added_RnD: Tensor) -> Tensor:
+    """The slots' inputs with something added to those that are read."""
+    if slots.output_index.ndim != 2 or slots.tokens_per_slot != 1:
+        raise ConfigError("head: this head runs the net again within a group, for which each position needs a slot of its own")
+    index = slots.output_index.expand(len(added_RnD), -1).unsqueeze(-1).expand_as(added_RnD)
+    return slots.x_BSD.expand(len(added_RnD), -1, -1).scatter_add(1, index, added_RnD)
 
 
 def beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:

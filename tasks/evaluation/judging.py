@@ -112,7 +112,7 @@ def generator_likelihood(
     generator: Generator, asking: Asking, coded: reconstruction.Coded, request: Request, reference: Reference
 ) -> Numbers:
     """Bits to code the held-out images' tokens, where the generator has a likelihood."""
-    if not generator.has_log_prob:
+    if generator.likelihood != "exact":
         return {}
     conditions = asking.conditions(reference.label if request.held_out_texts is None else request.held_out_texts)
     return scores.likelihood(generator, coded.tokens, conditions, int(np.prod(reference.image.shape[1:])))

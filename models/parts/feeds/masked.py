@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import embedding
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything
@@ -77,11 +78,8 @@ class MaskToken(Whole):
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
-        if not layout.discrete:
-            raise LayoutError("this feed needs discrete tokens")
-        self.layout, self.prefix, self.rate, self.mask = layout, config.prefix, config.dropout, layout.vocabulary
-        # The row after the vocabulary is [MASK].
-        self.table = TokenTable(layout, width, spare=1, std=config.init_std)
+        self.layout, self.prefix, self.rate = layout, config.prefix, config.dropout
+        self.table = embedding(layout, width, spare=1, std=config.init_std)  # the spare vector is [MASK]
         self.position = nn.Parameter(torch.empty(1, config.prefix + layout.length, width))
         nn.init.trunc_normal_(self.position, std=config.init_std)
         self.register: nn.Parameter | None = None
@@ -92,17 +90,12 @@ class MaskToken(Whole):
     def requires(self, plan: Plan) -> Traits:
         return {"prefix slots": Trait(self.prefix, "feed.prefix")} if self.prefix else {}
 
-    def inputs(self, data: Tensor, known_BL: Tensor) -> Tensor:
-        """Ids with [MASK] where they are not known."""
-        known = known_BL.view(*known_BL.shape, *[1] * (data.ndim - 2))
-        return torch.where(known, data, self.mask)
-
     def embed(self, x_BSD: Tensor) -> Tensor:
         """The slots at their positions."""
         return x_BSD + self.position
 
     def of_known(self, data: Tensor, known_BL: Tensor, target_BN: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
-        x = self.table(self.inputs(data, known_BL))
+        x = self.table.masked(data, known_BL)
         if self.prefix:
             x = torch.cat([cond.prefix_BPD, x], dim=1)
         x = dropout(self.embed(x), self.rate, draws)

@@ -74,7 +74,7 @@ class QueryEncoder(nn.Module):
         self.reading = net.reading
         self.queries = nn.Parameter(blocks.width**-0.5 * torch.randn(net.tokens, blocks.width))
         self.patches = PatchEmbedding(channels, net.patch, blocks.width)
-        self.trunk = Trunk(blocks, h * w, net.tokens)
+        self.trunk = Trunk(blocks, (h, w), net.tokens)
         self.out = nn.Linear(blocks.width, latent)
 
     def seeds(self, patch_BLD: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class LatentReader(nn.Module):
         blocks, (h, w) = net.decoder_blocks, patch_grid(shape, net.patch)
         self.mask = nn.Parameter(blocks.width**-0.5 * torch.randn(1, 1, blocks.width))
         self.embed = nn.Linear(latent, blocks.width)
-        self.trunk = Trunk(blocks, h * w, net.tokens)
+        self.trunk = Trunk(blocks, (h, w), net.tokens)
         self.length = h * w
 
     def forward(self, z_BC1N: Tensor) -> Tensor:

@@ -170,20 +170,18 @@ def unpatchify(x_BLD: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * patch, w * patch)
 
 
-def sines(places: int, width: int) -> Tensor:
-    """Sines and cosines of the row and the column of a square grid's places, or of the place in a row if there is no square:
-    (places, width) with entries in [-1, 1]."""
-    side = math.isqrt(places)
-    columns = side if side * side == places else places
-    at = torch.arange(places)
-    share_LA = torch.stack([at // columns, at % columns], 1) / columns
+def sines(grid: tuple[int, int], width: int) -> Tensor:
+    """Sines and cosines of the row and the column of a grid's positions: (rows x columns, width) with entries in [-1, 1]."""
+    rows, columns = grid
+    at = torch.arange(rows * columns)
+    share_LA = torch.stack([(at // columns) / rows, (at % columns) / columns], 1)
     waves = width // 4
     angle_LAW = share_LA[..., None] * (math.pi / 2) * 32 ** torch.linspace(0, 1, max(1, waves))
     table = torch.cat([angle_LAW.sin(), angle_LAW.cos()], -1).flatten(1)[:, :width]
     return F.pad(table, (0, width - table.shape[1]))
 
 
-def patch_grid(shape: int, patch: int) -> Shape:
+def patch_grid(shape: Shape, patch: int) -> Shape:
     """Rows and columns of the patches of an image.
 
     Raises:
@@ -202,10 +200,10 @@ class Trunk(nn.Module):
     neighbourhood (after arXiv:2305.09828): a random start learns nothing of the image for hundreds of steps.
     """
 
-    def __init__(self, config: Blocks.Config, patches: int, further: int = 0) -> None:
+    def __init__(self, config: Blocks.Config, grid: tuple[int, int], further: int = 0) -> None:
         super().__init__()
         width, scale = config.width, config.width**-0.5
-        place = 2 * scale * sines(patches, width)
+        place, patches = 2 * scale * sines(grid, width), grid[0] * grid[1]
         near = (torch.arange(further) * 2 + 1) * patches // (2 * max(1, further))
         self.class_token = nn.Parameter(scale * torch.randn(1, width))
         self.position = nn.Parameter(torch.cat([scale * torch.randn(1, width), place]))

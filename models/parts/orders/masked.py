@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
 from tokenloom.models.parts.plan import Choice, Plan, known_first, permutations
@@ -116,6 +116,10 @@ class Masked(Order, tag="order.masked"):
     def __post_init__(self) -> None:
         if not 0 <= self.seen_weight <= 1:
             raise ConfigError(f"order.seen_weight={self.seen_weight}: must be in [0, 1]")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return "exact" if self.choice is None else "none"
 
     @property
     def label(self) -> str:

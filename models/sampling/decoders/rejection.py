@@ -17,7 +17,8 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.double_position import DoublePosition
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -59,8 +60,8 @@ class Rejection(Decoder, tag="decoder.rejection"):
             return f"the head {type(model.head).__qualname__} does not draw each token from one softmax"
         return None if sampler.sizes is None else "it takes as many steps as it needs; leave sample.steps out"
 
-    def run(self, model: Decodable, condition: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
-        session = RejectionSession(model, condition, sampler, draws, **given)
+    def run(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        session = RejectionSession(model, conditions, sampler, draws, **given)
         for _ in self.steps(session):
             pass
         return session.tokens(), session.trace
@@ -89,8 +90,8 @@ class RejectionSession(DecodingSession):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decodable, condition: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
-        super().__init__(model, condition, sampler, draws, **given)
+    def __init__(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
+        super().__init__(model, conditions, sampler, draws, **given)
         if self.stop is not None:
             raise ValueError(f"stop={self.stop}: rows end early only where tokens are decided one after another, not by rejection sampling")
         length, rows, device = model.layout.length, self.rows, self.device

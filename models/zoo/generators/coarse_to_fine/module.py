@@ -17,8 +17,10 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Conditions, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, tokens_of
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import TokenTable, nowhere, prefix_groups, span
-from tokenloom.models.parts.heads.categorical import Categorical, guide, pick, single
+from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span
+from tokenloom.models.parts.feeds.embedding import Ids
+from tokenloom.models.parts.heads.categorical import Categorical, pick, single
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything
@@ -70,7 +72,7 @@ class CoarseToFine(protocols.Generator):
         self.coarse = config.coarse.build(self.labels_layout, classes)
         width = config.fine.width
         self.condition = config.coarse.condition.build(classes, width)
-        self.table = TokenTable(self.labels_layout, width)
+        self.table = Ids(self.labels_layout, width)
         self.position = nn.Parameter(torch.empty(1, layout.length, width))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.fine = config.fine.build(layout)

@@ -16,6 +16,7 @@ from tokenloom.models.core.config import ConfigError, stored_as_one
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
+from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Raster
 from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 
@@ -42,6 +43,8 @@ class WholeGrid(Objective):
         def check(self, model: Any) -> None:
             if not isinstance(model.order, Raster) or not isinstance(model.net, QueryHeads.Config):
                 raise ConfigError("order, net: predicting the whole grid needs Raster and QueryHeads")
+            if not isinstance(model.head, Categorical.Config):
+                raise ConfigError(f"head={model.head!r}: predicting the whole grid needs logits of one codebook: use Categorical")
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -50,7 +50,7 @@ class DistilledOrder(Objective):
         model.layout.check(batch.tokens.layout)
         ids = tokens_of(batch.tokens)
         plan = Plan(self.found(model, ids, batch.conditions), (1,) * model.layout.length)
-        return {"loss": model.nll(ids, batch.conditions, plan, draws if model.training else None).mean()}
+        return {"loss": model.nll(ids, batch.conditions, plan, draws if model.training else None, noise=draws).mean()}
 
     @torch.no_grad()
     def found(self, model: GroupModel, data: Tensor, conditions: Conditions) -> Tensor:

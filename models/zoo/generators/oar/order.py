@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.protocols import Likelihood, TokenLayout
 from tokenloom.models.parts.orders.masked import Confidence
 from tokenloom.models.parts.orders.random import Random
 from tokenloom.models.parts.orders.sizes import Sizes, rule_of
@@ -20,6 +20,10 @@ class Found(Random, tag="order.found"):
     """Training in random orders; decoding takes in each step the positions of which ``choice`` is surest (OAR, arXiv:2504.17069)."""
 
     choice: Choice = Confidence(noise=0.0)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return "none"
 
     @property
     def label(self) -> str:
