@@ -199,7 +199,7 @@ def odd_worker(path: str, rank: int, world: int) -> None:
 
 def test_more_workers_than_rows_is_refused(store, data, tmp_path) -> None:
     job = toy.job(store, *data, batch=1)
-    with pytest.raises(StepError, match=r"tasks\.parallel\.launch"):
+    with pytest.raises(StepError, match=r"tasks\.training\.parallel\.launch"):
         train(job, 0, 2)
     with pytest.raises(Exception, match="smaller than the number of workers"):
         launch(2, toy.worker, str(toy.to_file(job, tmp_path / "job.json")))

@@ -37,7 +37,7 @@ class Toy(Method):
     phases = ("autoencoder", "discriminator")
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
+    class Config(BaseConfig, tag="toy"):
         """Width, number of extra layers (for timing), the step whose loss is NaN (-1: none), and how many more metrics it returns."""
 
         width: int = 16
@@ -104,9 +104,9 @@ def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> 
 
 
 def install() -> Callable[[], None]:
-    """Put the toy into the zoo of this process (a kind of its own); the returned function takes it out."""
+    """Put the toy into the zoo of this process (as what no other step builds on); the returned function takes it out."""
     registry.names()  # discover first: the zoo is filled once
-    registry.register("toy", kind="toy", paper="-", tiny={})(toy)
+    registry.register("toy", kind="density", paper="-", tiny={})(toy)
     return lambda: registry._RECIPES.pop("toy", None) and None
 
 
@@ -123,7 +123,7 @@ def job(
     execution = ExecutionSettings(workers=options.pop("workers", 1), micro_batch=options.pop("micro_batch", 0), device="cpu")
     optimizer = OptimizerSettings(lr=options.pop("lr", 3e-3))
     settings = TrainSettings(**{"steps": 20, "batch": 64, "seed": 3, "log_every": 1, "optimizer": optimizer, **options})
-    spec = ModelSpec("toy", "toy", args or {}, {}, {"size": 4, "channels": 1})
+    spec = ModelSpec("density", "toy", args or {}, {}, {"size": 4, "channels": 1})
     root = str(store.root)
     return TrainJob(spec.to_dict(), settings, execution, rows, validation, store.uri, folder, root, None, folder.rpartition("-")[2])
 
