@@ -139,6 +139,9 @@ class SampleConfig(Section):
     top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
     steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
+    decoder: Added[str | dict[str, dict[str, Any]] | None] = Field(
+        None, description="way of decoding: group_wise, jacobi, rejection … or a name with its fields, {jacobi: {window: 8}}"
+    )
 
 
 Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text"]

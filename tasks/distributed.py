@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, 
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.collapse import WARNINGS, found
 from tokenloom.tasks.training.curves import Tail, numbers, read_curves
+from tokenloom.tasks.training.plans import plan_training
 from tokenloom.tasks.training.trainer import trainer_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
 _FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
 
 
@@ -55,7 +55,7 @@ def plan_tokenizer(
     """
     assert config.recipe is not None, "a tokenizer in use is not trained"
     below = {role: artifact for role, artifact in (("base", base), ("features", features)) if artifact is not None}
-    return _plan("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset, **below})
+    return plan_training("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset, **below})
 
 
 def plan_generator(
@@ -82,18 +82,8 @@ def plan_generator(
     if made_by != tokenizer.fingerprint:
         raise ConfigError(f"tokens {tokens.id} were made by tokenizer {made_by}, not by {tokenizer.id}: extract them again")
     inputs = {"tokens": tokens, "tokenizer": tokenizer, **start}
-    spec = _plan("generator", name, config.recipe, config.args, config.set, config.train, inputs)
+    spec = plan_training("generator", name, config.recipe, config.args, config.set, config.train, inputs)
     return spec if sample is None else replace(spec, notes={**spec.notes, "sample": identity(sample)})
-
-
-def _plan(
-    kind: str, name: str, recipe: str, args: dict[str, Any], edits: dict[str, Any], train: TrainSettings | None, inputs: dict[str, Artifact]
-) -> StepSpec:
-    resolved = ModelSpec(kind, recipe, args, edits).config().to_dict()
-    # How the config was arrived at and how often things are reported are noted, so that the body needs nothing but the step.
-    notes = {"recipe": recipe, "args": args, "set": edits, "train": train and json.loads(json.dumps(asdict(train)))}
-    config = {"recipe": recipe, "config": resolved, "train": train and identity(train)}
-    return StepSpec(f"train_{kind}", VERSION, kind, name, config, inputs, notes)
 
 
 def train_model(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
@@ -157,6 +147,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
         given = {"layout": data["layout"], "classes": len(data["classes"])}
     else:
         given = {"size": data["size"], "channels": data["channels"]}
+        given |= {"classes": len(data["classes"])} if step.kind == "density" else {}
     for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
         if artifact.kind == "tokenizer":
             given[role] = store.record(artifact).notes["spec"]

@@ -57,7 +57,7 @@ def codec(name):
     recipe, given = registry.get(name), {"size": 16, "channels": 1}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
-        given["tokenizer"] = codec(recipe.axes["codec"]).to_dict()
+        given["tokenizer"] = codec(recipe.codec).to_dict()
     if "features" in needs:
         given["features"] = shape_of(1, 3, Protocol(width=4, features=8))
     return ModelSpec("tokenizer", name, dict(recipe.tiny), {}, given)
@@ -74,7 +74,10 @@ def stand(model, spec):
 
 for name in registry.names():
     recipe = registry.get(name)
-    spec = codec(name if recipe.kind == "tokenizer" else recipe.axes["codec"])
+    if recipe.kind == "density":
+        spec = ModelSpec("density", name, dict(recipe.tiny), {}, {"size": 16, "channels": 1})
+    else:
+        spec = codec(name if recipe.kind == "tokenizer" else recipe.codec)
     model = spec.build()
     stand(model, spec)
     batch = Batch(image_BCHW=torch.rand(4, 1, 16, 16), condition=Labels(torch.arange(4) % 3))
@@ -93,6 +96,8 @@ for name in registry.names():
     model.eval()
     if recipe.kind == "generator":
         print(name, tuple(model.generate(batch.condition, model.sampler, SampleDraws.of(0, 0, 4)).data.shape))
+    elif recipe.kind == "density":
+        print(name, tuple(model.sample(batch.condition, SampleDraws.of(0, 0, 4)).shape))
     else:
         print(name, tuple(model.decode(model.encode(batch.image_BCHW)).shape))
 print("bare: done")

@@ -39,7 +39,7 @@ LABELS = Labels(torch.arange(ROWS) % CLASSES)
 def made(name: str, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec("tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"size": 16, "channels": 1})
     given = {"layout": cast(Any, codec.build()).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
     torch.manual_seed(0)
     model = ModelSpec("generator", name, {**recipe.tiny, **changes}, {}, given).build()

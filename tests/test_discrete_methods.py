@@ -26,9 +26,9 @@ CLASSES, ROWS = 3, 4
 def made(name: str, seed: int = 0, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec("tokenizer", recipe.axes["codec"], dict(registry.get(recipe.axes["codec"]).tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"size": 16, "channels": 1})
     if (needs := getattr(codec.config(), "needs", ())) and "tokenizer" in needs:
-        base = registry.get(codec.recipe).axes["codec"]
+        base = registry.get(codec.recipe).codec
         codec.given["tokenizer"] = ModelSpec("tokenizer", base, dict(registry.get(base).tiny), {}, {"size": 16, "channels": 1}).to_dict()
     tokenizer = codec.build()
     assert isinstance(tokenizer, Tokenizer)

@@ -9,7 +9,7 @@ import torch
 from zoo import CLASSES, NAMES, ROWS, batch_of, build
 
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
+from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Method, Tokenizer, Tokens
 
 #: Tried in each run of the tests; the others take minutes together.
 OFTEN = {"vq", "fsq", "lfq", "kl", "raster", "var", "maskgit"}
@@ -59,6 +59,9 @@ def test_double_precision_trains_and_decodes(name: str) -> None:
         image_BCHW = model.decode(model.encode(batch.image_BCHW))
         assert image_BCHW.dtype == torch.float64
         assert model.preview(batch, Draws.whole(0, 0, ROWS, 1)).isfinite().all()
+    elif isinstance(model, Density):
+        assert model.log_prob(batch, Draws.whole(0, 0, ROWS)).dtype == torch.float64
+        assert model.sample(None, SampleDraws.of(0, 0, 4)).isfinite().all()
     else:
         assert isinstance(model, Generator)
         tokens = model.generate(Labels(torch.arange(4) % CLASSES), model.sampler, SampleDraws.of(0, 0, 4))

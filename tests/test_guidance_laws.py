@@ -50,7 +50,7 @@ def tiny(
     With a ``spread`` weights are drawn that large, and those of conditions larger, so that what is drawn hangs on the class.
     """
     recipe = registry.get(name)
-    codec = registry.get(recipe.axes["codec"])
+    codec = registry.get(recipe.codec)
     scaled = {"scales": [1, 2][: grids[0][0]]} if "scales" in inspect.signature(codec.function).parameters else {}
     stands = {"tokenizer": codec.config(dict(codec.tiny) | scaled), "size": 4 * grids[0][0], "channels": 1}
     layouts = [TokenLayout(grids=g, vocabulary=codes, codebooks=q) for g, q in ((grids, 1), (grids, 2), (((2, 2),), 1))]

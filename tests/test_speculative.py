@@ -255,3 +255,29 @@ def test_rows_end_at_their_stop(decoder: Decoder | None) -> None:
     for whole, ids, length in zip(free.ids.tolist(), ended.ids.tolist(), ended.lengths.tolist()):
         assert length == (whole.index(1) + 1 if 1 in whole else LENGTH)
         assert ids == whole[:length] + [1] * (LENGTH - length)
+
+
+# --- as a run file names them -------------------------------------------------------------------------------------
+
+
+def test_a_run_file_names_the_decoder() -> None:
+    assert PLAIN.edited(decoder="jacobi").decoder == Jacobi()
+    assert PLAIN.edited(decoder={"jacobi": {"window": 8}}).decoder == Jacobi(window=8)
+    assert PLAIN.edited(decoder="jacobi").edited(top_k=3).decoder == Jacobi()
+    assert PLAIN.edited().to_dict() == PLAIN.to_dict()
+    assert "decoder" not in PLAIN.to_dict()
+    with pytest.raises(ConfigError, match=r"^sample\.decoder: {'jacoby': {}}: write one of draft_model, group_wise, jacobi, rejection"):
+        PLAIN.edited(decoder="jacoby")
+    with pytest.raises(ConfigError, match=r"^sample\.decoder: .*no field 'windows'"):
+        PLAIN.edited(decoder={"jacobi": {"windows": 8}})
+    with pytest.raises(ConfigError, match=r"window=0"):
+        PLAIN.edited(decoder={"jacobi": {"window": 0}})
+
+
+def test_generators_with_a_way_of_their_own_refuse_decoders() -> None:
+    layout = TokenLayout(grids=((2, 2),), vocabulary=8)
+    for name in ("vq_ddm", "discrete_interpolants"):
+        recipe = registry.get(name)
+        model = cast(Any, recipe.config(recipe.tiny)).build(layout, 2)
+        with pytest.raises(ConfigError, match=r"^sample\.decoder=jacobi: "):
+            model.check_sampler(replace(model.sampler, decoder=Jacobi()))

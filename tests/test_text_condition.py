@@ -73,7 +73,7 @@ def test_a_share_of_texts_is_dropped_by_the_draws_of_the_step_alone() -> None:
 def test_any_net_may_be_asked_in_words() -> None:
     """One with slots and steered norms, and one that looks at a memory; no part of the reader is idle."""
     for recipe, prefix in (("var", "summary"), ("infinity", "none")):
-        codec = get(recipe).axes["codec"]
+        codec = get(recipe).codec
         made_by = ModelSpec("tokenizer", codec, dict(get(codec).tiny), {}, {"size": 16, "channels": 1})
         layout = made_by.build().layout  # type: ignore[union-attr]
         given = {"layout": layout.to_dict(), "classes": 2, "tokenizer": made_by.to_dict()}

@@ -14,7 +14,7 @@ from tokenloom.models.core import registry
 from tokenloom.models.core.build import load_model, save_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Generator, Labels, Tokenizer
+from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Tokenizer
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.orders.base import Fixed
@@ -106,6 +106,33 @@ def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
     assert torch.equal(first.ids, again.ids)
     assert torch.equal(alone.ids[0], first.ids[2]), "a sample depends on its own seed, not on its batch"
     assert not torch.equal(first.ids, other.ids)
+
+
+@pytest.mark.parametrize("name", registry.names("density"))
+def test_a_density_samples_signals_by_their_seeds_and_has_a_likelihood(name: str) -> None:
+    model = early(name).eval()
+    assert isinstance(model, Density)
+    labels = Labels(torch.arange(5) % CLASSES)
+    first, again, other = (model.sample(labels, SampleDraws.of(s, 0, 5)) for s in (1, 1, 2))
+    alone = model.sample(labels.part(2, 3), SampleDraws.of(1, 2, 3))
+    assert first.shape == (5, CHANNELS, SIZE, SIZE)
+    assert float(first.abs().max()) <= 1
+    levels = (first + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)  # the values that data has
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    # One level at most, where rounding decides: a sample depends on its own seed, not on its batch.
+    torch.testing.assert_close(alone[0], first[2], atol=2 / 255 + 1e-6, rtol=0)
+    assert (alone[0] == first[2]).float().mean() > 0.99
+    batch = batch_of(model)
+    with torch.no_grad():
+        log_prob_B = model.log_prob(batch, Draws.whole(0, 0, ROWS))
+    assert log_prob_B.shape == (ROWS,)
+    assert model.likelihood in ("exact", "bound")
+    bits = model.bits_per_dimension(log_prob_B)
+    assert bool(((bits > 0) & (bits < 16)).all()), bits
+    with pytest.raises(ConfigError, match="was built for signals of shape"):
+        model.log_prob(Batch(image_BCHW=torch.zeros(2, CHANNELS, 3, 3)), Draws.whole(0, 0, 2))
 
 
 @pytest.mark.parametrize("name", registry.names("generator"))

@@ -13,7 +13,7 @@ import torch
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Generator, Labels, Method, Tokenizer, Tokens
+from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Method, Tokenizer, Tokens
 from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
@@ -28,18 +28,20 @@ def tokenizer_spec(name: str) -> ModelSpec:
     given: dict[str, Any] = {"size": SIZE, "channels": CHANNELS}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
-        given["tokenizer"] = tokenizer_spec(recipe.axes["codec"]).to_dict()
+        given["tokenizer"] = tokenizer_spec(recipe.codec).to_dict()
     if "features" in needs:
         given["features"] = shape_of(CHANNELS, CLASSES, Protocol(width=4, features=8))
     return ModelSpec("tokenizer", name, dict(recipe.tiny), {}, given)
 
 
 def spec_of(name: str) -> ModelSpec:
-    """The tiny model of a recipe; a generator is paired with the tokenizer that its row of the table names."""
+    """The tiny model of a recipe; a generator is paired with the tokenizer that its recipe names."""
     recipe = registry.get(name)
     if recipe.kind == "tokenizer":
         return tokenizer_spec(name)
-    codec = tokenizer_spec(recipe.axes["codec"])
+    if recipe.kind == "density":
+        return ModelSpec("density", name, dict(recipe.tiny), {}, {"size": SIZE, "channels": CHANNELS})
+    codec = tokenizer_spec(recipe.codec)
     tokenizer = codec.build()
     assert isinstance(tokenizer, Tokenizer)
     given = {"layout": tokenizer.layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
@@ -53,7 +55,7 @@ def build(name: str, seed: int = 0, base_steps: int = 0) -> Method:
     model = spec.build()
     stands: dict[str, Any] = {}
     if isinstance(model, Tokenizer) and spec.given.get("tokenizer"):
-        stands["tokenizer"] = deepcopy(_base(registry.get(name).axes["codec"], seed, base_steps))
+        stands["tokenizer"] = deepcopy(_base(registry.get(name).codec, seed, base_steps))
     if isinstance(model, Tokenizer) and spec.given.get("features"):
         stands["features"] = Classifier.of(spec.given["features"])
     if stands:
@@ -74,7 +76,7 @@ def _base(name: str, seed: int, steps: int) -> Method:
 
 
 def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) -> Batch:
-    """Random tokens for a generator, smooth random images for a tokenizer, with labels; each row so many times."""
+    """Random tokens for a generator, smooth random images for a tokenizer or a density, with labels; each row so many times."""
     draw = torch.Generator().manual_seed(seed)
     rows //= copies
     label = Labels((torch.arange(rows) % CLASSES).repeat(copies))
@@ -83,7 +85,10 @@ def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) ->
         ids = torch.randint(model.layout.vocabulary, shape, generator=draw)
         return Batch(tokens=Tokens(torch.cat([ids] * copies), model.layout), condition=label)
     coarse = torch.cat([torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1] * copies)
-    return Batch(image_BCHW=torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear"), condition=label)
+    image_BCHW = torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
+    if isinstance(model, Density):  # as data is: 256 values
+        image_BCHW = ((image_BCHW + 1) * 127.5).round() / 127.5 - 1
+    return Batch(image_BCHW=image_BCHW, condition=label)
 
 
 def batch_to_learn(model: Method) -> Batch:

@@ -10,50 +10,37 @@ A config type is known by its tag, a short name of its own that does not change 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 import pkgutil
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tokenloom.models.core.marks import Added as Added
+from tokenloom.models.core.marks import ConfigError as ConfigError
+from tokenloom.models.core.marks import Execution as Execution
+from tokenloom.models.core.marks import Identity as Identity
+from tokenloom.models.core.marks import Mark as Mark
+from tokenloom.models.core.marks import enters as enters
+from tokenloom.models.core.marks import role_of as role_of
+from tokenloom.models.core.stored import JOINED, joined, split
+from tokenloom.models.core.stored import stored_as_one as stored_as_one
+
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """Says whether a field belongs to an artifact's identity or only to how it is executed.
-
-    A ``sparse`` field is left out of the canonical form, and so of the fingerprint, while it has its default value.
-    ``stored`` is the name that the canonical form has for a field that was renamed.
-    """
-
-    role: Literal["identity", "execution"]
-    sparse: bool = False
-    stored: str = ""
-
-
-#: The value shapes the result: it enters the fingerprint.
-Identity = Annotated[T, Mark("identity")]
-#: The same of a field that came later: its default stands for what was always done, so that older fingerprints hold.
-Added = Annotated[T, Mark("identity", sparse=True)]
-#: The value says where, how fast or how often reported: it never enters the fingerprint.
-Execution = Annotated[T, Mark("execution")]
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used: names the field, the value and what to do."""
 
 
 class Config:
     """Base of all part configs; every subclass must be a frozen keyword-only dataclass.
 
-    Subclasses are written as ``@dataclass(frozen=True, kw_only=True) class Config(tokenloom.models.core.config.Config)``
-    nested in the class that they build; ``build(**given)`` then constructs that class.  Those that a recipe may hold
-    also give a tag, ``class Config(Head.Config, tag="head.mixture")``: unique, and never changed again.
+    Subclasses are written as ``@dataclass(frozen=True, kw_only=True) class Config(config.Config)``
+    nested in the class that they build; ``build(…)`` then constructs that class from the config and what is given, unless it
+    is overridden.  Those that a recipe may hold also give a tag, ``class Config(Head.Config, tag="head.mixture")``: unique, and
+    never changed again.
     """
 
     #: What stored configs call this type; "" for a type that is never stored itself.
@@ -74,6 +61,26 @@ class Config:
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"tag {tag!r} of {cls.__module__}.{cls.__qualname__} belongs to {other.__module__}.{other.__qualname__}")
         _TYPES[tag] = cls
+
+    def build(self, *args: Any, **given: Any) -> Any:
+        """What this config describes; an axis says in its own ``build`` what is given."""
+        return self.construct(*args, **given)
+
+    def construct(self, *args: Any, **given: Any) -> Any:
+        """The class that this config is nested in, constructed from it and these arguments."""
+        return self.host()(self, *args, **given)
+
+    @classmethod
+    def host(cls) -> Any:
+        """The class that this config type, or the nearest one that it derives from, is nested in.
+
+        Raises:
+            TypeError: there is none.
+        """
+        for kind in cls.__mro__:
+            if "." in kind.__qualname__ and "<locals>" not in kind.__qualname__:
+                return functools.reduce(getattr, kind.__qualname__.split(".")[:-1], sys.modules[kind.__module__])
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__} is nested in no class: it needs a build of its own")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -112,7 +119,7 @@ AXES = ("order", "feed", "net", "head", "objective", "condition", "quantizer", "
 _TYPES: dict[str, type[Config]] = {}
 
 
-@cache
+@functools.cache
 def _import_all() -> None:
     """Import every module beside this one, so that all tags are known."""
     package = importlib.import_module(PACKAGE)
@@ -128,43 +135,7 @@ PACKAGE = __name__[: __name__.index("models") + len("models")]
 def tags() -> dict[str, type[Config]]:
     """Every tag with its type."""
     _import_all()
-    return {**_TYPES, **{tag: _TYPES[joined.host] for tag, joined in _JOINED.items()}}
-
-
-class _Joined(typing.NamedTuple):
-    """A stored form that is now two configs: the type ``host``, and in its ``field`` a value of the type ``value``."""
-
-    host: str
-    field: str
-    value: str
-
-
-#: Tag of such a form to what it is now.
-_JOINED: dict[str, _Joined] = {}
-
-
-def stored_as_one(tag: str, host: str, field: str, value: str) -> None:
-    """Store a config of the type ``host`` that has a ``value`` in ``field`` as one config of this tag, with the fields of both.
-
-    For a type that was split in two: what was stored before is read, and what is stored now has the same fingerprint.
-    """
-    _JOINED[tag] = _Joined(host, field, value)
-
-
-def _joined(plain: dict[str, Any]) -> dict[str, Any]:
-    for tag, (host, field, value) in _JOINED.items():
-        inner = plain.get(field)
-        if plain["type"] == host and isinstance(inner, dict) and inner.get("type") == value:
-            return {**{k: v for k, v in plain.items() if k != field}, **inner, "type": tag}
-    return plain
-
-
-def _split(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    if (joined := _JOINED.get(plain["type"])) is None:
-        return plain
-    inside = {field.stored for field in _fields(_TYPES[joined.value])}
-    inner = {k: v for k, v in plain.items() if k in inside}
-    return {**{k: v for k, v in plain.items() if k not in inside}, joined.field: {**inner, "type": joined.value}, "type": joined.host}
+    return {**_TYPES, **{tag: _TYPES[one.host] for tag, one in JOINED.items()}}
 
 
 def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
@@ -176,7 +147,7 @@ def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
     tag = data.get("type")
     if not isinstance(tag, str) or (tag not in _TYPES and tag not in tags()):
         raise ConfigError(f"{where}: no config type has the tag {tag!r}; a newer version may have: update this one")
-    data = _split(data)
+    data = split(data, lambda name: {field.stored for field in _fields(_TYPES[name])})
     kind = _TYPES[data["type"]]
     fields = {field.stored: field for field in _fields(kind)}
     if unknown := sorted(data.keys() - fields.keys() - {"type"}):
@@ -217,7 +188,7 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
     return _fields_of(kind)
 
 
-@cache
+@functools.cache
 def _fields_of(kind: type) -> tuple[_Field, ...]:
     hints = get_type_hints(kind, include_extras=True)
     found = []
@@ -242,7 +213,7 @@ def canonical(value: Any) -> Any:
             item = getattr(value, field.name)
             if not (field.sparse and item == field.default):
                 plain[field.stored] = canonical(_as_hinted(item, field.hint))
-        return _joined(plain)
+        return joined(plain)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -280,24 +251,6 @@ def identity_of(settings: Any) -> dict[str, Any]:
             marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
             result[field.name] = identity_of(value) if marked else canonical(value)
     return result
-
-
-def role_of(hint: Any, where: str) -> Literal["identity", "execution"]:
-    """What one annotated field belongs to; an unmarked field is an error."""
-    return _mark(hint, where).role
-
-
-def enters(hint: Any, where: str, value: Any, default: Any) -> bool:
-    """Whether an annotated field with this value is part of a fingerprint; an unmarked field is an error."""
-    mark = _mark(hint, where)
-    return mark.role == "identity" and not (mark.sparse and value == default)
-
-
-def _mark(hint: Any, where: str) -> Mark:
-    for extra in getattr(hint, "__metadata__", ()):
-        if isinstance(extra, Mark):
-            return extra
-    raise ConfigError(f"{where} is marked neither Identity nor Execution")
 
 
 def override(config: T, changes: Mapping[str, Any], where: str = "set") -> T:

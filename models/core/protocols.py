@@ -7,10 +7,11 @@ Anything that meets these verbs trains, samples, is evaluated and is registered 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -187,3 +188,36 @@ class Generator(Method):
     def has_log_prob(self) -> bool:
         """Whether ``log_prob`` exists."""
         return type(self).log_prob is not Generator.log_prob
+
+
+class Density(Method):
+    """A distribution over signals themselves, without tokens: its likelihoods are in nats of the signal's discrete values."""
+
+    #: What ``log_prob`` gives: the log-likelihood, or a bound below it.
+    likelihood: ClassVar[Literal["exact", "bound"]]
+    #: Shape of one signal, (channels, *shape).
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def log_prob(self, batch: Batch, draws: Draws) -> Tensor:
+        """Log-likelihood in nats (B,), or a lower bound in expectation over ``draws``."""
+
+    @abstractmethod
+    def sample(self, condition: Condition | None, draws: SampleDraws) -> Tensor:
+        """One signal (B, *shape) for each of the draws' samples, in the data's range; ``condition`` is ignored where there is none."""
+
+    def bits_per_dimension(self, log_prob_B: Tensor) -> Tensor:
+        """Log-likelihoods in nats as bits for each value of the signal (fewer are better)."""
+        return -log_prob_B / (math.log(2) * math.prod(self.shape))
+
+    def signal_of(self, batch: Batch) -> Tensor:
+        """The batch's signal (B, *shape).
+
+        Raises:
+            ConfigError: it has none, or one of another shape.
+        """
+        signal = batch.image_BCHW
+        if signal is None or signal.shape[1:] != self.shape:
+            found = "none" if signal is None else str(tuple(signal.shape[1:]))
+            raise ConfigError(f"signal: {type(self).__name__} was built for signals of shape {self.shape}, the batch has {found}")
+        return signal

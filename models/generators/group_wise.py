@@ -64,7 +64,7 @@ class GroupGenerator(protocols.Generator):
             Raises:
                 ConfigError, LayoutError: a part that does not fit the tokens or the classes.
             """
-            return GroupGenerator(self, layout, classes, tokenizer)
+            return self.construct(layout, classes, tokenizer)
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
         super().__init__()

@@ -63,9 +63,9 @@ class Objective(ABC):
                 ConfigError: naming the part that does not fit.
             """
 
-        @abstractmethod
         def build(self) -> Objective:
             """The objective."""
+            return self.construct()
 
         @classmethod
         def parse(cls, value: Mapping[str, Any], where: str) -> Objective.Config:

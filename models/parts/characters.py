@@ -132,10 +132,6 @@ class Characters(ReadText):
 
         reads: ClassVar[Reads] = "text"
 
-        def build(self, classes: int, width: int) -> Characters:
-            """The module; class labels are not used."""
-            return Characters(self, width)
-
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.table = nn.Embedding(BYTES, width)
@@ -177,10 +173,6 @@ class Encoded(ReadText):
 
         encoder: str
         features: int
-
-        def build(self, classes: int, width: int) -> Encoded:
-            """The module; class labels are not used."""
-            return Encoded(self, width)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -85,13 +85,13 @@ class Conditioner(nn.Module, ABC):
             except TypeError as error:  # a field without a default
                 raise config.ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
 
-        @abstractmethod
         def build(self, classes: int, width: int) -> Conditioner:
             """The module for data of this many classes.
 
             Raises:
                 ConfigError: it does not fit the data.
             """
+            return self.construct(width)
 
     @property
     @abstractmethod
@@ -221,10 +221,6 @@ class TextCondition(Conditioner):
         features: int
         length: int = 120
         dropout: float = 0.1
-
-        def build(self, classes: int, width: int) -> TextCondition:
-            """The module; class labels are not used."""
-            return TextCondition(self, width)
 
     null_feature: Tensor
 

@@ -45,18 +45,15 @@ class Perceptual(nn.Module):
         weights: str
         weight: float = 1.0
 
-        def build(self) -> Perceptual:
-            """The frozen network.
-
-            Raises:
-                ConfigError: the file is missing or does not hold this network.
-            """
-            return Perceptual(self)
-
     #: Convolutions of VGG-16 by slice: index in ``features``; a slice ends where a feature is taken.
     SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
     def __init__(self, config: Config) -> None:
+        """The frozen network.
+
+        Raises:
+            ConfigError: the file is missing or does not hold this network.
+        """
         super().__init__()
         from safetensors.torch import load_file
 
@@ -115,10 +112,6 @@ class Adversarial(nn.Module):
         def __post_init__(self) -> None:
             if min(self.weight, self.start, self.ceiling) < 0:
                 raise ConfigError(f"adversarial.weight={self.weight}, start={self.start}, ceiling={self.ceiling}: must not be negative")
-
-        def build(self, channels: int, last: torch.Size) -> Adversarial:
-            """For images of ``channels`` and a decoder whose last weight has the shape ``last``."""
-            return Adversarial(self, channels, last)
 
     ratio: Tensor
     _gradients: Tensor

@@ -20,9 +20,9 @@ class MLP(nn.Module, ABC):
     class Config(config.Config, ABC):
         """What a branch is made from."""
 
-        @abstractmethod
         def build(self, width: int) -> MLP:
             """The module for this width."""
+            return self.construct(width)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
@@ -37,9 +37,6 @@ class SwiGLU(MLP):
 
         multiple_of: int = 256
         ratio: float = 4.0
-
-        def build(self, width: int) -> SwiGLU:
-            return SwiGLU(self, width)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
@@ -61,9 +58,6 @@ class GELU(MLP):
 
         ratio: float = 4.0
         form: Literal["tanh", "none"] = "tanh"
-
-        def build(self, width: int) -> GELU:
-            return GELU(self, width)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()

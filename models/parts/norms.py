@@ -51,9 +51,9 @@ class BlockNorm(nn.Module, ABC):
             """What these norms add to a net's label."""
             return f" + {self.label}" if self.label else ""
 
-        @abstractmethod
         def build(self, width: int, depth: int, branches: int = 2) -> BlockNorm:
             """Norms of a stack of ``depth`` blocks of so many branches."""
+            return self.construct(width, depth, branches)
 
     def __init__(self, branches: int = 2) -> None:
         super().__init__()
@@ -102,9 +102,6 @@ class PreNorm(BlockNorm):
         def label(self) -> str:
             return ""  # the usual ones, which no table names
 
-        def build(self, width: int, depth: int, branches: int = 2) -> PreNorm:
-            return PreNorm(self, width, depth, branches)
-
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)
         self.branches = nn.ModuleList(
@@ -127,9 +124,6 @@ class PostNorm(BlockNorm):
         """``eps`` of the layer norms."""
 
         eps: float = 1e-12
-
-        def build(self, width: int, depth: int, branches: int = 2) -> PostNorm:
-            return PostNorm(self, width, depth, branches)
 
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)
@@ -162,9 +156,6 @@ class AdaLN(BlockNorm):
         final: Kind = "plain"
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
-
-        def build(self, width: int, depth: int, branches: int = 2) -> AdaLN:
-            return AdaLN(self, width, depth, branches)
 
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)

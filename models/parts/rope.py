@@ -36,10 +36,6 @@ class Rope(nn.Module):
             if not self.axes or len(set(self.axes)) != len(self.axes):
                 raise ConfigError(f"rope.axes={list(self.axes)}: give at least one axis, each once")
 
-        def build(self, layout: TokenLayout, head_width: int) -> Rope:
-            """Tables for all positions of the layout."""
-            return Rope(self, layout, head_width)
-
     rotations: Tensor
 
     def __init__(self, config: Config, layout: TokenLayout, head_width: int) -> None:

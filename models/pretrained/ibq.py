@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def config(info: Mapping[str, Any]) -> IBQ.Config:
 
 def build(info: Mapping[str, Any]) -> IBQ:
     """The quantizer with fresh weights."""
-    return config(info).build((info["config"]["hw"],) * 2)
+    return cast(IBQ, config(info).build((info["config"]["hw"],) * 2))
 
 
 def names(info: Mapping[str, Any]) -> NameMap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def config(info: Mapping[str, Any]) -> LFQ.Config:
 
 def build(info: Mapping[str, Any]) -> LFQ:
     """The quantizer; it has no weights."""
-    return config(info).build((info["config"]["hw"],) * 2)
+    return cast(LFQ, config(info).build((info["config"]["hw"],) * 2))
 
 
 def names(info: Mapping[str, Any]) -> NameMap:

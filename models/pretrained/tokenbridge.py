@@ -48,7 +48,7 @@ def quantizer(info: Info) -> Dimensionwise:
     """The released levels: the range of the latents is that of the cut normal."""
     c = info["config"]
     side = c["img_size"] // c["vae_stride"]
-    made = _Codec(info).quantizer.build((side, side))
+    made = cast(Dimensionwise, _Codec(info).quantizer.build((side, side)))
     made.std.fill_((c["quant_max"] - c["quant_min"]) / (2 * c["std_range"]))
     made.mean.fill_((c["quant_max"] + c["quant_min"]) / 2)
     return made

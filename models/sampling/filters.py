@@ -21,7 +21,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     value, index = logits.sort(dim=-1)
     # Ascending: an entry goes when it and everything below it sum to at most 1 - p; the largest always stays.
     drop = value.softmax(-1).cumsum(-1) <= 1 - p
-    drop[..., -1] = False
+    drop[..., -1].fill_(False)
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), -torch.inf)
 
 

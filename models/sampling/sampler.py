@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
@@ -116,14 +117,15 @@ class Sampler(config.Config, tag="sampler"):
         top_k: int | None = None,
         top_p: float | None = None,
         steps: int | None = None,
+        decoder: str | Mapping[str, Any] | None = None,
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
 
         ``steps`` follow the order's own rule with another count. A schedule that is named again stays as it is, and another one
-        keeps its clock.
+        keeps its clock.  ``decoder`` is a name, or a name with its fields, ``{"jacobi": {"window": 8}}``.
 
         Raises:
-            ConfigError: a value out of range, naming it.
+            ConfigError: a value out of range, naming it, or an unknown decoder.
         """
         limits = {
             "guidance": (guidance, math.inf),
@@ -134,7 +136,7 @@ class Sampler(config.Config, tag="sampler"):
         for name, (value, most) in limits.items():
             if value is not None and not 0 <= value <= most:
                 raise ConfigError(f"sample.{name}={value}: must be between 0 and {most}")
-        schedule = self.guidance
+        schedule, wanted = self.guidance, {decoder: {}} if isinstance(decoder, str) else decoder
         if guidance_schedule is not None and type(schedule) is not SCHEDULES[guidance_schedule]:
             schedule = SCHEDULES[guidance_schedule](value=schedule.value, clock=schedule.clock)
         if guidance is not None:
@@ -146,4 +148,5 @@ class Sampler(config.Config, tag="sampler"):
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
             sizes=self.sizes if steps is None else Count(count=steps),
+            decoder=self.decoder if wanted is None else Decoder.parse(wanted, "sample.decoder"),
         )

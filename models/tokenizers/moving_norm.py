@@ -43,10 +43,6 @@ class MovingNorm(nn.Module):
                     f"norm.decay={self.decay}, decay_mean={self.decay_mean}, floor={self.floor}: decays in [0, 1), floor positive"
                 )
 
-        def build(self, channels: int, grid: tuple[int, int]) -> MovingNorm:
-            """For latents (B, channels, *grid)."""
-            return MovingNorm(self, channels, grid)
-
     def __init__(self, config: Config, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config = config

@@ -19,7 +19,7 @@ from tokenloom.models.core.config import ConfigError, canonical
 from tokenloom.tasks.runtime.errors import ArtifactError, OldRecordError
 from tokenloom.tasks.store.storage import Storage
 
-KINDS = ("dataset", "tokenizer", "tokens", "generator", "features", "evaluation", "registration")
+KINDS = ("dataset", "tokenizer", "tokens", "generator", "density", "features", "evaluation", "registration")
 RECORD = "record.json"
 #: Number of the form of records, raised when older versions can no longer read what is written; the first form had none.
 FORMAT = 2

@@ -22,13 +22,13 @@ class GenerativeDecoder(nn.Module, ABC):
     class Config(configs.Config, ABC):
         """What a decoder is made from."""
 
-        @abstractmethod
         def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> GenerativeDecoder:
             """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
 
             Raises:
                 ConfigError: they do not fit.
             """
+            return self.construct(size=size, channels=channels, dim=dim, length=length)
 
     @abstractmethod
     def losses(self, z_BNZ: Tensor, image_BCHW: Tensor, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -48,15 +48,12 @@ class Denoiser(nn.Module):
                     f"net.width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: positive, heads divide the width"
                 )
 
-        def build(self, *, size: int, channels: int, dim: int, length: int) -> Denoiser:
-            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
-
-            Raises:
-                ConfigError: the patch does not divide the size.
-            """
-            return Denoiser(self, size, channels, dim, length)
-
     def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
+        """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
+
+        Raises:
+            ConfigError: the patch does not divide the size.
+        """
         super().__init__()
         if size % config.patch:
             raise ConfigError(f"net.patch={config.patch}: does not divide the size {size}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +48,6 @@ class Flow(GenerativeDecoder):
                 raise ConfigError(f"decoder.steps={self.steps}, shift={self.shift}: positive; weighting={self.weighting}: not negative")
             if self.guidance and not self.reveal.null():
                 raise ConfigError(f"decoder.guidance={self.guidance}: training must also drop all tokens of some rows (reveal.none)")
-
-        def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> Flow:
-            return Flow(self, size, channels, dim, length)
 
     def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
         super().__init__()

@@ -37,9 +37,6 @@ class TargetAware(Shifted):
         spare_places: int = 0
         spare_steps: int = 0
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> TargetAware:
-            return TargetAware(self, layout, width)
-
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width, config.spare_tokens)
         self.lead = nn.Parameter(torch.empty(1, 1, width))
@@ -102,9 +99,6 @@ class Instructed(Shifted):
 
         rope: Rope.Config = Rope.Config()
         heads: int
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Instructed:
-            return Instructed(self, layout, width)
 
     window = Feed.window  # a token stands between two instructions
 

@@ -28,13 +28,13 @@ class Feed(nn.Module, ABC):
     class Config(config.Config, ABC):
         """What a feed is made from."""
 
-        @abstractmethod
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Feed:
             """The feed for these tokens; ``tokenizer`` is the tokenizer's config.
 
             Raises:
                 LayoutError: the feed does not fit the tokens.
             """
+            return self.construct(layout, width)
 
     #: ``cached``: later steps see the slots of earlier ones.  ``whole``: each step is given all slots anew, with full attention.
     passes: ClassVar[Literal["cached", "whole"]] = "cached"

@@ -6,7 +6,6 @@ Shapes: B rows, S slots, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,6 @@ class BertTokens(MaskToken):
         prefix: int = 1
         eps: float = 1e-12
         segments: int = 0
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> BertTokens:
-            return BertTokens(self, layout, width)
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)

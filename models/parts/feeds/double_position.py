@@ -45,9 +45,6 @@ class DoublePosition(Shifted):
     class Config(Shifted.Config, tag="feed.double_position", label="shifted tokens, double positions"):
         """As ``Shifted``."""
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> DoublePosition:
-            return DoublePosition(self, layout, width)
-
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
         # The last row, which index -1 picks, is that of the condition.
@@ -110,10 +107,10 @@ class DoublePosition(Shifted):
         apart = torch.full((1, count), 2 * start - 1, device=place.device)
         cached = closed
         if plan.choice is None:  # the first member is the chain's next aim
-            apart[:, 0] = 2 * start
+            apart[:, 0].fill_(2 * start)
             cached += 1
         segment = torch.cat([torch.full_like(rank, -1), span(0, count, place.device)], dim=1)
-        segment[:, :cached] = -1
+        segment[:, :cached].fill_(-1)
         return Slots(
             torch.cat([state.closed_BmD, asks], dim=1),
             torch.cat([rank, apart], dim=1),

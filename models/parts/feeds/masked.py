@@ -75,9 +75,6 @@ class MaskToken(Whole):
         dropout: float = 0.0
         init_std: float = 0.02
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> MaskToken:
-            return MaskToken(self, layout, width)
-
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
         if not layout.discrete:

@@ -38,7 +38,7 @@ class NextScale(Feed):
         init_std: float = 0.0
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> NextScale:
-            return NextScale(self, layout, width, self.quantizer_of(layout, tokenizer))
+            return self.construct(layout, width, self.quantizer_of(layout, tokenizer))
 
         @staticmethod
         def quantizer_of(layout: TokenLayout, tokenizer: Any) -> MultiScale:
@@ -132,9 +132,6 @@ class RotaryScale(NextScale):
         """``scales``: rows of the table of scales, at least as many as there are (0: as many)."""
 
         scales: int = 0
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> RotaryScale:
-            return RotaryScale(self, layout, width, self.quantizer_of(layout, tokenizer))
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         self.rows = max(config.scales, len(layout.grids))

@@ -34,9 +34,6 @@ class Shifted(Feed):
 
         dropout: float = 0.0
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Shifted:
-            return Shifted(self, layout, width)
-
     def __init__(self, config: Config, layout: TokenLayout, width: int, spare: int = 0) -> None:
         super().__init__()
         if not layout.discrete:
@@ -112,9 +109,6 @@ class Registers(Shifted):
 
         registers: int = 3
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Registers:
-            return Registers(self, layout, width)
-
     window = Feed.window  # a group's slots hold several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
@@ -168,9 +162,6 @@ class Averages(Shifted):
     @dataclass(frozen=True, kw_only=True)
     class Config(Shifted.Config, tag="feed.averages", label="averages of patches"):
         """As ``Shifted``."""
-
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Averages:
-            return Averages(self, layout, width)
 
     window = Feed.window  # a slot holds several tokens
 

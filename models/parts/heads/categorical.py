@@ -49,7 +49,7 @@ class Categorical(Head):
         init_std: float = 0.0
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
-            return Categorical(self, single(layout), width)
+            return self.construct(single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class Directions(Categorical):
 
         states: int = 2
 
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
+            return self.construct(single(layout), width)
+
         def __post_init__(self) -> None:
             if self.states < 2:
                 raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
-
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Directions:
-            return Directions(self, single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         Head.__init__(self)
@@ -137,7 +137,7 @@ class Directions(Categorical):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
 
     def traits(self, plan: Plan) -> Traits:
-        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(self.out), "head.states")}
+        return {"logits": Trait("yes", "head"), "hidden states of a slot": Trait(len(cast(nn.ModuleList, self.out)), "head.states")}
 
     def logits(self, h_BND: Tensor) -> Tensor:
         parts = [linear(h) for linear, h in zip(cast(nn.ModuleList, self.out), h_BND.unbind(2), strict=True)]

@@ -27,10 +27,6 @@ class PatchDiscriminator(nn.Module):
             if self.norm_groups < 1 or self.channels % self.norm_groups:
                 raise ConfigError(f"discriminator.norm_groups={self.norm_groups}: does not divide channels={self.channels}")
 
-        def build(self, channels: int) -> PatchDiscriminator:
-            """The discriminator of images with this many channels."""
-            return PatchDiscriminator(self, channels)
-
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
         width = config.channels

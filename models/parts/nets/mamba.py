@@ -35,10 +35,6 @@ class Selective(Mixer):
         rank: int = 0
         steps: tuple[float, float] = (1e-3, 1e-1)
 
-        def build(self, width: int) -> Selective:
-            """The module for this width."""
-            return Selective(self, width)
-
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         if min(config.states, config.taps, config.expand) < 1 or not 0 < config.steps[0] < config.steps[1]:

@@ -104,9 +104,9 @@ class Mixer(nn.Module, ABC):
     class Config(configs.Config, ABC):
         """Settings of a mixer; concrete ones are frozen dataclasses."""
 
-        @abstractmethod
         def build(self, width: int) -> Mixer:
             """The module for this width."""
+            return self.construct(width)
 
     @abstractmethod
     def state(self, rows: int, like: Tensor) -> State:
@@ -155,9 +155,6 @@ class SequenceNet(SlotNet):
         @property
         def label(self) -> str:
             return self.mixer.label + self.norm.suffix
-
-        def build(self, layout: TokenLayout) -> SequenceNet:
-            return SequenceNet(self, layout)
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()

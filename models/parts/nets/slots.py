@@ -29,9 +29,9 @@ class SlotNet(nn.Module, ABC):
 
         width: int
 
-        @abstractmethod
         def build(self, layout: TokenLayout) -> SlotNet:
             """The net for tokens of this layout."""
+            return self.construct(layout)
 
     #: What its cache keeps: keys and values of single slots, which may be forgotten one by one and hidden by a mask; a state of fixed
     #: size, of which there are snapshots; or something of its own, of which decoders know nothing.

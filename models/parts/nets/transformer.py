@@ -61,9 +61,6 @@ class Transformer(SlotNet):
         def label(self) -> str:
             return self.words + self.norm.suffix
 
-        def build(self, layout: TokenLayout) -> Transformer:
-            return Transformer(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
         if config.depth < 1 or config.width % config.heads:

@@ -48,10 +48,6 @@ class Blocks(nn.Module):
                     f"blocks.ratio={self.ratio}, eps={self.eps}, context={self.context}, cond={self.cond}: positive (0: none)"
                 )
 
-        def build(self) -> Blocks:
-            """The stack."""
-            return Blocks(self)
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

@@ -39,9 +39,9 @@ class Quantizer(nn.Module, ABC):
                 ConfigError: the quantizer does not fit the grid.
             """
 
-        @abstractmethod
         def build(self, grid: tuple[int, int]) -> Quantizer:
             """The quantizer of latents on this grid, with a fresh codebook."""
+            return self.construct(grid)
 
     @abstractmethod
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:

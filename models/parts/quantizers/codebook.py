@@ -105,10 +105,6 @@ class Codebook(nn.Module):
             if not 0 <= self.decay < 1:
                 raise ConfigError(f"codebook.decay={self.decay}: must be in [0, 1)")
 
-        def build(self, groups: tuple[str, ...] = ("",), weights: tuple[float, ...] = (1.0,)) -> Codebook:
-            """The codebook for these named groups of positions; a vector of a group counts ``weights`` times."""
-            return Codebook(self, groups, weights)
-
     def __init__(self, config: Config, groups: tuple[str, ...] = ("",), weights: tuple[float, ...] = (1.0,)) -> None:
         super().__init__()
         self.config, self.groups = config, groups

@@ -53,9 +53,6 @@ class Dimensionwise(Gaussian):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=(grid,), vocabulary=self.levels, codebooks=self.dim)
 
-        def build(self, grid: tuple[int, int]) -> Dimensionwise:
-            return Dimensionwise(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
         self.register_buffer("mean", torch.zeros(config.dim))

@@ -105,7 +105,7 @@ class Flexible(Quantizer):
             if isinstance(self.config.codebook.update, Learned):
                 losses["codebook"] = self.config.codebook.update.weight * torch.stack(codebooks).mean()
             if len(groups) == 2:
-                self.codebook.observe(groups, draws)  # type: ignore[arg-type]
+                self.codebook.observe(groups, draws)
             ids = self.split(self.encode(z_BCHW))
         usage = counts(list(ids), self.config.codebook.codes)
         return Quantized(straight[0], torch.cat(ids, 1), losses, {"usage": usage}, dict(zip(["drawn"], straight[1:])))

@@ -82,9 +82,6 @@ class FSQ(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=(grid,), vocabulary=math.prod(self.levels))
 
-        def build(self, grid: tuple[int, int]) -> FSQ:
-            return FSQ(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid

@@ -44,9 +44,6 @@ class Gaussian(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=(grid,), channels=self.dim)
 
-        def build(self, grid: tuple[int, int]) -> Gaussian:
-            return Gaussian(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid

@@ -66,9 +66,6 @@ class LFQ(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=(grid,), vocabulary=2 ** max(self.sizes), codebooks=len(self.sizes))
 
-        def build(self, grid: tuple[int, int]) -> LFQ:
-            return LFQ(self, grid)
-
     #: The absolute value of a code's entries.
     scale: float = 1.0
 
@@ -125,9 +122,6 @@ class BSQ(LFQ):
         """As of ``LFQ``; distances on the sphere are small, so is the temperature's effect."""
 
         entropy: Entropy | None = Entropy(weight=0.02, temperature=0.1)
-
-        def build(self, grid: tuple[int, int]) -> BSQ:
-            return BSQ(self, grid)
 
     def __init__(self, config: LFQ.Config, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)

@@ -45,9 +45,6 @@ class VQ(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=(grid,), vocabulary=self.codebook.codes)
 
-        def build(self, grid: tuple[int, int]) -> VQ:
-            return VQ(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid

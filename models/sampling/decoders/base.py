@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
@@ -11,6 +12,19 @@ from tokenloom.models.core.config import ConfigError
 
 class Decoder(config.Config, ABC):
     """A loop over the verbs of a session."""
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], where: str) -> Decoder:
+        """A decoder as a run file has it, ``{jacobi: {window: 8}}``.
+
+        Raises:
+            ConfigError: another name, an unknown field, or a value of the wrong type.
+        """
+        named = {kind.tag.partition(".")[2]: tag for tag, kind in config.tags().items() if issubclass(kind, Decoder)}
+        if len(value) != 1 or next(iter(value)) not in named:
+            raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(sorted(named))}, with its fields where they differ")
+        (name, fields), *_ = value.items()
+        return cast(Decoder, config.from_dict({"type": named[name], **(fields or {})}, where))
 
     @property
     def name(self) -> str:

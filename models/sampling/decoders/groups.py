@@ -16,7 +16,7 @@ from tokenloom.models.sampling.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupWise(Decoder, tag="decoder.groups"):
+class GroupWise(Decoder, tag="decoder.group_wise"):
     """All that is drawn holds, except where the order keeps only what it is surest of."""
 
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:

@@ -25,10 +25,6 @@ class ScanAttention(Mixer):
 
         heads: int
 
-        def build(self, width: int) -> ScanAttention:
-            """The module for this width."""
-            return ScanAttention(self, width)
-
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         if config.heads < 1 or width % config.heads:

@@ -29,9 +29,6 @@ class GroupAdaLN(BlockNorm):
         groups: int = 4
         eps: float = 1e-5
 
-        def build(self, width: int, depth: int, branches: int = 2) -> GroupAdaLN:
-            return GroupAdaLN(self, width, depth, branches)
-
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)
         if config.groups < 1:

@@ -31,9 +31,6 @@ class Queried(Shifted):
     class Config(Shifted.Config, tag="feed.position_queries"):
         """As ``Shifted``."""
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Queried:
-            return Queried(self, layout, width)
-
     window = Feed.window  # queries are slots of their own
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:

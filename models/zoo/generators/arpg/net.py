@@ -43,14 +43,11 @@ class TwoPass(SlotNet):
             """That of the content."""
             return self.content.width
 
-        def build(self, layout: TokenLayout) -> TwoPass:
-            return TwoPass(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
         own, width = config.content, config.width
         self.heads, self.head_width, self.rate = own.heads, width // own.heads, own.dropout
-        self.content = own.build(layout)
+        self.content = cast(Transformer, own.build(layout))
         self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.norm = own.norm.build(width, config.depth)
         self.query = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(config.depth)])

@@ -32,9 +32,6 @@ class QueryHeads(Transformer):
 
         blocks: int = 2
 
-        def build(self, layout: TokenLayout) -> QueryHeads:
-            return QueryHeads(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
         self.position_query = nn.Parameter(torch.empty(layout.length, config.width))

@@ -43,9 +43,6 @@ class WholeGrid(Objective):
             if not isinstance(model.order, Raster) or not isinstance(model.net, QueryHeads.Config):
                 raise ConfigError("order, net: predicting the whole grid needs Raster and QueryHeads")
 
-        def build(self) -> WholeGrid:
-            return WholeGrid(self)
-
     def __init__(self, config: Config) -> None:
         self.config = config
 

@@ -34,9 +34,6 @@ class CrossTransformer(Transformer):
 
         look_eps: float = 1e-6
 
-        def build(self, layout: TokenLayout) -> CrossTransformer:
-            return CrossTransformer(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
         width, std = config.width, config.init.std or math.sqrt(1 / 3 / config.width)

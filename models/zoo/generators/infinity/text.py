@@ -37,9 +37,6 @@ class PooledText(Conditioner):
         dropout: float = 0.1
         eps: float = 1e-6
 
-        def build(self, classes: int, width: int) -> PooledText:
-            return PooledText(self, width)
-
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.length, self.rate = config.length, config.dropout

@@ -56,9 +56,6 @@ class ScaleNet(SlotNet):
         def label(self) -> str:
             return f"attention within a scale, {self.mixer.label} across{self.norm.suffix}"
 
-        def build(self, layout: TokenLayout) -> ScaleNet:
-            return ScaleNet(self, layout)
-
     scale: Tensor
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:

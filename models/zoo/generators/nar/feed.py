@@ -32,9 +32,6 @@ class Neighbours(Shifted):
     class Config(Shifted.Config, tag="feed.neighbours"):
         """As ``Shifted``."""
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Neighbours:
-            return Neighbours(self, layout, width)
-
     window = Feed.window  # a token is predicted from two slots
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:

@@ -42,14 +42,11 @@ class Branched(SlotNet):
             """That of the trunk."""
             return self.trunk.width
 
-        def build(self, layout: TokenLayout) -> Branched:
-            return Branched(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
         if not config.branches:
             raise ConfigError("net.branches=(): give at least one, or use its trunk alone")
-        self.trunk = config.trunk.build(layout)
+        self.trunk = cast(Transformer, config.trunk.build(layout))
         self.branches = nn.ModuleList([replace(config.trunk, depth=depth).build(layout) for depth in config.branches])
 
     def traits(self, plan: Plan) -> Traits:

@@ -38,9 +38,6 @@ class DistilledOrder(Objective):
             if not isinstance(model.order, Found):
                 raise ConfigError(f"order={type(model.order).__name__}: distilling orders needs the order Found, which finds them")
 
-        def build(self) -> DistilledOrder:
-            return DistilledOrder(self)
-
     def __init__(self, config: Config) -> None:
         self.config = config
         self.first = NLL()

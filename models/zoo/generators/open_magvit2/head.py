@@ -44,7 +44,7 @@ class Factorised(Chained):
 
     def __init__(self, config: Config, layout: TokenLayout, feed: Feed) -> None:
         super().__init__()
-        self.net = config.net.build(TokenLayout(grids=((1, layout.codebooks),), vocabulary=layout.vocabulary))
+        self.net = cast(Transformer, config.net.build(TokenLayout(grids=((1, layout.codebooks),), vocabulary=layout.vocabulary)))
         self.out = nn.ModuleList([nn.Linear(config.net.width, layout.vocabulary, bias=False) for _ in range(layout.codebooks)])
         for linear in self.out:
             nn.init.zeros_(cast(nn.Linear, linear).weight)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from tokenloom.models.core.layout import TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.decoders.groups import GroupWise
@@ -21,9 +19,6 @@ class AnyOrder(GroupGenerator):
         """``burst``: its own way of decoding; None is group after group."""
 
         burst: Rejection | None = None
-
-        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> AnyOrder:
-            return AnyOrder(self, layout, classes, tokenizer)
 
     config: Config
 

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.categorical import Categorical, pick, single
+from tokenloom.models.parts.heads.categorical import Categorical, pick
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -33,9 +31,6 @@ class Resampled(Categorical):
         def __post_init__(self) -> None:
             if not 0 <= self.threshold < 1 or self.rounds < 0:
                 raise ConfigError(f"head.threshold={self.threshold}, rounds={self.rounds}: threshold in [0, 1), rounds at least 0")
-
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Resampled:
-            return Resampled(self, single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         super().__init__(config, vocabulary, width)

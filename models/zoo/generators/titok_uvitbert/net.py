@@ -29,9 +29,6 @@ class UViT(Transformer):
             if self.depth % 2 == 0:
                 raise ConfigError(f"net.depth={self.depth}: must be odd, one block in the middle and as many before as after it")
 
-        def build(self, layout: TokenLayout) -> UViT:
-            return UViT(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
         self.middle = config.depth // 2

@@ -39,9 +39,6 @@ class Merged(Shifted):
         blocks: int = 2
         mlp: MLP.Config = SwiGLU.Config()
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Merged:
-            return Merged(self, layout, width)
-
     window = Feed.window  # a slot holds several tokens
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:

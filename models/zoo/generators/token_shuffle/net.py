@@ -36,9 +36,6 @@ class Unshuffled(Transformer):
         share: int = 4
         blocks: int = 2
 
-        def build(self, layout: TokenLayout) -> Unshuffled:
-            return Unshuffled(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__(config, layout)
         if config.share < 1 or config.width % config.share:

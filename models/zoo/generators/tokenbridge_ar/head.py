@@ -52,7 +52,7 @@ class Channelwise(Chained):
         super().__init__()
         books, inner, codes = layout.codebooks, config.net.width, layout.vocabulary
         self.features = nn.Linear(width, inner)
-        self.net = config.net.build(TokenLayout(grids=((1, books),), vocabulary=codes))
+        self.net = cast(Transformer, config.net.build(TokenLayout(grids=((1, books),), vocabulary=codes)))
         self.norm = nn.LayerNorm(inner, eps=config.eps)
         self.table = nn.ModuleList([nn.Embedding(codes, inner) for _ in range(books - 1)])
         self.position = nn.Parameter(torch.empty(1, books, inner))

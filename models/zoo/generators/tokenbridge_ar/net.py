@@ -46,9 +46,6 @@ class MaskedAutoencoder(SlotNet):
             """That of both."""
             return self.encoder.width
 
-        def build(self, layout: TokenLayout) -> MaskedAutoencoder:
-            return MaskedAutoencoder(self, layout)
-
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
         width, self.buffer = config.width, config.buffer

@@ -32,10 +32,6 @@ class Retention(Mixer):
         base: float = 10000.0
         eps: float = 1e-5
 
-        def build(self, width: int) -> Retention:
-            """The module for this width."""
-            return Retention(self, width)
-
     log_decay_H: Tensor
     frequency: Tensor
 

@@ -45,9 +45,6 @@ class IBQ(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=(grid,), vocabulary=self.codes)
 
-        def build(self, grid: tuple[int, int]) -> IBQ:
-            return IBQ(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid

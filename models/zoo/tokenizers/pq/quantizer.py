@@ -41,9 +41,6 @@ class Grouped(Quantizer):
                 raise ConfigError(f"quantizer.part={type(self.part).__qualname__}: a part has ids on one grid")
             return replace(inner, codebooks=self.groups * inner.codebooks)
 
-        def build(self, grid: tuple[int, int]) -> Grouped:
-            return Grouped(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid

@@ -62,9 +62,6 @@ class Residual(Quantizer):
                 raise ConfigError(f"quantizer.stage={type(self.stage).__qualname__}: a stage has ids on one grid")
             return replace(inner, codebooks=self.stages * inner.codebooks)
 
-        def build(self, grid: tuple[int, int]) -> Residual:
-            return Residual(self, grid)
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid

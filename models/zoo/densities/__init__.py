@@ -1,0 +1,1 @@
+"""Methods that model the signal itself, without tokens."""

@@ -1,0 +1,1 @@
+"""IWAE: the recipe, and the module that it builds."""
