@@ -44,7 +44,7 @@ lint: $(READY_DEV) ## ruff (rules and format) and mypy
 	@mkdir -p .venv/pkg/tokenloom && ln -sfn $(addprefix $(CURDIR)/,flows tasks models configs) .venv/pkg/tokenloom/
 	@$(BIN)/mypy
 
-readme: $(READY_DEV) ## refresh the README's file tree and method table from the code
+readme: $(READY_DEV) ## refresh the pages that come from the code: method table, sizes, file tree
 	@$(BIN)/python docs/readme.py
 
 clean: ## remove the environment and caches (not .tokenloom, where your runs are)

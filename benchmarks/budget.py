@@ -43,7 +43,7 @@ def random_batch(layout: TokenLayout, classes: int, rows: int = ROWS) -> Batch:
     shape = (rows, layout.length) if layout.codebooks == 1 else (rows, layout.length, layout.codebooks)
     draw = torch.Generator().manual_seed(0)
     data = torch.randint(layout.vocabulary, shape, generator=draw) if layout.discrete else torch.randn(*shape[:2], layout.channels)
-    return Batch(tokens=Tokens(data, layout), condition=Labels(torch.arange(rows) % classes))
+    return Batch(tokens=Tokens(data, layout), conditions=Labels(torch.arange(rows) % classes))
 
 
 def training_flops(model: Generator, batch: Batch) -> float:

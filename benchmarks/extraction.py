@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tokenloom.configs.schema import ClusterConfig, DataConfig
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, save_model
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks.data.loader import Loader, Rows
@@ -37,7 +38,7 @@ from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 def tokenizer(store: Store, dataset: Artifact, channels: int) -> Artifact:
     """An untrained VQ tokenizer, large enough that encoding and not reading sets the pace."""
     args = {"codes": 1024, "channels": channels, "multipliers": [1, 1, 1], "patch": 1, "blocks": 1}
-    spec = ModelSpec("tokenizer", "vq", args, {}, {"size": 32, "channels": 1})
+    spec = ModelSpec("tokenizer", "vq", args, {}, {"signal": signals.image(32, 1).to_dict()})
 
     def body(work: Work) -> dict[str, Any]:
         torch.manual_seed(0)
@@ -56,7 +57,7 @@ def bare(store: Store, dataset: Artifact, codec: Artifact) -> tuple[float, float
     """Images a second of ``encode`` alone, on images that are in memory; and a second of processor time."""
     model: Any = load_model(store.fetch(codec))[0]
     loader = Loader(Rows.of(store.record(dataset).notes, store.uri, "train"), store.cache)
-    image = loader.get(np.arange(len(loader))).image_BCHW
+    image = loader.get(np.arange(len(loader))).signal
     model.encode(image[:2])
     began, worked = time.perf_counter(), time.process_time()
     for part in image.split(_ROWS):

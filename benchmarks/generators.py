@@ -27,6 +27,7 @@ from tokenizers import training as codec_training
 
 from tokenloom.configs.load import load_cluster
 from tokenloom.configs.schema import RunConfig
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.protocols import Tokenizer
 
@@ -70,7 +71,7 @@ class Entry:
 
     def spec(self) -> ModelSpec:
         """The generator without a width, for the layout of its tokens."""
-        section, image = self.tokenizer(), {"size": DATA["size"], "channels": 1}
+        section, image = self.tokenizer(), {"signal": signals.image(DATA["size"], 1).to_dict()}
         codec = ModelSpec("tokenizer", section["recipe"], section["args"], {}, image)
         if base := section.get("base"):
             codec.given["tokenizer"] = ModelSpec("tokenizer", base["recipe"], base["args"], {}, image).to_dict()

@@ -1,1 +1,1 @@
-"""configs."""
+"""The run file: its schema, and the runs and clusters that ship."""

@@ -74,6 +74,20 @@ class GeneratorConfig(MethodConfig):
     )
 
 
+class StageConfig(Section):
+    """Further training of the generator: the same model, from the weights of the step before, under another objective or on
+    other settings; fine-tuning, post-training and distillation are stages."""
+
+    name: Identity[str] = Field(pattern=NAME, description="its step is stage_NAME")
+    objective: Identity[dict[str, Any] | None] = Field(
+        None, description="what it minimises, {NAME: {FIELD: VALUE}}, e.g. {nll: {}}; the generator's own if not given"
+    )
+    roles: Identity[dict[str, str]] = Field(
+        default_factory=dict, description="artifacts that the objective needs, by role, e.g. {teacher: NAME-FINGERPRINT}"
+    )
+    train: Identity[TrainSettings]
+
+
 class BaseConfig(Section):
     """The tokenizer that another one stands on, trained before it or used: exactly one of ``recipe`` and ``use``."""
 
@@ -139,6 +153,7 @@ class SampleConfig(Section):
     top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
     steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
+    head: Added[dict[str, dict[str, Any]] | None] = Field(None, description="settings of the head's own sampler: {NAME: {field: value}}")
     decoder: Added[str | dict[str, dict[str, Any]] | None] = Field(
         None, description="way of decoding: group_wise, jacobi, rejection … or a name with its fields, {jacobi: {window: 8}}"
     )
@@ -174,13 +189,14 @@ class RegisterConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: raw images in, an evaluated, registered model out; without ``generator`` an evaluated tokenizer."""
+    """One run: raw data in, an evaluated, registered model out; without ``generator`` an evaluated tokenizer."""
 
     name: Identity[str] = Field(pattern=NAME, description="run name and registered model's name")
     data: Identity[DataConfig]
     tokenizer: Identity[TokenizerConfig]
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
     generator: Identity[GeneratorConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
+    stages: Added[tuple[StageConfig, ...]] = Field((), description="further training of the generator, each on the one before")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
     register_: Identity[RegisterConfig] = Field(default_factory=RegisterConfig, alias="register")
@@ -191,7 +207,8 @@ class RunConfig(Section):
     def _whole(self) -> RunConfig:
         if self.generator is None:
             # Compared with the defaults, not by what was written: a run also travels as a whole document with every field.
-            for name, given, default in (("sample", self.sample, SampleConfig()), ("register", self.register_, RegisterConfig())):
+            unused = ("sample", self.sample, SampleConfig()), ("register", self.register_, RegisterConfig()), ("stages", self.stages, ())
+            for name, given, default in unused:
                 if given != default:
                     raise ValueError(f"{name} is given, but there is no generator: leave {name} out, or add generator: {{recipe: …}}")
         elif self.generator.warm_start is not None and not self.tokenizer.pinned and self.tokenizer.use is None:
@@ -199,6 +216,9 @@ class RunConfig(Section):
                 f"generator.warm_start={self.generator.warm_start!r}: a generator knows the codes of one tokenizer, and new data would "
                 "train another; add tokenizer.pinned: true, or use: ARTIFACT"
             )
+        names = [stage.name for stage in self.stages]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"stages: two of them are named {twice[0]!r}; names tell them apart")
         return self
 
 
@@ -231,4 +251,6 @@ def identity(section: Any) -> Any:
         return result
     if hasattr(section, "__dataclass_fields__"):
         return identity_of(section)
+    if isinstance(section, (list, tuple)):
+        return [identity(item) for item in section]
     return canonical(section)

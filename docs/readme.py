@@ -1,6 +1,6 @@
-"""Keeps the README's file tree and method table true: both are made from the code.
+"""Makes the pages that come from the code: the method table, the sizes, the file tree, and the README's tree of folders.
 
-``make readme`` rewrites the blocks between the markers; a test fails when they are stale.
+``make readme`` rewrites the blocks between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->``; a test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -8,9 +8,17 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
-from tokenloom.models.core.registry import tables
+import torch
+
+from tokenloom.models.core import registry, signals
+from tokenloom.models.core.build import ModelSpec, parameters
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Method, Tokenizer
+from tokenloom.models.parts.nets.classifier import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
@@ -22,8 +30,11 @@ NOTES = {
     "infra": "container image, deployments, clusters",
     "tests": "flat; laws, contracts, parity with official numbers, end to end",
     "benchmarks": "side-by-side measurements, and their results",
-    "docs": "what a user reads beyond this page",
+    "docs": "what a user reads beyond the README",
 }
+#: What the sizes are for: greyscale images of 32 x 32 pixels in 10 classes, as in the demo.
+DATA = {"signal": signals.image(32, 1).to_dict()}
+CLASSES = 10
 
 
 def tracked() -> list[Path]:
@@ -40,10 +51,24 @@ def purpose(path: Path) -> str:
     return re.split(r"(?<=[^.])[.:]?\n\n|(?<=\w)\.\s", doc.strip(), maxsplit=1)[0].replace("\n", " ").rstrip(".")
 
 
+def _block(lines: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines) + 2
+    return "```\n" + "\n".join(f"{name.ljust(width)}{note}".rstrip() for name, note in lines) + "\n```"
+
+
+def folders() -> str:
+    """The tree of folders: the rooms of the four packages, with what their ``__init__`` says, and one line a folder elsewhere."""
+    files, lines = tracked(), []
+    for folder, note in NOTES.items():
+        lines.append((f"{folder}/", note))
+        rooms = sorted(f.parent for f in files if f.name == "__init__.py" and len(f.relative_to(ROOT).parts) == 3)
+        lines += [(f"  {room.name}/", purpose(room / "__init__.py")) for room in rooms if room.parent.name == folder]
+    return _block(lines)
+
+
 def tree() -> str:
     """The file tree, one line a file of the four packages and one a folder elsewhere."""
-    files = tracked()
-    lines = []
+    files, lines = tracked(), []
     for folder in NOTES:
         inside = [f for f in files if f.relative_to(ROOT).parts[0] == folder]
         if not inside:
@@ -60,17 +85,20 @@ def tree() -> str:
                 seen.add(parent)
                 lines.append((f"  {parent.relative_to(folder)}/", ""))
             lines.append(("  " * len(parent.parts) + file.name, purpose(file)))
-    width = max(len(name) for name, _ in lines) + 2
-    return "```\n" + "\n".join(f"{name.ljust(width)}{note}".rstrip() for name, note in lines) + "\n```"
+    return _block(lines)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(head + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def methods() -> str:
     """The methods of each kind as tables in Markdown."""
     blocks = []
-    for kind, (columns, rows) in tables().items():
-        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join([f"`{name}`", *cells, _paper(paper)]) + " |" for name, *cells, paper in rows]
-        blocks.append(f"**{kind}** ({len(rows)})\n\n" + "\n".join(lines))
+    for kind, (columns, rows) in registry.tables().items():
+        cells = [[f"`{name}`", *rest, _paper(paper)] for name, *rest, paper in rows]
+        blocks.append(f"## {kind} ({len(rows)})\n\n{_table(columns, cells)}")
     return "\n\n".join(blocks)
 
 
@@ -78,21 +106,68 @@ def _paper(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{4,5}", paper) else paper
 
 
-BLOCKS = {"tree": tree, "methods": methods}
+def _spec(name: str, small_codec: bool = False, args: dict[str, Any] | None = None) -> ModelSpec:
+    """A recipe with its default arguments on the data of the page, over its codec with default arguments or those of the tests."""
+    recipe = registry.get(name)
+    given: dict[str, Any] = dict(DATA)
+    if recipe.codec:
+        codec = _spec(recipe.codec, args=dict(registry.get(recipe.codec).tiny) if small_codec else None)
+        given["tokenizer"] = codec.to_dict()
+        if recipe.kind == "generator":
+            given = {"layout": cast(Tokenizer, _built(codec)).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
+    if "features" in recipe.config().needs:
+        given["features"] = shape_of(1, CLASSES)
+    return ModelSpec(recipe.kind, name, args or {}, {}, given)
 
 
-def refreshed(text: str) -> str:
-    """The README with both blocks made anew."""
-    for name, make in BLOCKS.items():
+def _built(spec: ModelSpec) -> Method:
+    """The model without memory, where its parts allow that."""
+    try:
+        with torch.device("meta"):
+            return spec.build()
+    except (NotImplementedError, RuntimeError):
+        return spec.build()
+
+
+def sizes() -> str:
+    """Trainable parameters and tokens of each recipe with its default arguments."""
+    rows = []
+    for name in registry.names():
+        spec, codec = _spec(name), registry.get(name).codec or "-"
+        try:
+            model = _built(spec)
+        except ConfigError:  # the codec's default arguments are not for this generator
+            spec, codec = _spec(name, small_codec=True), f"{codec}, small"
+            model = _built(spec)
+        layout = getattr(model, "layout", None)
+        tokens = "-" if layout is None else f"{layout.length}" + (f" x {layout.codebooks}" if layout.codebooks > 1 else "")
+        values = "-" if layout is None else f"{layout.channels} channels" if layout.channels else f"{layout.vocabulary}"
+        rows.append([f"`{name}`", spec.kind, f"{parameters(model):,}", tokens, values, codec])
+    return _table(["name", "kind", "parameters", "tokens", "vocabulary", "tokens of"], rows)
+
+
+#: Page to the blocks that it has.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"folders": folders},
+    "docs/methods.md": {"methods": methods},
+    "docs/sizes.md": {"sizes": sizes},
+    "docs/files.md": {"tree": tree},
+}
+
+
+def refreshed(page: str) -> str:
+    """A page with its blocks made anew."""
+    text = (ROOT / page).read_text()
+    for name, make in PAGES[page].items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         block = make()
-        text, hits = pattern.subn(lambda m, block=block: m[1] + block + "\n" + m[2], text)
+        text, hits = pattern.subn(lambda m, block=block: m[1] + block + "\n" + m[2], text)  # type: ignore[misc]
         if hits != 1:
-            raise SystemExit(f"README.md needs exactly one block <!-- {name} --> … <!-- /{name} -->")
+            raise SystemExit(f"{page} needs exactly one block <!-- {name} --> … <!-- /{name} -->")
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(refreshed(readme.read_text()))
-    print("README.md: file tree and method table are up to date")
+    for page in PAGES:
+        (ROOT / page).write_text(refreshed(page))
+        print(f"{page}: up to date")

@@ -1,1 +1,1 @@
-"""flows."""
+"""What runs, in which order: Prefect flows and the command line."""

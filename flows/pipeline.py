@@ -3,7 +3,7 @@
 One direction.  Each step takes artifact references and returns one; each looks first whether what it would make is in the
 store already, complete and verified, and then does nothing (``tasks/store/artifacts.py``).
 
-    raw images -> dataset -> tokenizer -> tokens -> generator -> evaluation -> registration
+    raw images -> dataset -> tokenizer -> tokens -> generator (-> stages) -> evaluation -> registration
                      `-> features (the network that judges the samples) --^
 
 A tokenizer that depends on another one (its base) or on the features has them made before it.  A run without a generator ends

@@ -1,1 +1,1 @@
-"""tasks."""
+"""The steps of the pipeline and all that they stand on."""

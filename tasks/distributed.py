@@ -22,6 +22,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 from tokenloom.tasks.data.loader import Rows
+from tokenloom.tasks.modalities.spec import signal_of
 from tokenloom.tasks.runtime.checks import check_sharding, check_training, check_warm_start
 from tokenloom.tasks.runtime.cluster import check_room, node_root, session, worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError, Preempted, StepError
@@ -146,7 +147,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     if step.kind == "generator":
         given = {"layout": data["layout"], "classes": len(data["classes"])}
     else:
-        given = {"size": data["size"], "channels": data["channels"]}
+        given = {"signal": signal_of(data)}
         given |= {"classes": len(data["classes"])} if step.kind == "density" else {}
     for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
         if artifact.kind == "tokenizer":
@@ -173,8 +174,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if step.kind == "generator":
         asking = Asking.of(spec)
-        if asking.reads != "labels":
-            splits = {split: reading(rows, asking) for split, rows in splits.items()}
+        splits = {split: reading(rows, asking) for split, rows in splits.items()}
+        if asking.texted:
             notes["texts"] = seen_texts(splits["train"], store)
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")

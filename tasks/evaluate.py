@@ -135,9 +135,9 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         numbers |= {"images_per_second": speed, "parameters": parameters(generator)}
         numbers |= scores.sample_scores(judged, config)
         report("evaluate", 3, 5, {})
-        if "nll" in config.metrics and generator.has_log_prob:
-            condition = asking.condition(held_label if told is None else told)
-            numbers |= scores.likelihood(generator, coded.tokens, condition, int(np.prod(held_out.shape[1:])))
+        if "nll" in config.metrics and generator.likelihood == "exact":
+            conditions = asking.conditions(held_label if told is None else told)
+            numbers |= scores.likelihood(generator, coded.tokens, conditions, int(np.prod(held_out.shape[1:])))
         images |= _sample_pictures(judged, names, None if told is None else list(wanted))
         notes["sampler"] = _sampler(generator, step.config["sample"])
         texts = {} if told is None else {"texts": np.array(wanted)}

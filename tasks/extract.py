@@ -9,14 +9,18 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tokenloom.configs.schema import ClusterConfig
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import upgraded
 from tokenloom.tasks.data.views import parse_views, view_of
-from tokenloom.tasks.runtime.errors import ArtifactError, StepError
+from tokenloom.tasks.modalities.spec import signal_of
+from tokenloom.tasks.runtime.checks import refuse_other_signal
+from tokenloom.tasks.runtime.cluster import worker_root
+from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.runtime.pool import Call, shared_out
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work, canonical_json, sha256_of
 
@@ -40,11 +44,7 @@ def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store
         images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
     except (ArtifactError, KeyError):
         return step  # an input is still to be made
-    for what in ("size", "channels"):
-        if images[what] != given[what]:
-            raise ConfigError(
-                f"data.{what}={images[what]}, but tokenizer {tokenizer.id} was trained for {what}={given[what]}: use another tokenizer"
-            )
+    refuse_other_signal(upgraded(given)["signal"], signal_of(images), f"tokenizer {tokenizer.id}")
     return step
 
 
@@ -125,42 +125,15 @@ def _earlier(store: Store) -> dict[str, dict[str, Any]]:
     return {shard["key"]: shard for shard in shards if sizes[shard["path"]] == shard["size"]}
 
 
-def _encode(todo: list[tuple[str, dict[str, Any], list[str]]], step: StepSpec, store: Store, cluster: ClusterConfig, folder: str) -> Any:
+def _encode(
+    todo: list[tuple[str, dict[str, Any], list[str]]], step: StepSpec, store: Store, cluster: ClusterConfig, folder: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (key, file entry) as the actors finish shards, in any order."""
-    from tokenloom.tasks.runtime.cluster import check_room, session, worker_root
-
-    with session(cluster, store.root) as current:
-        ray, count = current.ray, min(cluster.extract_actors, len(todo))
-        check_room(ray, cluster, count)
-        options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker, "max_restarts": 2, "max_task_retries": 2}
-        actor = ray.remote(max_concurrency=DEPTH, **options)(Encoder)
-        root, run = worker_root(cluster, store.root), cluster.execution
-        given = (store.uri, root, step.inputs["tokenizer"].to_dict(), run.threads, run.device)
-        idle = [actor.remote(*given) for _ in range(count)]
-        actors, waiting = list(idle), list(reversed(todo))
-        idle = [each for _ in range(DEPTH) for each in actors]  # each has a place for every shard that it may hold
-        running: dict[Any, tuple[str, Any]] = {}
-        try:
-            while waiting or running:
-                while waiting and idle:
-                    key, shard, views = waiting.pop()
-                    worker = idle.pop(0)
-                    running[worker.encode.remote(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")] = key, worker
-                ready, _ = ray.wait(list(running), num_returns=1)
-                key, worker = running.pop(ready[0])
-                idle.append(worker)
-                try:
-                    yield key, ray.get(ready[0])
-                except ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    raise cause if isinstance(cause, (StepError, ConfigError)) else StepError(f"tokenizing failed: {cause!r}") from error
-                except ray.exceptions.RayError as error:
-                    raise StepError(
-                        f"an extraction worker died again and again: {str(error).strip().splitlines()[-1]}; run again to go on"
-                    ) from error
-        finally:
-            for each in actors:
-                ray.kill(each)
+    run = cluster.execution
+    given = (store.uri, worker_root(cluster, store.root), step.inputs["tokenizer"].to_dict(), run.threads, run.device)
+    targets = [f"{folder}/shards/{shard['split']}-{key}.parquet" for key, shard, _ in todo]
+    calls = [Call(key, "encode", (shard, views, target)) for (key, shard, views), target in zip(todo, targets)]
+    return shared_out(Encoder, given, calls, store.root, cluster, what="tokenizing", depth=DEPTH)
 
 
 class Encoder:

@@ -68,7 +68,7 @@ def read_images(
 def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
     """The captions of the images that ``read_images`` gives; the empty text where there is none."""
     rows, index = _selected(store, dataset, splits, limit)
-    texts = list(Loader(replace(rows, reads="text"), store.cache).captions()) if len(index) else []
+    texts = list(Loader(replace(rows, conditions=("text",)), store.cache).captions()) if len(index) else []
     return [texts[i] for i in index]
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenloom.models import pretrained
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, parameters, save_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, Tokenizer
@@ -134,7 +135,7 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
     recipe, args = f"official/{family}", {"config": dict(info["config"])}
     if isinstance(built, Tokenizer):
         sizes = [info["config"][name] for name in IMAGE_SIZES if isinstance(info["config"].get(name), int)]
-        given = {"size": (sizes or [256])[0], "channels": 3}
+        given = {"signal": signals.image((sizes or [256])[0], 3).to_dict()}
         return ModelSpec("tokenizer", recipe, args, {}, given), "tokenizer"
     if tokenizer is None:
         raise ConfigError(f"family {family!r} is a generator: name the artifact of its tokenizer with --tokenizer (import that first)")

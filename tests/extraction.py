@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tokenloom.configs.schema import ClusterConfig, DataConfig
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, save_model
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks import extract as module
@@ -56,7 +56,7 @@ def dataset(store: Store, images: Path, **options: Any) -> Outcome:
 
 def tokenizer(store: Store, data: Artifact, seed: int = 0) -> Artifact:
     """An untrained tiny multi-scale tokenizer."""
-    spec = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"size": 16, "channels": 1})
+    spec = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"signal": signals.image(16, 1).to_dict()})
 
     def body(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)

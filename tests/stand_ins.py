@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters, save_model
 from tokenloom.tasks.data import png
 from tokenloom.tasks.evaluate import evaluate, plan_evaluate
@@ -80,7 +81,7 @@ def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", r
     """An untrained tiny tokenizer as an artifact."""
     notes = store.record(dataset).notes
     args = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | ({"scales": [1, 2, 4]} if recipe == "var_vq" else {})
-    spec = ModelSpec("tokenizer", recipe, args, {}, {"size": notes["size"], "channels": notes["channels"]})
+    spec = ModelSpec("tokenizer", recipe, args, {}, {"signal": signals.image(notes["size"], notes["channels"]).to_dict()})
     step = StepSpec("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
 
     def body(work: Work) -> dict[str, int]:
@@ -206,13 +207,13 @@ def judge_inline(
         return evaluate(step, store, ClusterConfig()).artifact
 
 
-def draw_here(todo, shards, step, store, cluster, seed):
+def draw_here(todo, shards, size, step, store, cluster, seed):
     """What the actors do, without actors."""
     drawer = Drawer(
         store.uri, str(store.root), step.inputs["generator"].to_dict(), step.inputs["tokenizer"].to_dict(), step.config["sample"], 1, "cpu"
     )
     for i in todo:
-        yield (i, *drawer.draw(shards[i], seed, i))
+        yield (i, *drawer.draw(shards[i], seed, i * size))
 
 
 def copy_store(store: Store, folder: Path, *without: str) -> Store:

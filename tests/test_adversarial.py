@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -26,7 +27,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def tokenizer(**args: Any) -> Autoencoder:
     torch.manual_seed(0)
     base = {"channels": 8, "multipliers": [1, 1], "patch": 4, "codes": 32, "dim": 4}
-    model = ModelSpec("tokenizer", "vq", base | args, {}, {"size": 16, "channels": 1}).build()
+    model = ModelSpec("tokenizer", "vq", base | args, {}, {"signal": signals.image(16, 1).to_dict()}).build()
     assert isinstance(model, Autoencoder)
     return model
 

@@ -140,14 +140,14 @@ def test_features_are_made_once_a_caption_and_cached(store: Store, monkeypatch: 
     Loader(rows, store.cache)
     assert asked == ["ab", "abc"]
     expected = letters(FrozenEncoder("stand-in", 12, 6), ["ab", "", "abc", "ab"])
-    assert isinstance(batch.condition, TextFeatures)
-    assert torch.equal(batch.condition.feature_BTD, expected.feature_BTD)
-    assert torch.equal(batch.condition.mask_BT, expected.mask_BT)  # type: ignore[arg-type]
+    assert isinstance(batch.conditions["features"], TextFeatures)
+    assert torch.equal(batch.conditions["features"].feature_BTD, expected.feature_BTD)
+    assert torch.equal(batch.conditions["features"].mask_BT, expected.mask_BT)  # type: ignore[arg-type]
 
 
 def test_samples_follow_features_of_a_frozen_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrozenEncoder, "__call__", letters)
-    ask = Asking.of(spec(ENCODED)).condition
+    ask = Asking.of(spec(ENCODED)).conditions
     ids = torch.tensor([[0] * 4, [3] * 4])[torch.arange(16) % 2]
     built = trained(model(ENCODED), ask([TEXTS[i % 2] for i in range(16)]), ids, 80)
     assert isinstance(built.condition, Encoded)

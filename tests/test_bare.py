@@ -44,17 +44,19 @@ sys.meta_path[:] = [Bare()]
 
 import runpy
 import torch
+from tokenloom.models.core import signals
 import tokenloom.models, tokenloom.tasks.training.train_loop, tokenloom.tasks.data.loader, tokenloom.tasks.data.tokens
 runpy.run_module("tokenloom.models", run_name="__main__")
 
 from tokenloom.models.core import registry
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
 from tokenloom.models.core.protocols import Batch, Labels, Tokens
 
 def codec(name):
-    recipe, given = registry.get(name), {"size": 16, "channels": 1}
+    recipe, given = registry.get(name), {"signal": signals.image(16, 1).to_dict()}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
         given["tokenizer"] = codec(recipe.codec).to_dict()
@@ -75,17 +77,17 @@ def stand(model, spec):
 for name in registry.names():
     recipe = registry.get(name)
     if recipe.kind == "density":
-        spec = ModelSpec("density", name, dict(recipe.tiny), {}, {"size": 16, "channels": 1})
+        spec = ModelSpec("density", name, dict(recipe.tiny), {}, {"signal": signals.image(16, 1).to_dict()})
     else:
         spec = codec(name if recipe.kind == "tokenizer" else recipe.codec)
     model = spec.build()
     stand(model, spec)
-    batch = Batch(image_BCHW=torch.rand(4, 1, 16, 16), condition=Labels(torch.arange(4) % 3))
+    batch = Batch(signal=torch.rand(4, 1, 16, 16), conditions=Labels(torch.arange(4) % 3))
     if recipe.kind == "generator":
         given = {"layout": model.layout.to_dict(), "classes": 3, "tokenizer": spec.to_dict()}
-        tokens = model.eval().encode(batch.image_BCHW)
+        tokens = model.eval().encode(batch.signal)
         model = ModelSpec("generator", name, dict(recipe.tiny), {}, given).build()
-        batch = Batch(tokens=tokens, condition=batch.condition)
+        batch = Batch(tokens=tokens, conditions=batch.conditions)
     model.train()
     for phase in model.phases:
         if not model.phase_parameters(phase):
@@ -95,11 +97,11 @@ for name in registry.names():
         optimizer.step()
     model.eval()
     if recipe.kind == "generator":
-        print(name, tuple(model.generate(batch.condition, model.sampler, SampleDraws.of(0, 0, 4)).data.shape))
+        print(name, tuple(model.generate(batch.conditions, model.sampler, SampleDraws.of(0, 0, 4)).data.shape))
     elif recipe.kind == "density":
-        print(name, tuple(model.sample(batch.condition, SampleDraws.of(0, 0, 4)).shape))
+        print(name, tuple(model.sample(batch.conditions, SampleDraws.of(0, 0, 4)).shape))
     else:
-        print(name, tuple(model.decode(model.encode(batch.image_BCHW)).shape))
+        print(name, tuple(model.decode(model.encode(batch.signal)).shape))
 print("bare: done")
 """
 

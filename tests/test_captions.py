@@ -91,15 +91,15 @@ def test_batches_carry_captions_and_workers_share_them(store: Store) -> None:
     loader = Loader(rows, store.cache)
     index = np.array([2, 0, 5, 3, 1, 4])
     batch = loader.get(index)
-    assert isinstance(batch.condition, Text)
-    read = [bytes(b[:n].tolist()).decode() for b, n in zip(batch.condition.byte_BT, batch.condition.length_B)]
+    assert isinstance(batch.conditions["text"], Text)
+    read = [bytes(b[:n].tolist()).decode() for b, n in zip(batch.conditions["text"].byte_BT, batch.conditions["text"].length_B)]
     assert read == [texts[i] or "" for i in index]
     assert batch.tokens is not None
     assert batch.tokens.ids[:, 0].tolist() == (index % 4).tolist()
     for world in (2, 3):
-        parts = [loader.get(index[slice(*share(6, rank, world))]).condition for rank in range(world)]
-        assert torch.equal(torch.cat([p.byte_BT for p in parts]), batch.condition.byte_BT)  # type: ignore[union-attr]
-    assert isinstance(Loader(token_rows(store, texts), store.cache).get(index).condition, Labels)
+        parts = [loader.get(index[slice(*share(6, rank, world))]).conditions for rank in range(world)]
+        assert torch.equal(torch.cat([p["text"].byte_BT for p in parts]), batch.conditions["text"].byte_BT)  # type: ignore[union-attr]
+    assert isinstance(Loader(token_rows(store, texts), store.cache).get(index).conditions["class"], Labels)
 
 
 def test_a_caption_in_the_data_that_is_too_long_is_one_clear_error(store: Store) -> None:

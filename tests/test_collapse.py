@@ -70,8 +70,8 @@ class Lazy(Tokenizer):
     """A tokenizer that has sixteen codes and reports the use of one."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(PlainConfig):
-        def build(self, *, size: int, channels: int) -> Lazy:
+    class Config(PlainConfig, tag="test.lazy"):
+        def build(self, *, signal: Any) -> Lazy:
             return Lazy()
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Lazy(Tokenizer):
         return TokenLayout(grids=((1, 1),), vocabulary=16)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        return {"loss": (batch.image_BCHW.mean() - self.level).square()}
+        return {"loss": (batch.signal.mean() - self.level).square()}
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         return {"use": 1 / 16, "perplexity": 1.0}

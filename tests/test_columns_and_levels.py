@@ -133,7 +133,7 @@ def test_tokenbridge_quantizer_equals_the_official_one() -> None:
     [
         (lambda: Columns(strip=0, width=8), "strip=0"),
         (lambda: Columns(strip=2, width=8, kernel=2), "kernel=2"),
-        (lambda: Columns(strip=3, width=8).grid(16), "size=16"),
+        (lambda: Columns(strip=3, width=8).grid((16, 16)), "size=16"),
         (lambda: Dimensionwise.Config(dim=4, levels=1), "levels=1"),
         (lambda: Dimensionwise.Config(dim=4, levels=64, clip=0.5), "clip=0.5"),
     ],

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
@@ -22,6 +22,7 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.cache import MemoryCache
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.heads.chained import Chained
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.orders import Raster, Scales
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival, counts
 from tokenloom.models.parts.quantizers.kmeans import KMeans
@@ -39,7 +40,7 @@ LABELS = Labels(torch.arange(ROWS) % CLASSES)
 def made(name: str, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"signal": signals.image(16, 1).to_dict()})
     given = {"layout": cast(Any, codec.build()).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
     torch.manual_seed(0)
     model = ModelSpec("generator", name, {**recipe.tiny, **changes}, {}, given).build()
@@ -79,7 +80,7 @@ def test_codebooks_drawn_with_a_cache_are_those_drawn_without(name: str, monkeyp
                 x = torch.cat([x, head.known(q, ids)[:, None]], dim=1)
 
     def draw(seed: int) -> Tensor:
-        return head.draw(h_BND, 0.5 * h_BND, Sampler(), Moment(0, 1, 0, 5, 5), SampleDraws.of(seed, 0, 2)).data
+        return head.draw(Hidden(h_BND, 0.5 * h_BND), Sampler(), Moment(0, 1, 0, 5, 5), SampleDraws.of(seed, 0, 2)).data
 
     monkeypatch.setattr(head, "run", counted)
     cached = draw(3)
@@ -157,7 +158,7 @@ def test_a_window_over_kept_slots_stays_a_mask(monkeypatch: pytest.MonkeyPatch) 
 def flow() -> Flow:
     entry = registry.get("flextok")
     torch.manual_seed(0)
-    model = ModelSpec("tokenizer", "flextok", dict(entry.tiny), {}, {"size": 16, "channels": 1}).build().eval()
+    model = ModelSpec("tokenizer", "flextok", dict(entry.tiny), {}, {"signal": signals.image(16, 1).to_dict()}).build().eval()
     assert isinstance(model, FlowTokenizer)
     assert isinstance(model.decoder, Flow)
     return model.decoder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from zoo import ROWS, batch_of, early, trained
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch
@@ -52,7 +52,7 @@ def test_bounds_tighten_with_more_latents_and_stay_below_the_likelihood() -> Non
     """One number as latent, so that the likelihood is an integral that can be computed."""
     torch.manual_seed(0)
     config = registry.get("iwae").config({"latent": 1, "width": 8, "depth": 1})
-    model = cast(IWAE, config.build(size=2, channels=1)).double().eval()  # type: ignore[attr-defined]
+    model = cast(IWAE, config.build(signal=signals.image(2, 1))).double().eval()  # type: ignore[attr-defined]
     for part in model.parameters():
         nn.init.normal_(part, std=0.3)
     signal = VALUES[torch.tensor([[3, 200, 90, 17], [255, 128, 0, 60]])].view(2, 1, 2, 2)
@@ -61,7 +61,7 @@ def test_bounds_tighten_with_more_latents_and_stay_below_the_likelihood() -> Non
     many = 4000
     bounds = {}
     for k in (1, 5, 50):
-        rows = Batch(image_BCHW=signal.repeat_interleave(many, 0))
+        rows = Batch(signal=signal.repeat_interleave(many, 0))
         bounds[k] = model.log_prob(rows, Draws.whole(0, k, 2 * many), samples=k).view(2, many)
     gap_B = exact_B[:, None] - torch.stack([bounds[k].mean(1) for k in (1, 5, 50)], 1)
     error_B = torch.stack([bounds[k].std(1) / many**0.5 for k in (1, 5, 50)], 1)
@@ -79,7 +79,7 @@ def test_a_bound_of_many_latents_is_put_together_from_parts() -> None:
     logw = model.log_weights(model.signal_of(batch), torch.cat(noise, 1))
     whole = model.log_prob(batch, Draws.whole(0, 0, ROWS), samples=20)
     torch.testing.assert_close(whole, logw.logsumexp(1) - math.log(20))
-    part = Batch(image_BCHW=model.signal_of(batch)[2:5])
+    part = Batch(signal=model.signal_of(batch)[2:5])
     torch.testing.assert_close(model.log_prob(part, Draws(0, 0, 1, 2, 5, ROWS), samples=20), whole[2:5])
 
 

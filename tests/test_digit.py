@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_tokenizers import DIM, SHAPE, SIZE, build, images, train
 from torch import Tensor, nn
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -94,17 +95,17 @@ def test_digit_trains_its_decoder_alone() -> None:
     with pytest.raises(ConfigError, match="features"):
         model.adopt()
     with pytest.raises(ConfigError, match="features"):
-        ModelSpec("tokenizer", "digit", {"dim": 16}, {}, {"size": SIZE, "channels": 1}).build()
+        ModelSpec("tokenizer", "digit", {"dim": 16}, {}, {"signal": signals.image(SIZE, 1).to_dict()}).build()
 
 
 def test_features_of_large_images_are_those_of_the_classifier() -> None:
     net = Frozen(source=Classified(shape=SHAPE), geometry=Small(channels=8, multipliers=(1, 1, 1), patch=2).net())
-    assert net.grid(128) == (16, 16)
-    assert net.encoder(128, 1, 16)(torch.zeros(1, 1, 128, 128)).shape == (1, 16, 16, 16)
+    assert net.grid((128, 128)) == (16, 16)
+    assert net.encoder((128, 128), 1, 16)(torch.zeros(1, 1, 128, 128)).shape == (1, 16, 16, 16)
     with pytest.raises(ConfigError, match="decoder starts from"):
-        Frozen(source=Classified(shape=SHAPE), geometry=Small(channels=8, multipliers=(1,), patch=2).net()).grid(128)
+        Frozen(source=Classified(shape=SHAPE), geometry=Small(channels=8, multipliers=(1,), patch=2).net()).grid((128, 128))
     with pytest.raises(ConfigError, match="dim=64"):
-        net.encoder(128, 1, 64)
+        net.encoder((128, 128), 1, 64)
 
 
 class PlainViT(nn.Module):
@@ -173,7 +174,7 @@ def test_dino_tokenizer_keeps_its_weights_and_refuses_other_files(tmp_path: Path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     changes = {f"net.source.{k}": v for k, v in shape.items() if k != "width"} | {"net.source.sha256": digest}
     args = {"codes": 8, "dim": 12, "dino": str(path), "channels": 8}
-    spec = ModelSpec("tokenizer", "digit", args, changes, {"size": SIZE, "channels": 1})
+    spec = ModelSpec("tokenizer", "digit", args, changes, {"signal": signals.image(SIZE, 1).to_dict()})
     torch.manual_seed(0)
     model = cast(Autoencoder, spec.build())
     assert model.config.needs == ()
@@ -199,7 +200,7 @@ def test_dino_tokenizer_keeps_its_weights_and_refuses_other_files(tmp_path: Path
         (lambda: Clusters.Config(codebook=Codebook.Config(codes=4, dim=4)), "averages"),
         (lambda: Dino(weights=""), "weights"),
         (lambda: Dino(weights="x", heads=5), "heads=5"),
-        (lambda: Dino(weights="x").grid(32), "side=32"),
+        (lambda: Dino(weights="x").grid((32, 32)), "side=32x32"),
     ],
 )
 def test_impossible_features_name_the_field(make: Any, field: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError, Tokenizer, Tokens
@@ -26,10 +26,12 @@ CLASSES, ROWS = 3, 4
 def made(name: str, seed: int = 0, **changes: Any) -> GroupGenerator:
     """The tiny model of a recipe with weights away from their start, in eval mode."""
     recipe = registry.get(name)
-    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec("tokenizer", recipe.codec, dict(registry.get(recipe.codec).tiny), {}, {"signal": signals.image(16, 1).to_dict()})
     if (needs := getattr(codec.config(), "needs", ())) and "tokenizer" in needs:
         base = registry.get(codec.recipe).codec
-        codec.given["tokenizer"] = ModelSpec("tokenizer", base, dict(registry.get(base).tiny), {}, {"size": 16, "channels": 1}).to_dict()
+        codec.given["tokenizer"] = ModelSpec(
+            "tokenizer", base, dict(registry.get(base).tiny), {}, {"signal": signals.image(16, 1).to_dict()}
+        ).to_dict()
     tokenizer = codec.build()
     assert isinstance(tokenizer, Tokenizer)
     given = {"layout": tokenizer.layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
@@ -227,7 +229,7 @@ def test_probabilities_of_all_tokens_sum_to_one(name: str) -> None:
     layout = model.layout
     every = torch.tensor(list(itertools.product(range(layout.vocabulary), repeat=layout.codebooks)))
     h = torch.randn(1, 1, model.config.net.width).expand(1, len(every), -1)
-    torch.testing.assert_close((-model.head.nll(h, every[None])).exp().sum(), torch.tensor(1.0))
+    torch.testing.assert_close((-model.head.loss(h, every[None])).exp().sum(), torch.tensor(1.0))
 
 
 def test_factorised_tokens_depend_on_the_ones_before() -> None:

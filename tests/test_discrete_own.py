@@ -12,7 +12,7 @@ import torch
 from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -38,7 +38,7 @@ def test_labels_and_codes_have_a_likelihood_that_sums_to_one() -> None:
     layout = TokenLayout(grids=((1, 2),), vocabulary=6)
     model = coarse(layout, labels=3)
     worlds = torch.tensor(list(product(range(6), repeat=2)))
-    batch = Batch(tokens=Tokens(worlds, layout), condition=Labels(torch.ones(36, dtype=torch.int64)))
+    batch = Batch(tokens=Tokens(worlds, layout), conditions=Labels(torch.ones(36, dtype=torch.int64)))
     probability = model.log_prob(batch).exp()
     assert float(probability.sum()) == pytest.approx(1, abs=1e-4)
     assert float(probability.std()) > 1e-3
@@ -62,7 +62,7 @@ def test_labels_are_predicted_in_order_and_codes_from_all_labels() -> None:
 
 
 def test_similar_codes_share_a_label() -> None:
-    tokenizer = registry.get("vq").config(dict(registry.get("vq").tiny)).build(size=16, channels=1)  # type: ignore[attr-defined]
+    tokenizer = registry.get("vq").config(dict(registry.get("vq").tiny)).build(signal=signals.image(16, 1))  # type: ignore[attr-defined]
     noise = torch.Generator().manual_seed(0)
     centre = torch.eye(4) * torch.tensor([1.0, -1, 1, -1])
     group = torch.arange(16) % 4
@@ -137,7 +137,7 @@ def test_training_ends_on_the_orders_that_were_found() -> None:
     layout = grid(3)
     model = distilled(layout)
     ids, labels = some(layout, 6)
-    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    batch = Batch(tokens=Tokens(ids, layout), conditions=labels)
     own = one_by_one(model, ids, labels, found_orders(model, ids, labels)).mean()
     for step, same in ((4, False), (5, True)):  # of ten steps
         loss = model.losses(batch, "main", Draws.whole(0, step, 6, steps=10))["loss"]
@@ -166,7 +166,7 @@ def test_decoding_finds_where_to_go_and_its_cache_is_that_of_one_by_one() -> Non
         assert step.logits is not None
         sure = step.logits.log_softmax(-1).gather(-1, step.drawn[..., None])[..., 0].masked_fill(known, -torch.inf)
         assert torch.equal(sure.argmax(1), place[:, i])
-    assert not model.has_log_prob
+    assert model.likelihood == "none"
 
 
 # Heptapod
@@ -180,7 +180,7 @@ def test_every_state_predicts_all_positions_to_come() -> None:
     assert len(step) == 9 * 10 // 2
     assert bool((place >= step).all())
     ids, labels = some(layout, 4)
-    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    batch = Batch(tokens=Tokens(ids, layout), conditions=labels)
     parts = model.losses(batch, "main", Draws.whole(0, 0, 4))
     torch.testing.assert_close(parts["next"], -model.log_prob(batch).mean() / 9, atol=1e-5, rtol=1e-5)
     # A later token that changes is seen by the states before it, in the loss alone.
@@ -209,7 +209,7 @@ def test_drawn_positions_estimate_the_loss_of_all() -> None:
     every, some_of = (small("heptapod", layout, scale=0.3, targets=n) for n in (0, 64))
     some_of.load_state_dict(every.state_dict())
     ids, labels = some(layout, 4)
-    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    batch = Batch(tokens=Tokens(ids, layout), conditions=labels)
     with torch.no_grad():
         exact = every.losses(batch, "main", Draws.whole(0, 0, 4))["later"]
         found = torch.stack([some_of.losses(batch, "main", Draws.whole(0, s, 4))["later"] for s in range(20)])
@@ -222,7 +222,7 @@ def test_the_first_state_learns_the_whole_image() -> None:
     model = small("heptapod", layout)
     assert isinstance(model.objective, WholeGrid)
     ids, labels = some(layout, 3)
-    batch = Batch(tokens=Tokens(ids, layout), condition=labels)  # an image a class
+    batch = Batch(tokens=Tokens(ids, layout), conditions=labels)  # an image a class
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(80):
         optimizer.zero_grad()

@@ -13,6 +13,7 @@ from tokenloom.models.core.protocols import LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.feeds.markov import MaskedScales
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.orders.sizes import Steps
 from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
 from tokenloom.models.zoo.generators.srdd.head import Resampled
@@ -144,7 +145,7 @@ def test_tokens_below_the_threshold_are_drawn_again(rounds: int) -> None:
     p = torch.tensor([0.5, 0.3, 0.12, 0.08])
     with torch.no_grad():
         head.out.weight.copy_(torch.diag(p.log()))
-    drawn = head.draw(torch.ones(1, 40_000, 4), None, PLAIN, Moment(0, 1, 0, 1, 1), SampleDraws.of(0, 0, 1))
+    drawn = head.draw(Hidden(torch.ones(1, 40_000, 4)), PLAIN, Moment(0, 1, 0, 1, 1), SampleDraws.of(0, 0, 1))
     m = 0.2
     factor = torch.tensor([sum(m**i for i in range(rounds + 1))] * 2 + [m**rounds] * 2)
     torch.testing.assert_close(drawn.data[0].bincount(minlength=4) / 40_000, p * factor, atol=8e-3, rtol=0)

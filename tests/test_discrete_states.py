@@ -91,7 +91,7 @@ def test_the_loss_bounds_the_likelihood_of_what_is_sampled(noise: Noise, gap: fl
         for ids in ([0, 1], [2, 2]):
             rows = 6000
             tokens = Tokens(torch.tensor([ids]).expand(rows, -1), layout)
-            batch = Batch(tokens=tokens, condition=Labels(torch.zeros(rows, dtype=torch.int64)))
+            batch = Batch(tokens=tokens, conditions=Labels(torch.zeros(rows, dtype=torch.int64)))
             bound = 2 * float(model.losses(batch, "main", Draws.whole(0, 0, rows))["loss"])  # nats a row
             nll = -float(mass[ids[0] * total + ids[1]].log())
             assert nll - 0.05 < bound < nll + gap
@@ -161,4 +161,4 @@ def test_steps_are_a_choice_of_sampling() -> None:
         model.generate(Labels(torch.arange(3)), Sampler(sizes=Even(size=2)), SampleDraws.of(0, 0, 3))
     with pytest.raises(ConfigError, match="choice"):
         replace(model.config, choice=Confidence())
-    assert not model.has_log_prob
+    assert model.likelihood == "none"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
@@ -33,7 +34,7 @@ def prefixed() -> GroupGenerator:
 
 
 def pooled() -> GroupGenerator:
-    codec = ModelSpec("tokenizer", "infinity_bsq", dict(get("infinity_bsq").tiny), {}, {"size": 16, "channels": 1})
+    codec = ModelSpec("tokenizer", "infinity_bsq", dict(get("infinity_bsq").tiny), {}, {"signal": signals.image(16, 1).to_dict()})
     layout = codec.build().layout  # type: ignore[union-attr]
     torch.manual_seed(0)
     args = {**get("infinity").tiny, "text": WIDTH, "length": LENGTH}
@@ -49,7 +50,7 @@ def test_text_conditions_train_and_sample(build) -> None:  # type: ignore[no-unt
     layout = model.layout
     shape = (ROWS, layout.length) + ((layout.codebooks,) if layout.codebooks > 1 else ())
     ids = torch.randint(layout.vocabulary, shape, generator=torch.Generator().manual_seed(3))
-    batch = Batch(tokens=Tokens(ids, layout), condition=text())
+    batch = Batch(tokens=Tokens(ids, layout), conditions=text())
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     history = []
     for step in range(80):
@@ -66,7 +67,7 @@ def test_text_conditions_train_and_sample(build) -> None:  # type: ignore[no-unt
     assert not torch.equal(first, other)
     # The text is learned: its own tokens are likelier under it than under another.
     with torch.no_grad():
-        own, foreign = (model.log_prob(Batch(tokens=batch.tokens, condition=c)) for c in (text(), text(seed=9)))
+        own, foreign = (model.log_prob(Batch(tokens=batch.tokens, conditions=c)) for c in (text(), text(seed=9)))
     assert bool((own > foreign).all())
 
 
@@ -82,7 +83,7 @@ def test_padding_is_not_read(build) -> None:  # type: ignore[no-untyped-def]
     given = text()
     assert given.mask_BT is not None
     noise = torch.where(given.mask_BT[..., None], given.feature_BTD, 7.0)
-    a, b = (model.log_prob(Batch(tokens=batch, condition=TextFeatures(f, given.mask_BT))) for f in (given.feature_BTD, noise))
+    a, b = (model.log_prob(Batch(tokens=batch, conditions=TextFeatures(f, given.mask_BT))) for f in (given.feature_BTD, noise))
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
     # and the null text has the mask of the given one
     steps = [

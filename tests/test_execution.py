@@ -22,11 +22,11 @@ def test_what_is_left_out_has_nothing_to_train() -> None:
 
 
 def in_double(batch: Batch) -> Batch:
-    image = None if batch.image_BCHW is None else batch.image_BCHW.double()
+    image = None if batch.signal is None else batch.signal.double()
     tokens = batch.tokens
     if tokens is not None and tokens.data.is_floating_point():
         tokens = Tokens(tokens.data.double(), tokens.layout)
-    return Batch(image_BCHW=image, tokens=tokens, condition=batch.condition)
+    return Batch(signal=image, tokens=tokens, conditions=batch.conditions)
 
 
 def losses(model: Method, batch: Batch, compiled: bool) -> dict[str, float]:
@@ -55,8 +55,8 @@ def test_double_precision_trains_and_decodes(name: str) -> None:
     assert all(math.isfinite(value) for value in losses(model, batch, False).values())
     model.eval()
     if isinstance(model, Tokenizer):
-        assert batch.image_BCHW is not None
-        image_BCHW = model.decode(model.encode(batch.image_BCHW))
+        assert batch.signal is not None
+        image_BCHW = model.decode(model.encode(batch.signal))
         assert image_BCHW.dtype == torch.float64
         assert model.preview(batch, Draws.whole(0, 0, ROWS, 1)).isfinite().all()
     elif isinstance(model, Density):

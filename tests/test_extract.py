@@ -50,11 +50,11 @@ def test_tokens_are_what_the_tokenizer_says(store: Store, images: Path, actors: 
         assert len(tokens) == len(pixels) == outcome.metrics[split] > 0
         rows = np.arange(len(tokens))
         image, found = pixels.get(rows), tokens.get(rows)
-        assert image.image_BCHW is not None
+        assert image.signal is not None
         assert found.tokens is not None
         with torch.inference_mode():
-            assert torch.equal(found.tokens.ids, model.encode(image.image_BCHW).ids)
-        assert found.condition.label_B.tolist() == image.condition.label_B.tolist()  # type: ignore[union-attr]
+            assert torch.equal(found.tokens.ids, model.encode(image.signal).ids)
+        assert found.conditions["class"].label_B.tolist() == image.conditions["class"].label_B.tolist()  # type: ignore[union-attr]
     lineage = read_tokens(store.storage.local_path(notes["shards"][0]["path"])).lineage
     assert lineage["tokenizer"] == codec.id
     assert lineage["images"] == pictures["shards"][0]["sha256"]
@@ -152,7 +152,7 @@ def test_a_damaged_image_shard_is_named(store: Store, images: Path, actors: InPr
 def test_images_of_another_size_stop_before_work(store: Store, images: Path) -> None:
     data = dataset(store, images).artifact
     other = ingest("small", DataConfig(source=f"folder:{images}", size=8, fit="resize", validation=0.3), store).artifact
-    with pytest.raises(ConfigError, match=r"data\.size=8"):
+    with pytest.raises(ConfigError, match=r"made for shape 16x16, the data has 8x8"):
         plan_extract("pets", other, tokenizer(store, data), store)
 
 

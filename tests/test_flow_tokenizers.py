@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -28,7 +28,7 @@ FLOWS = ("flextok", "d_ar", "layton")
 
 def spec(recipe: str, **more: Any) -> ModelSpec:
     entry = registry.get(recipe)
-    given: dict[str, Any] = {"size": SIZE, "channels": 1}
+    given: dict[str, Any] = {"signal": signals.image(SIZE, 1).to_dict()}
     if recipe == "layton":
         given["tokenizer"] = spec("kl").to_dict()
     return ModelSpec("tokenizer", recipe, {**entry.tiny, **more}, {}, given)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.config import Config, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Generator, Labels, LayoutError, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, Generator, Labels, LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.discrete_state import DiscreteState
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import Conditioner, condition_of
@@ -52,10 +52,10 @@ def tiny(
     recipe = registry.get(name)
     codec = registry.get(recipe.codec)
     scaled = {"scales": [1, 2][: grids[0][0]]} if "scales" in inspect.signature(codec.function).parameters else {}
-    stands = {"tokenizer": codec.config(dict(codec.tiny) | scaled), "size": 4 * grids[0][0], "channels": 1}
+    stands = {"tokenizer": codec.config(dict(codec.tiny) | scaled), "signal": signals.image(4 * grids[0][0], 1)}
     layouts = [TokenLayout(grids=g, vocabulary=codes, codebooks=q) for g, q in ((grids, 1), (grids, 2), (((2, 2),), 1))]
     if scaled:
-        layouts = [stands["tokenizer"].build(size=stands["size"], channels=1).layout]  # type: ignore[attr-defined]
+        layouts = [stands["tokenizer"].build(signal=stands["signal"]).layout]  # type: ignore[attr-defined]
     config = recipe.config(dict(recipe.tiny) | changes)
     config = config if rate is None else dropping(config, rate)
     for layout in layouts:
@@ -91,12 +91,12 @@ def some(layout: TokenLayout, rows: int) -> Tensor:
 def test_training_asks_a_share_of_rows_for_the_null_class(name: str) -> None:
     rate, rows, steps = 0.3, 16, 10
     model = tiny(name, ((2, 2),), rate)
-    batch = Batch(tokens=Tokens(some(model.layout, rows), model.layout), condition=Labels(torch.arange(rows) % CLASSES))
+    batch = Batch(tokens=Tokens(some(model.layout, rows), model.layout), conditions=Labels(torch.arange(rows) % CLASSES))
     asked: dict[nn.Module, list[Tensor]] = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(inputs[0], Labels):
-            asked.setdefault(module, []).append(inputs[0].label_B)
+        if isinstance(inputs[0], (Labels, Conditions)):
+            asked.setdefault(module, []).append(Conditions.of(inputs[0])["class"].label_B)
 
     for module in model.modules():
         if isinstance(module, Conditioner):
@@ -105,11 +105,11 @@ def test_training_asks_a_share_of_rows_for_the_null_class(name: str) -> None:
     def dropped(step: int, start: int = 0, stop: int = rows) -> Tensor:
         """(conditions, rows) of which the null class was asked; all others keep their own."""
         asked.clear()
-        part = Batch(tokens=Tokens(batch.tokens.data[start:stop], model.layout), condition=batch.condition.part(start, stop))  # type: ignore[union-attr]
+        part = Batch(tokens=Tokens(batch.tokens.data[start:stop], model.layout), conditions=batch.conditions.part(start, stop))  # type: ignore[union-attr]
         with torch.no_grad():
             model.losses(part, model.phases[0], Draws(0, step, steps, start, stop, rows))
         labels = [torch.stack(calls) for calls in asked.values()]
-        assert all(bool(((each == NULL) | (each == part.condition.label_B)).all()) for each in labels)  # type: ignore[union-attr]
+        assert all(bool(((each == NULL) | (each == part.conditions["class"].label_B)).all()) for each in labels)  # type: ignore[union-attr]
         return torch.stack([(each == NULL).any(0) for each in labels])
 
     model.train()

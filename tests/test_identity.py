@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import FORMAT, ModelSpec
 from tokenloom.models.core.config import Added, Config, ConfigError, Mark, canonical, from_dict, tags
 from tokenloom.tasks.store import records
@@ -103,7 +103,7 @@ def test_a_form_that_cannot_be_read_names_what_is_wrong(plain: dict, problem: st
 
 
 def test_a_resolved_spec_does_not_ask_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ModelSpec("tokenizer", "vq", dict(registry.get("vq").tiny), {}, {"size": 16, "channels": 1}).resolve()
+    spec = ModelSpec("tokenizer", "vq", dict(registry.get("vq").tiny), {}, {"signal": signals.image(16, 1).to_dict()}).resolve()
     before = spec.config()
     monkeypatch.setattr(registry.Recipe, "config", lambda *_: pytest.fail("the recipe was asked"))
     again = ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict())))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Tokens
@@ -38,7 +38,7 @@ def picture(data: bytes) -> Ints:
 
 
 def tokenizer(size: int = 16, channels: int = 1, **args: int) -> JpegTokenizer:
-    built = ModelSpec("tokenizer", "jpeg", {"length": 160, **args}, {}, {"size": size, "channels": channels}).build()
+    built = ModelSpec("tokenizer", "jpeg", {"length": 160, **args}, {}, {"signal": signals.image(size, channels).to_dict()}).build()
     assert isinstance(built, JpegTokenizer)
     return built
 

@@ -97,7 +97,7 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 #: Rooms of models: each may import itself and what stands before it. The first has what core's contracts name.
 ROOMS = (
-    ("core", "sampling.sampler", "sampling.filters", "sampling.decoders.base", "parts.orders.sizes"),
+    ("core", "sampling.sampler", "sampling.head_sampler", "sampling.filters", "sampling.decoders.base", "parts.orders.sizes"),
     ("parts",),
     ("sampling",),
     ("objectives",),

@@ -147,10 +147,10 @@ def test_padded_texts_are_refused() -> None:
     model = config.build(LAYOUT, 1)
     tokens = Tokens(torch.zeros((2, LAYOUT.length), dtype=torch.long), LAYOUT)
     text = normal(2, 3, 5, dtype=torch.float32)
-    assert model.losses(Batch(tokens=tokens, condition=TextFeatures(text)), "main", Draws.whole(0, 0, 2))["loss"].isfinite()
+    assert model.losses(Batch(tokens=tokens, conditions=TextFeatures(text)), "main", Draws.whole(0, 0, 2))["loss"].isfinite()
     padded = TextFeatures(text, torch.tensor([[0, 1, 1], [1, 1, 1]]))
     with pytest.raises(ConfigError, match="padded"):
-        model.losses(Batch(tokens=tokens, condition=padded), "main", Draws.whole(0, 0, 2))
+        model.losses(Batch(tokens=tokens, conditions=padded), "main", Draws.whole(0, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_windows_over_scales_are_refused(order: Scales) -> None:
     layout = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=8)
     with pytest.raises(ConfigError, match="whole scales"):
         config.build(layout, 2, codec)
-    batch = Batch(tokens=Tokens(torch.zeros((2, 21), dtype=torch.long), layout), condition=Labels(torch.tensor([0, 1])))
+    batch = Batch(tokens=Tokens(torch.zeros((2, 21), dtype=torch.long), layout), conditions=Labels(torch.tensor([0, 1])))
     replace(config, order=Scales()).build(layout, 2, codec).losses(batch, "main", Draws.whole(0, 0, 2))
 
 

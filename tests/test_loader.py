@@ -109,20 +109,20 @@ def test_images_come_in_the_asked_order_over_shards(image_rows: Callable[..., Ro
     pixels, label_B = loader.pixels(np.arange(12))
     asked = np.array([11, 0, 5, 4, 0])
     batch = loader.get(asked)
-    assert batch.image_BCHW is not None
-    assert batch.image_BCHW.dtype == torch.float32
-    assert batch.image_BCHW.shape == (5, 1, 4, 4)
+    assert batch.signal is not None
+    assert batch.signal.dtype == torch.float32
+    assert batch.signal.shape == (5, 1, 4, 4)
     expected = torch.from_numpy(pixels[asked]).permute(0, 3, 1, 2) / 127.5 - 1
-    torch.testing.assert_close(batch.image_BCHW, expected, rtol=0, atol=1e-6)
-    assert isinstance(batch.condition, Labels)
-    assert batch.condition.label_B.tolist() == label_B[asked].tolist()
+    torch.testing.assert_close(batch.signal, expected, rtol=0, atol=1e-6)
+    assert isinstance(batch.conditions["class"], Labels)
+    assert batch.conditions["class"].label_B.tolist() == label_B[asked].tolist()
     with pytest.raises(IndexError):
         loader.get(np.array([12]))
 
 
 def test_black_and_white_are_minus_one_and_one(store: Store, tmp_path: Path) -> None:
     shard = write_shard(store, [np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 255, np.uint8)], [0, 1])
-    image = Loader(Rows("images", store.uri, (shard,), 2), tmp_path).get(np.array([0, 1])).image_BCHW
+    image = Loader(Rows("images", store.uri, (shard,), 2), tmp_path).get(np.array([0, 1])).signal
     assert image is not None
     assert image[0].unique().tolist() == [-1.0]
     assert image[1].unique().tolist() == [1.0]

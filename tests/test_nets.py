@@ -12,7 +12,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.nets.base import Net, signed, unit
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
-from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, unpatchify
+from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, sines, unpatchify
 from tokenloom.models.parts.visibility import Causal
 from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv, OutputShortcutBlock
 
@@ -36,9 +36,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_encoder_and_decoder_meet_on_the_grid(name: str) -> None:
     net, image = NETS[name], random(2, 3, 16, 16)
     torch.manual_seed(0)
-    z = net.encoder(16, 3, 6)(image)
-    assert z.shape == (2, 6, *net.grid(16))
-    decoder = net.decoder(16, 3, 6)
+    z = net.encoder((16, 16), 3, 6)(image)
+    assert z.shape == (2, 6, *net.grid((16, 16)))
+    decoder = net.decoder((16, 16), 3, 6)
     assert decoder(z).shape == image.shape
     assert any(decoder.last is p for p in decoder.parameters())
     assert net.axis == ("grid" if name in ("maskgit", "vit") else "sequence")
@@ -47,13 +47,13 @@ def test_encoder_and_decoder_meet_on_the_grid(name: str) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_a_size_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="size=18"):
-        NETS[name].grid(18)
+        NETS[name].grid((18, 18))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_rows_do_not_see_each_other(name: str) -> None:
     torch.manual_seed(0)
-    encoder, decoder = NETS[name].encoder(16, 1, 6).eval(), NETS[name].decoder(16, 1, 6).eval()
+    encoder, decoder = NETS[name].encoder((16, 16), 1, 6).eval(), NETS[name].decoder((16, 16), 1, 6).eval()
     image = random(4, 1, 16, 16)
     with torch.no_grad():
         whole, alone = decoder(encoder(image)), decoder(encoder(image[2:3]))
@@ -65,7 +65,7 @@ def test_norms_keep_single_precision_under_autocast(name: str) -> None:
     """What leaves a norm is float32, and equal to what float32 makes of the same input."""
     net = NETS.get(name) or Geometry(channels=8, multipliers=(1, 2), norm_groups=4)
     torch.manual_seed(0)
-    modules = nn.Sequential(net.encoder(16, 1, 6), net.decoder(16, 1, 6))
+    modules = nn.Sequential(net.encoder((16, 16), 1, 6), net.decoder((16, 16), 1, 6))
     seen = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -160,7 +160,7 @@ def test_condition_gates_start_closed_and_open() -> None:
 
 def test_a_trunk_tells_places_apart() -> None:
     torch.manual_seed(0)
-    trunk, same = Trunk(BLOCKS, 4, 3), torch.ones(1, 4, 16)
+    trunk, same = Trunk(BLOCKS, (2, 2), 3), torch.ones(1, 4, 16)
     patches, further = trunk(same, torch.ones(1, 3, 16))
     assert patches.shape == (1, 4, 16)
     assert further.shape == (1, 3, 16)
@@ -200,7 +200,7 @@ def test_unit_and_signed_are_inverse() -> None:
 def test_scrambled_reading_takes_the_block_of_numbers_the_other_way() -> None:
     """The same weights: the scrambled latents are a linear map of the D x N reading of the queries' N x D vectors."""
     torch.manual_seed(0)
-    encoder, image = NETS["scrambled"].encoder(16, 1, 6), random(2, 1, 16, 16)
+    encoder, image = NETS["scrambled"].encoder((16, 16), 1, 6), random(2, 1, 16, 16)
     assert isinstance(encoder, QueryEncoder)
     with torch.no_grad():
         patches = encoder.patches(unit(image))
@@ -212,10 +212,20 @@ def test_scrambled_reading_takes_the_block_of_numbers_the_other_way() -> None:
 
 def test_code_queries_give_logits_on_the_patch_grid() -> None:
     net = CodeQueries(patch=4, tokens=5, encoder_blocks=BLOCKS, decoder_blocks=BLOCKS, codes=11)
-    assert net.decoder(16, 1, 6)(random(2, 6, 1, 5)).shape == (2, 11, 4, 4)
+    assert net.decoder((16, 16), 1, 6)(random(2, 6, 1, 5)).shape == (2, 11, 4, 4)
 
 
 def test_impossible_queries_are_refused() -> None:
     for fields in ({"tokens": 0}, {"smooth": 2}):
         with pytest.raises(ConfigError, match="net"):
             replace(NETS["queries"], **fields)
+
+
+def test_sines_tell_rows_and_columns_of_any_grid_apart() -> None:
+    """A grid of 2 by 8 has as many positions as one of 4 by 4, and none of its places but the first."""
+    wide, square = sines((2, 8), 16), sines((4, 4), 16)
+    assert len(wide.unique(dim=0)) == 16
+    assert torch.equal(wide[0], square[0])
+    # The second row of two stands half-way down, as the third of four; the fifth of eight columns half-way across, as the third of four.
+    assert torch.equal(wide[8], square[8])
+    assert torch.equal(wide[4], square[2])

@@ -42,12 +42,12 @@ class Pull(Objective):
 
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         assert batch.tokens is not None
-        assert batch.condition is not None
+        assert batch.conditions is not None
         assert isinstance(self._reference, GroupGenerator)
         plan, ids = model.order.plan(model.layout, None), batch.tokens.ids
         with torch.no_grad():
-            theirs = self._reference.nll(ids, batch.condition, plan, None)
-        ours = model.nll(ids, batch.condition, plan, None)
+            theirs = self._reference.nll(ids, batch.conditions, plan, None)
+        ours = model.nll(ids, batch.conditions, plan, None)
         return {"loss": ours.mean() + self.config.weight * (ours - theirs).square().mean()}
 
 
@@ -115,7 +115,7 @@ def test_one_model_has_other_losses_under_other_objectives_and_the_same_weights_
     other = override(plain, {"objective": {"nll": {}}}).build(layout=layout, classes=3)
     other.load_state_dict(whole.state_dict(), strict=True)
     ids, labels = some(layout, 4)
-    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    batch = Batch(tokens=Tokens(ids, layout), conditions=labels)
     first, second = (model.eval().losses(batch, "main", Draws.whole(0, 0, 4)) for model in (whole, other))
     torch.testing.assert_close(first["next"], second["loss"], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(first["loss"], second["loss"])
@@ -130,7 +130,7 @@ def test_an_objective_is_given_its_roles_frozen_outside_of_the_saved_state() -> 
     model.adopt(reference=reference)
     assert set(model.state_dict()) == set(reference.state_dict())
     ids, labels = some(layout, 4)
-    batch = Batch(tokens=Tokens(ids, layout), condition=labels)
+    batch = Batch(tokens=Tokens(ids, layout), conditions=labels)
     plain = replace(config, objective=NLL.Config()).build(layout, 3).eval()
     plain.load_state_dict(model.state_dict())
     loss = model.losses(batch, "main", Draws.whole(0, 0, 4))["loss"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
@@ -121,7 +121,7 @@ def test_the_cross_entropy_of_uniform_noise_is_added_to_its_bound() -> None:
 
 def flow_tokenizer(recipe: str) -> FlowTokenizer:
     def spec(name: str) -> ModelSpec:
-        given: dict[str, Any] = {"size": 16, "channels": 1}
+        given: dict[str, Any] = {"signal": signals.image(16, 1).to_dict()}
         if name == "layton":
             given["tokenizer"] = spec("kl").to_dict()
         return ModelSpec("tokenizer", name, dict(registry.get(name).tiny), {}, given)
@@ -201,7 +201,7 @@ def test_the_net_of_codes_is_trained_with_dropout() -> None:
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=0.2)
         ids = torch.randint(8, (rows, 4), generator=torch.Generator().manual_seed(0))
-        batch = Batch(tokens=Tokens(ids, model.layout), condition=Labels(torch.arange(rows) % 3))
+        batch = Batch(tokens=Tokens(ids, model.layout), conditions=Labels(torch.arange(rows) % 3))
         for mode in (False, True):
             model.train(mode)
             losses[dropout, mode] = [float(model.losses(batch, "main", Draws.whole(0, step, rows))["fine"]) for step in (0, 1, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +14,13 @@ from toy_runs import complete, images, ran, run, source_fixture, stand_in, statu
 from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import identity
 from tokenloom.flows import planning
+from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.steps.base import Context, Inputs
 from tokenloom.tasks.steps.ingest import INGEST
-from tokenloom.tasks.steps.train_tokenizer import TRAIN_TOKENIZER
+from tokenloom.tasks.steps.train_tokenizer import TRAIN_BASE, TRAIN_TOKENIZER
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
@@ -106,6 +108,38 @@ def test_a_pinned_tokenizer_stays_the_first_one(source: Path, store: Store) -> N
     assert free["train_tokenizer"].status == "run"
 
 
+@pytest.mark.parametrize("edit", ["tokenizer.args.codes=8", "tokenizer.train.steps=3", "tokenizer.recipe=var_vq_other"])
+def test_a_pinned_tokenizer_is_one_of_this_recipe(edit: str, source: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenloom.models.core import registry
+
+    complete(run(source, "tokenizer.pinned=true"), store)
+    monkeypatch.setitem(registry._RECIPES, "var_vq_other", replace(registry.get("var_vq"), name="var_vq_other"))
+    plan = {one.name: one for one in planning.plan(run(source, "tokenizer.pinned=true", edit), store)}
+    assert plan["train_tokenizer"].status == "run"
+    assert edit.split("=")[0].split(".")[-1] in plan["train_tokenizer"].reason
+
+
+def test_the_base_of_a_run_is_pinned_by_no_run_of_its_name(source: Path, store: Store) -> None:
+    config = run(source, "name=toy-base", "tokenizer.pinned=true")
+    section = config.tokenizer.model_dump(mode="json", exclude={"base", "pinned"})
+    answer = TRAIN_BASE.plan(
+        Context(run(source, f"tokenizer.base={json.dumps(section)}"), store),
+        {"dataset": ingest("toy", config.data, store).artifact},
+    )
+    assert isinstance(answer, StepSpec)
+    assert stand_in(answer, store).name == "toy-base"
+    images(source, 40, 60)
+    ingest("toy", config.data, store)
+    assert statuses(config, store)["train_tokenizer"] == "run"
+
+
+def test_how_a_run_samples_is_noted_with_its_generator(source: Path, store: Store) -> None:
+    plain, guided = (complete(run(source, *edit), store)["generator"] for edit in ((), ("sample.guidance=2",)))
+    assert plain == guided  # it shapes no weights
+    again = complete(run(source, "sample.guidance=2", "generator.train.steps=3"), store)["generator"]
+    assert store.record(again).notes["sample"]["guidance"] == 2
+
+
 def test_a_tokenizer_in_use(source: Path, store: Store) -> None:
     trained = complete(run(source), store)["tokenizer"]
     for reference in ("toy", trained.id, trained.fingerprint[:6]):
@@ -143,6 +177,7 @@ def test_a_step_alone_names_the_one_before_it(source: Path, store: Store) -> Non
         ("generator.set={net.dropuot: 0.1}", "dropuot"),
         ("data.size=9", "9"),
         ("sample.steps=4", r"sample\.steps"),  # scales are not cut into steps
+        ("sample.decoder=jacobi", r"sample\.decoder=jacobi: the feed NextScale"),  # and have no window of drafts
         ("evaluate.features=weights.safetensors", r"evaluate\.features"),
     ],
 )
@@ -162,10 +197,11 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
     dataset = ingest(config.name, config.data, store).artifact
     step = TRAIN_TOKENIZER.plan(Context(config, store), {"dataset": dataset})
     assert isinstance(step, StepSpec)
-    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": {"size": 16, "channels": 1}}
+    given = {"signal": signals.image(16, 1).to_dict()}
+    spec = {"kind": "tokenizer", "recipe": "var_vq", "args": dict(config.tokenizer.args), "set": {}, "given": given}
     stand_in(step, store, {"spec": spec})
     used = run(source, "tokenizer={use: toy}")
-    with pytest.raises(ConfigError, match=r"data\.size=8.*size=16"):
+    with pytest.raises(ConfigError, match=r"made for shape 16x16, the data has 8x8"):
         planning.check(used, store, planning.plan(used, store))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tokenloom.configs.schema import BaseConfig, ClusterConfig
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch
@@ -77,8 +78,8 @@ class Kinds(TorchFunctionMode):
 
 
 def test_norms_are_in_float32_and_convolutions_in_bfloat16() -> None:
-    model: Any = get("vq").config({**get("vq").tiny, "patch": 4}).build(size=32, channels=1)
-    batch = Batch(image_BCHW=torch.rand(4, 1, 32, 32) * 2 - 1)
+    model: Any = get("vq").config({**get("vq").tiny, "patch": 4}).build(signal=signals.image(32, 1))
+    batch = Batch(signal=torch.rand(4, 1, 32, 32) * 2 - 1)
     exact_norms(model)
     kinds = Kinds()
     with torch.autocast("cpu", torch.bfloat16), kinds:

@@ -1,4 +1,4 @@
-"""The README is true: its file tree, its method table, its links and the commands that it names."""
+"""The pages are true: the method table, the sizes, the trees, the links, the commands that they name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,41 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_file_tree_and_method_table_are_up_to_date() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
     assert spec is not None
     assert spec.loader is not None
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
-    assert readme.refreshed(README) == README, "run `make readme`"
+    for page in readme.PAGES:
+        assert readme.refreshed(page) == (ROOT / page).read_text(), f"{page}: run `make readme`"
+
+
+def test_the_readme_stays_short_and_names_ten_methods() -> None:
+    assert len(README.splitlines()) <= 120
+    from tokenloom.models.core import registry
+
+    named = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert len(named) == 10
+    assert set(named) <= set(registry.names())
+
+
+def test_the_glossary_says_each_term_once_in_one_sentence() -> None:
+    rows = re.findall(r"^\| (?!term|---)(.+?) \| (.+) \|$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    terms = [term for term, _ in rows]
+    assert len(rows) > 60
+    assert len(set(terms)) == len(terms)
+    assert [text for _, text in rows if not re.fullmatch(r"[A-Z].*[^.]\.", text) or re.search(r"\. [A-Z]", text)] == []
+
+
+def test_the_glossary_has_every_axis_kind_and_artifact() -> None:
+    from tokenloom.models.core.config import AXES
+    from tokenloom.models.core.registry import KINDS
+    from tokenloom.tasks.store.records import KINDS as ARTIFACTS
+
+    page = (ROOT / "docs" / "glossary.md").read_text().lower()
+    for word in {*AXES, *KINDS, *ARTIFACTS}:
+        assert word in page, word
 
 
 def test_links_inside_the_project_lead_somewhere() -> None:

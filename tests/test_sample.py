@@ -155,6 +155,7 @@ def in_training(store: Store, tmp_path: Path) -> tuple[Store, str, torch.nn.Modu
         "spec": spec.to_dict(),
         "tokenizer": world().store.record(world().var).inputs["tokenizer"].to_dict(),
         "classes": list("0123456789"),
+        "sample": {"guidance": 3.0},
     }
     store.storage.write(f"{folder}/{PLAN}", json.dumps(plan).encode())
     state = {f"model.{n}": t for n, t in model.state_dict().items()}
@@ -168,6 +169,7 @@ def test_a_run_still_training_is_sampled_from_its_newest_checkpoint(tmp_path):
     try:
         pair, title = open_model("running", store)
         assert title == f"{folder} at step 40 (still training)"
+        assert pair.sampler.guidance.value == 3.0  # as the run samples
         got = dict(pair.generator.named_parameters())
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(got[name], parameter + 1)  # the average, as a finished run saves it

@@ -13,7 +13,7 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.core.registry import get, names
 from tokenloom.models.parts.orders import Arccos, Count, Even, Steps
-from tokenloom.models.parts.orders.sizes import asked
+from tokenloom.models.parts.orders.sizes import rule_of
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
@@ -110,8 +110,8 @@ def test_asking_for_an_orders_own_number_of_steps_changes_nothing(name: str) -> 
 
 def test_masked_generators_are_among_them() -> None:
     assert {"maskgit", "halton_maskgit", "arpg", "titok_imagebert", "titok_uvitbert"} <= set(STEPPED)
-    assert asked(Even(size=4), Count(count=3)) == Steps(count=3)
-    assert asked(Steps(count=4, curve=Arccos(), rounding="down"), Count(count=3)) == Steps(count=3, curve=Arccos(), rounding="down")
+    assert rule_of(Even(size=4), Count(count=3)) == Steps(count=3)
+    assert rule_of(Steps(count=4, curve=Arccos(), rounding="down"), Count(count=3)) == Steps(count=3, curve=Arccos(), rounding="down")
 
 
 def test_bursts_take_no_number_of_steps() -> None:

@@ -14,7 +14,7 @@ from small_quantizers import check_inputs
 from tiny_tokenizers import DIM, ROWS, SIZE, build, images, latents, train
 from torch import Tensor, nn
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
@@ -176,7 +176,7 @@ def test_band_inputs_equal_incremental_inputs() -> None:
 @pytest.mark.parametrize("codec", ["flexvar_vq", "nfig"])
 def test_next_scale_generators_stand_on_them(codec: str) -> None:
     """One scale at a time gives what all scales at once give."""
-    tokenizer = ModelSpec("tokenizer", codec, dict(registry.get(codec).tiny), {}, {"size": SIZE, "channels": 1})
+    tokenizer = ModelSpec("tokenizer", codec, dict(registry.get(codec).tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})
     base = cast(Autoencoder, tokenizer.build())
     cast(Any, base.quantizer).codebook.weight.data.normal_()
     given = {"layout": base.layout.to_dict(), "classes": 3, "tokenizer": tokenizer.to_dict()}

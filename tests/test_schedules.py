@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,26 +16,21 @@ from unittest import mock
 
 import pytest
 from databases import empty_database
-from stand_ins import draw_here
+from inline_runs import here_fixture, ran, scheduled  # noqa: F401
 from toy_runs import complete, images, run, source_fixture, statuses  # noqa: F401
 
 from tokenloom.configs.load import load_run
-from tokenloom.configs.schema import ClusterConfig, RunConfig
+from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.flows import planning
-from tokenloom.flows.pipeline import pipeline
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.settings import ExecutionSettings
-from tokenloom.tasks.extract import Encoder
-from tokenloom.tasks.features import Protocol
 from tokenloom.tasks.runtime.checks import check_warm_start
 from tokenloom.tasks.store.artifacts import Artifact, Store
 from tokenloom.tasks.store.lineage import lineage_of
 from tokenloom.tasks.tracking.registry import tags_of
 from tokenloom.tasks.training import warm_start
-from tokenloom.tasks.training.train_loop import train
 
-CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))
 ALL = ["ingest", "train_tokenizer", "extract", "features", "train_generator", "evaluate", "register"]
 
 
@@ -49,41 +43,6 @@ def retrain(folder: Path, *sets: str) -> RunConfig:
         "evaluate={samples: 10, neighbours: 1, components: 2, metrics: [fd, precision_recall]}",
         *sets,
     )
-
-
-def encode_here(todo: Any, step: Any, store: Store, cluster: ClusterConfig, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    encoder = Encoder(store.uri, str(store.root), step.inputs["tokenizer"].to_dict(), 1, "cpu")
-    for key, shard, views in todo:
-        yield key, encoder.encode(shard, views, f"{folder}/shards/{shard['split']}-{key}.parquet")
-
-
-def fit_here(job: Any, *_: Any) -> dict[str, Any]:
-    return train(job)
-
-
-@pytest.fixture
-def here(store: Store) -> Iterator[Store]:
-    """A store with MLflow's tables, in which no step starts Ray and no page is sent to Prefect."""
-    (store.root / "mlflow.db").write_bytes(empty_database())
-    quick = mock.patch("tokenloom.tasks.features.PROTOCOL", Protocol(steps=5))
-    pages = [mock.patch(f"tokenloom.flows.pages.create_{what}_artifact") for what in ("table", "markdown", "image", "link")]
-    inline = [
-        mock.patch("tokenloom.tasks.distributed._fit", fit_here),
-        mock.patch("tokenloom.tasks.extract._encode", encode_here),
-        mock.patch("tokenloom.tasks.evaluation.draw._finished", draw_here),
-    ]
-    with quick, pages[0], pages[1], pages[2], pages[3], inline[0], inline[1], inline[2]:
-        yield store
-
-
-def scheduled(config: RunConfig, store: Store) -> tuple[dict[str, dict[str, Any]], str]:
-    """One flow run: its rows by step, and the message of its state."""
-    state = pipeline.fn(config, CPU, str(store.root), store.uri)
-    return {row["name"]: row for row in state.data}, state.message or ""
-
-
-def ran(rows: dict[str, dict[str, Any]]) -> list[str]:
-    return [name for name, row in rows.items() if row["status"] == "ran"]
 
 
 def aliases(store: Store) -> dict[str, int]:
@@ -106,6 +65,8 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:
     assert aliases(here) == {"champion": 1, "challenger": 1}
     generator = here.records("generator")[0]
     assert "warm_start" not in generator.inputs  # there was no champion yet
+    plan = json.loads(here.storage.read(f"{generator.artifact.folder}/plan.json"))
+    assert plan["sample"] == identity(config.sample)  # so that it is sampled while it trains as the run samples
 
     again, said = scheduled(config, here)
     assert ran(again) == []
@@ -246,7 +207,7 @@ def test_shapes_are_strict() -> None:
         "var_vq",
         {"scales": [1, 2], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 1},
         {},
-        {"size": 8, "channels": 1},
+        {"signal": signals.image(8, 1).to_dict()},
     ).to_dict()
     given = {"layout": layout, "classes": 2, "tokenizer": tokenizer}
     small, deep = (ModelSpec("generator", "var", {"depth": d, "width": 16, "heads": 1}, {}, given) for d in (1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
@@ -19,7 +20,11 @@ def model(flips: float) -> GroupGenerator:
     """A tiny Infinity over three scales of six bits."""
     torch.manual_seed(0)
     codec = ModelSpec(
-        "tokenizer", "infinity_bsq", {**get("infinity_bsq").tiny, "scales": (1, 2, 4), "bits": 6}, {}, {"size": 16, "channels": 1}
+        "tokenizer",
+        "infinity_bsq",
+        {**get("infinity_bsq").tiny, "scales": (1, 2, 4), "bits": 6},
+        {},
+        {"signal": signals.image(16, 1).to_dict()},
     )
     given = {"layout": LAYOUT.to_dict(), "classes": 3, "tokenizer": codec.to_dict()}
     built = ModelSpec("generator", "infinity", {**get("infinity").tiny, "flips": flips}, {}, given).build()
@@ -31,20 +36,20 @@ def bits() -> torch.Tensor:
     return torch.randint(2, (ROWS, LAYOUT.length, 6), generator=torch.Generator().manual_seed(1))
 
 
-def told(flips: float, step: int = 0) -> tuple[Corrected, torch.Tensor, torch.Tensor]:
+def corrupt(flips: float, step: int = 0) -> tuple[Corrected, torch.Tensor, torch.Tensor]:
     feed = model(flips).feed
     assert isinstance(feed, Corrected)
-    return feed, *feed.told(bits(), Draws.whole(0, step, ROWS))
+    return feed, *feed.corrupt(bits(), Draws.whole(0, step, ROWS))
 
 
 def test_without_flips_nothing_changes() -> None:
-    _, given, said = told(0.0)
+    _, given, said = corrupt(0.0)
     assert torch.equal(given, bits())
     assert torch.equal(said, bits())
 
 
 def test_bits_are_kept_until_one_is_flipped() -> None:
-    feed, given, said = told(0.3, step=3)
+    feed, given, said = corrupt(0.3, step=3)
     flipped = [(g != s).flatten(1).any(1) for g, s in zip(feed.bits.split(given), feed.bits.split(said))]
     assert any(bool(f.any()) for f in flipped)
     stored, touched = feed.bits.split(bits()), torch.zeros(ROWS, dtype=torch.bool)
@@ -54,7 +59,7 @@ def test_bits_are_kept_until_one_is_flipped() -> None:
 
 
 def test_what_is_said_mends_what_was_flipped() -> None:
-    feed, given, said = told(1.0, step=2)
+    feed, given, said = corrupt(1.0, step=2)
     quantizer = feed.bits
     z = quantizer.lookup(bits())
     flipped, first = quantizer.split(given)[0], quantizer.split(bits())[0]
@@ -70,7 +75,7 @@ def test_what_is_said_mends_what_was_flipped() -> None:
 def test_only_training_flips_and_any_part_of_a_batch_alike() -> None:
     built = model(0.5)
     torch.nn.init.normal_(built.head.out.weight, std=0.5)  # type: ignore[union-attr, arg-type]
-    batch = Batch(tokens=Tokens(bits(), LAYOUT), condition=Labels(torch.arange(ROWS) % 3))
+    batch = Batch(tokens=Tokens(bits(), LAYOUT), conditions=Labels(torch.arange(ROWS) % 3))
     plain = model(0.0)
     plain.load_state_dict(built.state_dict())
     draws = Draws.whole(0, 3, ROWS)
@@ -78,7 +83,7 @@ def test_only_training_flips_and_any_part_of_a_batch_alike() -> None:
         built.eval().losses(batch, "main", draws)["loss"], plain.eval().losses(batch, "main", Draws.whole(0, 3, ROWS))["loss"]
     )
     feed = built.feed
-    whole = feed.told(bits(), Draws.whole(0, 3, ROWS))
-    part = feed.told(bits()[4:9], Draws(0, 3, 1, 4, 9, ROWS))
+    whole = feed.corrupt(bits(), Draws.whole(0, 3, ROWS))
+    part = feed.corrupt(bits()[4:9], Draws(0, 3, 1, 4, 9, ROWS))
     assert all(torch.equal(w[4:9], p) for w, p in zip(whole, part))
     assert not torch.equal(whole[0], whole[1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -26,7 +26,7 @@ def images() -> Tensor:
 
 
 def spec() -> ModelSpec:
-    given = {"size": SIZE, "channels": 1, "features": shape_of(1, 3, Protocol(width=4, features=8))}
+    given = {"signal": signals.image(SIZE, 1).to_dict(), "features": shape_of(1, 3, Protocol(width=4, features=8))}
     return ModelSpec("tokenizer", "gigatok", dict(registry.get("gigatok").tiny), {}, given)
 
 
@@ -85,6 +85,6 @@ def test_encoding_and_decoding_need_no_teacher_and_training_says_that_it_does() 
     with pytest.raises(ConfigError, match="classifier"):
         model.losses(Batch(images()), "main", Draws.whole(0, 0, ROWS))
     with pytest.raises(ConfigError, match="given none"):
-        replace(spec(), given={"size": SIZE, "channels": 1}).build()
+        replace(spec(), given={"signal": signals.image(SIZE, 1).to_dict()}).build()
     with pytest.raises(ConfigError, match=r"depth=7: the decoder has 2 blocks"):
         replace(spec(), set={"semantic.depth": 7}).build()

@@ -246,6 +246,21 @@ def test_given_tokens_stay_and_the_others_follow_from_them(name: str, decoder: s
 
 
 @pytest.mark.parametrize("decoder", [None, *DECODERS.values()], ids=["groups", *DECODERS])
+@pytest.mark.parametrize("name", ["raster", "aim"])
+def test_each_row_may_have_a_prompt_of_its_own_length(name: str, decoder: Decoder | None) -> None:
+    model, rows = pair(name), 40
+    prompt_B = torch.arange(rows) % (LENGTH + 1)
+    keep = torch.arange(LENGTH) < prompt_B[:, None]
+    given = torch.randint(CODES, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
+    labels, sampler = Labels(torch.ones(rows, dtype=torch.int64)), replace(PLAIN, decoder=decoder)
+    ids = model.decode(labels, sampler, SampleDraws.of(6, 0, rows), given=given, keep_L=keep)[0].ids
+    assert torch.equal(ids[keep], given[keep])
+    assert not torch.equal(ids, given)
+    alone = model.decode(Labels(labels.label_B[:1]), sampler, SampleDraws.of(6, 17, 18), given=given[17:18], keep_L=keep[17])[0]
+    assert torch.equal(alone.ids[0], ids[17])
+
+
+@pytest.mark.parametrize("decoder", [None, *DECODERS.values()], ids=["groups", *DECODERS])
 def test_rows_end_at_their_stop(decoder: Decoder | None) -> None:
     model, rows = pair("raster"), 200
     labels, sampler = Labels(torch.ones(rows, dtype=torch.int64)), replace(PLAIN, decoder=decoder)

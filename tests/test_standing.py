@@ -17,7 +17,7 @@ from toy_runs import run, source_fixture, stand_in  # noqa: F401
 
 from tokenloom.configs.schema import BaseConfig, ClusterConfig, RunConfig
 from tokenloom.flows import planning
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import Config as PlainConfig
 from tokenloom.models.core.config import ConfigError
@@ -49,14 +49,14 @@ class Above(Tokenizer):
         def needs(self) -> tuple[str, ...]:
             return self.stands_on
 
-        def build(self, *, size: int, channels: int, **given: Any) -> Above:
-            return Above(self, size, channels, **given)
+        def build(self, *, signal: Any, **given: Any) -> Above:
+            return Above(self, signal, **given)
 
-    def __init__(self, config: Config, size: int, channels: int, tokenizer: Any = None, features: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: Config, signal: Any, tokenizer: Any = None, features: dict[str, Any] | None = None) -> None:
         super().__init__()
         assert (tokenizer is not None, features is not None) == ("tokenizer" in config.needs, "features" in config.needs)
         self.config = config
-        self.base = tokenizer.build(size=size, channels=channels).requires_grad_(False) if tokenizer else None
+        self.base = tokenizer.build(signal=signal).requires_grad_(False) if tokenizer else None
         self.judge = Classifier.of(features).requires_grad_(False) if features else None
         self.shift = nn.Parameter(torch.zeros(())) if config.trained else None
         self.register_buffer("seen", torch.zeros(2))
@@ -72,13 +72,13 @@ class Above(Tokenizer):
             self.judge.load_state_dict(roles["features"].state_dict())
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        mean = self.judge(batch.image_BCHW)[0].mean() if self.judge is not None else batch.image_BCHW.mean()
+        mean = self.judge(batch.signal)[0].mean() if self.judge is not None else batch.signal.mean()
         return {"loss": (self.shift - mean).square()}
 
     def finish(self, batches: Iterator[Batch]) -> None:
         assert not self.training
         for batch in batches:
-            self.seen += torch.stack([batch.image_BCHW.double().mean().float(), torch.ones(())])
+            self.seen += torch.stack([batch.signal.double().mean().float(), torch.ones(())])
 
     def encode(self, image_BCHW: Tensor) -> Tokens:
         image_BCHW = self.base.decode(self.base.encode(image_BCHW)) if self.base is not None else image_BCHW
@@ -169,12 +169,12 @@ def test_what_cannot_stand_is_said_before_any_work(source: Path, store: Store, b
 
 
 def test_a_base_of_images_of_another_size(source: Path, store: Store) -> None:
-    spec = {"kind": "tokenizer", "recipe": "vq", "args": TINY, "set": {}, "given": {"size": 16, "channels": 1}}
+    spec = {"kind": "tokenizer", "recipe": "vq", "args": TINY, "set": {}, "given": {"signal": signals.image(16, 1).to_dict()}}
     from tokenloom.tasks.store.artifacts import StepSpec
 
     stand_in(StepSpec("train_tokenizer", 1, "tokenizer", "other", {}, {}), store, {"spec": spec})
     config = above(source, base={"use": "other"})
-    with pytest.raises(ConfigError, match=r"tokenizer\.base\.use='other'.*size 16.*data\.size is 8"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.base\.use='other'.*made for shape 16x16, the data has 8x8"):
         planning.check(config, store, planning.plan(config, store))
 
 
@@ -241,7 +241,7 @@ def test_finish_sees_the_first_batches_once_and_shapes_what_is_saved(ground: Gro
     train(job)
     weights = load_model(Path(ground.store.storage.local_path(job.folder)))[0]
     loader = Loader(job.rows, ground.store.cache)
-    means = [loader.get(indices(0, i, 8, 64)).image_BCHW.double().mean() for i in range(8)]
+    means = [loader.get(indices(0, i, 8, 64)).signal.double().mean() for i in range(8)]
     assert weights.seen[1] == 8  # 64 rows are 8 batches, fewer than the most there may be
     assert BATCHES == 64
     torch.testing.assert_close(weights.seen[0].double(), torch.stack(means).sum(), atol=1e-5, rtol=0)

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from words import LAYOUT, READ, TEXTS, model, noisy, spec, trained
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Labels, Text, TextFeatures, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, Labels, Text, TextFeatures, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.parts.characters import Characters
 from tokenloom.models.sampling.sampler import Sampler
@@ -23,21 +25,21 @@ from tokenloom.models.sampling.sampler import Sampler
 def test_a_text_is_read_alike_whatever_stands_beside_it(prefix: str) -> None:
     built = noisy(model({"characters": {**READ, "prefix": prefix}}))
     tokens = Tokens(torch.randint(4, (3, 4), generator=torch.Generator().manual_seed(0)), LAYOUT)
-    together = built.log_prob(Batch(tokens=tokens, condition=Text.of(["a", "longer text", None])))
+    together = built.log_prob(Batch(tokens=tokens, conditions=Text.of(["a", "longer text", None])))
     for row, text in enumerate(("a", "longer text", "")):
-        alone = built.log_prob(Batch(tokens=replace(tokens, data=tokens.data[row : row + 1]), condition=Text.of([text])))
+        alone = built.log_prob(Batch(tokens=replace(tokens, data=tokens.data[row : row + 1]), conditions=Text.of([text])))
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
     assert len({round(float(v), 4) for v in together}) == 3  # and the texts do differ
     dirty = Text.of(["a", "longer text", None])
     dirty = Text(torch.where(dirty.byte_BT == 0, 7, dirty.byte_BT), dirty.length_B)  # what stands after the end is not read
-    torch.testing.assert_close(built.log_prob(Batch(tokens=tokens, condition=dirty)), together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(built.log_prob(Batch(tokens=tokens, conditions=dirty)), together, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_a_missing_caption_is_the_null_text() -> None:
     built = noisy(model())
     asked = Text.of(["all zeros", None])
-    assert built.condition.null(asked).length_B.tolist() == [0, 0]  # type: ignore[union-attr]
+    assert built.condition.null(asked)["text"].length_B.tolist() == [0, 0]  # type: ignore[union-attr]
     vectors = built.condition(Text.of([None, ""])).vector_BD
     null = built.condition(built.condition.null(asked)).vector_BD
     torch.testing.assert_close(vectors, null)
@@ -62,25 +64,29 @@ def test_a_share_of_texts_is_dropped_by_the_draws_of_the_step_alone() -> None:
     rows = 400
     text, feature = Text.of(["seven"] * rows), TextFeatures(torch.ones(rows, 5, 3), torch.ones(rows, 5, dtype=torch.bool))
     for made, given in ((model(), text), (model({"encoded": {**READ, "encoder": "x", "features": 3}}), feature)):
-        whole = made.condition.embed(made.condition.drop(given, Draws.whole(0, 3, rows)))[1].any(1)  # type: ignore[operator]
+
+        def read(conditions: Conditions, own: Any = made.condition) -> tuple[Tensor, Tensor]:
+            return own.embed(own.own(conditions))
+
+        whole = read(made.condition.drop(given, Draws.whole(0, 3, rows)))[1].any(1)  # type: ignore[operator]
         assert 0.04 < 1 - float(whole.float().mean()) < 0.16
         half = made.condition.drop(given.part(200, 400), Draws(0, 3, 9, 200, 400, rows))  # type: ignore[attr-defined]
-        assert torch.equal(made.condition.embed(half)[1].any(1), whole[200:])  # type: ignore[operator]
-        assert bool(made.condition.embed(made.condition.drop(given, None))[1].any(1).all())  # type: ignore[operator]
-        assert not made.condition.embed(made.condition.null(given))[1].any()  # type: ignore[operator]
+        assert torch.equal(read(half)[1].any(1), whole[200:])  # type: ignore[operator]
+        assert bool(read(made.condition.drop(given, None))[1].any(1).all())  # type: ignore[operator]
+        assert not read(made.condition.null(given))[1].any()  # type: ignore[operator]
 
 
 def test_any_net_may_be_asked_in_words() -> None:
     """One with slots and steered norms, and one that looks at a memory; no part of the reader is idle."""
     for recipe, prefix in (("var", "summary"), ("infinity", "none")):
         codec = get(recipe).codec
-        made_by = ModelSpec("tokenizer", codec, dict(get(codec).tiny), {}, {"size": 16, "channels": 1})
+        made_by = ModelSpec("tokenizer", codec, dict(get(codec).tiny), {}, {"signal": signals.image(16, 1).to_dict()})
         layout = made_by.build().layout  # type: ignore[union-attr]
         given = {"layout": layout.to_dict(), "classes": 2, "tokenizer": made_by.to_dict()}
         edits = {"condition": {"characters": {**READ, "prefix": prefix}}}
         built = ModelSpec("generator", recipe, dict(get(recipe).tiny), edits, given).build()
         shape = (2, layout.length) + ((layout.codebooks,) if layout.codebooks > 1 else ())
-        batch = Batch(tokens=Tokens(torch.zeros(shape, dtype=torch.long), layout), condition=Text.of(TEXTS))
+        batch = Batch(tokens=Tokens(torch.zeros(shape, dtype=torch.long), layout), conditions=Text.of(TEXTS))
         for parameter in built.parameters():  # heads that start at zero let nothing through
             if not parameter.any():
                 torch.nn.init.normal_(parameter, 0, 0.02)

@@ -10,7 +10,7 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -21,7 +21,7 @@ from tokenloom.models.zoo.tokenizers.titok.module import TwoStage, code_vectors
 from tokenloom.tasks.training.train_state import TrainState
 
 ROWS, SIZE, STEPS = 8, 16, 10
-BASE = ModelSpec("tokenizer", "maskgit_vqgan", dict(registry.get("maskgit_vqgan").tiny), {}, {"size": SIZE, "channels": 1})
+BASE = ModelSpec("tokenizer", "maskgit_vqgan", dict(registry.get("maskgit_vqgan").tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})
 
 
 def base(seed: int = 7) -> Autoencoder:
@@ -33,7 +33,7 @@ def base(seed: int = 7) -> Autoencoder:
 
 def spec(**args: Any) -> ModelSpec:
     tiny = dict(registry.get("titok").tiny) | {"stage2": 0.5} | args
-    return ModelSpec("tokenizer", "titok", tiny, {}, {"size": SIZE, "channels": 1, "tokenizer": BASE.to_dict()})
+    return ModelSpec("tokenizer", "titok", tiny, {}, {"signal": signals.image(SIZE, 1).to_dict(), "tokenizer": BASE.to_dict()})
 
 
 def titok(seed: int = 0, adopt: bool = True, **args: Any) -> TwoStage:
@@ -160,14 +160,14 @@ def test_the_first_stage_names_the_bases_codes() -> None:
 def test_both_stages_learn_one_batch() -> None:
     """Three images, each twice, until hardly a code is missed: the means of ten steps lie far from what is asked."""
     model, batch = titok(tokens=8, width=64, heads=4, stage2=0.25), Batch(torch.cat([images(3)] * 2))
-    assert batch.image_BCHW is not None
+    assert batch.signal is not None
     history = list(zoo.optimize(model, batch, 130))
     first, second = history[:98], history[98:]
 
     def end(rows: list[dict[str, float]], name: str) -> float:
         return sum(row[f"main/{name}"] for row in rows[-10:]) / 10
 
-    assert len(base().eval().encode(batch.image_BCHW).ids.unique()) > 2  # codes worth naming
+    assert len(base().eval().encode(batch.signal).ids.unique()) > 2  # codes worth naming
     assert end(first, "proxy") < 0.3 * first[0]["main/proxy"]
     assert end(first, "proxy_accuracy") > 0.8 > first[0]["main/proxy_accuracy"]
     assert end(second, "mse") < 0.6 * second[0]["main/mse"]
@@ -235,7 +235,7 @@ def test_code_vectors_are_what_the_base_looks_up(recipe: str) -> None:
     """Also of a codebook whose codes are no multiple of the tokens of an image, and of unit vectors."""
     torch.manual_seed(0)
     args = dict(registry.get(recipe).tiny) | {"codes": 21}
-    model = ModelSpec("tokenizer", recipe, args, {}, {"size": SIZE, "channels": 1}).build()
+    model = ModelSpec("tokenizer", recipe, args, {}, {"signal": signals.image(SIZE, 1).to_dict()}).build()
     assert isinstance(model, Autoencoder)
     vectors = code_vectors(model)
     ids = torch.randint(21, (3, model.layout.length), generator=torch.Generator().manual_seed(0))
@@ -251,13 +251,13 @@ def test_without_a_base_only_the_first_stage_is_impossible() -> None:
 
 
 def test_a_base_that_does_not_fit_is_refused() -> None:
-    alone = replace(spec(), given={"size": SIZE, "channels": 1})
+    alone = replace(spec(), given={"signal": signals.image(SIZE, 1).to_dict()})
     with pytest.raises(ConfigError, match="given none"):
         alone.build()
     with pytest.raises(ConfigError, match=r"net\.patch=8"):
         spec(patch=8).build()
-    many = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"size": SIZE, "channels": 1})
-    for other in (many, ModelSpec("tokenizer", "kl", dict(registry.get("kl").tiny), {}, {"size": SIZE, "channels": 1})):
+    many = ModelSpec("tokenizer", "var_vq", dict(registry.get("var_vq").tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})
+    for other in (many, ModelSpec("tokenizer", "kl", dict(registry.get("kl").tiny), {}, {"signal": signals.image(SIZE, 1).to_dict()})):
         with pytest.raises(ConfigError, match=r"tokenizer|patch"):
             replace(spec(), given=spec().given | {"tokenizer": other.to_dict()}).build()
     with pytest.raises(ConfigError, match="stage2"):

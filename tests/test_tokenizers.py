@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -32,7 +32,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build(case: str, seed: int = 0, channels: int = 1, **more: Any) -> Autoencoder:
     recipe, args = CASES[case]
-    spec = ModelSpec("tokenizer", recipe, {**registry.get(recipe).tiny, **args, **more}, {}, {"size": SIZE, "channels": channels})
+    spec = ModelSpec(
+        "tokenizer", recipe, {**registry.get(recipe).tiny, **args, **more}, {}, {"signal": signals.image(SIZE, channels).to_dict()}
+    )
     torch.manual_seed(seed)
     model = spec.build()
     assert isinstance(model, Autoencoder)
@@ -194,15 +196,15 @@ def test_grid_keeps_rows_and_columns() -> None:
 def test_geometry_gives_grid_and_image_back(patch: int) -> None:
     geometry = Geometry(channels=8, multipliers=(1, 2), patch=patch, encoder_blocks=1, decoder_blocks=2, attention=(1,), norm_groups=4)
     z = Encoder(geometry, 3, 5)(torch.randn(2, 3, 32, 32))
-    assert z.shape == (2, 5, *geometry.grid(32))
-    assert geometry.grid(32) == (16 // patch, 16 // patch)
+    assert z.shape == (2, 5, *geometry.grid((32, 32)))
+    assert geometry.grid((32, 32)) == (16 // patch, 16 // patch)
     assert Decoder(geometry, 3, 5)(z).shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
     ("recipe", "args", "size", "words"),
     [
-        ("vq", {}, 18, "size=18: not divisible by the downsampling 4"),
+        ("vq", {}, 18, "size=18x18: not divisible by the downsampling 4"),
         ("var_vq", {"scales": [1, 2, 3]}, 16, r"scales=\[1, 2, 3\].*4x4"),
         ("var_vq", {"codes": 1}, 16, "codes=1"),
         ("vq", {"channels": 12}, 16, "norm_groups=8: does not divide the width 12"),
@@ -215,7 +217,7 @@ def test_geometry_gives_grid_and_image_back(patch: int) -> None:
     ],
 )
 def test_impossible_values_name_the_field(recipe: str, args: dict[str, Any], size: int, words: str) -> None:
-    spec = ModelSpec("tokenizer", recipe, {**registry.get(recipe).tiny, **args}, {}, {"size": size, "channels": 1})
+    spec = ModelSpec("tokenizer", recipe, {**registry.get(recipe).tiny, **args}, {}, {"signal": signals.image(size, 1).to_dict()})
     with pytest.raises(ConfigError, match=words):
         spec.build()
 

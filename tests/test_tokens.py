@@ -140,8 +140,8 @@ def test_the_loader_gives_tokens_with_their_layout(store: Store, tmp_path: Path,
     else:
         assert batch.tokens.data.dtype == torch.float16
         assert batch.tokens.data.numpy().tolist() == expected.tolist()
-    assert isinstance(batch.condition, Labels)
-    assert batch.condition.label_B.tolist() == [5, 0]
+    assert isinstance(batch.conditions["class"], Labels)
+    assert batch.conditions["class"].label_B.tolist() == [5, 0]
 
 
 def test_the_loader_refuses_tokens_of_another_layout(store: Store, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from forks import Started
 from image_rows import write_image_rows
 from safetensors.torch import load_file
 
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import OptimizerSettings
@@ -258,8 +259,8 @@ def test_flat_adamw_is_adamw() -> None:
     """The flat fused optimizer does what torch's own does on separate tensors, decay groups and clipping included."""
     settings = OptimizerSettings(lr=0.05, weight_decay=0.3, clip=0.5, warmup=0.0, schedule="constant")
     torch.manual_seed(0)
-    model = toy.toy(width=5).build(size=4, channels=1)
-    twin = toy.toy(width=5).build(size=4, channels=1)
+    model = toy.toy(width=5).build(signal=signals.image(4, 1))
+    twin = toy.toy(width=5).build(signal=signals.image(4, 1))
     twin.load_state_dict(model.state_dict())
     phase = PhaseOptimizer(model, "autoencoder", settings)
     theirs = dict(twin.phase_parameters("autoencoder"))

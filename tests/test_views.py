@@ -73,7 +73,7 @@ def test_a_run_says_which_views_and_their_names_are_recorded(store: Store, image
     assert rows.view_N.tolist() == [view for view in range(10) for _ in range(count)]
     assert rows.lineage["views"] == list(TEN_CROP)
     pixels = Rows("images", store.uri, tuple(s for s in Rows.of(pictures, store.uri, "train").shards if s.sha256 == shard["images"]), 2)
-    image = Loader(pixels, store.cache).get(np.arange(count)).image_BCHW
+    image = Loader(pixels, store.cache).get(np.arange(count)).signal
     model: Any = load_model(store.fetch(codec))[0]
     with torch.inference_mode():
         for view, name in enumerate(TEN_CROP):

@@ -103,3 +103,12 @@ def test_a_window_needs_no_mask_where_nothing_else_is_cached() -> None:
     held = torch.tensor([[0, 1, 2, 2, 2]])
     assert seen(visibility_of(slots, window=1, key_group_BT=held), 3, 5) == [[[0, 1, 1, 1, 1]] * 3]
     assert visibility_of(slots, key_group_BT=held) == Everything()
+
+
+def test_a_tree_of_drafts_keeps_its_form_under_windows_and_padding() -> None:
+    """Two drafts after one cached slot of padding and one of group 0; the second draft's group is too far from group 0 for the window."""
+    group = torch.tensor([[1, 2]])
+    slots = Slots(torch.zeros(1, 2, 4), group, group, group, visibility=Tree(torch.tensor([[-1, -1]])))
+    keys = torch.tensor([[-1, 0, 1, 2]])
+    assert seen(visibility_of(slots, key_group_BT=keys), 2, 4) == [[[1, 1, 1, 0], [1, 1, 0, 1]]]
+    assert seen(visibility_of(slots, 1, torch.tensor([[False]]), keys), 2, 4) == [[[0, 1, 1, 0], [0, 0, 0, 1]]]

@@ -58,9 +58,9 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
     again, spec = load_model(tmp_path)
     model.eval()
     batch = batch_of(model)
-    if isinstance(model, Tokenizer) and isinstance(again, Tokenizer) and batch.image_BCHW is not None:
-        tokens = model.encode(batch.image_BCHW)  # needs nothing but the model's own weights
-        assert torch.equal(again.encode(batch.image_BCHW).data, tokens.data)
+    if isinstance(model, Tokenizer) and isinstance(again, Tokenizer) and batch.signal is not None:
+        tokens = model.encode(batch.signal)  # needs nothing but the model's own weights
+        assert torch.equal(again.encode(batch.signal).data, tokens.data)
         assert torch.equal(again.decode(tokens), model.decode(tokens))
         if spec.config().needs:  # losses need what the model stands on
             again = build(name, base_steps=30).eval()
@@ -81,7 +81,7 @@ def test_same_seed_same_loss(name: str) -> None:
 def test_tokenizer_round_trip(name: str) -> None:
     model = early(name).eval()
     assert isinstance(model, Tokenizer)
-    tokens = model.encode(batch_of(model).image_BCHW)  # type: ignore[arg-type]
+    tokens = model.encode(batch_of(model).signal)  # type: ignore[arg-type]
     assert tokens.data.shape[0] == ROWS
     if tokens.layout.discrete:
         assert int(tokens.ids.min()) >= 0
@@ -132,7 +132,7 @@ def test_a_density_samples_signals_by_their_seeds_and_has_a_likelihood(name: str
     bits = model.bits_per_dimension(log_prob_B)
     assert bool(((bits > 0) & (bits < 16)).all()), bits
     with pytest.raises(ConfigError, match="was built for signals of shape"):
-        model.log_prob(Batch(image_BCHW=torch.zeros(2, CHANNELS, 3, 3)), Draws.whole(0, 0, 2))
+        model.log_prob(Batch(signal=torch.zeros(2, CHANNELS, 3, 3)), Draws.whole(0, 0, 2))
 
 
 @pytest.mark.parametrize("name", registry.names("generator"))
@@ -143,17 +143,17 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
     batch = batch_of(model)
     model.eval()
     assert batch.tokens is not None
-    assert isinstance(batch.condition, Labels)
+    assert isinstance(batch.conditions["class"], Labels)
     ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
-    steps = list(model.decode_steps(batch.condition, sampler, SampleDraws.of(0, 0, batch.condition.rows), forced=ids))
+    steps = list(model.decode_steps(batch.conditions, sampler, SampleDraws.of(0, 0, batch.conditions.rows), forced=ids))
     plan = model.order.decode(model.layout, ROWS, SampleDraws.of(0, 0, ROWS))
     if plan.choice is not None:
         pytest.skip("the model chooses its own groups")
     with torch.no_grad():
-        taught = model(ids, batch.condition, plan)
+        taught = model(ids, batch.conditions, plan)
         h = torch.cat([s.h_BnD for s in steps], dim=1)
         torch.testing.assert_close(h, taught.repeat_interleave(h.shape[1] // taught.shape[1], dim=1), atol=2e-5, rtol=1e-5)
-        nll = torch.cat([model.head.nll(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
+        nll = torch.cat([model.head.loss(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
         torch.testing.assert_close(-nll.sum(1), model.log_prob(batch), atol=1e-3, rtol=1e-5)
 
 
@@ -165,12 +165,12 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
     batch = batch_of(model)
     model.eval()
     assert batch.tokens is not None
-    assert isinstance(batch.condition, Labels)
+    assert isinstance(batch.conditions["class"], Labels)
     logits = {}
-    null = model.condition.null(batch.condition)
+    null = model.condition.null(batch.conditions)
     # The same groups in all three, also where the model would choose them by its logits.
     plan = replace(model.order.decode(model.layout, ROWS, SampleDraws.of(0, 0, ROWS)), choice=None)
-    for key, condition, weight in (("c", batch.condition, 0.0), ("u", null, 0.0), ("g", batch.condition, 2.0)):
+    for key, condition, weight in (("c", batch.conditions, 0.0), ("u", null, 0.0), ("g", batch.conditions, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
         steps = model.decode_steps(condition, sampler, SampleDraws.of(0, 0, condition.rows), forced=batch.tokens.ids, plan=plan)
         found = [s.logits for s in steps]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch
@@ -20,7 +20,7 @@ SHAPE = shape_of(1, 3, Protocol(width=4, features=8))
 
 
 def build(name: str, seed: int = 0, **more: Any) -> Autoencoder:
-    given = {"size": SIZE, "channels": 1} | ({"features": SHAPE} if name == "digit" else {})
+    given = {"signal": signals.image(SIZE, 1).to_dict()} | ({"features": SHAPE} if name == "digit" else {})
     torch.manual_seed(seed)
     model = ModelSpec("tokenizer", name, {**registry.get(name).tiny, **more}, {}, given).build()
     assert isinstance(model, Autoencoder)

@@ -7,6 +7,7 @@ could differ between one worker and many, or between an interrupted run and a wh
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ import torch
 from forks import Started
 from torch import Tensor, nn
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import Config as BaseConfig
 from tokenloom.models.core.draws import Draws
@@ -48,13 +49,13 @@ class Toy(Method):
         nan_at: int = -1
         metrics: int = 0
 
-        def build(self, size: int, channels: int, **_: Any) -> Toy:
-            return Toy(self, size, channels)
+        def build(self, signal: signals.SignalSpec, **_: Any) -> Toy:
+            return Toy(self, math.prod(signal.shape) * signal.channels)
 
-    def __init__(self, config: Toy.Config, size: int, channels: int) -> None:
+    def __init__(self, config: Toy.Config, pixels: int) -> None:
         super().__init__()
         self.config = config
-        pixels, width = size * size * channels, config.width
+        width = config.width
         layers: list[nn.Module] = [nn.Linear(pixels, width), nn.GELU()]
         for _ in range(config.depth):
             layers += [nn.Linear(width, width), nn.GELU()]
@@ -69,9 +70,9 @@ class Toy(Method):
         return [(n, p) for n, p in self.named_parameters() if n.startswith("rival") == wanted]
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        assert batch.image_BCHW is not None
-        assert isinstance(batch.condition, Labels)
-        x_BN = batch.image_BCHW.flatten(1)
+        assert batch.signal is not None
+        assert isinstance(batch.conditions["class"], Labels)
+        x_BN = batch.signal.flatten(1)
         noisy_BN = x_BN + 0.1 * draws.normal(x_BN.shape[1]).to(x_BN.dtype)
         z_BD = self.encode(noisy_BN)
         z_BD = z_BD * (draws.uniform(z_BD.shape[1]) > 0.1).to(z_BD.dtype)
@@ -97,8 +98,8 @@ class Toy(Method):
         return {"centre": float(self.centre.norm())}
 
     def preview(self, batch: Batch, draws: Draws) -> Tensor:
-        assert batch.image_BCHW is not None
-        return batch.image_BCHW
+        assert batch.signal is not None
+        return batch.signal
 
 
 def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> Toy.Config:
@@ -126,7 +127,7 @@ def job(
     execution = ExecutionSettings(workers=options.pop("workers", 1), micro_batch=options.pop("micro_batch", 0), device="cpu")
     optimizer = OptimizerSettings(lr=options.pop("lr", 3e-3))
     settings = TrainSettings(**{"steps": 20, "batch": 64, "seed": 3, "log_every": 1, "optimizer": optimizer, **options})
-    spec = ModelSpec("density", "toy", args or {}, {}, {"size": 4, "channels": 1})
+    spec = ModelSpec("density", "toy", args or {}, {}, {"signal": signals.image(4, 1).to_dict()})
     root = str(store.root)
     return TrainJob(spec.to_dict(), settings, execution, rows, validation, store.uri, folder, root, None, folder.rpartition("-")[2])
 

@@ -67,7 +67,7 @@ def token_rows(store: Store, captions: list[str | None], split: str = "train") -
 def trained(built: GroupGenerator, condition: Any, ids: Tensor, steps: int = 150) -> GroupGenerator:
     """Trained on these rows, their texts dropped as in a real run."""
     optimizer = torch.optim.AdamW(built.train().parameters(), lr=3e-3)
-    batch = Batch(tokens=Tokens(ids, LAYOUT), condition=condition)
+    batch = Batch(tokens=Tokens(ids, LAYOUT), conditions=condition)
     for step in range(steps):
         loss = built.losses(batch, "main", Draws.whole(0, step, len(ids), steps))["loss"]
         optimizer.zero_grad()

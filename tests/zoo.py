@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tokenloom.models.core import registry
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Method, Tokenizer, Tokens
@@ -25,7 +25,7 @@ STEPS, STAGED, EARLY = 150, 100, 3
 def tokenizer_spec(name: str) -> ModelSpec:
     """The tiny tokenizer of a recipe, given what it stands on: the base that its row of the table names, the data's classifier."""
     recipe = registry.get(name)
-    given: dict[str, Any] = {"size": SIZE, "channels": CHANNELS}
+    given: dict[str, Any] = {"signal": signals.image(SIZE, CHANNELS).to_dict()}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
         given["tokenizer"] = tokenizer_spec(recipe.codec).to_dict()
@@ -40,7 +40,7 @@ def spec_of(name: str) -> ModelSpec:
     if recipe.kind == "tokenizer":
         return tokenizer_spec(name)
     if recipe.kind == "density":
-        return ModelSpec("density", name, dict(recipe.tiny), {}, {"size": SIZE, "channels": CHANNELS})
+        return ModelSpec("density", name, dict(recipe.tiny), {}, {"signal": signals.image(SIZE, CHANNELS).to_dict()})
     codec = tokenizer_spec(recipe.codec)
     tokenizer = codec.build()
     assert isinstance(tokenizer, Tokenizer)
@@ -83,12 +83,12 @@ def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) ->
     if isinstance(model, Generator):
         shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
         ids = torch.randint(model.layout.vocabulary, shape, generator=draw)
-        return Batch(tokens=Tokens(torch.cat([ids] * copies), model.layout), condition=label)
+        return Batch(tokens=Tokens(torch.cat([ids] * copies), model.layout), conditions=label)
     coarse = torch.cat([torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1] * copies)
     image_BCHW = torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
     if isinstance(model, Density):  # as data is: 256 values
         image_BCHW = ((image_BCHW + 1) * 127.5).round() / 127.5 - 1
-    return Batch(image_BCHW=image_BCHW, condition=label)
+    return Batch(signal=image_BCHW, conditions=label)
 
 
 def batch_to_learn(model: Method) -> Batch:
@@ -124,10 +124,10 @@ def image_error(model: Method, batch: Batch) -> float:
     """Squared error of a tokenizer's images after encoding and decoding; 0 for a generator."""
     if not isinstance(model, Tokenizer):
         return 0.0
-    assert batch.image_BCHW is not None
+    assert batch.signal is not None
     training = model.training
     model.eval()
-    error = float((model.decode(model.encode(batch.image_BCHW)) - batch.image_BCHW).square().mean())
+    error = float((model.decode(model.encode(batch.signal)) - batch.signal).square().mean())
     model.train(training)
     return error
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import Config, ConfigError, from_dict
 from tokenloom.models.core.protocols import Method, TokenLayout
+from tokenloom.models.core.signals import SignalSpec, upgraded
 
 #: Number of the form of ``model.json``, raised when what is written can no longer be read by an older version.
 FORMAT = 2
@@ -29,7 +30,7 @@ FORMAT = 2
 class ModelSpec:
     """A recipe with its arguments and what the data gives: enough to build the model anywhere.
 
-    ``given`` of a tokenizer: ``size``, ``channels``.  Of a generator: ``layout``, ``classes`` and ``tokenizer``
+    ``given`` of a tokenizer: ``signal`` (``SignalSpec`` as plain data).  Of a generator: ``layout``, ``classes`` and ``tokenizer``
     (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that stands on
     other models (its config's ``needs``) also ``tokenizer`` (the spec of its base) and ``features`` (the classifier's shape).
     ``resolved`` is the canonical form of the full config, once it is decided: then recipe, arguments and edits only say where
@@ -42,6 +43,9 @@ class ModelSpec:
     set: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     resolved: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "given", upgraded(self.given))
 
     def config(self) -> Config:
         """The full config: the resolved one, or the recipe's of today.
@@ -69,8 +73,10 @@ class ModelSpec:
         if given.get("tokenizer"):
             tokenizer = ModelSpec.from_dict(given["tokenizer"])
             # Of what the tokenizer was given itself, the image alone counts: its own base is inside of it.
-            given = {k: tokenizer.given[k] for k in ("size", "channels") if k in tokenizer.given} | given
+            given = {k: tokenizer.given[k] for k in ("signal",) if k in tokenizer.given} | given
             given["tokenizer"] = tokenizer.config()
+        if "signal" in given:
+            given["signal"] = SignalSpec.from_dict(given["signal"])
         try:
             return cast(Method, cast(Any, self.config()).build(**given))
         except (ValueError, TypeError) as error:

@@ -1,7 +1,7 @@
 """The nouns and verbs that every method shares.
 
 Shapes: B batch, L tokens, Q codebooks, C channels, H W image rows and columns, T text length, D width.
-A tokenizer encodes images to ``Tokens`` and decodes them; a generator learns and samples ``Tokens``.
+A tokenizer encodes a signal (images, series) to ``Tokens`` and decodes them; a generator learns and samples ``Tokens``.
 Anything that meets these verbs trains, samples, is evaluated and is registered by the same pipeline.
 """
 
@@ -21,12 +21,23 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.layout import LayoutError as LayoutError
 from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
+from tokenloom.models.core.requests import Conditions as Conditions
 from tokenloom.models.core.requests import Labels as Labels
 from tokenloom.models.core.requests import Text as Text
 from tokenloom.models.core.requests import TextFeatures as TextFeatures
+from tokenloom.models.core.requests import Values as Values
 
 if TYPE_CHECKING:
     from tokenloom.models.sampling.sampler import Sampler
+
+
+#: What is known of a log-likelihood: itself, a bound on it, or nothing that can be computed.
+Likelihood = Literal["exact", "bound", "none"]
+
+
+def weakest(*parts: Likelihood) -> Likelihood:
+    """The likelihood of a whole, whose parts have these."""
+    return "none" if "none" in parts else "bound" if "bound" in parts else "exact"
 
 
 @dataclass(frozen=True)
@@ -62,25 +73,29 @@ def tokens_of(tokens: Tokens) -> Tensor:
 class Batch:
     """What a loader yields: the rows of one rank's share of a global batch (or of a micro-batch).
 
-    ``image_BCHW`` is float32 in [-1, 1]; tokenizers read images, generators read ``tokens`` and ``condition``.
+    ``signal`` is float32 (B, channels, *shape) as the data's ``SignalSpec`` says (an image (B, C, H, W) in [-1, 1]); tokenizers take the
+    signal, generators ``tokens`` and ``conditions``.  One condition alone goes by the name of its type.
     """
 
-    image_BCHW: Tensor | None = None
+    signal: Tensor | None = None
     tokens: Tokens | None = None
-    condition: Condition | None = None
+    conditions: Conditions = field(default_factory=Conditions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conditions", Conditions.of(self.conditions))
 
     @property
     def rows(self) -> int:
         """Number of rows B."""
-        data = self.image_BCHW if self.image_BCHW is not None else self.tokens.data if self.tokens else None
+        data = self.signal if self.signal is not None else self.tokens.data if self.tokens else None
         return 0 if data is None else len(data)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
         return Batch(
-            None if self.image_BCHW is None else self.image_BCHW.to(device),
+            None if self.signal is None else self.signal.to(device),
             None if self.tokens is None else self.tokens.to(device),
-            None if self.condition is None else self.condition.to(device),
+            self.conditions.to(device),
         )
 
 
@@ -144,20 +159,20 @@ class Method(nn.Module, ABC):
 
 
 class Tokenizer(Method):
-    """Images to tokens and back."""
+    """A signal to tokens and back."""
 
     @property
     @abstractmethod
     def layout(self) -> TokenLayout:
-        """Layout of the tokens of one image (its ``tokenizer`` field is filled by the pipeline)."""
+        """Layout of the tokens of one item (its ``tokenizer`` field is filled by the pipeline)."""
 
     @abstractmethod
-    def encode(self, image_BCHW: Tensor) -> Tokens:
-        """Images in [-1, 1] to tokens; deterministic, in eval mode."""
+    def encode(self, signal: Tensor) -> Tokens:
+        """Signals (B, channels, *shape), images in [-1, 1], to tokens; deterministic, in eval mode."""
 
     @abstractmethod
     def decode(self, tokens: Tokens) -> Tensor:
-        """Tokens to images (B, C, H, W) clamped to [-1, 1]; raises ``LayoutError`` for foreign tokens."""
+        """Tokens to signals (B, channels, *shape), images clamped to [-1, 1]; raises ``LayoutError`` for foreign tokens."""
 
 
 class Generator(Method):
@@ -166,7 +181,7 @@ class Generator(Method):
     layout: TokenLayout
 
     @abstractmethod
-    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+    def generate(self, conditions: Conditions, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition, each a function of its own condition and seed, whatever the batch."""
 
     def check_sampler(self, sampler: Sampler) -> None:
@@ -181,13 +196,13 @@ class Generator(Method):
             raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
 
     def log_prob(self, batch: Batch) -> Tensor:
-        """Log-likelihood in nats (B,), where it exists."""
+        """Log-likelihood in nats (B,), or a bound on it from below, as ``likelihood`` says."""
         raise NotImplementedError(f"{type(self).__name__} has no tractable likelihood")
 
     @property
-    def has_log_prob(self) -> bool:
-        """Whether ``log_prob`` exists."""
-        return type(self).log_prob is not Generator.log_prob
+    def likelihood(self) -> Likelihood:
+        """What ``log_prob`` is."""
+        return "none" if type(self).log_prob is Generator.log_prob else "exact"
 
 
 class Density(Method):
@@ -203,7 +218,7 @@ class Density(Method):
         """Log-likelihood in nats (B,), or a lower bound in expectation over ``draws``."""
 
     @abstractmethod
-    def sample(self, condition: Condition | None, draws: SampleDraws) -> Tensor:
+    def sample(self, conditions: Conditions | None, draws: SampleDraws) -> Tensor:
         """One signal (B, *shape) for each of the draws' samples, in the data's range; ``condition`` is ignored where there is none."""
 
     def bits_per_dimension(self, log_prob_B: Tensor) -> Tensor:
@@ -216,7 +231,7 @@ class Density(Method):
         Raises:
             ConfigError: it has none, or one of another shape.
         """
-        signal = batch.image_BCHW
+        signal = batch.signal
         if signal is None or signal.shape[1:] != self.shape:
             found = "none" if signal is None else str(tuple(signal.shape[1:]))
             raise ConfigError(f"signal: {type(self).__name__} was built for signals of shape {self.shape}, the batch has {found}")

@@ -1,12 +1,13 @@
-"""What a sample is asked to be: a class, a text as it is written, or the features of a text.
+"""Conditions of samples by name: a class, a text as it is written, features of a text, values such as an image or a history.
 
 Shapes: B rows, T bytes or pieces of text, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Labels:
     """Class condition: (B,) int64; the value ``classes`` (one past the last) is the null class."""
+
+    name: ClassVar[str] = "class"
 
     label_B: Tensor
 
@@ -37,6 +40,8 @@ class Text:
 
     No bytes at all are the null text.
     """
+
+    name: ClassVar[str] = "text"
 
     byte_BT: Tensor
     length_B: Tensor
@@ -67,6 +72,8 @@ class Text:
 class TextFeatures:
     """Text condition from a frozen encoder: features (B, T, D) and mask (B, T), true where text is."""
 
+    name: ClassVar[str] = "features"
+
     feature_BTD: Tensor
     mask_BT: Tensor | None = None
 
@@ -83,4 +90,79 @@ class TextFeatures:
         return TextFeatures(self.feature_BTD[start:stop], None if self.mask_BT is None else self.mask_BT[start:stop])
 
 
-Condition = Labels | Text | TextFeatures
+@dataclass(frozen=True)
+class Values:
+    """Numbers of each row (B, C, …) float: a control image, a mask, the history of a series.
+
+    ``given_B`` is false where a row has none (null).
+    """
+
+    name: ClassVar[str] = "values"
+
+    value: Tensor
+    given_B: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return len(self.value)
+
+    @property
+    def present_B(self) -> Tensor:
+        """(B,) bool: which rows have values."""
+        return torch.ones(self.rows, dtype=torch.bool, device=self.value.device) if self.given_B is None else self.given_B
+
+    def to(self, device: torch.device | str) -> Values:
+        return Values(self.value.to(device), None if self.given_B is None else self.given_B.to(device))
+
+    def part(self, start: int, stop: int) -> Values:
+        """Rows ``start:stop``."""
+        return Values(self.value[start:stop], None if self.given_B is None else self.given_B[start:stop])
+
+
+Condition = Labels | Text | TextFeatures | Values
+
+
+@dataclass(frozen=True)
+class Conditions(Mapping[str, Condition]):
+    """The conditions of some rows, by name (``class``, ``text``, ``features``, or a column of the data)."""
+
+    by_name: Mapping[str, Condition] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len({condition.rows for condition in self.by_name.values()}) > 1:
+            counts = {name: condition.rows for name, condition in self.by_name.items()}
+            raise ValueError(f"conditions of different numbers of rows: {counts}")
+
+    @classmethod
+    def of(cls, given: Conditions | Condition | None) -> Conditions:
+        """These conditions; one alone goes by the name of its type."""
+        if given is None or isinstance(given, Conditions):
+            return cls() if given is None else given
+        return cls({given.name: given})
+
+    def __getitem__(self, name: str) -> Condition:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B; 0 without any condition."""
+        return next((condition.rows for condition in self.by_name.values()), 0)
+
+    def with_(self, name: str, condition: Condition) -> Conditions:
+        """The same with one condition set."""
+        return Conditions({**self.by_name, name: condition})
+
+    def to(self, device: torch.device | str) -> Conditions:
+        """The conditions on a device."""
+        return Conditions({name: condition.to(device) for name, condition in self.by_name.items()})
+
+    def part(self, start: int, stop: int) -> Conditions:
+        """Rows ``start:stop``."""
+        return Conditions({name: condition.part(start, stop) for name, condition in self.by_name.items()})

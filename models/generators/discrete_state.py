@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Condition, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import rows_of, tokens_of
 from tokenloom.models.generators.noising import Absorbing, Noise
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.feeds.base import TokenTable, span
-from tokenloom.models.parts.heads.categorical import Categorical, guide, pick, single
+from tokenloom.models.parts.feeds.base import span
+from tokenloom.models.parts.feeds.embedding import Ids
+from tokenloom.models.parts.heads.categorical import Categorical, pick, single
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.orders.sizes import Count, Curve, Steps, Straight
 from tokenloom.models.parts.plan import Choice
@@ -79,7 +81,7 @@ class DiscreteState(protocols.Generator):
         self.config, self.layout, self.sampler = config, layout, config.sampler
         self.codes, width = single(layout), config.net.width
         self.condition = config.condition.build(classes, width)
-        self.table = TokenTable(layout, width, spare=config.noise.extra)
+        self.table = Ids(layout, width, spare=config.noise.extra)
         self.position = nn.Parameter(torch.empty(1, layout.length, width))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.clock: nn.Module | None = None
@@ -91,20 +93,19 @@ class DiscreteState(protocols.Generator):
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: that of the noise, at a random step of the chain for each row; the batch's steps are spread evenly."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         ids, steps, length = tokens_of(batch.tokens), self.config.steps, self.layout.length
         row = torch.arange(draws.start, draws.stop) / draws.total
         step = ((draws.shared_uniform().cpu() + row).frac() * steps).long().clamp_max(steps - 1).to(ids.device)
         t, s = self._keep(step / steps), self._keep((step + 1) / steps)
         noisy = self.config.noise.corrupt(ids, t, draws.uniform(length), draws.uniform(length), self.codes)
-        condition = self.condition.drop(batch.condition, draws if self.training else None)
-        logits = self.logits(noisy, step / steps, condition, draws if self.training else None)
+        conditions = self.condition.drop(batch.conditions, draws if self.training else None)
+        logits = self.logits(noisy, step / steps, conditions, draws if self.training else None)
         return {"loss": self.config.noise.loss(logits, ids, noisy, s, t, steps).mean()}
 
-    def logits(self, x_BL: Tensor, time_B: Tensor, condition: Condition, draws: Draws | None = None) -> Tensor:
+    def logits(self, x_BL: Tensor, time_B: Tensor, conditions: Conditions, draws: Draws | None = None) -> Tensor:
         """(B, L, V) logits of the data given tokens or [MASK]."""
-        cond = self.condition(condition)
+        cond = self.condition(conditions)
         x = dropout(self.table(x_BL) + self.position, self.config.dropout, draws)
         place = span(0, self.layout.length, x.device)
         modulation = cond.vector_BD
@@ -114,28 +115,28 @@ class DiscreteState(protocols.Generator):
         return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+    def generate(self, conditions: Conditions, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition; ``sample.steps`` sets the number of steps."""
-        return self._collect(self.states(condition, sampler, draws))
+        return self._collect(self.states(conditions, sampler, draws))
 
     @torch.no_grad()
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, conditions: Conditions, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it: in each step they are shown
         with as much noise as the others."""
         self.layout.check(tokens.layout)
-        return self._collect(self.states(condition, sampler, draws, tokens_of(tokens), keep_L))
+        return self._collect(self.states(conditions, sampler, draws, tokens_of(tokens), keep_L))
 
     @torch.no_grad()
     def states(
         self,
-        condition: Condition,
+        conditions: Conditions,
         sampler: Sampler,
         draws: SampleDraws,
         given: Tensor | None = None,
         keep_L: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The tokens (B, L) after each step; [MASK] is the id after the last code."""
-        rows, length, device = rows_of(condition), self.layout.length, self.position.device
+        rows, length, device = rows_of(conditions), self.layout.length, self.position.device
         keep_L = torch.zeros(length, dtype=torch.bool, device=device) if keep_L is None else keep_L.to(device)
         steps, noise = self._steps(sampler), self.config.noise
 
@@ -158,8 +159,8 @@ class DiscreteState(protocols.Generator):
             moment = Moment(step, steps, before, after, length)
             time = torch.full((rows,), step / steps, device=device)
             weight = sampler.guidance.on(moment)
-            null = self.logits(x, time, self.condition.null(condition)) if weight else None
-            logits = guide(self.logits(x, time, condition), null, weight)
+            null = self.logits(x, time, self.condition.null(conditions)) if weight else None
+            logits = guide(self.logits(x, time, conditions), null, weight)
             if self.config.choice is None:
                 later = self._keep(time + 1 / steps)
                 warm = logits / max(sampler.temperature.on(moment), 1e-6)

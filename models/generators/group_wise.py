@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Condition, Conditions, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.protocols import tokens_of as tokens_of
 from tokenloom.models.objectives.base import Objective
 from tokenloom.models.objectives.nll import NLL
@@ -98,9 +98,9 @@ class GroupGenerator(protocols.Generator):
             raise protocols.LayoutError(f"this generator is bound to its grids {self.layout.grids}: {error}") from error
         return other.train(self.training)
 
-    def forward(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
+    def forward(self, data: Tensor, conditions: Conditions | Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
         """Teacher forcing: hidden states (B, N, D) or (B, N, K, D) in the order of the plan's sequence, N being L over the feed's share."""
-        plan, cond = plan.to(data.device), self.condition(self.condition.drop(condition, draws))
+        plan, cond = plan.to(data.device), self.condition(self.condition.drop(conditions, draws))
         if self.feed.passes == "whole" and plan.groups > 1:
             # Without causal masks each group needs a pass of its own, in which all earlier ones are known.
             return torch.cat([self.parallel(data, part, cond, draws) for part in plan.one_by_one()], dim=1)
@@ -116,25 +116,35 @@ class GroupGenerator(protocols.Generator):
         """The loss of the config's objective."""
         return self.objective.losses(self, batch, phase, draws)
 
-    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
-        """(B, L) negative log-likelihoods in nats in the order of the plan's sequence, of ``target`` where it is not the tokens given."""
-        h = self(data, condition, plan, draws)
+    def nll(
+        self,
+        data: Tensor,
+        conditions: Conditions,
+        plan: Plan,
+        draws: Draws | None,
+        target: Tensor | None = None,
+        noise: Draws | None = None,
+    ) -> Tensor:
+        """(B, L) losses of the head in the order of the plan's sequence: nats where its ``likelihood`` is exact or a bound.
+
+        ``target`` are the tokens to predict where they are not those given; ``draws`` (None: none) drop out, ``noise`` is for the head.
+        """
+        h = self(data, conditions, plan, draws)
         target = take(data if target is None else target, plan.sequence_BL.to(data.device))
         if h.shape[1] == target.shape[1]:
-            return self.head.nll(h, target)
-        return self.head.nll(h, target.unflatten(1, (h.shape[1], -1))).flatten(1)
+            return self.head.loss(h, target, noise)
+        return self.head.loss(h, target.unflatten(1, (h.shape[1], -1)), noise).flatten(1)
 
     @property
-    def has_log_prob(self) -> bool:
-        """Not where the order chooses the members of a group by confidence."""
-        return self.order.decode(self.layout, 1, SampleDraws.of(0, 0, 1)).choice is None
+    def likelihood(self) -> protocols.Likelihood:
+        """Of head and order together."""
+        return protocols.weakest(self.head.likelihood, self.order.likelihood)
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
-        return -self.nll(tokens_of(batch.tokens), batch.condition, plan, None).sum(1)
+        return -self.nll(tokens_of(batch.tokens), batch.conditions, plan, None).sum(1)
 
     @property
     def draft(self) -> GroupGenerator | None:
@@ -149,6 +159,7 @@ class GroupGenerator(protocols.Generator):
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
         self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
+        self.head.check_sampler(sampler)
         self.decoder_of(sampler).check(self, sampler)
 
     def decoder_of(self, sampler: Sampler) -> Decoder:
@@ -162,7 +173,7 @@ class GroupGenerator(protocols.Generator):
 
     def decode_steps(
         self,
-        condition: Condition,
+        conditions: Conditions | Condition,
         sampler: Sampler,
         draws: SampleDraws,
         forced: Tensor | None = None,
@@ -174,9 +185,9 @@ class GroupGenerator(protocols.Generator):
         ``forced`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for tests, scoring
         and in-painting.  ``plan`` replaces the order's.
         """
-        yield from GroupWise().steps(DecodingSession(self, condition, sampler, draws, plan=plan, given=forced, keep_L=keep_L))
+        yield from GroupWise().steps(DecodingSession(self, conditions, sampler, draws, plan=plan, given=forced, keep_L=keep_L))
 
-    def decode(self, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+    def decode(self, conditions: Conditions | Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         """One sample per row of the condition by the sampler's decoder, and how it was made; ``given``: see ``DecodingSession``.
 
         Raises:
@@ -184,24 +195,24 @@ class GroupGenerator(protocols.Generator):
         """
         decoder = self.decoder_of(sampler)
         decoder.check(self, sampler)
-        return decoder.run(self, condition, sampler, draws, **given)
+        return decoder.run(self, conditions, sampler, draws, **given)
 
-    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+    def generate(self, conditions: Conditions | Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition."""
-        return self.decode(condition, sampler, draws)[0]
+        return self.decode(conditions, sampler, draws)[0]
 
-    def inpaint(self, tokens: Tokens, keep_L: Tensor, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+    def inpaint(self, tokens: Tokens, keep_L: Tensor, conditions: Conditions | Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """Samples that hold the given tokens where ``keep_L`` (L,) is true, without training for it.
 
         What is kept is known to all that is drawn where the order may start anywhere, else only to what comes later.
         """
         self.layout.check(tokens.layout)
-        return self.decode(condition, sampler, draws, given=tokens_of(tokens), keep_L=keep_L)[0]
+        return self.decode(conditions, sampler, draws, given=tokens_of(tokens), keep_L=keep_L)[0]
 
 
-def rows_of(condition: Condition) -> int:
-    """Number of rows of a condition."""
-    return condition.rows
+def rows_of(conditions: Conditions | Condition) -> int:
+    """Number of rows of a request."""
+    return conditions.rows
 
 
 def read(h: Tensor, output_index: Tensor) -> Tensor:

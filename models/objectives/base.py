@@ -5,17 +5,17 @@ Shapes: B rows, L positions, N predicted positions, D width, Q codebooks, C chan
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, get_type_hints
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Condition, TokenLayout
+from tokenloom.models.core.named import named, parse_named
+from tokenloom.models.core.protocols import Batch, Conditions, TokenLayout
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.orders.base import Order
@@ -34,13 +34,21 @@ class GroupModel(Protocol):
     condition: Any
     sampler: Any
 
-    def nll(self, data: Tensor, condition: Condition, plan: Plan, draws: Draws | None, target: Tensor | None = None) -> Tensor:
-        """(B, L) negative log-likelihoods in nats, in the order of the plan's sequence."""
+    def nll(
+        self,
+        data: Tensor,
+        conditions: Conditions,
+        plan: Plan,
+        draws: Draws | None,
+        target: Tensor | None = None,
+        noise: Draws | None = None,
+    ) -> Tensor:
+        """(B, L) losses of the head, nats where it has a likelihood, in the order of the plan's sequence."""
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None, net: Any = None) -> Tensor:
         """Hidden states (B, N, D) of one teacher-forced pass, of ``net`` where another than the model's is given."""
 
-    def decode_steps(self, condition: Condition, sampler: Any, draws: Any, forced: Tensor | None = None) -> Iterator[Any]:
+    def decode_steps(self, conditions: Conditions, sampler: Any, draws: Any, forced: Tensor | None = None) -> Iterator[Any]:
         """The decoding, step by step."""
 
 
@@ -74,18 +82,7 @@ class Objective(ABC):
             Raises:
                 ConfigError: another name, an unknown or missing field, or a value of the wrong type.
             """
-            known = objectives()
-            if len(value) != 1 or next(iter(value)) not in known:
-                raise config.ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(known)} with its fields, e.g. {{nll: {{}}}}")
-            (name, given), *_ = value.items()
-            kind, where = known[name], f"{where}.{name}"
-            hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}
-            if unknown := [key for key in given or {} if key not in hints]:
-                raise config.ConfigError(f"{where}: unknown field {unknown[0]!r}; fields here: {', '.join(hints) or 'none'}")
-            try:
-                return kind(**{key: config.coerce(item, hints[key], f"{where}.{key}") for key, item in (given or {}).items()})
-            except TypeError as error:  # a field without a default
-                raise config.ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
+            return cast(Objective.Config, parse_named("objective", value, where))
 
     def adopt(self, **roles: nn.Module) -> None:  # noqa: B027 - most need nothing
         """Take the trained models that the config's ``needs`` names: frozen, and outside of the state that is saved."""
@@ -97,6 +94,4 @@ class Objective(ABC):
 
 def objectives() -> dict[str, type[Objective.Config]]:
     """Every objective by the name that a run file gives it: its tag without ``objective.``."""
-    axis = "objective."
-    found = {tag.removeprefix(axis): kind for tag, kind in config.tags().items() if tag.startswith(axis)}
-    return dict(sorted(cast(dict[str, type[Objective.Config]], found).items()))
+    return cast(dict[str, type[Objective.Config]], named("objective"))

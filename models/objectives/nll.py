@@ -22,13 +22,12 @@ class NLL(Objective):
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         model.layout.check(batch.tokens.layout)
         plan = model.order.plan(model.layout, draws)
         given = target = tokens_of(batch.tokens)
         if model.training:
-            given, target = model.feed.told(target, draws)
-        nll = model.nll(given, batch.condition, plan, draws if model.training else None, target)
+            given, target = model.feed.corrupt(target, draws)
+        nll = model.nll(given, batch.conditions, plan, draws if model.training else None, target, draws)
         if plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:

@@ -1,1 +1,1 @@
-"""tokenloom.models.parts."""
+"""The parts of models: feeds, nets, heads, orders, quantizers, norms, conditions."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Condition, Text, TextFeatures
+from tokenloom.models.core.protocols import Text, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.attention import Attention
-from tokenloom.models.parts.conditions import Conditioned, Conditioner, Reads
+from tokenloom.models.parts.conditions import Conditioned, Single
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.visibility import Mask
@@ -54,7 +54,7 @@ class Reader(nn.Module):
         return self.out(self.norms[-1](x)), seen
 
 
-class ReadText(Conditioner):
+class ReadText(Single):
     """A text as one summed-up vector, as prefix slots and as a memory: what any net may ask for.
 
     The null text is the one without content, which is also what an image without a caption has.  A text is always padded to
@@ -62,7 +62,7 @@ class ReadText(Conditioner):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config):
+    class Config(Single.Config):
         """``length`` of the longest text, ``depth`` and ``heads`` of the reader, ``dropout`` share of texts replaced by null in training.
 
         ``prefix``: one slot with the sum (``summary``), the whole text before it (``all``), or none, for nets that look at the memory.
@@ -93,11 +93,11 @@ class ReadText(Conditioner):
         self.reader = Reader(width, config.depth, config.heads, config.length)
 
     @abstractmethod
-    def embed(self, condition: Condition) -> tuple[Tensor, Tensor]:
+    def embed(self, condition: Any) -> tuple[Tensor, Tensor]:
         """Inputs of the reader (B, ``length``, D), and where they are text (B, ``length``).
 
         Raises:
-            ValueError: a condition of another kind, or a text that is too long.
+            ValueError: a text that is too long.
         """
 
     @property
@@ -109,50 +109,40 @@ class ReadText(Conditioner):
         padded = "some" if self.prefix > 1 else "none"
         return {**super().traits(plan), "memory": Trait("yes", "condition"), "padded prefix slots": Trait(padded, "condition.prefix")}
 
-    def forward(self, condition: Condition) -> Conditioned:
-        """Read.
-
-        Raises:
-            ValueError: a condition of another kind, or a text that is too long.
-        """
+    def embed_of(self, condition: Any) -> Conditioned:
+        """Read; raises ``ValueError`` for a text that is too long."""
         text, seen = self.reader(*self.embed(condition))
         slots = self.prefix
         return Conditioned(text[:, text.shape[1] - slots :], text[:, -1], seen if slots > 1 else None, text, seen)
-
-    def _refuse(self, condition: Any, wanted: str) -> ValueError:
-        return ValueError(f"this model is conditioned on {wanted}, got {type(condition).__name__}")
 
 
 class Characters(ReadText):
     """Captions byte by byte (UTF-8), without any vocabulary: small sets of captions need no pretrained encoder."""
 
+    name = Text.name
+    takes = Text
+    what = "texts"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(ReadText.Config, tag="condition.characters"):
         """``length`` in bytes."""
 
-        reads: ClassVar[Reads] = "text"
+        @property
+        def names(self) -> tuple[str, ...]:
+            return (Text.name,)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.table = nn.Embedding(BYTES, width)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
 
-    def null(self, condition: Condition) -> Text:
-        """The null text of as many rows."""
-        assert isinstance(condition, Text)
+    def null_of(self, condition: Text) -> Text:
         return Text(condition.byte_BT, torch.zeros_like(condition.length_B))
 
-    def drop(self, condition: Condition, draws: Draws | None) -> Text:
-        """Texts with a share replaced by null (arXiv:2207.12598); unchanged without draws."""
-        if not isinstance(condition, Text):
-            raise self._refuse(condition, "texts")
-        if draws is None or self.rate == 0:
-            return condition
+    def drop_of(self, condition: Text, draws: Draws) -> Text:
         return Text(condition.byte_BT, torch.where(draws.uniform() < self.rate, 0, condition.length_B))
 
-    def embed(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        if not isinstance(condition, Text):
-            raise self._refuse(condition, "texts")
+    def embed(self, condition: Text) -> tuple[Tensor, Tensor]:
         longest = condition.byte_BT.shape[1]
         if longest > self.length:
             raise ValueError(
@@ -165,14 +155,20 @@ class Characters(ReadText):
 class Encoded(ReadText):
     """Features of a frozen text encoder, mapped to the net's width and read."""
 
+    name = TextFeatures.name
+    takes = TextFeatures
+    what = "features of texts"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(ReadText.Config, tag="condition.encoded"):
         """``encoder``: folder or hub name of a text model; ``features``: the width of its last hidden states; ``length`` in its pieces."""
 
-        reads: ClassVar[Reads] = "features"
-
         encoder: str
         features: int
+
+        @property
+        def names(self) -> tuple[str, ...]:
+            return (TextFeatures.name,)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -181,23 +177,14 @@ class Encoded(ReadText):
         self.up = nn.Linear(config.features, width, bias=False)
         nn.init.trunc_normal_(self.up.weight, std=0.02)
 
-    def null(self, condition: Condition) -> TextFeatures:
-        """The null text of as many rows."""
-        assert isinstance(condition, TextFeatures)
+    def null_of(self, condition: TextFeatures) -> TextFeatures:
         return TextFeatures(condition.feature_BTD, torch.zeros_like(condition.feature_BTD[..., 0], dtype=torch.bool))
 
-    def drop(self, condition: Condition, draws: Draws | None) -> TextFeatures:
-        """Texts with a share replaced by null; unchanged without draws."""
-        if not isinstance(condition, TextFeatures):
-            raise self._refuse(condition, "features of texts")
-        if draws is None or self.rate == 0:
-            return condition
+    def drop_of(self, condition: TextFeatures, draws: Draws) -> TextFeatures:
         kept = draws.uniform(1) >= self.rate
         return TextFeatures(condition.feature_BTD, self._mask(condition) & kept)
 
-    def embed(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        if not isinstance(condition, TextFeatures):
-            raise self._refuse(condition, "features of texts")
+    def embed(self, condition: TextFeatures) -> tuple[Tensor, Tensor]:
         longest, width = condition.feature_BTD.shape[1:]
         if longest > self.length or width != self.features:
             raise ValueError(

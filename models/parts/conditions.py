@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, get_type_hints
+from typing import Any, ClassVar, cast, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,9 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.plan import Plan
-
-#: What a batch has to carry for a condition: class labels, captions as they are written, or their features from a frozen encoder.
-Reads = Literal["labels", "text", "features"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,12 @@ class Conditioner(nn.Module, ABC):
     """From what is asked for to what the net is given; concrete ones nest a frozen ``Config``."""
 
     class Config(config.Config, ABC):
-        """What a condition is made from; ``reads`` says what batches carry for it."""
+        """What a condition is made from."""
 
-        reads: ClassVar[Reads] = "labels"
+        @property
+        def names(self) -> tuple[str, ...]:
+            """The conditions that batches and requests have to hold: ``class``, ``text``, ``features`` or a column of the data."""
+            return (Labels.name,)
 
         @classmethod
         def parse(cls, value: Mapping[str, Any], where: str) -> Conditioner.Config:
@@ -107,20 +107,66 @@ class Conditioner(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def null(self, condition: Condition) -> Condition:
-        """The null condition of as many rows."""
+    def null(self, conditions: Conditions | Condition) -> Conditions:
+        """The same conditions with those of this conditioner replaced by their null."""
 
     @abstractmethod
-    def drop(self, condition: Condition, draws: Draws | None) -> Condition:
+    def drop(self, conditions: Conditions | Condition, draws: Draws | None) -> Conditions:
         """A share of the rows replaced by null (arXiv:2207.12598); unchanged without draws."""
 
     @abstractmethod
-    def forward(self, condition: Condition) -> Conditioned:
+    def forward(self, conditions: Conditions | Condition) -> Conditioned:
         """Embed.
 
         Raises:
-            ValueError: a condition of another kind.
+            ValueError: a condition is missing, or of another type.
         """
+
+
+class Single(Conditioner):
+    """A conditioner on one condition: ``name``, of the type ``takes``; ``rate`` is the share of rows that training replaces by null."""
+
+    name: str = Labels.name
+    takes: ClassVar[type] = Labels
+    what: ClassVar[str] = "class labels"
+    rate: float
+
+    @abstractmethod
+    def null_of(self, condition: Any) -> Condition:
+        """The null condition of as many rows."""
+
+    @abstractmethod
+    def drop_of(self, condition: Any, draws: Draws) -> Condition:
+        """A share ``rate`` of the rows replaced by null."""
+
+    @abstractmethod
+    def embed_of(self, condition: Any) -> Conditioned:
+        """Embed; raises ``ValueError`` for a condition that does not fit."""
+
+    def own(self, conditions: Conditions | Condition) -> Any:
+        """This conditioner's condition among the given ones.
+
+        Raises:
+            ValueError: it is missing, or of another type.
+        """
+        given = Conditions.of(conditions)
+        found = given.get(self.name)
+        if not isinstance(found, self.takes):
+            there = ", ".join(type(each).__name__ for each in given.values()) or "no condition"
+            raise ValueError(f"this model is conditioned on {self.what}, got {there}")
+        return found
+
+    def null(self, conditions: Conditions | Condition) -> Conditions:
+        return Conditions.of(conditions).with_(self.name, self.null_of(self.own(conditions)))
+
+    def drop(self, conditions: Conditions | Condition, draws: Draws | None) -> Conditions:
+        condition = self.own(conditions)
+        if draws is None or self.rate == 0:
+            return Conditions.of(conditions)
+        return Conditions.of(conditions).with_(self.name, self.drop_of(condition, draws))
+
+    def forward(self, conditions: Conditions | Condition) -> Conditioned:
+        return self.embed_of(self.own(conditions))
 
 
 def conditions() -> dict[str, type[Conditioner.Config]]:
@@ -138,7 +184,7 @@ def condition_of(value: Any) -> Conditioner.Config | None:
     return next((found for each in inside if (found := condition_of(each)) is not None), None)
 
 
-class Labelled(Conditioner):
+class Labelled(Single):
     """A condition on class labels; the label after the last class is the null one."""
 
     def __init__(self, classes: int, rate: float) -> None:
@@ -147,14 +193,10 @@ class Labelled(Conditioner):
             raise config.ConfigError(f"condition.dropout={rate}: must be in [0, 1)")
         self.classes, self.rate = classes, rate
 
-    def null(self, condition: Condition) -> Labels:
-        assert isinstance(condition, Labels)
+    def null_of(self, condition: Labels) -> Labels:
         return Labels(torch.full_like(condition.label_B, self.classes))
 
-    def drop(self, condition: Condition, draws: Draws | None) -> Labels:
-        assert isinstance(condition, Labels)
-        if draws is None or self.rate == 0:
-            return condition
+    def drop_of(self, condition: Labels, draws: Draws) -> Labels:
         return Labels(torch.where(draws.uniform() < self.rate, self.classes, condition.label_B))
 
 
@@ -196,31 +238,34 @@ class ClassCondition(Labelled):
         """Prefix slots P."""
         return 1
 
-    def forward(self, condition: Condition) -> Conditioned:
+    def embed_of(self, condition: Labels) -> Conditioned:
         """Embed labels.
 
         Raises:
-            ValueError: a text condition.
             IndexError: a label outside of the table (serving and sampling refuse labels before they come here).
         """
-        if not isinstance(condition, Labels):
-            raise ValueError(f"this model is conditioned on class labels, got {type(condition).__name__}")
         vector = self.table(condition.label_B)
         return Conditioned(vector[:, None], vector)
 
 
-class TextCondition(Conditioner):
+class TextCondition(Single):
     """Features of a frozen text encoder through a small MLP, as prefix slots (LlamaGen t2i)."""
+
+    name = TextFeatures.name
+    takes = TextFeatures
+    what = "text features"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.text_features"):
         """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
 
-        reads: ClassVar[Reads] = "features"
-
         features: int
         length: int = 120
         dropout: float = 0.1
+
+        @property
+        def names(self) -> tuple[str, ...]:
+            return (TextFeatures.name,)
 
     null_feature: Tensor
 
@@ -236,26 +281,21 @@ class TextCondition(Conditioner):
         """Prefix slots P."""
         return self.length
 
-    def null(self, condition: Condition) -> TextFeatures:
+    def null_of(self, condition: TextFeatures) -> TextFeatures:
         """The null text, with the mask of the given one: the slots that it pads stay hidden."""
-        assert isinstance(condition, TextFeatures)
         return TextFeatures(self.null_feature.expand_as(condition.feature_BTD), condition.mask_BT)
 
-    def drop(self, condition: Condition, draws: Draws | None) -> TextFeatures:
-        """Rows replaced by the null text; unchanged without draws."""
-        assert isinstance(condition, TextFeatures)
-        if draws is None or self.rate == 0:
-            return condition
+    def drop_of(self, condition: TextFeatures, draws: Draws) -> TextFeatures:
         gone = draws.uniform(1, 1) < self.rate
         return TextFeatures(torch.where(gone, self.null_feature, condition.feature_BTD), condition.mask_BT)
 
-    def forward(self, condition: Condition) -> Conditioned:
+    def embed_of(self, condition: TextFeatures) -> Conditioned:
         """Project features.
 
         Raises:
-            ValueError: a class condition, or features of another length.
+            ValueError: features of another length.
         """
-        if not isinstance(condition, TextFeatures) or condition.feature_BTD.shape[1] != self.length:
+        if condition.feature_BTD.shape[1] != self.length:
             raise ValueError(f"this model is conditioned on text features of length {self.length}")
         prefix = self.out(F.gelu(self.up(condition.feature_BTD), approximate="tanh"))
         seen = None if condition.mask_BT is None else condition.mask_BT.bool()

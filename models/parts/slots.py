@@ -55,7 +55,7 @@ def visibility_of(
     # A window hides earlier groups: none where a step attends to everything and is given nothing but its own slots.
     alone = isinstance(seen, Everything) and key_BT.shape[1] == slots.group_BS.shape[1]
     if seen is None or (window is not None and not alone):
-        seen = Groups(slots.group_BS, key_BT, window)
+        seen = (seen or Everything()) & Groups(slots.group_BS, key_BT, window)
         if segment_BT is not None and slots.segment_BS is not None:
             seen = seen & Segments(slots.segment_BS, segment_BT)
     if padding_BP is not None and padding_BP.shape[1]:

@@ -13,6 +13,7 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.masked import MaskToken
 from tokenloom.models.parts.heads.categorical import Tied
 from tokenloom.models.parts.mlp import SwiGLU
@@ -87,7 +88,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     loss = torch.nn.functional.cross_entropy(logits[masked], ids[masked])
     visited = order.visit.sequence(model.layout, 1, None)[0]
     result = {
-        "masked_code": feed.inputs(ids, ~masked).view(-1, side, side),
+        "masked_code": cast(Ids, feed.table).inputs(ids, ~masked).view(-1, side, side),
         "logits": logits.detach(),
         "loss": loss.detach(),
         "halton_order": torch.stack([visited // side, visited % side], 1),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenloom.models.core import signals
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.quantizers.gaussian import Gaussian
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule
@@ -35,7 +36,7 @@ def config(info: Mapping[str, Any]) -> Autoencoder.Config:
 
 def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
-    return config(info).build(size=info["config"]["image"], channels=3)
+    return config(info).build(signal=signals.image(info["config"]["image"], 3))
 
 
 def _attention(official: str, ours: str) -> tuple[Rule, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenloom.models.core import signals
 from tokenloom.models.parts.nets.base import signed, unit
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned
 from tokenloom.models.parts.quantizers.vq import VQ
@@ -39,7 +40,7 @@ def config(info: Mapping[str, Any]) -> Autoencoder.Config:
 
 def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
-    return config(info).build(size=info["config"]["image"], channels=info["config"]["num_channels"])
+    return config(info).build(signal=signals.image(info["config"]["image"], info["config"]["num_channels"]))
 
 
 def _block(official: str, ours: str) -> tuple[Rule, ...]:

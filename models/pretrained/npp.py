@@ -49,7 +49,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     for tokens in info["config"]["patch_sizes"]:
         plan = order.of_side(model.layout, round(tokens**0.5))
         h = model(ids, Labels(inputs["labels"]), plan)
-        losses.append(head.nll(h, take(ids, plan.sequence_BL).unflatten(1, (h.shape[1], -1))).mean())
+        losses.append(head.loss(h, take(ids, plan.sequence_BL).unflatten(1, (h.shape[1], -1))).mean())
         result |= {f"logits_patch{tokens}": head.logits(h).detach(), f"loss_patch{tokens}": losses[-1].detach()}
     steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     return result | {

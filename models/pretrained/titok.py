@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenloom.models.core import signals
 from tokenloom.models.parts.nets.base import signed, unit
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries
 from tokenloom.models.parts.nets.vit import Blocks
@@ -65,10 +66,10 @@ def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
     c, ours = info["config"], config(info)
     if not isinstance(ours, TwoStage.Config) or ours.base is None:
-        return ours.build(size=c["crop_size"], channels=3)
+        return ours.build(signal=signals.image(c["crop_size"], 3))
     # The base's own image size follows from its grid: settings may have fewer levels than the patch has doublings.
     size = c["crop_size"] // c["vit_patch_size"] * 2 ** (len(_pixel_decoder(c)[1]) - 1)
-    return TwoStage(ours, c["crop_size"], 3, ours.base.build(size=size, channels=3))
+    return TwoStage(ours, signals.image(c["crop_size"], 3), ours.base.build(signal=signals.image(size, 3)))
 
 
 def _trunk(side: str, ours: str) -> list[Rule]:

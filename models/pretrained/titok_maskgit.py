@@ -13,9 +13,10 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.bert import BertTokens
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.masked import MaskToken
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PostNorm, PreNorm
@@ -24,6 +25,7 @@ from tokenloom.models.parts.orders.masked import gumbel
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Linear, Moment, PowerCosine, Sampler, Schedule
+from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
 from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
 
 FAMILY = ("titok_imagebert", "titok_uvitbert")
@@ -138,10 +140,10 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     data, known, fed = torch.zeros(len(inputs["gen_labels"]), ids.shape[1], dtype=torch.long), None, []
     known = torch.zeros_like(data, dtype=torch.bool)
     for step in model.decode_steps(starts, model.sampler, SampleDraws.of(0, 0, starts.rows)):
-        fed.append(feed.inputs(data, known))
+        fed.append(cast(Ids, feed.table).inputs(data, known))
         data, known = step.state[0][: len(data)], step.state[1][: len(data)]
     return {
-        "masked_ids": feed.inputs(ids, ~mask),
+        "masked_ids": cast(Ids, feed.table).inputs(ids, ~mask),
         "logits": logits.detach(),
         "logits_null": head.logits(model(ids, model.condition.null(labels), plan)).detach(),
         "loss": loss.detach(),

@@ -1,1 +1,1 @@
-"""tokenloom.models.sampling."""
+"""How a trained generator is sampled: decoding sessions, schedules, filters."""

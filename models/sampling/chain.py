@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.visibility import Causal, Mask
 from tokenloom.models.sampling.filters import keep_top_k, keep_top_p
@@ -66,10 +67,12 @@ class ChainSession(DecodingSession):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, *, window: int, **given: Any) -> None:
+    def __init__(
+        self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, *, window: int, **given: Any
+    ) -> None:
         """Open, and run the prefix; up to ``window`` tokens will be drafted at once."""
         self.window = window
-        super().__init__(model, condition, sampler, draws, **given)
+        super().__init__(model, conditions, sampler, draws, **given)
         length, device = model.layout.length, self.device
         self.sequence_BL = self.plan.sequence_BL.expand(self.rows, -1)
         self.weight_L, self.temperature_L = (

@@ -16,6 +16,7 @@ from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.parts.orders.sizes import Count, Sizes
 from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.head_sampler import HeadSampler
 
 Clock = Literal["steps", "begun", "before", "after", "almost"]
 
@@ -99,7 +100,8 @@ class Sampler(config.Config, tag="sampler"):
     """Guidance and temperature over the steps, then top-k and top-p (0 and 1 keep all codes).
 
     ``sizes`` cuts the positions into steps, for orders that leave it open (None: as the order has it).  ``decoder`` is the way of
-    decoding (None: the generator's own, which is group after group for most).
+    decoding (None: the generator's own, which is group after group for most).  ``head`` holds settings that only the head knows
+    (None: its defaults).
     """
 
     guidance: Schedule = Constant(value=0.0)
@@ -108,6 +110,7 @@ class Sampler(config.Config, tag="sampler"):
     top_p: float = 1.0
     sizes: Sizes | None = None
     decoder: Added[Decoder | None] = None
+    head: Added[HeadSampler | None] = None
 
     def edited(
         self,
@@ -117,6 +120,7 @@ class Sampler(config.Config, tag="sampler"):
         top_k: int | None = None,
         top_p: float | None = None,
         steps: int | None = None,
+        head: HeadSampler | Mapping[str, Any] | None = None,
         decoder: str | Mapping[str, Any] | None = None,
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
@@ -148,5 +152,6 @@ class Sampler(config.Config, tag="sampler"):
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
             sizes=self.sizes if steps is None else Count(count=steps),
+            head=self.head if head is None else config.coerce(head, HeadSampler, "sample.head"),
             decoder=self.decoder if wanted is None else Decoder.parse(wanted, "sample.decoder"),
         )

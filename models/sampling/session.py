@@ -16,11 +16,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Condition, Conditions, TokenLayout, Tokens
 from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.orders.base import Order
@@ -58,7 +60,7 @@ class DecodingSession:
     def __init__(
         self,
         model: Decodable,
-        condition: Condition,
+        conditions: Conditions | Condition,
         sampler: Sampler,
         draws: SampleDraws,
         *,
@@ -70,12 +72,15 @@ class DecodingSession:
     ) -> None:
         """Open: embed the condition, make the plan, allocate caches.
 
-        ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L`` (L,): for in-painting,
-        prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what follows in it is filled with it.
+        ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L``: (L,), or (B, L) where the
+        order is fixed; for in-painting, prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what
+        follows in it is filled with it.  ``shapes="fixed"`` is for nets that keep single slots; others have fixed shapes or grow.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
-        self.trace, self.rows, self.device = Trace(), condition.rows, next(model.net.parameters()).device
+        self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
+        if keep_L is not None and keep_L.ndim == 2 and type(model.order).around is not Order.around:
+            raise ValueError("keep_L of (B, L): given tokens that differ from row to row need an order that is fixed")
         if plan is None:
             plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
             plan = plan if keep_L is None else model.order.around(plan, keep_L)
@@ -85,9 +90,9 @@ class DecodingSession:
         length = model.layout.length
         self.moments = [Moment(g, plan.groups, plan.start(g), plan.start(g + 1), length) for g in range(plan.groups)]
         self.guided = any(sampler.guidance.on(moment) != 0 for moment in self.moments)
-        self.cond = model.condition(condition)
+        self.cond = model.condition(conditions)
         if self.guided:
-            self.cond = stack(self.cond, model.condition(model.condition.null(condition)))
+            self.cond = stack(self.cond, model.condition(model.condition.null(conditions)))
         self.both = self.plan.repeat(2) if self.guided else self.plan
         self.data: Tensor | None = None
         self.known_BL = torch.zeros((self.rows, length), dtype=torch.bool, device=self.device)
@@ -117,12 +122,26 @@ class DecodingSession:
     def propose(self, group: int) -> Proposal:
         """Run the net on the slots of a group and draw its tokens (of all positions where the order chooses among them)."""
         moment, rows = self.moments[group], self.rows
-        slots = self.model.feed.step(self.state, self.both, self.cond, group)
+        slots, head = self.model.feed.step(self.state, self.both, self.cond, group), self.model.head
+        before = self.mark() if head.calls == "several" else None
         h = self.model.read(self._run(slots), slots)
         place = self.plan.sequence_BL if self.plan.choice else self.plan.members(group)
         teacher = None if self.given is None or self.keep_L is not None else take(self.given, place)
-        null = h[rows:] if self.guided else None
-        drawn = self.model.head.draw(h[:rows], null, self.sampler, moment, self.draws, teacher)
+        weight = self.sampler.guidance.on(moment)
+
+        def hidden(h_RnD: Tensor) -> Hidden:
+            return Hidden(h_RnD[:rows], h_RnD[rows:] if self.guided else None, weight)
+
+        def predict(added_BnD: Tensor) -> Hidden:
+            assert before is not None
+            self.rollback(before)
+            again = replace(slots, x_BSD=_added(slots, added_BnD.repeat(2, 1, 1) if self.guided else added_BnD))
+            return hidden(self.model.read(self._run(again), again))
+
+        drawn = head.draw(hidden(h), self.sampler, moment, self.draws, teacher, None if before is None else predict)
+        if before is not None:  # later groups attend to the slots as the feed made them
+            self.rollback(before)
+            self._run(slots)
         return Proposal(group, slots, h[:rows], drawn, place, drawn.data)
 
     @torch.no_grad()
@@ -130,7 +149,7 @@ class DecodingSession:
         """What of a proposal holds: given tokens in place of drawn ones, and the positions that the order is surest of."""
         place, data, choice = proposal.place_Bn, proposal.data, self.plan.choice
         if self.given is not None and self.keep_L is not None:
-            keep = self.keep_L[place].expand(self.rows, -1)
+            keep = take(self.keep_L.expand(self.rows, -1), place)
             data = torch.where(keep.view(*keep.shape, *[1] * (data.ndim - 2)), take(self.given, place), data)
         if choice is not None:
             sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws)
@@ -249,6 +268,14 @@ class DecodingSession:
         self.length_B = self.length_B + (~after_Bn).sum(1)
         self.ended_B = self.ended_B | hit_Bn.any(1)
         return torch.where(after_Bn, stop, data_Bn)
+
+
+def _added(slots: Slots, added_RnD: Tensor) -> Tensor:
+    """The slots' inputs with something added to those that are read."""
+    if slots.output_index.ndim != 2 or slots.tokens_per_slot != 1:
+        raise ConfigError("head: this head runs the net again within a group, for which each position needs a slot of its own")
+    index = slots.output_index.expand(len(added_RnD), -1).unsqueeze(-1).expand_as(added_RnD)
+    return slots.x_BSD.expand(len(added_RnD), -1, -1).scatter_add(1, index, added_RnD)
 
 
 def beside(first_BT: Tensor, second_BS: Tensor) -> Tensor:

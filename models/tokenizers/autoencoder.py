@@ -18,6 +18,7 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.quantizers.base import Quantizer
@@ -56,23 +57,24 @@ class Autoencoder(Tokenizer):
             if self.quant_kernel == 0 and self.quantizer.channels() != sides:
                 raise ConfigError(f"latent={sides}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
 
-        def build(self, *, size: int, channels: int, **given: Any) -> Autoencoder:
-            """The tokenizer of square images of ``size`` pixels.
+        def build(self, *, signal: SignalSpec, **given: Any) -> Autoencoder:
+            """The tokenizer of images of this shape.
 
             Raises:
-                ConfigError: the size does not fit the downsampling or the quantizer's scales.
+                ConfigError: the shape does not fit the downsampling or the quantizer's scales.
             """
-            return Autoencoder(self, size, channels, features=given.get("features"))
+            return Autoencoder(self, signal, features=given.get("features"))
 
-    def __init__(self, config: Config, size: int, channels: int, decoder: PixelDecoder | None = None, features: Any = None) -> None:
+    def __init__(self, config: Config, signal: SignalSpec, decoder: PixelDecoder | None = None, features: Any = None) -> None:
         """``decoder`` stands in for the net's own; ``features`` describes the classifier of the data."""
         super().__init__()
         self.config = config
-        grid = config.net.grid(size)
+        shape, channels = signal.plane, signal.channels
+        grid = config.net.grid(shape)
         self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
         (taken, given), k, inner = config.quantizer.channels(), config.quant_kernel, config.decoder_latent or config.latent
-        self.encoder = config.net.encoder(size, channels, config.latent)
-        self.decoder = decoder if decoder is not None else config.net.decoder(size, channels, inner)
+        self.encoder = config.net.encoder(shape, channels, config.latent)
+        self.decoder = decoder if decoder is not None else config.net.decoder(shape, channels, inner)
         self.quantizer = config.quantizer.build(grid)
         self.quant_conv = nn.Conv2d(config.latent, taken, k, padding=k // 2) if k else nn.Identity()
         self.post_quant_conv = nn.Conv2d(given, inner, k, padding=k // 2) if k else nn.Identity()
@@ -110,7 +112,7 @@ class Autoencoder(Tokenizer):
         return self.pixels(self.quantizer.lookup(checked(tokens, self.layout)).to(self.decoder.last)).clamp(-1, 1)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        image_BCHW = batch.image_BCHW
+        image_BCHW = batch.signal
         assert image_BCHW is not None, "a tokenizer is trained on images"
         if phase == "discriminator":
             assert self.adversarial is not None
@@ -176,7 +178,7 @@ class Autoencoder(Tokenizer):
 
     @torch.no_grad()
     def finish(self, batches: Iterator[Batch]) -> None:
-        self.quantizer.finish(self.latents(batch.image_BCHW) for batch in batches if batch.image_BCHW is not None)
+        self.quantizer.finish(self.latents(batch.signal) for batch in batches if batch.signal is not None)
 
     def on(self, grid: tuple[int, int], quantizer: Quantizer.Config | None = None) -> Autoencoder:
         """This tokenizer for latents of another grid, e.g. of wider images than it was trained on; the nets are shared, not copied.
@@ -199,8 +201,8 @@ class Autoencoder(Tokenizer):
     @torch.no_grad()
     def preview(self, batch: Batch, draws: Draws) -> Tensor:
         """Up to 32 originals, each beside its reconstruction, as one image (C, H, W) in [0, 1]: eight pairs a row."""
-        assert batch.image_BCHW is not None
-        image_BCHW = batch.image_BCHW[:32]
+        assert batch.signal is not None
+        image_BCHW = batch.signal[:32]
         pairs = torch.stack([image_BCHW, self.decode(self.encode(image_BCHW))], 1).flatten(0, 1)
         return grid(pairs.add(1).div(2).clamp(0, 1), columns=min(16, len(pairs)))
 

@@ -16,6 +16,7 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.decoders.base import GenerativeDecoder
 from tokenloom.models.parts.nets.base import Net
 from tokenloom.models.parts.quantizers.base import Quantizer
@@ -48,27 +49,27 @@ class FlowTokenizer(Tokenizer):
         def needs(self) -> tuple[str, ...]:
             return self.decoder.needs
 
-        def build(self, *, size: int, channels: int, **given: Any) -> FlowTokenizer:
-            """The tokenizer of square images of ``size`` pixels.
+        def build(self, *, signal: SignalSpec, **given: Any) -> FlowTokenizer:
+            """The tokenizer of images of this shape.
 
             Raises:
-                ConfigError: net, quantizer and decoder do not fit the size or each other.
+                ConfigError: net, quantizer and decoder do not fit the shape or each other.
             """
-            return FlowTokenizer(self, size, channels, given)
+            return FlowTokenizer(self, signal, given)
 
-    def __init__(self, config: Config, size: int, channels: int, given: dict[str, Any]) -> None:
+    def __init__(self, config: Config, signal: SignalSpec, given: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
-        shape = config.net.grid(size)
-        self._layout = replace(config.quantizer.layout(shape), axis=config.net.axis)
+        grid = config.net.grid(signal.plane)
+        self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
         if len(self._layout.grids) > 1:
             raise ConfigError(f"quantizer: {len(self._layout.grids)} scales; a decoder that samples takes one token a position")
         taken, back = config.quantizer.channels()
-        self.encoder = config.net.encoder(size, channels, config.latent)
+        self.encoder = config.net.encoder(signal.plane, signal.channels, config.latent)
         self.quant_conv = nn.Conv2d(config.latent, taken, 1)
-        self.norm = config.norm.build(taken, shape) if config.norm else None
-        self.quantizer = config.quantizer.build(shape)
-        self.decoder = config.decoder.build(size=size, channels=channels, dim=back, length=self._layout.length, **given)
+        self.norm = config.norm.build(taken, grid) if config.norm else None
+        self.quantizer = config.quantizer.build(grid)
+        self.decoder = config.decoder.build(shape=signal.plane, channels=signal.channels, dim=back, length=self._layout.length, **given)
 
     @property
     def layout(self) -> TokenLayout:
@@ -114,7 +115,7 @@ class FlowTokenizer(Tokenizer):
         return self.quantizer.lookup(padded).flatten(2).transpose(1, 2).to(self.quant_conv.weight), keep_B
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        image_BCHW = batch.image_BCHW
+        image_BCHW = batch.signal
         assert image_BCHW is not None, "a tokenizer is trained on images"
         quantized = self.quantizer(self.latents(image_BCHW, draws), draws)
         parts, reports = self.decoder.losses(quantized.z.flatten(2).transpose(1, 2), image_BCHW, draws)
@@ -138,13 +139,13 @@ class FlowTokenizer(Tokenizer):
 
     @torch.no_grad()
     def finish(self, batches: Iterator[Batch]) -> None:
-        self.quantizer.finish(self.latents(batch.image_BCHW) for batch in batches if batch.image_BCHW is not None)
+        self.quantizer.finish(self.latents(batch.signal) for batch in batches if batch.signal is not None)
 
     @torch.no_grad()
     def preview(self, batch: Batch, draws: Draws) -> Tensor:
         """Up to 16 columns of an original above its images from growing shares of the tokens, as one image (C, rows, columns) in [0, 1]."""
-        assert batch.image_BCHW is not None
-        image_BCHW = batch.image_BCHW[:16]
+        assert batch.signal is not None
+        image_BCHW = batch.signal[:16]
         tokens, length = self.encode(image_BCHW), self.layout.length
         fewest = self.decoder.fewest(length)
         counts = sorted({max(fewest, length // share) for share in (8, 4, 2, 1)})

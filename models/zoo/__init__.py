@@ -1,1 +1,1 @@
-"""tokenloom.models.zoo."""
+"""The methods: one recipe each, with what serves it alone."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.requests import Text, TextFeatures
 from tokenloom.tasks.data.captions import examples, of_shard
 from tokenloom.tasks.data.loader import Rows, read_shard
 from tokenloom.tasks.data.sources import open_source
@@ -24,7 +25,7 @@ def check_captions(config: RunConfig) -> None:
     if method is None:
         return
     asking = Asking.of(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)))
-    if asking.reads == "labels":
+    if not asking.texted:
         return
     encoder_known(asking)
     where = f"generator.set.condition: it reads captions, and data.captions is {config.data.captions!r}"
@@ -33,7 +34,7 @@ def check_captions(config: RunConfig) -> None:
     source = open_source(config.data)
     if config.data.captions == "source" and not source.captioned:
         raise ConfigError(f"{where}, but {config.data.source} has none; set data.captions: names")
-    if config.data.captions != "source" and asking.reads == "text" and asking.length is not None:
+    if config.data.captions != "source" and Text.name in asking.names and asking.length is not None:
         for name in source.classes:
             if (size := len((source.of_class(name, config.data.captions) or "").encode())) > asking.length:
                 raise ConfigError(f"generator.set.condition: length={asking.length}, but the caption of {name!r} has {size} bytes")
@@ -47,7 +48,7 @@ def reading(rows: Rows, asking: Asking) -> Rows:
     """
     encoder_known(asking)
     encoder = None if asking.encoder is None else asdict(asking.encoder)
-    return replace(rows, reads=asking.reads, length=asking.length if asking.reads == "text" else None, encoder=encoder)
+    return replace(rows, conditions=asking.names, length=asking.length if Text.name in asking.names else None, encoder=encoder)
 
 
 def encoder_known(asking: Asking) -> None:
@@ -56,7 +57,7 @@ def encoder_known(asking: Asking) -> None:
     Raises:
         ConfigError: no encoder is named, its package is missing, or it is no folder that every worker would find.
     """
-    if asking.reads == "features" and asking.encoder is None:
+    if TextFeatures.name in asking.names and asking.encoder is None:
         raise ConfigError(
             "generator: it reads features of texts, and nothing says which encoder makes them; "
             "set condition: {encoded: {encoder: FOLDER, features: WIDTH}}"

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.protocols import Batch, TextFeatures
+from tokenloom.models.core.protocols import Batch, Condition, Conditions, TextFeatures, Values
 from tokenloom.tasks.data import png
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of a batch."""
-    tokens, condition = batch.tokens, batch.condition
+    tokens = batch.tokens
     if tokens is not None:
         lengths = None if tokens.lengths is None else tokens.lengths[start:stop]
         tokens = replace(tokens, data=tokens.data[start:stop], lengths=lengths)
-    image = None if batch.image_BCHW is None else batch.image_BCHW[start:stop]
-    return Batch(image, tokens, None if condition is None else condition.part(start, stop))
+    signal = None if batch.signal is None else batch.signal[start:stop]
+    return Batch(signal, tokens, batch.conditions.part(start, stop))
 
 
 def pieces(batch: Batch | None, size: int, count: int | None = None) -> Iterator[tuple[int, int, Batch]]:
@@ -34,14 +34,18 @@ def pieces(batch: Batch | None, size: int, count: int | None = None) -> Iterator
 
 
 def floats_to(batch: Batch, dtype: torch.dtype) -> Batch:
-    """The batch with its images, latents and text features in another floating-point type."""
-    tokens, condition = batch.tokens, batch.condition
+    """The batch with its signal, latents and numbers of conditions in another floating-point type."""
+    tokens = batch.tokens
     if tokens is not None and tokens.data.is_floating_point():
         tokens = replace(tokens, data=tokens.data.to(dtype))
+    signal = None if batch.signal is None else batch.signal.to(dtype)
+    return Batch(signal, tokens, Conditions({name: _floats(each, dtype) for name, each in batch.conditions.items()}))
+
+
+def _floats(condition: Condition, dtype: torch.dtype) -> Condition:
     if isinstance(condition, TextFeatures):
-        condition = TextFeatures(condition.feature_BTD.to(dtype), condition.mask_BT)
-    image = None if batch.image_BCHW is None else batch.image_BCHW.to(dtype)
-    return Batch(image, tokens, condition)
+        return TextFeatures(condition.feature_BTD.to(dtype), condition.mask_BT)
+    return Values(condition.value.to(dtype), condition.given_B) if isinstance(condition, Values) else condition
 
 
 def image_png(image: Tensor) -> bytes:

@@ -20,8 +20,7 @@ import torch
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import seed_of
-from tokenloom.models.core.protocols import Batch, Condition, Labels, TokenLayout, Tokens
-from tokenloom.models.parts.conditions import Reads
+from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels, Text, TextFeatures, TokenLayout, Tokens
 from tokenloom.tasks.data import png
 from tokenloom.tasks.data.arrays import map_array, whole, write_arrays
 from tokenloom.tasks.data.captions import Captions, Features, feature_batch, of_shard, text_batch
@@ -50,8 +49,8 @@ class Rows:
     """The rows of one split, as plain data that can travel to a worker.
 
     ``store`` is the store's absolute address; ``classes`` the number of classes (0 without labels);
-    ``layout`` that of the tokens, None for images.  ``reads`` is what batches carry as their condition; ``encoder`` the frozen
-    text encoder (``FrozenEncoder``'s arguments) where it is features.
+    ``layout`` that of the tokens, None for images.  ``conditions`` are the names of those that batches hold; ``encoder`` the frozen
+    text encoder (``FrozenEncoder``'s arguments) where features of texts are among them.
     """
 
     kind: Literal["images", "tokens"]
@@ -59,7 +58,7 @@ class Rows:
     shards: tuple[Shard, ...]
     classes: int
     layout: dict[str, Any] | None = None
-    reads: Reads = "labels"
+    conditions: tuple[str, ...] = (Labels.name,)
     length: int | None = None
     encoder: dict[str, Any] | None = None
 
@@ -80,7 +79,7 @@ class Rows:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rows:
         """Inverse of ``to_dict``."""
-        return cls(**{**data, "shards": tuple(Shard(**shard) for shard in data["shards"])})
+        return cls(**{**data, "shards": tuple(Shard(**shard) for shard in data["shards"]), "conditions": tuple(data["conditions"])})
 
 
 @lru_cache(maxsize=2)
@@ -144,9 +143,9 @@ class Loader:
                 raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {rows.classes} classes")
             self._data.append(data)
             self._labels.append(labels)
-            if rows.reads == "text":
+            if Text.name in rows.conditions:
                 self._captions.append(_captions(folder))
-            elif rows.reads == "features":
+            if TextFeatures.name in rows.conditions:
                 self._features.append(_features(folder, rows.encoder or {}, Path(cache)))
         self.longest = max((captions.longest for captions in self._captions), default=0)
         if rows.length is not None and self.longest > rows.length:
@@ -159,21 +158,21 @@ class Loader:
         return int(self._starts[-1])
 
     def get(self, idx: np.ndarray) -> Batch:
-        """The rows at these positions, in this order: images float32 (B, C, H, W) in [-1, 1] or tokens, with their condition."""
+        """The rows at these positions, in this order: images float32 (B, C, H, W) in [-1, 1] or tokens, with their conditions."""
         idx = np.asarray(idx, np.int64)
         data, label_B = self._gather(idx)
-        condition = self._condition(idx, label_B)
+        conditions = Conditions({name: self._condition(name, idx, label_B) for name in self.rows.conditions})
         if self.layout is not None:
-            return Batch(tokens=Tokens(torch.from_numpy(data), self.layout), condition=condition)
+            return Batch(tokens=Tokens(torch.from_numpy(data), self.layout), conditions=conditions)
         image_BCHW = torch.from_numpy(data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        return Batch(image_BCHW=image_BCHW.contiguous(), condition=condition)
+        return Batch(signal=image_BCHW.contiguous(), conditions=conditions)
 
-    def _condition(self, idx: np.ndarray, label_B: np.ndarray) -> Condition:
-        if self.rows.reads == "labels":
+    def _condition(self, name: str, idx: np.ndarray, label_B: np.ndarray) -> Condition:
+        if name == Labels.name:
             return Labels(torch.from_numpy(label_B.astype(np.int64)))
         owner = np.searchsorted(self._starts, idx, side="right") - 1
         at = list(zip(owner.tolist(), (idx - self._starts[owner]).tolist()))
-        if self.rows.reads == "text":
+        if name == Text.name:
             return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
         return feature_batch([(self._features[i], row) for i, row in at])
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
-from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.cluster import worker_root
+from tokenloom.tasks.runtime.pool import Call, shared_out
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work, sha256_of
 from tokenloom.tasks.store.verification import read_verified
@@ -55,37 +55,11 @@ def _finished(
     todo: list[int], shards: Sequence[Wanted], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
-    from tokenloom.tasks.runtime.cluster import check_room, session, worker_root
-
-    generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
-    with session(cluster, store.root) as current:
-        ray, count = current.ray, min(cluster.extract_actors, len(todo))
-        check_room(ray, cluster, count)
-        actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_per_worker, max_restarts=2, max_task_retries=2)(Drawer)
-        given = (store.uri, worker_root(cluster, store.root), generator.to_dict(), tokenizer.to_dict(), step.config["sample"])
-        actors = [actor.remote(*given, cluster.execution.threads, cluster.execution.device) for _ in range(count)]
-        idle, waiting = list(actors), list(reversed(todo))
-        running: dict[Any, tuple[int, Any]] = {}
-        try:
-            while waiting or running:
-                while waiting and idle:
-                    i, worker = waiting.pop(), idle.pop()
-                    running[worker.draw.remote(shards[i], seed, i * size)] = i, worker
-                ready, _ = ray.wait(list(running), num_returns=1)
-                i, worker = running.pop(ready[0])
-                idle.append(worker)
-                try:
-                    yield (i, *ray.get(ready[0]))
-                except ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    raise cause if isinstance(cause, (StepError, ConfigError)) else StepError(f"sampling failed: {cause!r}") from error
-                except ray.exceptions.RayError as error:
-                    raise StepError(
-                        f"a sampling worker died again and again: {str(error).strip().splitlines()[-1]}; run again to go on"
-                    ) from error
-        finally:
-            for each in actors:
-                ray.kill(each)
+    run, models = cluster.execution, [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
+    given = (store.uri, worker_root(cluster, store.root), *models, step.config["sample"], run.threads, run.device)
+    calls = [Call(i, "draw", (shards[i], seed, i * size)) for i in todo]
+    for i, (images, seconds) in shared_out(Drawer, given, calls, store.root, cluster, what="sampling"):
+        yield i, images, seconds
 
 
 class Drawer:
@@ -109,7 +83,7 @@ class Drawer:
         """The images of one shard, which begins at sample number ``start``, and the seconds it took."""
         from tokenloom.tasks.serving.drawing import sample_images
 
-        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.condition(wanted)
+        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.conditions(wanted)
         began = time.perf_counter()
         images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, start)
         return images, time.perf_counter() - began

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Tracker
 
 #: Written by training before its first step, so that a run can be sampled while it trains:
-#: ``{"spec": …, "tokenizer": artifact, "classes": […]}``.
+#: ``{"spec": …, "tokenizer": artifact, "classes": […], "sample": …}``.
 PLAN = "plan.json"
 
 
@@ -104,11 +104,11 @@ def classes_of(generator: Record, store: Store) -> list[str]:
 
 
 def _sampling(generator: Artifact, record: Record, store: Store) -> dict[str, Any]:
-    """The run's own sampling settings: those under which the generator was last evaluated."""
+    """The run's own sampling settings: those under which the generator was last evaluated, or those of the run that trained it."""
     if "sample" in record.config:
         return dict(record.config["sample"])
     judged = [r for r in store.records("evaluation") if r.inputs.get("generator", generator).fingerprint == generator.fingerprint]
-    return dict(judged[-1].config.get("sample", {})) if judged else {}
+    return dict(judged[-1].config.get("sample", {}) if judged else store.record(generator).notes.get("sample", {}))
 
 
 def _in_training(reference: str, store: Store) -> str | None:
@@ -187,7 +187,7 @@ def sample_model(
     parts = []
     for start in range(0, total, SHARD):
         report("sample", start, total, {})
-        condition = pair.asking.condition(asked[start : start + SHARD])
+        condition = pair.asking.conditions(asked[start : start + SHARD])
         parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, start))
     report("sample", total, total, {})
     images = np.concatenate(parts)

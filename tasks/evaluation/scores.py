@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tokenloom.configs.schema import EvaluateConfig
-from tokenloom.models.core.protocols import Batch, Condition, Generator, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, Generator, Tokens
 from tokenloom.tasks import features
 from tokenloom.tasks.evaluation import metrics, recognition
 
@@ -132,7 +132,7 @@ def _flat(image: Images) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def likelihood(generator: Generator, tokens: list[Tokens], condition: Condition, values: int) -> Numbers:
+def likelihood(generator: Generator, tokens: list[Tokens], conditions: Conditions, values: int) -> Numbers:
     """Mean negative log-likelihood of held-out tokens under their conditions, in bits an image and an image value (``values`` = H W C).
 
     It measures the tokens, so it compares only generators of one tokenizer.
@@ -141,8 +141,8 @@ def likelihood(generator: Generator, tokens: list[Tokens], condition: Condition,
     total, start = 0.0, 0
     for part in tokens:
         rows = len(part.data)
-        asked = condition.part(start, start + rows)
-        total -= float(generator.log_prob(Batch(tokens=part, condition=asked).to(device)).double().sum())
+        asked = conditions.part(start, start + rows)
+        total -= float(generator.log_prob(Batch(tokens=part, conditions=asked).to(device)).double().sum())
         start += rows
     bits = total / max(start, 1) / math.log(2)
     return {"nll_bits_per_image": bits, "nll_bits_per_dim": bits / values}

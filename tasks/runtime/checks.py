@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 
 from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.tasks.serving.drawing import default_sampler
+from tokenloom.tasks.store.records import StepSpec
 
 
 def stands_on(section: BaseConfig) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def check_tokenizer(
     Raises:
         ConfigError: as ``check_models``.
     """
-    data, section = {"size": config.data.size, "channels": config.data.channels}, config.tokenizer
+    data, section = {"signal": signals.image(config.data.size, config.data.channels).to_dict()}, config.tokenizer
     if tokenizer is not None:
         spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
         built = _build(spec, "tokenizer")
@@ -76,14 +78,14 @@ def check_tokenizer(
         if section.base is not None:
             given["tokenizer"] = _base(section.base, base, data)
         if "features" in roles:
-            given["features"] = shape_of(data["channels"], classes)
+            given["features"] = shape_of(config.data.channels, classes)
         spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), given)
         built = _build(spec, "tokenizer")
         check_training(built, spec.recipe, section.train, "tokenizer")
     return spec, getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
 
 
-def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, int]) -> dict[str, Any]:
+def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, Any]) -> dict[str, Any]:
     """The spec of the tokenizer that another one depends on: of the artifact in use, or built here."""
     stands_on(section)
     if used is not None:
@@ -122,6 +124,17 @@ def check_generator(
         check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
 
 
+def check_stage(spec: StepSpec, where: str, classes: int, tokenizer: ModelSpec, layout: dict[str, Any]) -> None:
+    """Build the generator of a stage, with the objective of that stage, on the meta device.
+
+    Raises:
+        ConfigError: an objective that the generator cannot be trained with.
+    """
+    given = {"layout": layout, "classes": classes, "tokenizer": tokenizer.to_dict()}
+    noted = spec.notes
+    _build(ModelSpec("generator", noted["recipe"], noted["args"], noted["set"], given, spec.config["config"]), where)
+
+
 def check_warm_start(spec: ModelSpec, start: ModelSpec, name: str) -> None:
     """A generator can start from another one's weights only if they have the same names and shapes.
 
@@ -156,16 +169,19 @@ def check_training(model: Method, recipe: str, train: Any, where: str) -> None:
         raise ConfigError(f"{where}.train: recipe {recipe!r} has nothing to train; leave {where}.train out")
 
 
-def _used(spec: dict[str, Any], where: str, data: dict[str, int]) -> ModelSpec:
-    """The spec of a model in use, which has to be made for images like these."""
+def _used(spec: dict[str, Any], where: str, data: dict[str, Any]) -> ModelSpec:
+    """The spec of a model in use, which has to be made for a signal like this."""
     found = ModelSpec.from_dict(spec)
-    for name, value in data.items():
-        if found.given[name] != value:
-            raise ConfigError(
-                f"{where}: made for {name} {found.given[name]}, data.{name} is {value}; "
-                f"set data.{name}={found.given[name]} or train a tokenizer"
-            )
+    refuse_other_signal(found.given["signal"], data["signal"], where)
     return found
+
+
+def refuse_other_signal(made_for: dict[str, Any], data: dict[str, Any], where: str) -> None:
+    """Raise ``ConfigError`` where a model was made for another signal than the data's."""
+    for name in ("kind", "shape", "channels", "range"):
+        if made_for[name] != data[name]:
+            ours, theirs = (signals.text(v) if name == "shape" else v for v in (data[name], made_for[name]))
+            raise ConfigError(f"{where}: made for {name} {theirs}, the data has {ours}; change data or train a tokenizer")
 
 
 def check_sharding(spec: ModelSpec, execution: ExecutionSettings) -> None:

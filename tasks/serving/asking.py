@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.requests import Condition, Labels, Text
+from tokenloom.models.core.requests import Condition, Conditions, Labels, Text, TextFeatures
 from tokenloom.models.parts.characters import Encoded, ReadText
-from tokenloom.models.parts.conditions import Conditioner, Reads, condition_of
+from tokenloom.models.parts.conditions import Conditioner, condition_of
 from tokenloom.tasks.serving.encoder import FrozenEncoder
 
 #: Class numbers (N,), or N texts.
@@ -23,9 +23,9 @@ Wanted = NDArray[np.int64] | Sequence[str]
 
 @dataclass(frozen=True)
 class Asking:
-    """How one generator is asked: ``classes`` are its class names, ``texts`` captions of the kind that it has seen."""
+    """What a request may hold: ``names`` of conditions, ``classes`` are its class names, ``texts`` captions as in its data."""
 
-    reads: Reads
+    names: tuple[str, ...]
     classes: tuple[str, ...]
     texts: tuple[str, ...] = ()
     length: int | None = None
@@ -38,7 +38,7 @@ class Asking:
         encoder = encoder_of(condition)
         length = condition.length if isinstance(condition, ReadText.Config) else None
         return cls(
-            "labels" if condition is None else condition.reads,
+            (Labels.name,) if condition is None else condition.names,
             tuple(classes),
             tuple(texts),
             length,
@@ -48,7 +48,12 @@ class Asking:
     @property
     def column(self) -> str:
         """Name of what it is asked by: ``class_id`` or ``text``."""
-        return "class_id" if self.reads == "labels" else "text"
+        return "text" if self.texted else "class_id"
+
+    @property
+    def texted(self) -> bool:
+        """Whether texts are among its conditions."""
+        return bool({Text.name, TextFeatures.name} & set(self.names))
 
     def check(self, wanted: Wanted) -> None:
         """Refuse what the generator does not know.
@@ -56,26 +61,29 @@ class Asking:
         Raises:
             ConfigError: texts instead of classes or the other way round, a class that it does not have, a text that is too long.
         """
-        if isinstance(wanted, np.ndarray) != (self.reads == "labels"):
-            what = "classes, and was given texts" if self.reads == "labels" else "texts, and was given classes"
+        if isinstance(wanted, np.ndarray) == self.texted:
+            what = "classes, and was given texts" if not self.texted else "texts, and was given classes"
             raise ConfigError(f"this model is asked for {what}")
         if isinstance(wanted, np.ndarray):
             check_labels(wanted, self.classes)
-        elif self.reads == "text" and self.length is not None:
+        elif Text.name in self.names and self.length is not None:
             for text in wanted:
                 if len(text.encode()) > self.length:
                     raise ConfigError(f"text {text!r}: {len(text.encode())} bytes, this model reads at most {self.length}")
 
-    def condition(self, wanted: Wanted) -> Condition:
-        """The condition of one sample a row.
+    def conditions(self, wanted: Wanted) -> Conditions:
+        """The conditions of one sample a row.
 
         Raises:
             ConfigError: see ``check``; a text encoder that cannot be had.
         """
         self.check(wanted)
+        return Conditions.of(self._condition(wanted))
+
+    def _condition(self, wanted: Wanted) -> Condition:
         if isinstance(wanted, np.ndarray):
             return Labels(torch.tensor(wanted, dtype=torch.int64))
-        if self.reads == "text":
+        if Text.name in self.names:
             return Text.of(wanted)
         if self.encoder is None:
             raise ConfigError("this model reads features of texts, and nothing says which encoder makes them")

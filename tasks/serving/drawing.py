@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Generator, Labels, Tokenizer
+from tokenloom.models.core.protocols import Conditions, Generator, Labels, Tokenizer
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.serving.asking import Asking, Wanted
 
@@ -87,7 +87,7 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def sample_images(
-    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Condition, sampler: Sampler, seed: int, start: int = 0
+    generator: Generator, tokenizer: Tokenizer, wanted: NDArray[np.int64] | Conditions, sampler: Sampler, seed: int, start: int = 0
 ) -> NDArray[np.uint8]:
     """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
 
@@ -97,9 +97,9 @@ def sample_images(
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
     """
     device = next(generator.parameters()).device
-    condition = Labels(torch.tensor(wanted, dtype=torch.int64)) if isinstance(wanted, np.ndarray) else wanted
-    draws = SampleDraws.of(seed, start, start + condition.rows, device)
-    tokens = generator.generate(condition.to(device), sampler, draws)
+    conditions = Conditions.of(Labels(torch.tensor(wanted, dtype=torch.int64))) if isinstance(wanted, np.ndarray) else wanted
+    draws = SampleDraws.of(seed, start, start + conditions.rows, device)
+    tokens = generator.generate(conditions.to(device), sampler, draws)
     return to_uint8(tokenizer.decode(tokens))
 
 
@@ -107,7 +107,7 @@ def sample_shards(pair: Pair, wanted: Wanted, seed: int, rows: int = SHARD) -> N
     """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted and the seed alone."""
     pair.asking.check(wanted)
     parts = [
-        sample_images(pair.generator, pair.tokenizer, pair.asking.condition(wanted[start : start + rows]), pair.sampler, seed, start)
+        sample_images(pair.generator, pair.tokenizer, pair.asking.conditions(wanted[start : start + rows]), pair.sampler, seed, start)
         for start in range(0, len(wanted), rows)
     ]
     return np.concatenate(parts)

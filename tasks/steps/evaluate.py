@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import evaluate as evaluating
+from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str]:
     """The models of the run, the data and the network that judges; without a generator the tokenizer alone is judged."""
-    return roles(*(() if config.generator is None else ("generator",)), "tokenizer", "dataset", "features")
+    models = {} if config.generator is None else {"generator": train_stage.last(config)}
+    return {**models, **roles("tokenizer", "dataset", "features")}
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:

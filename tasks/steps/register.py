@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import register as registering
 from tokenloom.tasks.evaluation.gate import check_names
+from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
     """What was judged, and the judgement."""
-    return None if config.generator is None else roles("evaluation", "generator", "tokenizer")
+    return None if config.generator is None else {**roles("evaluation", "tokenizer"), "generator": train_stage.last(config)}
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:

@@ -1,6 +1,6 @@
 """All steps in order, and the chain of one run.
 
-    raw items -> dataset -> tokenizer -> tokens -> generator -> evaluation -> registration
+    raw items -> dataset -> tokenizer -> tokens -> generator (-> stages) -> evaluation -> registration
                      `-> features (the network that judges the samples) --^
 
 What a run has of them, and what each needs, is computed from the run: see ``needs`` of each step.
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenloom.configs.schema import RunConfig
+from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Step
 from tokenloom.tasks.steps.evaluate import EVALUATE
 from tokenloom.tasks.steps.extract import EXTRACT
@@ -22,8 +23,14 @@ from tokenloom.tasks.steps.train_generator import TRAIN_GENERATOR
 from tokenloom.tasks.steps.train_tokenizer import TRAIN_BASE, TRAIN_TOKENIZER
 from tokenloom.tasks.store.artifacts import Store
 
-#: Every step, in the order of a run; one that another needs comes before it wherever it stands here.
+#: Every step that any run may have, in order; one that another needs comes before it wherever it stands here.
 TABLE: tuple[Step, ...] = (INGEST, TRAIN_BASE, TRAIN_TOKENIZER, EXTRACT, FEATURES, TRAIN_GENERATOR, EVALUATE, REGISTER)
+
+
+def steps(config: RunConfig) -> tuple[Step, ...]:
+    """The table with the stages that a run adds."""
+    after = TABLE.index(TRAIN_GENERATOR) + 1
+    return (*TABLE[:after], *train_stage.steps(config), *TABLE[after:])
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def chain(config: RunConfig, store: Store) -> tuple[Link, ...]:
     Raises:
         ConfigError: a tokenizer whose base is missing or not needed.
     """
-    links = {step.makes: Link(step, needs) for step in TABLE if (needs := step.needs(config, store)) is not None}
+    links = {step.makes: Link(step, needs) for step in steps(config) if (needs := step.needs(config, store)) is not None}
     ordered: dict[str, Link] = {}
 
     def add(role: str) -> None:

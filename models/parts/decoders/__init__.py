@@ -1,1 +1,1 @@
-"""tokenloom.models.parts.decoders."""
+"""Decoders of tokenizers that draw what the tokens leave open."""

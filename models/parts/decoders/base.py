@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer
+from tokenloom.models.core.signals import Shape
 
 
 class GenerativeDecoder(nn.Module, ABC):
@@ -22,13 +23,13 @@ class GenerativeDecoder(nn.Module, ABC):
     class Config(configs.Config, ABC):
         """What a decoder is made from."""
 
-        def build(self, *, size: int, channels: int, dim: int, length: int, **given: Any) -> GenerativeDecoder:
-            """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
+        def build(self, *, shape: Shape, channels: int, dim: int, length: int, **given: Any) -> GenerativeDecoder:
+            """For images of ``shape`` (rows, columns) and ``length`` tokens of ``dim`` channels.
 
             Raises:
                 ConfigError: they do not fit.
             """
-            return self.construct(size=size, channels=channels, dim=dim, length=length)
+            return self.construct(shape=shape, channels=channels, dim=dim, length=length)
 
     @abstractmethod
     def losses(self, z_BNZ: Tensor, image_BCHW: Tensor, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.time import waves
 
@@ -48,18 +49,18 @@ class Denoiser(nn.Module):
                     f"net.width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: positive, heads divide the width"
                 )
 
-    def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
-        """For square images of ``size`` pixels and ``length`` tokens of ``dim`` channels.
+    def __init__(self, config: Config, shape: Shape, channels: int, dim: int, length: int) -> None:
+        """For images of ``shape`` (rows, columns) and ``length`` tokens of ``dim`` channels.
 
         Raises:
-            ConfigError: the patch does not divide the size.
+            ConfigError: the patch does not divide the shape.
         """
         super().__init__()
-        if size % config.patch:
-            raise ConfigError(f"net.patch={config.patch}: does not divide the size {size}")
+        if shape[0] % config.patch or shape[1] % config.patch:
+            raise ConfigError(f"net.patch={config.patch}: does not divide the size {text(shape)}")
         self.patch, width = config.patch, config.width
-        self.side = size // config.patch
-        slots = self.side**2 + length
+        self.grid = shape[0] // config.patch, shape[1] // config.patch
+        slots = self.grid[0] * self.grid[1] + length
         self.patches = nn.Linear(channels * config.patch**2, width)
         self.tokens = nn.Linear(dim, width)
         # As large as what they are added to: beside a noise of unit size a smaller position would long be overlooked.
@@ -90,4 +91,4 @@ class Denoiser(nn.Module):
         h_BPD = self.stack(x_BSD, cond_BD=time_BD)[:, : x_BPD.shape[1]]
         shift, scale = self.modulation(F.silu(time_BD))[:, None].chunk(2, dim=-1)
         y_BPE = self.out(self.norm(h_BPD) * (1 + scale) + shift)
-        return F.pixel_shuffle(y_BPE.transpose(1, 2).unflatten(2, (self.side, self.side)), self.patch)
+        return F.pixel_shuffle(y_BPE.transpose(1, 2).unflatten(2, self.grid), self.patch)

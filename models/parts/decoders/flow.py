@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.token_dropout import TokenDropout
@@ -49,13 +50,13 @@ class Flow(GenerativeDecoder):
             if self.guidance and not self.reveal.null():
                 raise ConfigError(f"decoder.guidance={self.guidance}: training must also drop all tokens of some rows (reveal.none)")
 
-    def __init__(self, config: Config, size: int, channels: int, dim: int, length: int) -> None:
+    def __init__(self, config: Config, shape: Shape, channels: int, dim: int, length: int) -> None:
         super().__init__()
         config.reveal.check(length, config.steps)
         self.config, self.length = config, length
-        self.net = config.net.build(size=size, channels=channels, dim=dim, length=length)
+        self.net = config.net.build(shape=shape, channels=channels, dim=dim, length=length)
         self.unseen = nn.Parameter(0.02 * torch.randn(config.net.width))  # stands for every token that a step does not see
-        self.register_buffer("noise", starting_noise(config.seed, channels, size, size), persistent=False)
+        self.register_buffer("noise", starting_noise(config.seed, channels, *shape), persistent=False)
 
     def fewest(self, length: int) -> int:
         return max(1, int(self.config.reveal.needed(torch.zeros(1, device="cpu"), length)))

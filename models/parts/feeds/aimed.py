@@ -86,11 +86,11 @@ class TargetAware(Shifted):
 
 
 class Instructed(Shifted):
-    """Before each token stands an instruction: a learned vector turned to the place that is to be predicted (RandAR, arXiv:2412.01827).
+    """Before each token stands an instruction: a learned vector rotated by the position that is to be predicted (RandAR, arXiv:2412.01827).
 
-    In a parallel step instructions see the earlier ones of the step; once the tokens are known, all but the first are given
+    In a parallel step instructions attend to the earlier ones of the step; once the tokens are known, all but the first are given
     again between them, so that the cache is that of one token a step.  In the parallel form of such plans the
-    instructions that predict are slots of their own, seen by no other group.
+    instructions that predict are slots of their own, which no other group attends to.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -130,10 +130,12 @@ class Instructed(Shifted):
         return rotate(vector, self.rope(place_Bn)).transpose(1, 2).flatten(2)
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
+        # The sequence is [prefix, q0, t0, q1, t1, …, q(L-1)]: instruction i is slot prefix + 2 i, token i the slot after it.
         place, length = plan.sequence_BL, plan.sequence_BL.shape[1]
         token = self.table(take(data, place[:, :-1]))
         x, both = self._woven(self.queries(place), token, place)
         first = prefix_groups(cond.prefix_BPD)
+        # Groups of slots rise by ``scale`` from slot to slot, so that up to L instructions of one step fit between two of them.
         prefix, scale = first.shape[1], length + 1
         rank = torch.cat([first - 1, span(0, 2 * length - 1, x.device)], dim=1) * scale
         x = torch.cat([cond.prefix_BPD, x], dim=1)
@@ -142,7 +144,9 @@ class Instructed(Shifted):
         x_drop = self.drop(x, draws)
         if max(plan.sizes) == 1:
             return Slots(x_drop, rank, both, reads, visibility=Causal())
-        # The first instruction of a group is that of the context; those after it are slots apart, seen by their own group alone.
+        # The first instruction of a group is the one in the sequence above.  Those after it must not attend to the group's tokens, which
+        # stand before them there: they are further slots at the end, just after the first instruction in the order of groups
+        # (2 start scale + 1, + 2, …), in a segment of their own that no other group attends to.
         starts = [plan.start(g) for g, size in enumerate(plan.sizes) for _ in range(size)]
         later = torch.tensor([i for i, start in enumerate(starts) if i != start], device=x.device)
         start = torch.tensor(starts, device=x.device)[later][None]
@@ -156,6 +160,8 @@ class Instructed(Shifted):
         )
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
+        # New slots: [t0 of the group before, q1, t1, …] (its q0 is cached, its other instructions were dropped and come again between
+        # the tokens), then this group's instructions, of which the first stays in the cache.
         place, length = plan.members(group), plan.sequence_BL.shape[1]
         start, count, scale = plan.start(group), place.shape[1], length + 1
         if group == 0:

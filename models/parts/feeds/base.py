@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.core.protocols import Tokenizer, TokenLayout
 from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.plan import Plan
@@ -42,8 +42,8 @@ class Feed(nn.Module, ABC):
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Copy, frozen, what the feed needs of the tokenizer."""
 
-    def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """In training: the tokens that are given in place of these, and those that must be said."""
+    def corrupt(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """In training: the tokens to give to the net in place of these, and the targets, both shaped as ``data``."""
         return data, data
 
     def traits(self, plan: Plan) -> Traits:
@@ -83,37 +83,6 @@ class Feed(nn.Module, ABC):
         For plans of one position a group.  Feeds without it are decoded group after group only.
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no window of drafted tokens")
-
-
-class TokenTable(nn.Module):
-    """Embeddings of ids: one table, or one a codebook whose vectors are added.
-
-    ``spare`` rows beyond the vocabulary are kept for official tables that have them.
-    """
-
-    def __init__(self, layout: TokenLayout, width: int, spare: int = 0, std: float = 0.02) -> None:
-        super().__init__()
-        self.books = nn.ModuleList([nn.Embedding(layout.vocabulary + spare, width) for _ in range(layout.codebooks)])
-        for book in self.books:
-            nn.init.trunc_normal_(book.weight, std=std)  # type: ignore[arg-type]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, n) or (B, n, Q) ids to (B, n, D)."""
-        if ids.ndim == 2:
-            return self.books[0](ids)
-        return torch.stack([book(part) for book, part in zip(self.books, ids.unbind(-1))]).sum(0)
-
-
-def table_of(feed: Feed, rows: int) -> TokenTable:
-    """The feed's embeddings, for heads that share them; ``rows`` of a codebook are needed.
-
-    Raises:
-        LayoutError: the feed has none, or fewer rows.
-    """
-    table = getattr(feed, "table", None)
-    if not isinstance(table, TokenTable) or len(table.books[0].weight) < rows:  # type: ignore[arg-type]
-        raise LayoutError(f"this head shares the feed's embeddings of tokens, {rows} rows a codebook; the feed has fewer or none")
-    return table
 
 
 def take(data: Tensor, place_BN: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shifted tokens that are told two positions: where the token stands, and which position comes next.
+"""Shifted tokens with two positions: where the token stands, and which position comes next.
 
 Shapes: B rows, L positions, S slots, P prefix slots, n members of a group, m closed slots, D width.
 """
@@ -19,7 +19,7 @@ from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted, at
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
-from tokenloom.models.parts.visibility import Causal, Everything
+from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class OpenChain:
 class DoublePosition(Shifted):
     """Any order by double positions (sigma-GPT, arXiv:2404.09562): a slot holds a token, its position and the position to predict.
 
-    Slot i of the chain holds the token of entry i - 1 of the sequence and is aimed at entry i; it sees those before it.  A group of
-    several positions is asked of copies of the last known token, one aimed at each, which no other slot sees: so all are
+    Slot i of the chain holds the token of entry i - 1 of the sequence and is aimed at entry i; it attends to those before it.  A group of
+    several positions is predicted from copies of the last known token, one aimed at each, which no other slot attends to: so all are
     predicted from the same known tokens.  Afterwards the chain goes on through them.
     """
 
@@ -61,8 +61,8 @@ class DoublePosition(Shifted):
         """Any plan will do."""
 
     def slots(self, plan: Plan, prefix: int) -> int:
-        asked = plan.sequence_BL.shape[1] if plan.choice is not None else max(plan.sizes)
-        return prefix + plan.sequence_BL.shape[1] + asked
+        queries = plan.sequence_BL.shape[1] if plan.choice is not None else max(plan.sizes)
+        return prefix + plan.sequence_BL.shape[1] + queries
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         if max(plan.sizes) == 1:
@@ -71,10 +71,12 @@ class DoublePosition(Shifted):
             prefix = x.shape[1] - plan.sequence_BL.shape[1]
             return Slots(x, rank, place, prefix + span(0, plan.sequence_BL.shape[1], x.device), visibility=Causal())
         starts = [plan.start(g) for g, size in enumerate(plan.sizes) for _ in range(size)]
-        return self.asked(data, plan.sequence_BL, torch.tensor([starts], device=data.device), cond, draws)
+        return self.queried(data, plan.sequence_BL, torch.tensor([starts], device=data.device), cond, draws)
 
-    def asked(self, data: Tensor, sequence_BL: Tensor, known_BL: Tensor, cond: Conditioned, draws: Draws | None = None) -> Slots:
+    def queried(self, data: Tensor, sequence_BL: Tensor, known_BL: Tensor, cond: Conditioned, draws: Draws | None = None) -> Slots:
         """All entries of the sequence, each predicted when the first ``known_BL`` (B or 1, L) entries are known."""
+        # First the chain, whose slot prefix + i holds entry i - 1 and is aimed at entry i; then, for each entry, a copy of slot
+        # prefix + known, which holds the last known token, aimed at that entry.
         length = sequence_BL.shape[1]
         held, rank, place = self._chain(data, sequence_BL, cond, draws)
         chain = self._aimed(held, sequence_BL)
@@ -83,10 +85,12 @@ class DoublePosition(Shifted):
         copies = held.gather(1, index.unsqueeze(-1).expand(-1, -1, held.shape[-1])) + self.position_target[sequence_BL]
         rows = max(len(place), len(known_BL))
         place = place.expand(rows, -1)
-        asks = 2 * known_BL - 1  # after the chain's last slot whose aim is known
+        # Groups of the chain are even, 2 i for slot prefix + i.  A copy attends to the slots whose aim is known, 0 … known - 1, and to
+        # itself: the odd number after 2 (known - 1).
+        queries = 2 * known_BL - 1
         return Slots(
             torch.cat([chain, copies], dim=1),
-            torch.cat([rank.expand(len(asks), -1), asks], dim=1),
+            torch.cat([rank.expand(len(queries), -1), queries], dim=1),
             torch.cat([place, place.gather(1, (prefix + known_BL).expand(rows, -1))], dim=1),
             prefix + length + span(0, length, data.device),
             segment_BS=torch.cat([torch.full_like(rank, -1), span(0, length, data.device)], dim=1),
@@ -101,8 +105,9 @@ class DoublePosition(Shifted):
         target = plan.sequence_BL if plan.choice is not None else plan.members(group)
         closed, start, count = state.closed_BmD.shape[1], plan.start(group), target.shape[1]
         rows = max(len(target), len(state.open_B1))
-        asks = state.open_B1D + self.position_target[target]
+        queries = state.open_B1D + self.position_target[target]
         place = torch.cat([state.closed_Bm.expand(rows, -1), state.open_B1.expand(rows, count)], dim=1)
+        # As in the parallel form: slots that the cache lacks have even groups 2 i, up to 2 (start - 1); queries the odd one after them.
         rank = 2 * span(start - closed, start, place.device)
         apart = torch.full((1, count), 2 * start - 1, device=place.device)
         cached = closed
@@ -111,12 +116,15 @@ class DoublePosition(Shifted):
             cached += 1
         segment = torch.cat([torch.full_like(rank, -1), span(0, count, place.device)], dim=1)
         segment[:, :cached].fill_(-1)
+        known: Visibility | None = Causal() if plan.choice is None and max(plan.sizes) == 1 else None
+        if closed == 0 and count == 1:
+            known = Everything()
         return Slots(
-            torch.cat([state.closed_BmD, asks], dim=1),
+            torch.cat([state.closed_BmD, queries], dim=1),
             torch.cat([rank, apart], dim=1),
             place,
             closed + span(0, count, place.device),
-            visibility=Everything() if closed == 0 and count == 1 else None,
+            visibility=known,
             segment_BS=segment,
             cached=cached,
         )
@@ -127,6 +135,8 @@ class DoublePosition(Shifted):
         return replace(slots, x_BSD=slots.x_BSD + self.position[slots.position_BS] + aim)
 
     def push(self, state: OpenChain, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
+        # Each token drawn tells the aim of the slot before it: [open, t0, …, t(n-2)] are now aimed at [t0, …, t(n-1)], and t(n-1) is open.
+        # Without a choice the first of them is in the cache already: it was aimed at the group's first member.
         held = self.table(data) + self.position[place_Bn]
         place = place_Bn
         first = 1 if plan.choice is None else 0

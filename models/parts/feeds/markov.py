@@ -1,4 +1,4 @@
-"""Next-scale feeds without memory: a scale is given the sum of the smaller ones, and sees nothing but itself.
+"""Next-scale feeds without memory: a scale is given the sum of the smaller ones, and attends to nothing but itself.
 
 Shapes: B rows, L positions of all scales, S slots, n members of a group, D width.
 """
@@ -15,7 +15,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import TokenTable
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.next_scale import NextScale
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -84,7 +84,7 @@ class MaskedScales(Markov):
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         super().__init__(config, layout, width, quantizer)
         self.mask = layout.vocabulary  # the row after the vocabulary
-        self.table = TokenTable(layout, width, spare=1)
+        self.table = Ids(layout, width, spare=1)
         sizes = layout.scale_sizes
         self.ranges = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
 

@@ -1,4 +1,4 @@
-"""Masked feeds: every position is a slot, which holds its token or [MASK]; every slot sees all others.
+"""Masked feeds: every position is a slot, which holds its token or [MASK]; every slot attends to all others.
 
 Shapes: B rows, L positions, S slots, P prefix slots, D width, Q codebooks.
 """
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.feeds.base import Feed, TokenTable
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import embedding
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything
@@ -30,8 +31,8 @@ class Whole(Feed):
     layout: TokenLayout
 
     @abstractmethod
-    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
-        """All slots for tokens of which some are known; ``asked`` (B or 1, N) positions are read."""
+    def of_known(self, data: Tensor, known_BL: Tensor, target_BN: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+        """All slots for tokens of which some are known; ``target_BN`` (B or 1, N) are the positions to predict."""
 
     def traits(self, plan: Plan) -> Traits:
         return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
@@ -53,8 +54,8 @@ class Whole(Feed):
         return data, torch.zeros(data.shape[:2], dtype=torch.bool, device=device)
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
-        asked = plan.sequence_BL if plan.choice is not None else plan.members(group)
-        return self.of_known(state[0], state[1], asked, cond, None)
+        target_BN = plan.sequence_BL if plan.choice is not None else plan.members(group)
+        return self.of_known(state[0], state[1], target_BN, cond, None)
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor]:
         index = place_Bn.expand(len(data), -1)
@@ -77,11 +78,8 @@ class MaskToken(Whole):
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
-        if not layout.discrete:
-            raise LayoutError("this feed needs discrete tokens")
-        self.layout, self.prefix, self.rate, self.mask = layout, config.prefix, config.dropout, layout.vocabulary
-        # The row after the vocabulary is [MASK].
-        self.table = TokenTable(layout, width, spare=1, std=config.init_std)
+        self.layout, self.prefix, self.rate = layout, config.prefix, config.dropout
+        self.table = embedding(layout, width, spare=1, std=config.init_std)  # the spare vector is [MASK]
         self.position = nn.Parameter(torch.empty(1, config.prefix + layout.length, width))
         nn.init.trunc_normal_(self.position, std=config.init_std)
         self.register: nn.Parameter | None = None
@@ -92,17 +90,12 @@ class MaskToken(Whole):
     def requires(self, plan: Plan) -> Traits:
         return {"prefix slots": Trait(self.prefix, "feed.prefix")} if self.prefix else {}
 
-    def inputs(self, data: Tensor, known_BL: Tensor) -> Tensor:
-        """Ids with [MASK] where they are not known."""
-        known = known_BL.view(*known_BL.shape, *[1] * (data.ndim - 2))
-        return torch.where(known, data, self.mask)
-
     def embed(self, x_BSD: Tensor) -> Tensor:
         """The slots at their positions."""
         return x_BSD + self.position
 
-    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
-        x = self.table(self.inputs(data, known_BL))
+    def of_known(self, data: Tensor, known_BL: Tensor, target_BN: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+        x = self.table.masked(data, known_BL)
         if self.prefix:
             x = torch.cat([cond.prefix_BPD, x], dim=1)
         x = dropout(self.embed(x), self.rate, draws)
@@ -110,4 +103,4 @@ class MaskToken(Whole):
             x = torch.cat([x, self.register.expand(len(x), -1, -1)], dim=1)
         place = torch.full((1, x.shape[1]), -1, device=x.device)
         place[:, self.prefix : self.prefix + self.layout.length] = torch.arange(self.layout.length, device=x.device)
-        return Slots(x, torch.zeros_like(place), place, asked + self.prefix, visibility=Everything(), cached=0)
+        return Slots(x, torch.zeros_like(place), place, target_BN + self.prefix, visibility=Everything(), cached=0)

@@ -16,7 +16,8 @@ from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import AtLeast, Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import dropout
-from tokenloom.models.parts.feeds.base import Feed, TokenTable, nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.embedding import embedding
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Everything
@@ -36,10 +37,8 @@ class Shifted(Feed):
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, spare: int = 0) -> None:
         super().__init__()
-        if not layout.discrete:
-            raise LayoutError("this feed needs discrete tokens")
         self.rate = config.dropout
-        self.table = TokenTable(layout, width, spare)
+        self.table = embedding(layout, width, spare)
 
     def drop(self, x_BSD: Tensor, draws: Draws | None) -> Tensor:
         """Dropout of embeddings."""
@@ -100,7 +99,7 @@ def at(sequence_BL: Tensor, entry_Bn: Tensor) -> Tensor:
 class Registers(Shifted):
     """Groups that may grow: a group is given the tokens of the one before it and, for what it has more, learned registers.
 
-    PAR's feed (arXiv:2412.15119).  A slot is seen from the group on that it predicts; registers stand nowhere.
+    PAR's feed (arXiv:2412.15119).  A slot is attended to from the group on that it predicts; registers have no position.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""tokenloom.models.parts.heads"""
+"""Heads: the distribution of a token given its hidden state."""

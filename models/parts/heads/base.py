@@ -6,24 +6,36 @@ Shapes: B rows, N predicted positions, K hidden states, D width, Q codebooks, C 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
-from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.named import parse_named
+from tokenloom.models.core.protocols import Likelihood, TokenLayout
 from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
+
+#: Runs the net on the group at hand again, its own slots holding these values (B, n, D) added, and says its hidden states.
+Predict = Callable[[Tensor], Hidden]
 
 
 class Head(nn.Module, ABC):
     """From hidden states to tokens; concrete ones nest a frozen ``Config``."""
 
+    #: What ``loss`` is: the ``exact`` negative log-likelihood in nats, a ``bound`` on it from above, or ``none`` of these.
+    likelihood: ClassVar[Likelihood] = "none"
+    #: ``several``: ``draw`` runs the net again within a group and is given ``predict``.
+    calls: ClassVar[Literal["one", "several"]] = "one"
+
     class Config(config.Config, ABC):
-        """What a head is made from."""
+        """What a head is made from; its tag is ``head.NAME``, by which a run file writes ``set: {head: {NAME: {field: value}}}``."""
 
         @abstractmethod
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
@@ -32,6 +44,10 @@ class Head(nn.Module, ABC):
             Raises:
                 LayoutError: the head does not fit the tokens.
             """
+
+        @classmethod
+        def parse(cls, value: Mapping[str, Any], where: str) -> config.Config:
+            return parse_named("head", value, where)
 
     def traits(self, plan: Plan) -> Traits:
         """What other parts may depend on (``agreement``)."""
@@ -42,21 +58,33 @@ class Head(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
-        """Negative log-likelihood in nats (B, N) of targets (B, N), (B, N, Q) or (B, N, C); other losses where it has none."""
+    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, N) what is minimised for targets (B, N), (B, N, Q) or (B, N, C); random numbers come from ``draws``.
+
+        Raises:
+            ValueError: a head that needs draws was given none.
+        """
 
     @abstractmethod
     def draw(
         self,
-        h_BND: Tensor,
-        null_BND: Tensor | None,
+        hidden: Hidden,
         sampler: Sampler,
         moment: Moment,
         draws: SampleDraws,
         forced: Tensor | None = None,
+        predict: Predict | None = None,
     ) -> Drawn:
-        """Draw tokens under classifier-free guidance: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6).
+        """Draw tokens of one group, by numbers of the streams ``head…`` at the step of ``moment``.
 
-        ``null_BND`` is None without guidance; numbers come from the streams ``head…`` of ``draws`` at the step of ``moment``.
         ``forced`` tokens are taken instead of drawn ones.
         """
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse sampler settings of another head.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        if sampler.head is not None:
+            raise config.ConfigError(f"sample.head={sampler.head!r}: {type(self).__name__} has no settings of its own; leave it out")

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.feeds.base import Feed, table_of
-from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import table_of
+from tokenloom.models.parts.heads.base import Head, Predict
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
@@ -24,11 +26,6 @@ from tokenloom.models.sampling.sampler import Moment, Sampler
 def full(logits: Tensor) -> Tensor:
     """Logits in at least float32."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def guide(logits: Tensor, null: Tensor | None, weight: float | Tensor) -> Tensor:
-    """Classifier-free guidance of logits: ``(1 + w) cond - w null`` (arXiv:2207.12598, eq. 6)."""
-    return logits if null is None else (1 + weight) * logits - weight * null
 
 
 def pick(logits: Tensor, sampler: Sampler, moment: Moment, draws: SampleDraws, stream: str = "head") -> Tensor:
@@ -40,6 +37,8 @@ def pick(logits: Tensor, sampler: Sampler, moment: Moment, draws: SampleDraws, s
 
 class Categorical(Head):
     """One linear map to the logits; logits, likelihood and sampling in at least float32."""
+
+    likelihood = "exact"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.categorical"):
@@ -65,8 +64,8 @@ class Categorical(Head):
         """(B, N, V) logits."""
         return full(self.out(h_BND))
 
-    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
-        """Of targets (B, N), or (B, N, m) where m positions share a hidden state."""
+    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
+        """Nats of targets (B, N), or (B, N, m) where m positions share a hidden state."""
         logits = self.logits(h_BND)
         if target.ndim == 3:
             return -logits.log_softmax(-1).gather(-1, target)
@@ -74,15 +73,14 @@ class Categorical(Head):
 
     def draw(
         self,
-        h_BND: Tensor,
-        null_BND: Tensor | None,
+        hidden: Hidden,
         sampler: Sampler,
         moment: Moment,
         draws: SampleDraws,
         forced: Tensor | None = None,
+        predict: Predict | None = None,
     ) -> Drawn:
-        null = None if null_BND is None else self.logits(null_BND)
-        logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
+        logits = hidden.guided(self.logits)
         ids = pick(logits, sampler, moment, draws) if forced is None else forced
         return Drawn(ids, logits)
 

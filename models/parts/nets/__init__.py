@@ -1,1 +1,1 @@
-"""tokenloom.models.parts.nets."""
+"""Nets: transformers, recurrent nets and convolutions."""

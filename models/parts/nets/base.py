@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape
 
 
 class Inner(NamedTuple):
@@ -47,19 +48,19 @@ class Net(configs.Config, ABC):
     axis: ClassVar[str] = "grid"
 
     @abstractmethod
-    def grid(self, size: int) -> tuple[int, int]:
-        """Rows and columns of the latents of a square image of ``size`` pixels.
+    def grid(self, shape: Shape) -> Shape:
+        """Rows and columns of the latents of an image of this shape (rows, columns).
 
         Raises:
-            ConfigError: the size does not fit.
+            ConfigError: the shape does not fit.
         """
 
     @abstractmethod
-    def encoder(self, size: int, channels: int, latent: int) -> nn.Module:
-        """Images (B, channels, size, size) in [-1, 1] to latents (B, latent, h, w)."""
+    def encoder(self, shape: Shape, channels: int, latent: int) -> nn.Module:
+        """Images (B, channels, *shape) in [-1, 1] to latents (B, latent, h, w)."""
 
     @abstractmethod
-    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
+    def decoder(self, shape: Shape, channels: int, latent: int) -> PixelDecoder:
         """Latents back to images."""
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 
 
@@ -59,18 +60,19 @@ class Geometry(Net, tag="net.conv"):
         """Image pixels a latent position, in each direction."""
         return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
-    def grid(self, size: int) -> tuple[int, int]:
-        if size % self.downsampling or size < self.downsampling:
+    def grid(self, shape: Shape) -> Shape:
+        down = self.downsampling
+        if shape[0] % down or shape[1] % down or min(shape) < down:
             raise ConfigError(
-                f"size={size}: not divisible by the downsampling {self.downsampling} "
+                f"size={text(shape)}: not divisible by the downsampling {down} "
                 f"of net.patch={self.patch} and multipliers={list(self.multipliers)}"
             )
-        return (size // self.downsampling,) * 2
+        return shape[0] // down, shape[1] // down
 
-    def encoder(self, size: int, channels: int, latent: int) -> Encoder:
+    def encoder(self, shape: Shape, channels: int, latent: int) -> Encoder:
         return Encoder(self, channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> Decoder:
+    def decoder(self, shape: Shape, channels: int, latent: int) -> Decoder:
         return Decoder(self, channels, latent)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.frozen import Source
 
 #: Mean and standard deviation of the pixels in [0, 1] that the released weights expect.
@@ -50,11 +51,11 @@ class Dino(Source, tag="net.dino"):
         if not self.weights:
             raise ConfigError("weights: give the path of a safetensors file")
 
-    def grid(self, size: int) -> tuple[int, int]:
-        side = self.side or size
-        if side % self.patch or side < self.patch:
-            raise ConfigError(f"side={side}: not divisible by patch={self.patch}")
-        return (side // self.patch,) * 2
+    def grid(self, shape: Shape) -> Shape:
+        rows, columns = (self.side, self.side) if self.side else shape
+        if rows % self.patch or columns % self.patch or min(rows, columns) < self.patch:
+            raise ConfigError(f"side={rows}x{columns}: not divisible by patch={self.patch}")
+        return rows // self.patch, columns // self.patch
 
     def build(self, channels: int, latent: int) -> DinoViT:
         if latent != self.width:

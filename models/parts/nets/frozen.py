@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.nets.classifier import Classifier
 from tokenloom.models.parts.nets.conv import Geometry
@@ -23,8 +24,8 @@ class Source(configs.Config, ABC):
     """Where features come from."""
 
     @abstractmethod
-    def grid(self, size: int) -> tuple[int, int]:
-        """Rows and columns of the features of a square image."""
+    def grid(self, shape: Shape) -> Shape:
+        """Rows and columns of the features of an image of this shape."""
 
     @abstractmethod
     def build(self, channels: int, latent: int) -> nn.Module:
@@ -37,9 +38,10 @@ class Classified(Source, tag="features.classifier"):
 
     shape: Mapping[str, Any] | None = None
 
-    def grid(self, size: int) -> tuple[int, int]:
-        side = size if self.shape is None else min(size, self.shape["protocol"]["side"])
-        return (-(-side // 4),) * 2
+    def grid(self, shape: Shape) -> Shape:
+        if self.shape is not None and max(shape) > (side := self.shape["protocol"]["side"]):
+            shape = side, side
+        return -(-shape[0] // 4), -(-shape[1] // 4)
 
     def build(self, channels: int, latent: int) -> Trunk:
         if self.shape is None:
@@ -77,14 +79,16 @@ class Frozen(Net, tag="features.frozen", label="frozen features"):
     def label(self) -> str:
         return f"{self.words}, {self.geometry.label}"
 
-    def grid(self, size: int) -> tuple[int, int]:
-        grid = self.source.grid(size)
-        if self.geometry.grid(size) != grid:
-            raise ConfigError(f"net.geometry: the decoder starts from {self.geometry.grid(size)}, the features of {size} pixels are {grid}")
+    def grid(self, shape: Shape) -> Shape:
+        grid = self.source.grid(shape)
+        if self.geometry.grid(shape) != grid:
+            raise ConfigError(
+                f"net.geometry: the decoder starts from {self.geometry.grid(shape)}, the features of {text(shape)} pixels are {grid}"
+            )
         return grid
 
-    def encoder(self, size: int, channels: int, latent: int) -> nn.Module:
+    def encoder(self, shape: Shape, channels: int, latent: int) -> nn.Module:
         return self.source.build(channels, latent).requires_grad_(False)
 
-    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
-        return self.geometry.decoder(size, channels, latent)
+    def decoder(self, shape: Shape, channels: int, latent: int) -> PixelDecoder:
+        return self.geometry.decoder(shape, channels, latent)

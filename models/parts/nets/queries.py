@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
 from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, patch_grid
 
@@ -39,19 +40,19 @@ class Queries(Net, tag="net.queries", label="ViT, queries"):
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ConfigError(f"net.smooth={self.smooth}: must be odd")
 
-    def grid(self, size: int) -> tuple[int, int]:
-        patch_grid(size, self.patch)
+    def grid(self, shape: Shape) -> Shape:
+        patch_grid(shape, self.patch)
         return 1, self.tokens
 
-    def encoder(self, size: int, channels: int, latent: int) -> QueryEncoder:
-        return QueryEncoder(self, size, channels, latent)
+    def encoder(self, shape: Shape, channels: int, latent: int) -> QueryEncoder:
+        return QueryEncoder(self, shape, channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
-        return QueryPixels(self, size, channels, latent)
+    def decoder(self, shape: Shape, channels: int, latent: int) -> PixelDecoder:
+        return QueryPixels(self, shape, channels, latent)
 
-    def code_decoder(self, size: int, latent: int, codes: int) -> QueryCodes:
+    def code_decoder(self, shape: Shape, latent: int, codes: int) -> QueryCodes:
         """Latents to logits over the codes of a base tokenizer with the same grid."""
-        return QueryCodes(self, size, latent, codes)
+        return QueryCodes(self, shape, latent, codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +61,20 @@ class CodeQueries(Queries, tag="net.code_queries"):
 
     codes: int
 
-    def decoder(self, size: int, channels: int, latent: int) -> PixelDecoder:
-        return self.code_decoder(size, latent, self.codes)
+    def decoder(self, shape: Shape, channels: int, latent: int) -> PixelDecoder:
+        return self.code_decoder(shape, latent, self.codes)
 
 
 class QueryEncoder(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to latents (B, latent, 1, N)."""
 
-    def __init__(self, net: Queries, size: int, channels: int, latent: int) -> None:
+    def __init__(self, net: Queries, shape: Shape, channels: int, latent: int) -> None:
         super().__init__()
-        blocks, (h, w) = net.encoder_blocks, patch_grid(size, net.patch)
+        blocks, (h, w) = net.encoder_blocks, patch_grid(shape, net.patch)
         self.reading = net.reading
         self.queries = nn.Parameter(blocks.width**-0.5 * torch.randn(net.tokens, blocks.width))
         self.patches = PatchEmbedding(channels, net.patch, blocks.width)
-        self.trunk = Trunk(blocks, h * w, net.tokens)
+        self.trunk = Trunk(blocks, (h, w), net.tokens)
         self.out = nn.Linear(blocks.width, latent)
 
     def seeds(self, patch_BLD: Tensor) -> Tensor:
@@ -91,12 +92,12 @@ class QueryEncoder(nn.Module):
 class LatentReader(nn.Module):
     """Latents (B, latent, 1, N) to what mask tokens at the patches' places become, (B, L, D)."""
 
-    def __init__(self, net: Queries, size: int, latent: int) -> None:
+    def __init__(self, net: Queries, shape: Shape, latent: int) -> None:
         super().__init__()
-        blocks, (h, w) = net.decoder_blocks, patch_grid(size, net.patch)
+        blocks, (h, w) = net.decoder_blocks, patch_grid(shape, net.patch)
         self.mask = nn.Parameter(blocks.width**-0.5 * torch.randn(1, 1, blocks.width))
         self.embed = nn.Linear(latent, blocks.width)
-        self.trunk = Trunk(blocks, h * w, net.tokens)
+        self.trunk = Trunk(blocks, (h, w), net.tokens)
         self.length = h * w
 
     def forward(self, z_BC1N: Tensor) -> Tensor:
@@ -107,10 +108,10 @@ class LatentReader(nn.Module):
 class QueryPixels(PixelDecoder):
     """Latents (B, latent, 1, N) to pixels (B, C, H, W)."""
 
-    def __init__(self, net: Queries, size: int, channels: int, latent: int) -> None:
+    def __init__(self, net: Queries, shape: Shape, channels: int, latent: int) -> None:
         super().__init__()
-        self.reader = LatentReader(net, size, latent)
-        self.pixels = PatchPixels(net.decoder_blocks.width, net.patch, channels, patch_grid(size, net.patch), net.smooth)
+        self.reader = LatentReader(net, shape, latent)
+        self.pixels = PatchPixels(net.decoder_blocks.width, net.patch, channels, patch_grid(shape, net.patch), net.smooth)
 
     def forward(self, z_BC1N: Tensor) -> Tensor:
         return signed(self.pixels(self.reader(z_BC1N)))
@@ -131,10 +132,10 @@ class QueryPixels(PixelDecoder):
 class QueryCodes(PixelDecoder):
     """Latents (B, latent, 1, N) to logits over K codes at each patch, (B, K, h, w): the base's tokens in the pixels' place."""
 
-    def __init__(self, net: Queries, size: int, latent: int, codes: int) -> None:
+    def __init__(self, net: Queries, shape: Shape, latent: int, codes: int) -> None:
         super().__init__()
-        width, self.grid = net.decoder_blocks.width, patch_grid(size, net.patch)
-        self.reader = LatentReader(net, size, latent)
+        width, self.grid = net.decoder_blocks.width, patch_grid(shape, net.patch)
+        self.reader = LatentReader(net, shape, latent)
         self.hidden, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, codes)
 
     def forward(self, z_BC1N: Tensor) -> Tensor:

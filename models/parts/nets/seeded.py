@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.queries import Queries, QueryEncoder
 from tokenloom.models.parts.nets.vit import patch_grid
 
@@ -22,16 +23,16 @@ class SeededQueries(Queries, tag="net.seeded_queries", label="ViT, queries"):
     learn to before they say anything; a regression cannot, and needs no such start.
     """
 
-    def encoder(self, size: int, channels: int, latent: int) -> SeededEncoder:
-        return SeededEncoder(self, size, channels, latent)
+    def encoder(self, shape: Shape, channels: int, latent: int) -> SeededEncoder:
+        return SeededEncoder(self, shape, channels, latent)
 
 
 class SeededEncoder(QueryEncoder):
     """Images (B, C, H, W) in [-1, 1] to latents (B, latent, 1, N)."""
 
-    def __init__(self, net: Queries, size: int, channels: int, latent: int) -> None:
-        super().__init__(net, size, channels, latent)
-        h, w = patch_grid(size, net.patch)
+    def __init__(self, net: Queries, shape: Shape, channels: int, latent: int) -> None:
+        super().__init__(net, shape, channels, latent)
+        h, w = patch_grid(shape, net.patch)
         self.mixture = nn.Parameter(torch.randn(net.tokens, h * w))
 
     def seeds(self, patch_BLD: Tensor) -> Tensor:

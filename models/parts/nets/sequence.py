@@ -193,7 +193,7 @@ class SequenceNet(SlotNet):
         """Hidden states (B, S, D), after the last norm.
 
         Raises:
-            ConfigError: a plan or feed by which a slot sees later ones, or does not see all earlier ones.
+            ConfigError: a plan or feed by which a slot attends to later ones, or not to all earlier ones.
         """
         require_causal(slots, visibility)
         x_BSD, modulation = slots.x_BSD, modulation_of(slots, cond)
@@ -225,11 +225,11 @@ def initialise(net: nn.Module, std: float, residual: float) -> None:
 
 
 def require_causal(slots: Slots, visibility: Visibility) -> None:
-    """Raise ``ConfigError`` unless each of the new slots sees itself and all slots before it, and nothing else."""
+    """Raise ``ConfigError`` unless each of the new slots attends to itself and to all slots before it, and nothing else."""
     alone = slots.x_BSD.shape[1] == 1 and isinstance(visibility, Everything)
     if not (alone or isinstance(visibility, Causal)) or slots.queries:
         raise ConfigError(
-            "this net runs over slots in sequence order: each sees itself and all earlier ones. The order or feed asks for something "
+            "this net runs over slots in sequence order: each attends to itself and all earlier ones. The order or feed has something "
             "else (groups of several positions, a window, queries, masked or padded slots): use one position a group, such as the "
             "order of raster, or a transformer"
         )

@@ -38,7 +38,7 @@ class Init(config.Config, tag="init.normal"):
 
 
 class Transformer(SlotNet):
-    """Pre-norm transformer; what a slot sees is given from outside, so that any order runs on it."""
+    """Pre-norm transformer; what a slot attends to is given from outside, so that any order runs on it."""
 
     keeps: ClassVar[Literal["slots", "state", "other"]] = "slots"
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
@@ -169,28 +170,26 @@ def unpatchify(x_BLD: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * patch, w * patch)
 
 
-def sines(places: int, width: int) -> Tensor:
-    """Sines and cosines of the row and the column of a square grid's places, or of the place in a row if there is no square:
-    (places, width) with entries in [-1, 1]."""
-    side = math.isqrt(places)
-    columns = side if side * side == places else places
-    at = torch.arange(places)
-    share_LA = torch.stack([at // columns, at % columns], 1) / columns
+def sines(grid: tuple[int, int], width: int) -> Tensor:
+    """Sines and cosines of the row and the column of a grid's positions: (rows x columns, width) with entries in [-1, 1]."""
+    rows, columns = grid
+    at = torch.arange(rows * columns)
+    share_LA = torch.stack([(at // columns) / rows, (at % columns) / columns], 1)
     waves = width // 4
     angle_LAW = share_LA[..., None] * (math.pi / 2) * 32 ** torch.linspace(0, 1, max(1, waves))
     table = torch.cat([angle_LAW.sin(), angle_LAW.cos()], -1).flatten(1)[:, :width]
     return F.pad(table, (0, width - table.shape[1]))
 
 
-def patch_grid(size: int, patch: int) -> tuple[int, int]:
-    """Rows and columns of the patches of a square image.
+def patch_grid(shape: Shape, patch: int) -> Shape:
+    """Rows and columns of the patches of an image.
 
     Raises:
         ConfigError: the patch does not divide the image.
     """
-    if patch < 1 or size < patch or size % patch:
-        raise ConfigError(f"size={size}: not divisible by net.patch={patch}")
-    return size // patch, size // patch
+    if patch < 1 or min(shape) < patch or shape[0] % patch or shape[1] % patch:
+        raise ConfigError(f"size={text(shape)}: not divisible by net.patch={patch}")
+    return shape[0] // patch, shape[1] // patch
 
 
 class Trunk(nn.Module):
@@ -201,10 +200,10 @@ class Trunk(nn.Module):
     neighbourhood (after arXiv:2305.09828): a random start learns nothing of the image for hundreds of steps.
     """
 
-    def __init__(self, config: Blocks.Config, patches: int, further: int = 0) -> None:
+    def __init__(self, config: Blocks.Config, grid: tuple[int, int], further: int = 0) -> None:
         super().__init__()
         width, scale = config.width, config.width**-0.5
-        place = 2 * scale * sines(patches, width)
+        place, patches = 2 * scale * sines(grid, width), grid[0] * grid[1]
         near = (torch.arange(further) * 2 + 1) * patches // (2 * max(1, further))
         self.class_token = nn.Parameter(scale * torch.randn(1, width))
         self.position = nn.Parameter(torch.cat([scale * torch.randn(1, width), place]))
@@ -237,14 +236,14 @@ class ViT(Net, tag="net.vit", label="ViT"):
     encoder_blocks: Blocks.Config
     decoder_blocks: Blocks.Config
 
-    def grid(self, size: int) -> tuple[int, int]:
-        return patch_grid(size, self.patch)
+    def grid(self, shape: Shape) -> Shape:
+        return patch_grid(shape, self.patch)
 
-    def encoder(self, size: int, channels: int, latent: int) -> ViTEncoder:
-        return ViTEncoder(self, size, channels, latent)
+    def encoder(self, shape: Shape, channels: int, latent: int) -> ViTEncoder:
+        return ViTEncoder(self, shape, channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> ViTDecoder:
-        return ViTDecoder(self, size, channels, latent)
+    def decoder(self, shape: Shape, channels: int, latent: int) -> ViTDecoder:
+        return ViTDecoder(self, shape, channels, latent)
 
 
 def tanh_layers(width: int, ratio: float, out: int) -> nn.Sequential:
@@ -256,9 +255,9 @@ def tanh_layers(width: int, ratio: float, out: int) -> nn.Sequential:
 class ViTEncoder(nn.Module):
     """Images (B, C, H, W) to features (B, latent, h, w)."""
 
-    def __init__(self, net: ViT, size: int, channels: int, latent: int) -> None:
+    def __init__(self, net: ViT, shape: Shape, channels: int, latent: int) -> None:
         super().__init__()
-        blocks, self.grid = net.encoder_blocks, net.grid(size)
+        blocks, self.grid = net.encoder_blocks, net.grid(shape)
         self.patches = PatchEmbedding(channels, net.patch, blocks.width)
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], blocks.width))
         self.stack = blocks.build()
@@ -273,9 +272,9 @@ class ViTEncoder(nn.Module):
 class ViTDecoder(PixelDecoder):
     """Features (B, latent, h, w) to images (B, C, H, W)."""
 
-    def __init__(self, net: ViT, size: int, channels: int, latent: int) -> None:
+    def __init__(self, net: ViT, shape: Shape, channels: int, latent: int) -> None:
         super().__init__()
-        blocks, grid = net.decoder_blocks, net.grid(size)
+        blocks, grid = net.decoder_blocks, net.grid(shape)
         self.embed = nn.Linear(latent, blocks.width)
         self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], blocks.width))
         self.stack = blocks.build()

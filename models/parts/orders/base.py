@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.protocols import Likelihood, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.sizes import Sizes
 from tokenloom.models.parts.plan import Plan
@@ -17,6 +17,11 @@ from tokenloom.models.parts.plan import Plan
 
 class Order(config.Config, ABC):
     """In which groups positions are predicted; ``draws`` feeds random orders."""
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What the product over the groups of a decoding plan is: ``none`` where the members of a group are chosen by confidence."""
+        return "exact"
 
     @abstractmethod
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:

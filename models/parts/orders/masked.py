@@ -15,9 +15,9 @@ from torch import Tensor
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
-from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, asked
+from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
 from tokenloom.models.parts.plan import Choice, Plan, known_first, permutations
 
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ class Masked(Order, tag="order.masked"):
             raise ConfigError(f"order.seen_weight={self.seen_weight}: must be in [0, 1]")
 
     @property
+    def likelihood(self) -> Likelihood:
+        return "exact" if self.choice is None else "none"
+
+    @property
     def label(self) -> str:
         return f"{self.words}, {self.visit.label if self.choice is None else self.choice.label}"
 
@@ -140,7 +144,7 @@ class Masked(Order, tag="order.masked"):
 
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, draws)
-        return Plan(sequence, asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
+        return Plan(sequence, rule_of(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         cut = known_first(plan, keep_L)

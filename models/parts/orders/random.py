@@ -12,7 +12,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.fixed import Raster
-from tokenloom.models.parts.orders.sizes import Even, Sizes, asked
+from tokenloom.models.parts.orders.sizes import Even, Sizes, rule_of
 from tokenloom.models.parts.plan import Plan, known_first, permutations
 
 
@@ -29,7 +29,7 @@ class Random(Order, tag="order.random"):
         return Plan(draws.permutation(layout.length), Even(size=self.size).cut(layout.length))
 
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
-        return Plan(permutations(layout.length, draws), asked(self.decoding, sizes).cut(layout.length))
+        return Plan(permutations(layout.length, draws), rule_of(self.decoding, sizes).cut(layout.length))
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         return known_first(plan, keep_L)

@@ -109,6 +109,6 @@ class Count(Sizes, tag="sizes.count"):
         return replace(own, count=self.count) if isinstance(own, Steps) else Steps(count=self.count)
 
 
-def asked(own: Sizes, wanted: Sizes | None) -> Sizes:
+def rule_of(own: Sizes, wanted: Sizes | None) -> Sizes:
     """An order's own rule, or what is asked for in its place."""
     return own if wanted is None else wanted.over(own)

@@ -1,1 +1,1 @@
-"""tokenloom.models.parts.quantizers."""
+"""Quantizers: latents to codes and back."""

@@ -36,7 +36,7 @@ class Decoder(config.Config, ABC):
         """Why this decoder cannot sample from a generator with this sampler; None where it can."""
 
     @abstractmethod
-    def run(self, model: Any, condition: Any, sampler: Any, draws: Any, **given: Any) -> tuple[Any, Any]:
+    def run(self, model: Any, conditions: Any, sampler: Any, draws: Any, **given: Any) -> tuple[Any, Any]:
         """One sample a row, and the trace of how it was made; ``given``: tokens in the prompt (see ``DecodingSession``)."""
 
     def check(self, model: Any, sampler: Any) -> None:

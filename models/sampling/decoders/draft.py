@@ -12,7 +12,7 @@ import torch
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, LayoutError, Tokens
+from tokenloom.models.core.protocols import Conditions, LayoutError, Tokens
 from tokenloom.models.sampling.chain import ChainSession, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.rejection import draw_from
@@ -47,9 +47,9 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
         reason = refusal(draft, sampler)
         return None if reason is None else f"of the draft model: {reason}"
 
-    def run(self, model: Any, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
-        large = ChainSession(model, condition, sampler, draws, window=self.window, **given)
-        small = ChainSession(model.draft, condition, sampler, draws, window=self.window, **{**given, "plan": large.plan})
+    def run(self, model: Any, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        large = ChainSession(model, conditions, sampler, draws, window=self.window, **given)
+        small = ChainSession(model.draft, conditions, sampler, draws, window=self.window, **{**given, "plan": large.plan})
         small.begin(large.begin())
         step = 0
         while not large.done:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.proposal import Decoded
 from tokenloom.models.sampling.sampler import Sampler
@@ -29,8 +29,8 @@ class GroupWise(Decoder, tag="decoder.group_wise"):
             if session.done:
                 return
 
-    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
-        session = DecodingSession(model, condition, sampler, draws, **given)
+    def run(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        session = DecodingSession(model, conditions, sampler, draws, **given)
         for _ in self.steps(session):
             pass
         return session.tokens(), session.trace

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.sampling.chain import ChainSession, Outcome, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.rejection import draw_from
@@ -40,8 +40,8 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
         return refusal(model, sampler)
 
-    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
-        session = ChainSession(model, condition, sampler, draws, window=self.window, **given)
+    def run(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        session = ChainSession(model, conditions, sampler, draws, window=self.window, **given)
         session.begin()
         draft_BWV = self.blind(session)
         step = 0

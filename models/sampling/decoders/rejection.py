@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Tokens
+from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.double_position import DoublePosition
-from tokenloom.models.parts.heads.categorical import Categorical, guide
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -59,8 +60,8 @@ class Rejection(Decoder, tag="decoder.rejection"):
             return f"the head {type(model.head).__qualname__} does not draw each token from one softmax"
         return None if sampler.sizes is None else "it takes as many steps as it needs; leave sample.steps out"
 
-    def run(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
-        session = RejectionSession(model, condition, sampler, draws, **given)
+    def run(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
+        session = RejectionSession(model, conditions, sampler, draws, **given)
         for _ in self.steps(session):
             pass
         return session.tokens(), session.trace
@@ -70,16 +71,16 @@ class Rejection(Decoder, tag="decoder.rejection"):
         for step in range(session.model.layout.length):
             if session.done:
                 return
-            drawn_BL, draft_BLV = session.draft(step)
-            best = session.judge(session.now, drawn_BL, draft_BLV, step, 0)
+            drawn_BL, draft_BLV = session.propose(step)
+            best = session.verify(session.now, drawn_BL, draft_BLV, step, 0)
             for trial in range(1, self.orders):
                 index = session.shuffled(step, trial)
                 order = Settled(session.now.data, take(session.now.sequence_BL, index), session.now.known_B)
-                tried = session.judge(order, take(drawn_BL, index), take(draft_BLV, index), step, trial)
+                tried = session.verify(order, take(drawn_BL, index), take(draft_BLV, index), step, trial)
                 longer = (tried.known_B > best.known_B)[:, None]
                 data, sequence = torch.where(longer, tried.data, best.data), torch.where(longer, tried.sequence_BL, best.sequence_BL)
                 best = Settled(data, sequence, torch.maximum(tried.known_B, best.known_B))
-            yield session.settle(best)
+            yield session.commit(best)
 
 
 class RejectionSession(DecodingSession):
@@ -89,8 +90,10 @@ class RejectionSession(DecodingSession):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decodable, condition: Condition, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
-        super().__init__(model, condition, sampler, draws, **given)
+    def __init__(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> None:
+        super().__init__(model, conditions, sampler, draws, **given)
+        if self.stop is not None:
+            raise ValueError(f"stop={self.stop}: rows end early only where tokens are decided one after another, not by rejection sampling")
         length, rows, device = model.layout.length, self.rows, self.device
         plan, known_B = self.plan, torch.zeros(rows, dtype=torch.int64, device=device)
         data = torch.zeros((rows, length), dtype=torch.int64, device=device) if self.given is None else self.given.clone()
@@ -118,12 +121,12 @@ class RejectionSession(DecodingSession):
         return self.entry_L >= self.now.known_B[:, None]
 
     @torch.no_grad()
-    def draft(self, step: int) -> tuple[Tensor, Tensor]:
+    def propose(self, step: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """All open entries drawn at once, each from what is decided alone: tokens (B, L) and their distributions (B, L, V)."""
         feed, now = cast(DoublePosition, self.model.feed), self.now
         known_BL = now.known_B.clamp_max(len(self.entry_L) - 1)[:, None].expand_as(now.sequence_BL)
         data, sequence, known = (self._twice(t) for t in (now.data, now.sequence_BL, known_BL))
-        p_BLV = self._probabilities(feed.asked(data, sequence, known, self.cond))
+        p_BLV = self._probabilities(feed.queried(data, sequence, known, self.cond))
         ids_BL = inverse(p_BLV.log(), self.draws.uniform("burst", step, len(self.entry_L)))
         return torch.where(self.open_BL, ids_BL, take(now.data, now.sequence_BL)), p_BLV
 
@@ -133,7 +136,9 @@ class RejectionSession(DecodingSession):
         return torch.where(self.open_BL, noise_BL, self.entry_L - len(self.entry_L)).argsort(1)
 
     @torch.no_grad()
-    def judge(self, order: Settled, drawn_BL: Tensor, draft_BLV: Tensor, step: int, trial: int) -> Settled:
+    def verify(  # type: ignore[override]
+        self, order: Settled, drawn_BL: Tensor, draft_BLV: Tensor, step: int, trial: int
+    ) -> Settled:
         """What of a draft holds in this order, and one more token (arXiv:2211.17192, algorithm 1).
 
         A token drawn from p holds with probability min(1, q / p), where q knows all tokens before it; the first that does not is drawn
@@ -154,7 +159,7 @@ class RejectionSession(DecodingSession):
         values = torch.where((hold_B < length)[:, None] & (self.entry_L == at), other, drawn_BL)
         return Settled(order.data.scatter(1, order.sequence_BL, values), order.sequence_BL, (hold_B + 1).clamp_max(length))
 
-    def settle(self, best: Settled) -> Settled:
+    def commit(self, best: Settled) -> Settled:  # type: ignore[override]
         """Make what holds permanent."""
         self.trace.step(best.known_B - self.now.known_B)
         self.now = best

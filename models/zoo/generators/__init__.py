@@ -1,1 +1,1 @@
-"""tokenloom.models.zoo.generators."""
+"""Methods that learn the tokens of a tokenizer."""

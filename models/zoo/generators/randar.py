@@ -1,6 +1,6 @@
 """RandAR: decoder-only generation in random orders (Pang et al. 2024, arXiv:2412.01827).
 
-New: before each token stands an instruction, a learned vector turned to the place that is to be predicted, so that one causal
+New: before each token stands an instruction, a learned vector rotated by the position that is to be predicted, so that one causal
 decoder learns every order; instructions for many places at once decode in parallel with an ordinary cache.
 Differs: dropout masks come from the step's draws; with no schedule given it decodes one token a step.
 Run: tokenloom run smoke_randar
@@ -11,15 +11,11 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.aimed import Instructed
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import SwiGLU
-from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Even, Random, Steps
-from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Linear, Sampler
 
 
@@ -43,16 +39,7 @@ def randar(
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=steps) if steps else Even()),
         feed=Instructed.Config(heads=heads, dropout=dropout),
-        net=Transformer.Config(
-            width=width,
-            depth=depth,
-            heads=heads,
-            norm=PreNorm.Config(kind="rms", eps=1e-5),
-            mlp=SwiGLU.Config(multiple_of=32),
-            attention=Attention.Config(bias="none"),
-            rope=Rope.Config(),
-            dropout=dropout,
-        ),
+        net=llama(depth, width, heads, dropout),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Linear(value=3.0, clock="before")),

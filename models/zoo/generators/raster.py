@@ -10,15 +10,11 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import Shifted
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import SwiGLU
-from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 
 
@@ -41,16 +37,7 @@ def raster(
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
-        net=Transformer.Config(
-            width=width or 64 * depth,
-            depth=depth,
-            heads=heads or depth,
-            norm=PreNorm.Config(kind="rms", eps=1e-5),
-            mlp=SwiGLU.Config(multiple_of=32),
-            attention=Attention.Config(bias="none"),
-            rope=Rope.Config(),
-            dropout=dropout,
-        ),
+        net=llama(depth, width, heads, dropout),
         head=Categorical.Config(bias="no"),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),

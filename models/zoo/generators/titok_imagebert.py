@@ -13,7 +13,7 @@ from dataclasses import replace
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.orders import Arccos, LogitConfidence, Masked, Steps
-from tokenloom.models.zoo.generators.maskgit import maskgit
+from tokenloom.models.zoo.generators.maskgit.recipe import maskgit
 
 
 @register(

@@ -1,1 +1,1 @@
-"""tokenloom.models.zoo.tokenizers."""
+"""Methods that turn a signal into tokens and back."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Condition, Density
+from tokenloom.models.core.protocols import Batch, Conditions, Density
+from tokenloom.models.core.signals import SignalSpec
 
 #: Values of a pixel: -1 + 2 v / 255 for v from 0 to 255.
 LEVELS = 256
@@ -49,9 +50,9 @@ class IWAE(Density):
         def axis_labels(self) -> dict[str, str]:
             return {"net": "MLP", "head": "discretised logistic", "objective": "importance weighted bound"}
 
-        def build(self, *, size: int, channels: int, **given: Any) -> IWAE:
-            """The density of square images."""
-            return IWAE(self, (channels, size, size))
+        def build(self, *, signal: SignalSpec, **given: Any) -> IWAE:
+            """The density of signals of this shape."""
+            return IWAE(self, (signal.channels, *signal.shape))
 
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class IWAE(Density):
         return log_logistic(signal.flatten(1)[:, None], mean_BKN, log_scale_BKN).sum(-1) + prior_BK - posterior_BK
 
     @torch.no_grad()
-    def sample(self, condition: Condition | None, draws: SampleDraws) -> Tensor:
+    def sample(self, conditions: Conditions | None, draws: SampleDraws) -> Tensor:
         """One signal (B, C, H, W) in [-1, 1] for each of the draws' samples: z from the prior, then every value by itself."""
         weight = cast(nn.Linear, self.decoder[-1]).weight
         z_BZ = draws.normal("latent", 0, self.config.latent).to(weight)

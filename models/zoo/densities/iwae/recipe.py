@@ -5,8 +5,9 @@ of them are drawn, and the encoder may be right for only some of them.
 Differs: pixels of 256 values under a discretised logistic (arXiv:1701.05517, equation 2) with a scale a pixel, where the
 paper has binarised pixels; one stochastic layer; SiLU; the loss is divided by the number of values.
 Run: tokenloom run smoke_iwae
-Expect: on binarised MNIST 84.78 nats with 50 latents a row against 86.76 with one in the paper (one stochastic layer); here fewer bits a
-dimension with more latents.
+Expect: on binarised MNIST 84.78 nats with 50 latents a row against 86.76 with one in the paper (one stochastic layer); here, on held-out
+digits (32x32, 4,500 digits, 1,500 steps of 64, learning rate 2e-3, judged with 500 latents), 1.343 bits a value when trained with
+5 latents and 1.363 with one.
 """
 
 from __future__ import annotations

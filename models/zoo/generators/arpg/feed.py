@@ -1,4 +1,4 @@
-"""Position queries: what is known and what is asked for are slots of two kinds.
+"""Position queries: what is known and what is predicted are slots of two kinds.
 
 Shapes: B rows, L positions, S slots, P prefix slots, D width.
 """
@@ -22,9 +22,9 @@ from tokenloom.models.parts.slots import Slots
 
 
 class Queried(Shifted):
-    """Content slots hold the tokens so far, query slots one learned vector at each place that is asked for (ARPG, arXiv:2503.10568).
+    """Content slots hold the tokens so far, query slots one learned vector at each place that is predicted (ARPG, arXiv:2503.10568).
 
-    Tokens of a group see each other and all earlier ones; queries are for nets that let them look at the content alone.
+    Tokens of a group attend to each other and all earlier ones; queries are for nets that let them look at the content alone.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,12 @@ class Queried(Shifted):
         return self._of(token, held, stand, target, torch.full_like(target[:1], group))
 
     def _of(self, token: Tensor, held_1S: Tensor, stand: Tensor, target: Tensor, group_1N: Tensor) -> Slots:
-        content, asked = token.shape[1], target.shape[1]
+        content, count = token.shape[1], target.shape[1]
         return Slots(
-            torch.cat([token, self.query.expand(len(token), asked, -1)], dim=1),
+            torch.cat([token, self.query.expand(len(token), count, -1)], dim=1),
             torch.cat([held_1S, group_1N], dim=1),
             torch.cat([stand, target], dim=1),
-            span(content, content + asked, token.device),
-            queries=asked,
+            span(content, content + count, token.device),
+            queries=count,
             cached=content,
         )

@@ -29,7 +29,7 @@ from tokenloom.models.parts.visibility import Causal, Visibility
 
 class TwoPass(SlotNet):
     """ARPG's net (arXiv:2503.10568): ``content`` is causal self-attention, whose normed output gives keys and values once for
-    ``depth`` blocks of cross-attention.  Queries see no query, so any number of them is asked at once."""
+    ``depth`` blocks of cross-attention.  Queries attend to no query, so any number of positions is predicted at once."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.two_pass", label="self-attention, then cross-attention"):
@@ -76,7 +76,7 @@ class TwoPass(SlotNet):
         """Hidden states (B, S, D): those of the content are not for reading."""
         known, modulation = slots.x_BSD.shape[1] - slots.queries, modulation_of(slots, cond)
         if slots.queries == 0 or isinstance(visibility, Causal):
-            raise LayoutError("this net needs a feed that asks by query slots")
+            raise LayoutError("this net needs a feed with query slots")
         keys = (cache[0].used if cache else 0) + slots.x_BSD.shape[1]
         whole = visibility.evaluated(slots.x_BSD.shape[1], keys, slots.x_BSD.device)
         content = slice(0, keys - slots.queries)  # queries are the last slots, and no slot attends to them

@@ -11,14 +11,10 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import SwiGLU
-from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Arccos, Random, Steps
-from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.arpg.feed import Queried
 from tokenloom.models.zoo.generators.arpg.net import TwoPass
@@ -44,19 +40,7 @@ def arpg(
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=steps, curve=Arccos())),
         feed=Queried.Config(dropout=dropout),
-        net=TwoPass.Config(
-            content=Transformer.Config(
-                width=width,
-                depth=depth - depth // 2,
-                heads=heads,
-                norm=PreNorm.Config(kind="rms", eps=1e-5),
-                mlp=SwiGLU.Config(multiple_of=32),
-                attention=Attention.Config(bias="none"),
-                rope=Rope.Config(),
-                dropout=dropout,
-            ),
-            depth=depth // 2,
-        ),
+        net=TwoPass.Config(content=llama(depth - depth // 2, width, heads, dropout), depth=depth // 2),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Linear(value=4.0, clock="after")),

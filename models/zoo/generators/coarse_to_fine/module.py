@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Condition, Tokenizer, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator, tokens_of
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import TokenTable, nowhere, prefix_groups, span
-from tokenloom.models.parts.heads.categorical import Categorical, guide, pick, single
+from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span
+from tokenloom.models.parts.feeds.embedding import Ids
+from tokenloom.models.parts.heads.categorical import Categorical, pick, single
+from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Everything
@@ -70,7 +72,7 @@ class CoarseToFine(protocols.Generator):
         self.coarse = config.coarse.build(self.labels_layout, classes)
         width = config.fine.width
         self.condition = config.coarse.condition.build(classes, width)
-        self.table = TokenTable(self.labels_layout, width)
+        self.table = Ids(self.labels_layout, width)
         self.position = nn.Parameter(torch.empty(1, layout.length, width))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.fine = config.fine.build(layout)
@@ -86,19 +88,17 @@ class CoarseToFine(protocols.Generator):
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: nats a token, the sum of those of its label (``coarse``) and of the code given all labels (``fine``)."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         self.layout.check(batch.tokens.layout)
         labels = self._labels(batch.tokens)
         coarse = self.coarse.losses(replace(batch, tokens=labels), phase, draws.fork("coarse"))["loss"]
-        fine = self._nll(labels, batch.tokens, batch.condition, draws.fork("fine") if self.training else None).mean()
+        fine = self._nll(labels, batch.tokens, batch.conditions, draws.fork("fine") if self.training else None).mean()
         return {"loss": coarse + fine, "coarse": coarse.detach(), "fine": fine.detach()}
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood of the codes in nats (B,)."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         labels = self._labels(batch.tokens)
-        fine = self._nll(labels, batch.tokens, batch.condition, None).sum(1)
+        fine = self._nll(labels, batch.tokens, batch.conditions, None).sum(1)
         return self.coarse.log_prob(replace(batch, tokens=labels)) - fine
 
     def check_sampler(self, sampler: Sampler) -> None:
@@ -106,31 +106,31 @@ class CoarseToFine(protocols.Generator):
         self.coarse.check_sampler(sampler)
 
     @torch.no_grad()
-    def generate(self, condition: Condition, sampler: Sampler, draws: SampleDraws) -> Tokens:
+    def generate(self, conditions: Conditions, sampler: Sampler, draws: SampleDraws) -> Tokens:
         """One sample per row of the condition: labels as the coarse model decodes them, then one pass for all codes."""
-        labels = self.coarse.generate(condition, sampler, draws.fork("coarse"))
+        labels = self.coarse.generate(conditions, sampler, draws.fork("coarse"))
         length = self.layout.length
         draws = draws.to(labels.data.device)
         last = Moment(1, 2, 0, length, length)  # the last step, for schedules
         weight = sampler.guidance.on(last)
-        null = self._logits(labels.ids, self.condition.null(condition), None) if weight else None
-        logits = guide(self._logits(labels.ids, condition, None), null, weight)
+        null = self._logits(labels.ids, self.condition.null(conditions), None) if weight else None
+        logits = guide(self._logits(labels.ids, conditions, None), null, weight)
         return Tokens(pick(self._own(logits, labels.ids), sampler, last, draws), self.layout)
 
     def _labels(self, tokens: Tokens) -> Tokens:
         return Tokens(self.label_V[tokens_of(tokens)], self.labels_layout)
 
-    def _nll(self, labels: Tokens, tokens: Tokens, condition: Condition, draws: Draws | None) -> Tensor:
-        logits = self._own(self._logits(labels.ids, self.condition.drop(condition, draws), draws), labels.ids)
+    def _nll(self, labels: Tokens, tokens: Tokens, conditions: Conditions, draws: Draws | None) -> Tensor:
+        logits = self._own(self._logits(labels.ids, self.condition.drop(conditions, draws), draws), labels.ids)
         return -logits.log_softmax(-1).gather(-1, tokens.ids.unsqueeze(-1)).squeeze(-1)
 
     def _own(self, logits_BLV: Tensor, label_BL: Tensor) -> Tensor:
         """Logits of the codes of each position's label alone."""
         return logits_BLV.masked_fill(self.label_V != label_BL.unsqueeze(-1), -torch.inf)
 
-    def _logits(self, label_BL: Tensor, condition: Condition, draws: Draws | None) -> Tensor:
+    def _logits(self, label_BL: Tensor, conditions: Conditions, draws: Draws | None) -> Tensor:
         """(B, L, V) logits given all labels, which see each other and the condition."""
-        cond: Conditioned = self.condition(condition)
+        cond: Conditioned = self.condition(conditions)
         prefix = prefix_groups(cond.prefix_BPD)
         here = span(0, self.layout.length, label_BL.device)
         x = torch.cat([cond.prefix_BPD, self.table(label_BL) + self.position], dim=1)

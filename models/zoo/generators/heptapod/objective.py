@@ -16,6 +16,7 @@ from tokenloom.models.core.config import ConfigError, stored_as_one
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
+from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Raster
 from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 
@@ -42,6 +43,8 @@ class WholeGrid(Objective):
         def check(self, model: Any) -> None:
             if not isinstance(model.order, Raster) or not isinstance(model.net, QueryHeads.Config):
                 raise ConfigError("order, net: predicting the whole grid needs Raster and QueryHeads")
+            if not isinstance(model.head, Categorical.Config):
+                raise ConfigError(f"head={model.head!r}: predicting the whole grid needs logits of one codebook: use Categorical")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -49,12 +52,11 @@ class WholeGrid(Objective):
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: nats a token of the next one (``next``) plus, weighted, of all later ones (``later``)."""
         assert batch.tokens is not None
-        assert batch.condition is not None
         model.layout.check(batch.tokens.layout)
         ids, given = tokens_of(batch.tokens), draws if model.training else None
         step_N, place_N = (t.to(ids.device) for t in self.pairs(model.layout.length, draws))
         plan = model.order.plan(model.layout, None).to(ids.device)
-        cond, net = model.condition(model.condition.drop(batch.condition, given)), cast(QueryHeads, model.net)
+        cond, net = model.condition(model.condition.drop(batch.conditions, given)), cast(QueryHeads, model.net)
         h_BLD = model.parallel(ids, plan, cond, given, net.trunk)
         logits = model.head.logits(net.point(h_BLD[:, step_N], place_N))
         nll_BN = F.cross_entropy(logits.transpose(1, 2), ids[:, place_N], reduction="none")

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import Shifted
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import SwiGLU
-from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Raster
-from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
@@ -46,17 +43,7 @@ def heptapod(
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
-        net=QueryHeads.Config(
-            width=width or 64 * depth,
-            depth=depth,
-            heads=heads or depth,
-            norm=PreNorm.Config(kind="rms", eps=1e-5),
-            mlp=SwiGLU.Config(multiple_of=32),
-            attention=Attention.Config(bias="none"),
-            rope=Rope.Config(),
-            dropout=dropout,
-            blocks=blocks,
-        ),
+        net=llama(depth, width, heads, dropout, QueryHeads.Config, blocks=blocks),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=0.0),
         sampler=Sampler(guidance=Constant(value=0.0)),

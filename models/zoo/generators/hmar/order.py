@@ -11,7 +11,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders.base import Order
-from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, asked
+from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
 from tokenloom.models.parts.plan import Plan, permutations
 
 
@@ -53,7 +53,7 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
         place: list[int] = []
         sequence = []
         for scale, size in enumerate(whole):
-            rule = asked(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
+            rule = rule_of(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
             cut += rule.cut(size)
             place += [start] * (len(cut) - len(place))
             sequence.append(start + permutations(size, draws, f"order.{scale}"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Corrected(RotaryScale):
     """``RotaryScale`` by bits, some of which are flipped in training (Infinity, arXiv:2412.04431, section 3.4).
 
-    Later scales are given the flipped sum and must say the bits that lead from there to the image.  The image's latents are those that
+    Later scales are given the flipped sum and must predict the bits that lead from there to the image.  The image's latents are those that
     its stored bits stand for: the paper takes the encoder's, which token shards do not hold.  A scale before which nothing was flipped
     keeps its stored bits.
     """
@@ -49,7 +49,7 @@ class Corrected(RotaryScale):
         """The quantizer, which is one by bits."""
         return cast("MultiScaleBSQ", self.quantizer)
 
-    def told(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Bits (B, L, D) with flips, and the bits to be said."""
+    def corrupt(self, data: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Bits (B, L, D) with flips, and the bits to predict."""
         flips = self.correction.draw(self.bits, draws.fork("flips"))
         return corrected(self.bits, self.bits.lookup(data), flips, data)

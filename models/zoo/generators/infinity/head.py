@@ -10,19 +10,22 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.base import Head
-from tokenloom.models.parts.heads.categorical import full, guide, pick
+from tokenloom.models.parts.heads.base import Head, Predict
+from tokenloom.models.parts.heads.categorical import full, pick
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
 class Bitwise(Head):
     """A softmax for each codebook (Infinity's infinite-vocabulary classifier, arXiv:2412.04431): Q V outputs for V to the Q codes."""
+
+    likelihood = "exact"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.bitwise"):
@@ -49,7 +52,7 @@ class Bitwise(Head):
         """(B, N, Q, V) logits."""
         return full(self.out(h_BND)).unflatten(2, (self.codebooks, -1))
 
-    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
         """The sum over codebooks, (B, N)."""
         ids = target.view(*h_BND.shape[:2], self.codebooks)
         logits = self.logits(h_BND)
@@ -57,14 +60,13 @@ class Bitwise(Head):
 
     def draw(
         self,
-        h_BND: Tensor,
-        null_BND: Tensor | None,
+        hidden: Hidden,
         sampler: Sampler,
         moment: Moment,
         draws: SampleDraws,
         forced: Tensor | None = None,
+        predict: Predict | None = None,
     ) -> Drawn:
-        null = None if null_BND is None else self.logits(null_BND)
-        logits = guide(self.logits(h_BND), null, sampler.guidance.on(moment))
+        logits = hidden.guided(self.logits)
         ids = pick(logits, sampler, moment, draws) if forced is None else forced.view(logits.shape[:-1])
         return Drawn(ids if self.codebooks > 1 else ids.squeeze(-1), logits)

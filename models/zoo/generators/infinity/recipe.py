@@ -14,15 +14,13 @@ from __future__ import annotations
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import Conditioner
-from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.blocks import var
 from tokenloom.models.parts.nets.transformer import Init
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import WeighedScales
 from tokenloom.models.parts.quantizers.self_correction import SelfCorrection
 from tokenloom.models.parts.rope import Rope
-from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.infinity.feed import Corrected
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
@@ -58,20 +56,11 @@ def infinity(
     condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
     if text:
         condition = PooledText.Config(features=text, heads=heads, length=length or 512, dropout=condition_dropout)
+    own = {"norm": AdaLN.Config(sharing="shared"), "rope": Rope.Config(reach=reach), "init": Init(std=0.0, scale_residual=True)}
     return GroupGenerator.Config(
         order=WeighedScales(),
         feed=Corrected.Config(correction=SelfCorrection(strength=flips)),
-        net=CrossTransformer.Config(
-            width=width,
-            depth=depth,
-            heads=heads,
-            norm=AdaLN.Config(sharing="shared"),
-            mlp=GELU.Config(),
-            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
-            rope=Rope.Config(reach=reach),
-            drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
-            init=Init(std=0.0, scale_residual=True),
-        ),
+        net=var(depth, width, heads, drop_path, CrossTransformer.Config, **own),
         head=Bitwise.Config(),
         condition=condition,
         sampler=Sampler(guidance=Constant(value=2.0), temperature=Constant(value=0.5)),

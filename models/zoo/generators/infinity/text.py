@@ -6,36 +6,41 @@ Shapes: B rows, T text length, F feature width, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Condition, Labels, TextFeatures
+from tokenloom.models.core.protocols import Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
-from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Reads, class_count
+from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Single, class_count
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.zoo.generators.infinity.cross_attention import AttentivePool
 
 
-class PooledText(Conditioner):
+class PooledText(Single):
     """Features of a frozen text encoder: normed, mapped to a memory, and pooled by attention to the vector (Infinity, arXiv:2412.04431).
 
     There are no prefix slots; texts may have any length up to ``length``, those of a batch are padded and masked.
     """
 
+    name = TextFeatures.name
+    takes = TextFeatures
+    what = "text features"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.pooled_text"):
         """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned."""
-
-        reads: ClassVar[Reads] = "features"
 
         features: int
         heads: int
         length: int = 512
         dropout: float = 0.1
         eps: float = 1e-6
+
+        @property
+        def names(self) -> tuple[str, ...]:
+            return (TextFeatures.name,)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
@@ -56,27 +61,22 @@ class PooledText(Conditioner):
     def traits(self, plan: Plan) -> Traits:
         return {**super().traits(plan), "memory": Trait("yes", "condition")}
 
-    def null(self, condition: Condition) -> TextFeatures:
+    def null_of(self, condition: TextFeatures) -> TextFeatures:
         """The null text, as long as the given one."""
-        assert isinstance(condition, TextFeatures)
         feature = condition.feature_BTD
         return TextFeatures(self.null_text[: feature.shape[1]].expand_as(feature), condition.mask_BT)
 
-    def drop(self, condition: Condition, draws: Draws | None) -> TextFeatures:
-        """Rows replaced by the null text; unchanged without draws."""
-        assert isinstance(condition, TextFeatures)
-        if draws is None or self.rate == 0:
-            return condition
+    def drop_of(self, condition: TextFeatures, draws: Draws) -> TextFeatures:
         gone = draws.uniform(1, 1) < self.rate
-        return TextFeatures(torch.where(gone, self.null(condition).feature_BTD, condition.feature_BTD), condition.mask_BT)
+        return TextFeatures(torch.where(gone, self.null_of(condition).feature_BTD, condition.feature_BTD), condition.mask_BT)
 
-    def forward(self, condition: Condition) -> Conditioned:
+    def embed_of(self, condition: TextFeatures) -> Conditioned:
         """Pool and map.
 
         Raises:
-            ValueError: a class condition, or a text that is too long.
+            ValueError: a text that is too long.
         """
-        if not isinstance(condition, TextFeatures) or condition.feature_BTD.shape[1] > self.length:
+        if condition.feature_BTD.shape[1] > self.length:
             raise ValueError(f"this model is conditioned on text features of length {self.length} at most")
         text: Tensor = self.norm(condition.feature_BTD)
         seen = None if condition.mask_BT is None else condition.mask_BT.bool()
@@ -113,13 +113,7 @@ class ClassText(Labelled):
     def traits(self, plan: Plan) -> Traits:
         return self.text.traits(plan)
 
-    def forward(self, condition: Condition) -> Conditioned:
-        """Look up the classes' texts.
-
-        Raises:
-            ValueError: a text condition.
-        """
-        if not isinstance(condition, Labels):
-            raise ValueError(f"this model is conditioned on class labels, got {type(condition).__name__}")
+    def embed_of(self, condition: Labels) -> Conditioned:
+        """Look up the classes' texts."""
         texts = torch.cat([self.table, self.text.null_text[None]])
-        return self.text(TextFeatures(texts[condition.label_B]))
+        return self.text.embed_of(TextFeatures(texts[condition.label_B]))

@@ -74,7 +74,7 @@ class ScaleNet(SlotNet):
         self.mixer = nn.ModuleList([config.mixer.build(config.width) for _ in range(config.depth)])
         self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)])
         self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        scale = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        scale = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes), output_size=sum(self.sizes))
         self.register_buffer("scale", scale, persistent=False)
         residual = math.sqrt(3 * config.depth)
         initialise(self, config.std or math.sqrt(1 / 3 / config.width), residual)
@@ -134,5 +134,5 @@ class ScaleNet(SlotNet):
     def _refusal(self) -> str:
         return (
             f"this net takes whole scales of {self.sizes} positions, each of which attends to itself and all earlier ones; this order or "
-            "feed asks for something else: use order=Scales() without a window and a feed of next scales, as in var"
+            "feed has something else: use order=Scales() without a window and a feed of next scales, as in var"
         )

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import NextScale
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.blocks import var
 from tokenloom.models.parts.nets.mamba import Selective
-from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales
-from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.mvar.net import ScaleNet
 
@@ -44,16 +41,7 @@ def mvar(
     return GroupGenerator.Config(
         order=Scales(),
         feed=NextScale.Config(),
-        net=ScaleNet.Config(
-            width=width or 64 * depth,
-            depth=depth,
-            heads=heads or depth,
-            attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
-            mixer=Selective.Config(states=states),
-            norm=AdaLN.Config(),
-            mlp=GELU.Config(ratio=4.0, form="tanh"),
-            drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
-        ),
+        net=var(depth, width, heads, drop_path, ScaleNet.Config, mixer=Selective.Config(states=states)),
         head=Categorical.Config(bias="yes", init_std=0.0),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Linear(value=1.5), top_k=900, top_p=0.96),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError, stored_as_one
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Condition, tokens_of
+from tokenloom.models.core.protocols import Batch, Conditions, tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.objectives.nll import NLL
 from tokenloom.models.parts.plan import Plan
@@ -47,18 +47,17 @@ class DistilledOrder(Objective):
         if draws.progress < self.config.start:
             return self.first.losses(model, batch, phase, draws)
         assert batch.tokens is not None
-        assert batch.condition is not None
         model.layout.check(batch.tokens.layout)
         ids = tokens_of(batch.tokens)
-        plan = Plan(self.found(model, ids, batch.condition), (1,) * model.layout.length)
-        return {"loss": model.nll(ids, batch.condition, plan, draws if model.training else None).mean()}
+        plan = Plan(self.found(model, ids, batch.conditions), (1,) * model.layout.length)
+        return {"loss": model.nll(ids, batch.conditions, plan, draws if model.training else None, noise=draws).mean()}
 
     @torch.no_grad()
-    def found(self, model: GroupModel, data: Tensor, condition: Condition) -> Tensor:
+    def found(self, model: GroupModel, data: Tensor, conditions: Conditions) -> Tensor:
         """(B, L) orders of these tokens: decoding that is given them, and chooses only where to go next."""
         sampler = replace(model.sampler, guidance=Constant(value=0.0), sizes=None)
         unused = SampleDraws.of(0, 0, len(data))
-        return torch.cat([step.place_Bn for step in model.decode_steps(condition, sampler, unused, forced=data)], dim=1)
+        return torch.cat([step.place_Bn for step in model.decode_steps(conditions, sampler, unused, forced=data)], dim=1)
 
 
 stored_as_one("model.distilled_order", "model.groups", "objective", "objective.distilled_order")

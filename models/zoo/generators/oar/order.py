@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.protocols import Likelihood, TokenLayout
 from tokenloom.models.parts.orders.masked import Confidence
 from tokenloom.models.parts.orders.random import Random
-from tokenloom.models.parts.orders.sizes import Sizes, asked
+from tokenloom.models.parts.orders.sizes import Sizes, rule_of
 from tokenloom.models.parts.plan import Choice, Plan, known_first
 
 
@@ -22,11 +22,15 @@ class Found(Random, tag="order.found"):
     choice: Choice = Confidence(noise=0.0)
 
     @property
+    def likelihood(self) -> Likelihood:
+        return "none"
+
+    @property
     def label(self) -> str:
         return f"random, then {self.choice.label}"
 
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
-        return Plan(torch.arange(layout.length)[None], asked(self.decoding, sizes).cut(layout.length), choice=self.choice)
+        return Plan(torch.arange(layout.length)[None], rule_of(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         return replace(known_first(plan, keep_L), sequence_BL=plan.sequence_BL)

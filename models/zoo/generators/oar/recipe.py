@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import GELU
-from tokenloom.models.parts.nets.transformer import Init, Transformer
-from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.nets.blocks import gpt
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
@@ -46,16 +43,7 @@ def oar(
     return GroupGenerator.Config(
         order=Found(choice=Confidence(noise=noise)),
         feed=DoublePosition.Config(dropout=dropout),
-        net=Transformer.Config(
-            width=width or 64 * depth,
-            depth=depth,
-            heads=heads or depth,
-            norm=PreNorm.Config(kind="layer"),
-            mlp=GELU.Config(),
-            attention=Attention.Config(bias="qkv"),
-            dropout=dropout,
-            init=Init(scale_residual=True),
-        ),
+        net=gpt(depth, width, heads, dropout),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),

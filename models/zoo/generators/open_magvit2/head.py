@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
-from tokenloom.models.parts.feeds.base import Feed, table_of
-from tokenloom.models.parts.heads.base import Head
-from tokenloom.models.parts.heads.categorical import guide, pick
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.feeds.embedding import table_of
+from tokenloom.models.parts.heads.base import Head, Predict
+from tokenloom.models.parts.heads.categorical import pick
 from tokenloom.models.parts.heads.chained import Chained
+from tokenloom.models.parts.heads.hidden import Hidden, guide
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
@@ -30,6 +32,8 @@ class Factorised(Chained):
 
     Sub-tokens are embedded as the feed embeds them; the hidden state stands nowhere, the sub-tokens in a row after it.
     """
+
+    likelihood = "exact"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.factorised"):
@@ -63,29 +67,30 @@ class Factorised(Chained):
         """(B, N, Q, V) logits of each sub-token given the true ones before it."""
         return self.taught(h_BND.flatten(0, 1), target_BNQ.flatten(0, 1)).unflatten(0, h_BND.shape[:2])
 
-    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
         """The sum over sub-tokens, (B, N)."""
         logits = self.logits(h_BND, target)
         return F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(target.shape).sum(-1)
 
     def draw(
         self,
-        h_BND: Tensor,
-        null_BND: Tensor | None,
+        hidden: Hidden,
         sampler: Sampler,
         moment: Moment,
         draws: SampleDraws,
         forced: Tensor | None = None,
+        predict: Predict | None = None,
     ) -> Drawn:
         """Sub-token after sub-token, each under guidance."""
+        h_BND, null_BND = hidden.cond_BND, hidden.null_BND
         both = h_BND if null_BND is None else torch.cat([h_BND, null_BND])
-        rows, (_, count, _), weight = len(h_BND), h_BND.shape, sampler.guidance.on(moment)
+        rows, count = h_BND.shape[:2]
         ids: list[Tensor] = []
         found: list[Tensor] = []
 
         def choose(q: int, logits_MV: Tensor) -> Tensor:
             part = logits_MV.view(len(both), count, -1)
-            found.append(guide(part[:rows], None if null_BND is None else part[rows:], weight))
+            found.append(guide(part[:rows], None if null_BND is None else part[rows:], hidden.weight))
             ids.append(pick(found[-1], sampler, moment, draws, f"head.{q}") if forced is None else forced[..., q])
             return ids[-1].repeat(len(both) // rows, 1).flatten()
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.parts.heads.base import Predict
 from tokenloom.models.parts.heads.categorical import Categorical, pick
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -38,14 +40,14 @@ class Resampled(Categorical):
 
     def draw(
         self,
-        h_BND: Tensor,
-        null_BND: Tensor | None,
+        hidden: Hidden,
         sampler: Sampler,
         moment: Moment,
         draws: SampleDraws,
         forced: Tensor | None = None,
+        predict: Predict | None = None,
     ) -> Drawn:
-        drawn = super().draw(h_BND, null_BND, sampler, moment, draws, forced)
+        drawn = super().draw(hidden, sampler, moment, draws, forced)
         if forced is not None or drawn.logits is None:
             return drawn
         probability, ids = drawn.logits.softmax(-1), drawn.data

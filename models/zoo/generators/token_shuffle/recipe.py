@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import SwiGLU
-from tokenloom.models.parts.norms import PreNorm
+from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Patches
-from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.token_shuffle.feed import Merged
 from tokenloom.models.zoo.generators.token_shuffle.net import Unshuffled
@@ -45,18 +43,7 @@ def token_shuffle(
     return GroupGenerator.Config(
         order=Patches(sides=(side,), until=()),
         feed=Merged.Config(dropout=dropout, share=side**2, blocks=blocks, mlp=mlp),
-        net=Unshuffled.Config(
-            width=width or 64 * depth,
-            depth=depth,
-            heads=heads or depth,
-            norm=PreNorm.Config(kind="rms", eps=1e-5),
-            mlp=mlp,
-            attention=Attention.Config(bias="none"),
-            rope=Rope.Config(),
-            dropout=dropout,
-            share=side**2,
-            blocks=blocks,
-        ),
+        net=llama(depth, width, heads, dropout, Unshuffled.Config, mlp=mlp, share=side**2, blocks=blocks),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),

@@ -24,7 +24,7 @@ from tokenloom.models.parts.slots import Slots
 class KnownValues(Whole):
     """MAR's feed (arXiv:2406.11838): values through a linear map, positions, a layer norm; the condition's vector fills a buffer.
 
-    Group 0 is what is known and the buffer, group 1 the rest, so that by the rule what is known sees what is known.  Ids of several
+    Group 0 is what is known and the buffer, group 1 the rest, so that what is known attends to what is known.  Ids of several
     channels stand for the values of the tokenizer's levels, which travel here (TokenBridge, arXiv:2503.16430).
     """
 
@@ -73,10 +73,10 @@ class KnownValues(Whole):
         ids = data if data.ndim == 3 else data.unsqueeze(-1)
         return self.values[torch.arange(ids.shape[2], device=ids.device), ids]
 
-    def of_known(self, data: Tensor, known_BL: Tensor, asked: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
+    def of_known(self, data: Tensor, known_BL: Tensor, target_BN: Tensor, cond: Conditioned, draws: Draws | None) -> Slots:
         token = self.embed(self.of_ids(data).to(self.embed.weight.dtype))
         buffer = cond.vector_BD[:, None].expand(-1, self.buffer, -1)
         x = self.norm(torch.cat([buffer, token], dim=1) + self.position)
         unknown = torch.cat([known_BL.new_zeros(len(known_BL), self.buffer), ~known_BL], dim=1).long()
         place = torch.arange(-self.buffer, self.layout.length, device=x.device).clamp_min(-1)[None]
-        return Slots(x, unknown, place, asked + self.buffer, cached=0)
+        return Slots(x, unknown, place, target_BN + self.buffer, cached=0)

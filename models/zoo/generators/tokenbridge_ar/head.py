@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.categorical import pick
 from tokenloom.models.parts.heads.chained import Chained
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.visibility import Visibility
 from tokenloom.models.sampling.sampler import Moment, Sampler
@@ -30,6 +31,8 @@ class Channelwise(Chained):
 
     Guidance is of the features, before the head.  ``order`` lists the channels as they are predicted (empty: as they are).
     """
+
+    likelihood = "exact"
 
     order: Tensor
 
@@ -80,23 +83,22 @@ class Channelwise(Chained):
         target_MQ = target_BNQ.flatten(0, 1)[:, self.order]
         return self.taught(self.features(h_BND.flatten(0, 1)), target_MQ).unflatten(0, h_BND.shape[:2])
 
-    def nll(self, h_BND: Tensor, target: Tensor) -> Tensor:
+    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
         """The sum over channels, (B, N)."""
         logits, ids = self.logits(h_BND, target), target[..., self.order]
         return F.cross_entropy(logits.flatten(0, 2), ids.flatten(), reduction="none").view(ids.shape).sum(-1)
 
     def draw(
         self,
-        h_BND: Tensor,
-        null_BND: Tensor | None,
+        hidden: Hidden,
         sampler: Sampler,
         moment: Moment,
         draws: SampleDraws,
         forced: Tensor | None = None,
+        predict: Predict | None = None,
     ) -> Drawn:
         """Channel after channel from guided features; there are no guided logits, which would be mixed after the head."""
-        weight = sampler.guidance.on(moment)
-        h = h_BND if null_BND is None else (1 + weight) * h_BND - weight * null_BND
+        h_BND = hidden.guided()
         ids: list[Tensor] = []
 
         def choose(q: int, logits_MV: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ class Channelwise(Chained):
                 ids.append(forced[..., self.order[q]].flatten())
             return ids[-1]
 
-        self.walk(self.features(h.flatten(0, 1)), choose)
+        self.walk(self.features(h_BND.flatten(0, 1)), choose)
         drawn = torch.stack(ids, dim=-1)
         data = torch.empty_like(drawn)
         data[:, self.order] = drawn

@@ -24,7 +24,7 @@ from tokenloom.models.parts.visibility import Everything, Visibility
 
 
 class MaskedAutoencoder(SlotNet):
-    """The encoder's slots see those of group 0 alone; the decoder has [MASK] in place of all others and sees everything.
+    """The encoder's slots attend to those of group 0 alone; the decoder has [MASK] in place of all others and attends to everything.
 
     The encoder runs over all slots with a mask instead of over the known ones alone, whose number differs by row.
     """

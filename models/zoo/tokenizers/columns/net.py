@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 
 
@@ -38,16 +39,16 @@ class Columns(Net, tag="net.columns"):
         """Columns to each side that a latent, or a strip of pixels, depends on."""
         return 2 * self.blocks * (self.kernel // 2)
 
-    def grid(self, size: int) -> tuple[int, int]:
-        if size % self.strip or size < self.strip:
-            raise ConfigError(f"size={size}: not divisible by net.strip={self.strip}")
-        return 1, size // self.strip
+    def grid(self, shape: Shape) -> Shape:
+        if shape[1] % self.strip or shape[1] < self.strip:
+            raise ConfigError(f"size={text(shape)}: not divisible by net.strip={self.strip}")
+        return 1, shape[1] // self.strip
 
-    def encoder(self, size: int, channels: int, latent: int) -> ColumnEncoder:
-        return ColumnEncoder(self, size, channels, latent)
+    def encoder(self, shape: Shape, channels: int, latent: int) -> ColumnEncoder:
+        return ColumnEncoder(self, shape[0], channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> ColumnDecoder:
-        return ColumnDecoder(self, size, channels, latent)
+    def decoder(self, shape: Shape, channels: int, latent: int) -> ColumnDecoder:
+        return ColumnDecoder(self, shape[0], channels, latent)
 
 
 class ColumnBlock(nn.Module):

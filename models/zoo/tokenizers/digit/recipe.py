@@ -17,6 +17,7 @@ from torch import nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.nets.classifier import Classifier
 from tokenloom.models.parts.nets.dino import Dino
 from tokenloom.models.parts.nets.frozen import Classified, Frozen
@@ -38,12 +39,12 @@ class OnFeatures(Autoencoder):
         def needs(self) -> tuple[str, ...]:
             return ("features",) if isinstance(cast(Frozen, self.net).source, Classified) else ()
 
-        def build(self, *, size: int, channels: int, **given: Any) -> OnFeatures:
-            """The tokenizer of square images, on the classifier that ``features`` describes if it needs one."""
+        def build(self, *, signal: SignalSpec, **given: Any) -> OnFeatures:
+            """The tokenizer of images, on the classifier that ``features`` describes if it needs one."""
             net = cast(Frozen, self.net)
             if "features" in self.needs:
                 net = replace(net, source=Classified(shape=given.get("features")))
-            return OnFeatures(replace(self, net=net), size, channels)
+            return OnFeatures(replace(self, net=net), signal)
 
     def adopt(self, **roles: nn.Module) -> None:
         features = roles.get("features")

@@ -22,6 +22,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.registry import register
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.tokenizers.autoencoder import checked
 from tokenloom.models.zoo.tokenizers.jpeg.codec import Ints, Jpeg
 
@@ -42,13 +43,13 @@ class JpegTokenizer(Tokenizer):
         def axis_labels(self) -> dict[str, str]:
             return {"net": "JPEG", "quantizer": "bytes of the file"}
 
-        def build(self, *, size: int, channels: int, **given: Any) -> JpegTokenizer:
-            """The tokenizer of square images."""
-            return JpegTokenizer(self, size, channels)
+        def build(self, *, signal: SignalSpec, **given: Any) -> JpegTokenizer:
+            """The tokenizer of images."""
+            return JpegTokenizer(self, signal)
 
-    def __init__(self, config: Config, size: int, channels: int) -> None:
+    def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()
-        self.config, self.codec = config, Jpeg(config.quality, channels, size, size)
+        self.config, self.codec = config, Jpeg(config.quality, signal.channels, *signal.plane)
         if config.length < 6 * self.codec.blocks:  # at most 24 bits a block's mean, and every byte may need another one
             raise ConfigError(f"length={config.length}: the blocks' means alone may need {6 * self.codec.blocks} bytes")
         self._layout = TokenLayout(grids=((1, config.length),), vocabulary=END + 1, axis="sequence")
@@ -77,8 +78,8 @@ class JpegTokenizer(Tokenizer):
         return self.codec.image(self.coefficients(tokens)).to(tokens.data.device)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        assert batch.image_BCHW is not None, "a tokenizer is measured on images"
-        error = (self.decode(self.encode(batch.image_BCHW)) - batch.image_BCHW).square().mean()
+        assert batch.signal is not None, "a tokenizer is measured on images"
+        error = (self.decode(self.encode(batch.signal)) - batch.signal).square().mean()
         return {"loss": error, "reconstruction": error, "mse": error}
 
 

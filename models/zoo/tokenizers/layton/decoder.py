@@ -17,6 +17,7 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer
+from tokenloom.models.core.signals import Shape, SignalSpec
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.losses import Pixels
@@ -63,22 +64,22 @@ class Consistency(GenerativeDecoder):
             return ("tokenizer",)
 
         def build(
-            self, *, size: int, channels: int, dim: int, length: int, tokenizer: configs.Config | None = None, **given: Any
+            self, *, shape: Shape, channels: int, dim: int, length: int, tokenizer: configs.Config | None = None, **given: Any
         ) -> Consistency:
             if not isinstance(tokenizer, Autoencoder.Config):
                 raise ConfigError(f"decoder: stands on an autoencoder with continuous latents, not on {tokenizer!r}")
-            return Consistency(self, tokenizer.build(size=size, channels=channels), dim, length)
+            return Consistency(self, tokenizer.build(signal=SignalSpec(shape=shape, channels=channels)), dim, length)
 
     def __init__(self, config: Config, base: Autoencoder, dim: int, length: int) -> None:
         super().__init__()
         self.config = config
         layout = base.layout
         rows, columns = layout.grids[0]
-        if layout.discrete or rows != columns:
-            raise ConfigError(f"decoder: the base's tokens must be continuous on a square grid, they are {layout}")
+        if layout.discrete:
+            raise ConfigError(f"decoder: the base's tokens must be continuous, they are {layout}")
         self.base = base.requires_grad_(False)
         self.shape = (layout.channels, rows, columns)
-        self.net = config.net.build(size=rows, channels=layout.channels, dim=dim, length=length)
+        self.net = config.net.build(shape=(rows, columns), channels=layout.channels, dim=dim, length=length)
         self.register_buffer("noise", starting_noise(config.seed, 2, *self.shape)[0], persistent=False)
 
     def adopt(self, tokenizer: Tokenizer | None) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder, signed, unit
 from tokenloom.models.parts.nets.conv import Upsample, norm
 
@@ -42,16 +43,18 @@ class MaskGITConv(Net, tag="net.maskgit_conv", label="MaskGIT conv"):
         """Channels of each level."""
         return tuple(self.channels * m for m in self.multipliers)
 
-    def grid(self, size: int) -> tuple[int, int]:
+    def grid(self, shape: Shape) -> Shape:
         down = self.patch * 2 ** (len(self.multipliers) - 1)
-        if size < down or size % down:
-            raise ConfigError(f"size={size}: not divisible by {down}, of net.patch={self.patch} and multipliers={list(self.multipliers)}")
-        return size // down, size // down
+        if min(shape) < down or shape[0] % down or shape[1] % down:
+            raise ConfigError(
+                f"size={text(shape)}: not divisible by {down}, of net.patch={self.patch} and multipliers={list(self.multipliers)}"
+            )
+        return shape[0] // down, shape[1] // down
 
-    def encoder(self, size: int, channels: int, latent: int) -> MaskGITEncoder:
+    def encoder(self, shape: Shape, channels: int, latent: int) -> MaskGITEncoder:
         return MaskGITEncoder(self, channels, latent)
 
-    def decoder(self, size: int, channels: int, latent: int) -> MaskGITDecoder:
+    def decoder(self, shape: Shape, channels: int, latent: int) -> MaskGITDecoder:
         return MaskGITDecoder(self, channels, latent)
 
 

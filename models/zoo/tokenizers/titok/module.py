@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Quantized, Tokenizer
+from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.nets.queries import ProxyPixels, Queries
 from tokenloom.models.parts.nets.vit import patch_grid
 from tokenloom.models.tokenizers.autoencoder import Autoencoder, code_reports
@@ -49,8 +50,8 @@ class TwoStage(Autoencoder):
         def needs(self) -> tuple[str, ...]:
             return ("tokenizer",) if self.base is None else ()
 
-        def build(self, *, size: int, channels: int, **given: Any) -> TwoStage:
-            """The tokenizer of square images, on the base whose config is ``tokenizer``.
+        def build(self, *, signal: SignalSpec, **given: Any) -> TwoStage:
+            """The tokenizer of images, on the base whose config is ``tokenizer``.
 
             Raises:
                 ConfigError: no base, or its tokens are not one code at each of the net's patches.
@@ -58,17 +59,17 @@ class TwoStage(Autoencoder):
             base = given.pop("tokenizer", None) if self.base is None else self.base
             if base is None:
                 raise ConfigError("tokenizer: this tokenizer learns the codes of a base tokenizer and was given none")
-            return TwoStage(self, size, channels, base.build(size=size, channels=channels, **given))
+            return TwoStage(self, signal, base.build(signal=signal, **given))
 
-    def __init__(self, config: Config, size: int, channels: int, base: Tokenizer) -> None:
+    def __init__(self, config: Config, signal: SignalSpec, base: Tokenizer) -> None:
         net, layout = cast(Queries, config.net), base.layout
         if not isinstance(base, Autoencoder) or not layout.discrete or layout.codebooks > 1 or layout.axis != "grid":
             raise ConfigError(f"tokenizer: {type(base).__name__} has no grid of codes with a decoder; use one code a position")
-        grid = patch_grid(size, net.patch)
+        grid = patch_grid(signal.plane, net.patch)
         if layout.grids != (grid,):
             raise ConfigError(f"net.patch={net.patch}: the patches stand on {grid}, the base's tokens on {layout.grids}")
-        codes = net.code_decoder(size, config.decoder_latent or config.latent, layout.vocabulary)
-        super().__init__(config, size, channels, ProxyPixels(codes, code_vectors(base), base.post_quant_conv, base.decoder))
+        codes = net.code_decoder(signal.plane, config.decoder_latent or config.latent, layout.vocabulary)
+        super().__init__(config, signal, ProxyPixels(codes, code_vectors(base), base.post_quant_conv, base.decoder))
         # The base is neither trained nor saved with this tokenizer, and using one needs no base.
         self._base: list[Autoencoder] = []
 
@@ -109,7 +110,7 @@ class TwoStage(Autoencoder):
         if phase == "discriminator":
             assert self.adversarial is not None
             return self.adversarial.idle()
-        image_BCHW = batch.image_BCHW
+        image_BCHW = batch.signal
         assert image_BCHW is not None, "a tokenizer is trained on images"
         quantized = self.quantizer(self.latents(image_BCHW), draws)
         logits_BKhw = self.proxy.codes(self.post_quant_conv(quantized.z)).float()

@@ -13,13 +13,13 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.bert import BertTokens
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PostNorm
 from tokenloom.models.parts.orders import Confidence, Masked, Steps
 from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
 
 
 @register(

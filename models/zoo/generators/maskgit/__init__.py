@@ -1,0 +1,1 @@
+"""The method maskgit: its recipe and the modules that it alone uses."""
