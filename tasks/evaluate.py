@@ -9,15 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloom.configs.schema import TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
+from tokenloom.configs.schema import DENSITY_METRICS, TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
-from tokenloom.tasks.evaluation.judge import VERSION, VERSION_CODED
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Tracker
+
+VERSION = 3  # of how generators and densities are judged: samples of a seed are part of it
+VERSION_CODED = 2  # of how tokenizers are, which draw nothing
 
 
 def plan_evaluate(
@@ -43,11 +45,29 @@ def plan_evaluate(
         # What says how samples are drawn and judged does not shape these numbers.
         alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
         return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
-    if evaluate.neighbours >= evaluate.samples:
-        raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
+    _check_neighbours(evaluate)
     config = {"evaluate": identity(evaluate), "sample": identity(sample)}
     inputs["generator"] = generator
     return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
+
+
+def plan_density_evaluation(name: str, density: Artifact, dataset: Artifact, features: Artifact, evaluate: EvaluateConfig) -> StepSpec:
+    """The step that judges a density: its samples, and its likelihood of the held-out data.
+
+    Raises:
+        ConfigError: a protocol that cannot be kept.
+    """
+    _check_neighbours(evaluate)
+    measured = [name for name in evaluate.metrics if name in DENSITY_METRICS]
+    if not measured:
+        raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a density; add {DENSITY_METRICS[0]}")
+    config = {"evaluate": identity(evaluate) | {"metrics": measured}}
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, {"density": density, "dataset": dataset, "features": features})
+
+
+def _check_neighbours(evaluate: EvaluateConfig) -> None:
+    if evaluate.neighbours >= evaluate.samples:
+        raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
 
 
 def evaluate(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:

@@ -24,7 +24,6 @@ from stand_ins import (
 )
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
-from tokenloom.models.core import signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.core.settings import ExecutionSettings

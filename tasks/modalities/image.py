@@ -34,7 +34,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "is": ("is",),
     "precision_recall": ("precision", "recall"),
     "density_coverage": ("density", "coverage"),
-    "nll": ("nll_bits_per_image", "nll_bits_per_dim"),
+    "nll": ("nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim"),
     "recognition": ("recognition",),
     "memorisation": ("memorisation_ratio", "copies"),
     "reconstruction": (

@@ -21,13 +21,12 @@ _FILES = ("model.json", "weights.safetensors")
 def write_bundle(
     folder: Path,
     store: Store,
-    generator: Artifact,
-    tokenizer: Artifact,
+    models: Mapping[str, Artifact],
     classes: list[str],
     sample: dict[str, Any],
     known: Mapping[str, Any] = MappingProxyType({}),
 ) -> Pair:
-    """Put ``generator/``, ``tokenizer/`` and ``serving.json`` into a new folder, and open it as a server would.
+    """Put a folder for each model, named by its role, and ``serving.json`` into a new folder, and open it as a server would.
 
     ``known`` is what the kind of signal adds to ``serving.json``.
 
@@ -35,13 +34,13 @@ def write_bundle(
         ArtifactError: a file of one of the models is missing or damaged.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    for name, artifact in (("generator", generator), ("tokenizer", tokenizer)):
+    for name, artifact in models.items():
         (folder / name).mkdir(parents=True)
         source = store.fetch(artifact, *_FILES)
         for file in _FILES:
             shutil.copyfile(source / file, folder / name / file)
     serving = {"classes": classes, "sample": sample, **known}
-    if texts := store.record(generator).notes.get("texts"):
+    if texts := next((found for artifact in models.values() if (found := store.record(artifact).notes.get("texts"))), None):
         serving["texts"] = texts
     (folder / "serving.json").write_text(json.dumps(serving, indent=1, sort_keys=True))
     return open_bundle(folder)

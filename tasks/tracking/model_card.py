@@ -2,75 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation.report import meaning, number
+from tokenloom.tasks.modalities.base import Card
 from tokenloom.tasks.store.artifacts import Record
 
 _SHOWN = (
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio", "copies",
-    "nll_bits_per_image", "nll_bits_per_dim", "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "parameters",
+    "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim",
+    "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "parameters",
 )  # fmt: skip
 
 
-def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Record, evaluation: Record, fingerprint: str) -> str:
-    """The card as Markdown, without anything that differs between two runs of the same recipe on the same numbers."""
-    data, texts = dataset.config["data"], list(generator.notes.get("texts", ()))
+def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, evaluation: Record, fingerprint: str) -> str:
+    """The card as Markdown, without anything that differs between two runs of the same recipe on the same numbers.
+
+    ``models`` are the registered ones by role, the one that is sampled first.
+    """
+    main = next(iter(models.values()))
+    texts = list(main.notes.get("texts", ()))
     modality = modalities.of(dataset.notes)
     card = modality.card(dataset, evaluation, texts)
-    shown = (*_SHOWN, *(name for name, _, _ in modality.meanings))
-    numbers = [
+    made = {**models, "dataset": dataset, "evaluation": evaluation}
+    parts = [
+        f"# {name}",
+        "",
+        card.makes,
+        "",
+        *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
+        *_ingredients(models, dataset, card),
+        *_numbers(evaluation, card, (*_SHOWN, *(known for known, _, _ in modality.meanings))),
+        *_use(name, card),
+        "## Limits",
+        "",
+        card.limits,
+        "",
+        "## Made from",
+        "",
+        *(f"- {role}: `{record.artifact.kind}/{record.artifact.id}`" for role, record in made.items()),
+        f"- fingerprint: `{fingerprint}`",
+        f"- code: {main.commit or 'unknown'}; torch {main.versions.get('torch', '?')}",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _ingredients(models: Mapping[str, Record], dataset: Record, card: Card) -> list[str]:
+    data, lines = dataset.config["data"], []
+    for at, (role, record) in enumerate(models.items()):
+        size = "" if at else f", {number(record.notes.get('parameters', 0))} parameters"
+        lines.append(f"- {role.capitalize()}: {_recipe(record)}{size}")
+    return [*lines, f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}", ""]
+
+
+def _numbers(evaluation: Record, card: Card, shown: Sequence[str]) -> list[str]:
+    """The table of numbers, and the protocol that they were made under."""
+    ceiling = evaluation.metrics.get("recognition_ceiling")
+    rows = [
         f"| {key} | {number(evaluation.metrics[key])} | {meaning(key)[0]} |"
         for prefix in shown
         for key in sorted(evaluation.metrics)
         if (key.startswith(prefix) if prefix.endswith("_") else key == prefix) and not key.endswith("_deviation")
     ]
-    ceiling = evaluation.metrics.get("recognition_ceiling")
-    made = {"generator": generator, "tokenizer": tokenizer, "dataset": dataset, "evaluation": evaluation}
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            card.makes,
-            "",
-            *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
-            f"- Generator: {_recipe(generator)}, {number(generator.notes.get('parameters', 0))} parameters",
-            f"- Tokenizer: {_recipe(tokenizer)}",
-            f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}",
-            "",
-            "## Numbers",
-            "",
-            "| metric | value | better |",
-            "|---|---|---|",
-            *numbers,
-            "",
-            *([f"The recognising machine itself is right on {ceiling:.1%} of held-out real images.", ""] if ceiling is not None else []),
-            f"{card.protocol} Sampling: {_sampling(evaluation)}.",
-            "",
-            "## Sample it",
-            "",
-            "```",
-            *(command.format(name=name) for command in card.commands),
-            f"mlflow models serve -m models:/{name}@challenger --env-manager local",
-            "```",
-            "",
-            card.interface,
-            "",
-            "## Limits",
-            "",
-            card.limits,
-            "",
-            "## Made from",
-            "",
-            *(f"- {role}: `{record.artifact.kind}/{record.artifact.id}`" for role, record in made.items()),
-            f"- fingerprint: `{fingerprint}`",
-            f"- code: {generator.commit or 'unknown'}; torch {generator.versions.get('torch', '?')}",
-            "",
-        ]
-    )
+    return [
+        *("## Numbers", "", "| metric | value | better |", "|---|---|---|", *rows, ""),
+        *([f"The recognising machine itself is right on {ceiling:.1%} of held-out real images.", ""] if ceiling is not None else []),
+        f"{card.protocol} Sampling: {_sampling(evaluation)}.",
+        "",
+    ]
+
+
+def _use(name: str, card: Card) -> list[str]:
+    return [
+        *("## Sample it", "", "```"),
+        *(command.format(name=name) for command in card.commands),
+        f"mlflow models serve -m models:/{name}@challenger --env-manager local",
+        *("```", ""),
+        card.interface,
+        "",
+    ]
 
 
 def _recipe(record: Record) -> str:

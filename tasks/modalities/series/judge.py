@@ -18,7 +18,7 @@ from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import parameters
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.evaluation import pictures
-from tokenloom.tasks.evaluation.judge import training_curves
+from tokenloom.tasks.evaluation.judging import training_curves
 from tokenloom.tasks.evaluation.report import page
 from tokenloom.tasks.modalities.series.served.forecast import QUANTILES, Windows, forecast, seasonal_naive
 from tokenloom.tasks.runtime.errors import StepError
