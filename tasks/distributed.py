@@ -48,7 +48,7 @@ _FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
 def plan_tokenizer(
     name: str, config: BaseConfig, dataset: Artifact, store: Store, base: Artifact | None = None, features: Artifact | None = None
 ) -> StepSpec:
-    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it stands on.
+    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it depends on.
 
     Without ``config.train`` it is built only: a recipe that has nothing to train.
 
@@ -145,18 +145,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     notes: dict[str, Any] = {"classes": data["classes"]}
     roles, start = roles_of(step), step.inputs.get("warm_start")
     adopt = {role: artifact.folder for role, artifact in roles.items()} | ({"warm_start": start.folder} if start else {})
-    given: dict[str, Any]
-    if step.kind == "generator":
-        given = {"layout": data["layout"], "classes": len(data["classes"])}
-    else:
-        given = {"signal": signal_of(data)}
-        given |= {"classes": len(data["classes"])} if step.kind == "density" else {}
-    for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
-        if artifact.kind == "tokenizer":
-            given[role] = store.record(artifact).notes["spec"]
-        elif artifact.kind == "features":
-            given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
-    spec = replace(spec, given=given, resolved=step.config["config"])
+    spec = replace(spec, given=_given(step.kind, data, roles, store), resolved=step.config["config"])
     spec.check_roles(roles)
     if start is not None:
         check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
@@ -185,6 +174,22 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     root, execution = worker_root(cluster, store.root), cluster.execution
     job = TrainJob(spec.to_dict(), settings, execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint)
     return job, notes
+
+
+def _given(kind: str, data: dict[str, Any], roles: dict[str, Artifact], store: Store) -> dict[str, Any]:
+    """What the data and the models that it depends on give to a model that is built (``ModelSpec.given``)."""
+    given: dict[str, Any]
+    if kind == "generator":
+        given = {"layout": data["layout"], "classes": len(data["classes"])}
+    else:
+        given = {"signal": signal_of(data)}
+        given |= {"classes": len(data["classes"])} if kind == "density" else {}
+    for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
+        if artifact.kind == "tokenizer":
+            given[role] = store.record(artifact).notes["spec"]
+        elif artifact.kind == "features":
+            given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
+    return given
 
 
 def roles_of(step: StepSpec) -> dict[str, Artifact]:
