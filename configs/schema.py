@@ -22,11 +22,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(Section):
-    """Where the images come from and how they are made to fit."""
+class SeriesConfig(Section):
+    """How windows are cut from series: ``history`` values that are given and ``horizon`` values to forecast."""
 
-    source: Identity[str] = Field(description="digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB or hf:REPO")
-    size: Identity[int] = Field(ge=4, le=4096, description="rows and columns of the square image, in pixels")
+    history: Identity[int] = Field(ge=1, description="values before a forecast")
+    horizon: Identity[int] = Field(ge=1, description="values of a forecast")
+    stride: Identity[int] = Field(1, ge=1, description="values between the starts of two training windows")
+    season: Identity[int] = Field(1, ge=1, description="period of the seasonal naive forecast, in values; 1 repeats the last value")
+    values: Identity[list[str] | None] = Field(None, description="names of the value columns; all numeric ones if not given")
+
+
+class DataConfig(Section):
+    """Where the items come from and how they are made to fit."""
+
+    kind: Added[str] = Field("image", description="kind of signal: image or series")
+    source: Identity[str] = Field(
+        description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, hf:REPO; "
+        "series: sunspots, co2, csv:GLOB, parquet:GLOB"
+    )
+    size: Identity[int] = Field(0, ge=0, le=4096, description="rows and columns of the square image, in pixels (4 to 4096)")
+    series: Added[SeriesConfig | None] = Field(None, description="windows of a series; for kind: series")
     channels: Identity[Literal[1, 3]] = Field(1, description="1 grey, 3 RGB")
     fit: Identity[Literal["pad", "crop", "resize"]] = Field(
         "resize", description="pad (never resized), crop (centre) or antialiased resize"
@@ -43,6 +58,14 @@ class DataConfig(Section):
     )
     max_pixels: Identity[int] = Field(100_000_000, ge=1, description="larger images are quarantined unread")
     on_bad: Execution[Literal["quarantine", "stop"]] = Field("quarantine", description="what a bad image does")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> DataConfig:
+        if self.kind == "image" and self.size < 4:
+            raise ValueError(f"size={self.size}: give rows and columns of the image, 4 to 4096 pixels")
+        if (self.kind == "series") != (self.series is not None):
+            raise ValueError("series: {history, horizon, …} goes with kind: series")
+        return self
 
     @model_validator(mode="after")
     def _splits(self) -> DataConfig:
@@ -159,11 +182,15 @@ class SampleConfig(Section):
     )
 
 
-Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text"]
+Metric = Literal[
+    "fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text",
+    "mase", "crps", "mse"]  # fmt: skip
 #: What is measured unless the run says otherwise.
 METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction", "text")
 #: Those that judge a tokenizer; the others judge samples.
 TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction", "text")
+#: Those that judge a density.
+DENSITY_METRICS: tuple[Metric, ...] = ("fd", "kid", "is", "precision_recall", "density_coverage", "nll", "memorisation")
 
 
 class EvaluateConfig(Section):
@@ -189,13 +216,18 @@ class RegisterConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: raw data in, an evaluated, registered model out; without ``generator`` an evaluated tokenizer."""
+    """One run: raw data in, an evaluated, registered model out.
+
+    A run has a ``tokenizer`` and perhaps a ``generator`` on its tokens (without one it ends with an evaluated tokenizer), or a
+    ``density`` on the data itself.
+    """
 
     name: Identity[str] = Field(pattern=NAME, description="run name and registered model's name")
     data: Identity[DataConfig]
-    tokenizer: Identity[TokenizerConfig]
+    tokenizer: Identity[TokenizerConfig | None] = Field(None, description="left out only where a density models the data itself")
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
     generator: Identity[GeneratorConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
+    density: Added[MethodConfig | None] = Field(None, description="a likelihood of the data itself, without tokens")
     stages: Added[tuple[StageConfig, ...]] = Field((), description="further training of the generator, each on the one before")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
@@ -203,8 +235,23 @@ class RunConfig(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @property
+    def codec(self) -> TokenizerConfig:
+        """The tokenizer's section, of a run that has one."""
+        assert self.tokenizer is not None, "a run of a density has no tokenizer"
+        return self.tokenizer
+
     @model_validator(mode="after")
     def _whole(self) -> RunConfig:
+        if self.density is not None:
+            sections = {"tokenizer": self.tokenizer, "generator": self.generator, "stages": self.stages or None}
+            wrong = [name for name, section in sections.items() if section is not None]
+            wrong += [name for name, section in (("sample", self.sample), ("extract", self.extract)) if section != type(section)()]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is given, but a density models the data itself: leave {wrong[0]} out, or leave density out")
+            return self
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: is missing; add it, or density: {recipe: …} for a model of the data itself")
         if self.generator is None:
             # Compared with the defaults, not by what was written: a run also travels as a whole document with every field.
             unused = ("sample", self.sample, SampleConfig()), ("register", self.register_, RegisterConfig()), ("stages", self.stages, ())

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, RegisterConfig, SampleConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import LayoutError
+from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation import gate
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
@@ -29,10 +31,8 @@ TAG = "tokenloom.fingerprint"
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
-def plan_register(
-    name: str, config: RegisterConfig, evaluation: Artifact, generator: Artifact, tokenizer: Artifact, store: Store
-) -> StepSpec:
-    """The step that registers an evaluated generator.
+def plan_register(name: str, config: RegisterConfig, evaluation: Artifact, models: Mapping[str, Artifact]) -> StepSpec:
+    """The step that registers evaluated models, by role: ``generator`` and ``tokenizer``, or ``density``.
 
     Raises:
         ConfigError: a floor or gate on a metric that does not exist.
@@ -45,7 +45,7 @@ def plan_register(
         "registration",
         name,
         settings,
-        {"evaluation": evaluation, "generator": generator, "tokenizer": tokenizer},
+        {"evaluation": evaluation, **models},
     )
 
 
@@ -98,12 +98,16 @@ def _card(step: StepSpec, store: Store, evaluation: Record) -> str:
 
     return model_card(
         step.config["name"],
-        generator=store.record(step.inputs["generator"]),
-        tokenizer=store.record(step.inputs["tokenizer"]),
+        models={role: store.record(artifact) for role, artifact in _models(step.inputs).items()},
         dataset=store.record(evaluation.inputs["dataset"]),
         evaluation=evaluation,
         fingerprint=step.fingerprint,
     )
+
+
+def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The models among a step's inputs, by role; the one that is sampled first."""
+    return {role: inputs[role] for role in ("generator", "density", "tokenizer") if role in inputs}
 
 
 def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: str) -> Version:
@@ -113,33 +117,30 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
         return found
     if run.id is None:
         raise StepError("the tracking server has gone away; everything else is in the store: run again when it is back")
-    from tokenloom.tasks import serving
     from tokenloom.tasks.serving import bundle
     from tokenloom.tasks.tracking.registry import Servable
 
     evaluation = store.record(step.inputs["evaluation"])
-    generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
     with tempfile.TemporaryDirectory() as scratch:
         there = Path(scratch)
-        pair = bundle.write_bundle(there / "bundle", store, generator, tokenizer, evaluation.notes["classes"], evaluation.config["sample"])
+        sample = evaluation.config.get("sample", {})
+        dataset = store.record(evaluation.inputs["dataset"])
+        modality, classes = modalities.of(dataset.notes), evaluation.notes["classes"]
+        pair = bundle.write_bundle(there / "bundle", store, _models(step.inputs), classes, sample, modality.serving(dataset))
+        served = modality.served(pair, dataset)
         (there / "bundle" / "README.md").write_text(card)
         samples = store.fetch(evaluation.artifact, "samples.png") / "samples.png"
         (there / "bundle" / "samples.png").write_bytes(samples.read_bytes())
         lineage = {role: artifact.id for role, artifact in {**evaluation.inputs, **step.inputs}.items()}
         servable = Servable(
-            code=Path(serving.__file__).parent / "model_def.py",
-            packages=bundle.write_code(there / "code"),
+            code=served.code,
+            packages=bundle.write_code(there / "code", served.rooms),
             bundle=there / "bundle",
-            inputs={pair.asking.column: "long" if pair.asking.column == "class_id" else "string"},
-            outputs={"png_base64": "string"},
-            params={
-                "seed": ("long", 0),
-                "guidance": ("double", float(pair.sampler.guidance.value)),
-                "temperature": ("double", float(pair.sampler.temperature.value)),
-                "steps": ("long", 0),
-            },
-            example={pair.asking.column: list(range(len(pair.classes)) if pair.asking.column == "class_id" else pair.asking.texts)[:2]},
-            requirements=bundle.requirements(pair),
+            inputs=dict(served.inputs),
+            outputs=dict(served.outputs),
+            params=dict(served.params),
+            example=dict(served.example),
+            requirements=bundle.requirements(served.packages),
             metadata={"fingerprint": step.fingerprint, "lineage": lineage},
         )
         tags = {TAG: step.fingerprint, **{f"tokenloom.{role}": artifact_id for role, artifact_id in lineage.items()}}
@@ -168,20 +169,18 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
     theirs = store.record(champion)
     if not list(differences(theirs.notes["protocol"], evaluation.notes["protocol"])):
         return theirs
-    from tokenloom.tasks.evaluate import evaluate, plan_evaluate
+    from tokenloom.tasks.evaluate import evaluate, plan_density_evaluation, plan_evaluate
 
-    for what in ("dataset", "features"):
+    for what in {"dataset", "features"} & set(evaluation.inputs):
         store.record(evaluation.inputs[what])
-    again = plan_evaluate(
-        f"{theirs.artifact.name[:50]}.champion",  # not the run's own name, whose newest evaluation people mean
-        theirs.inputs["generator"],
-        theirs.inputs["tokenizer"],
-        evaluation.inputs["dataset"],
-        evaluation.inputs["features"],
-        SampleConfig(**theirs.config["sample"]),
-        EvaluateConfig(**evaluation.config["evaluate"]),
-        store,
-    )
+    name = f"{theirs.artifact.name[:50]}.champion"  # not the run's own name, whose newest evaluation people mean
+    data, protocol = (evaluation.inputs["dataset"], evaluation.inputs.get("features")), EvaluateConfig(**evaluation.config["evaluate"])
+    models = theirs.inputs
+    if "density" in models:
+        again = plan_density_evaluation(name, models["density"], *data, protocol)
+    else:
+        sample = SampleConfig(**theirs.config["sample"])
+        again = plan_evaluate(name, models["generator"], models["tokenizer"], *data, sample, protocol, store)
     return store.record(evaluate(again, store, ClusterConfig(), None, report).artifact)
 
 
@@ -219,7 +218,7 @@ def refill(store: Store, registration: Artifact, tracker: Tracker, report: Repor
                 if tracker.run_id(each.artifact.fingerprint) is None:
                     if each.artifact.kind == "evaluation":
                         publish(store, each.artifact, tracker)
-                    elif each.artifact.kind in ("tokenizer", "generator"):
+                    elif each.artifact.kind in ("tokenizer", "generator", "density"):
                         _retrace(store, each, tracker)
             step = step_of(record)
             with tracker.track(step, record.artifact.uri) as run:

@@ -24,7 +24,6 @@ from stand_ins import (
 )
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
-from tokenloom.models.core import signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.core.settings import ExecutionSettings
@@ -88,7 +87,7 @@ def test_the_protocol_says_what_a_number_depends_on(judged):
     protocol = judged.notes["protocol"]
     assert protocol["reference"]["images"] == 100
     assert protocol["reference"]["dataset"] == world().dataset.fingerprint
-    assert protocol["image"] == {"signal": signals.image(32, 1).to_dict(), "fit": "pad"}
+    assert protocol["image"] == {"size": 32, "channels": 1, "fit": "pad"}
     assert protocol["samples"] == 60
     assert protocol["class_balance"] == {"rule": "even", "least": 6, "most": 6}
     assert protocol["manifold"] == {"neighbours": 3, "components": 10, "pixels": 32, "real": {"held_out": 60, "train": 0}}
@@ -211,19 +210,19 @@ def test_a_handful_of_held_out_images_is_refused(tmp_path):
 
 
 @pytest.mark.ray
-def test_actors_draw_the_same_samples_however_many_there_are(ray_session, tmp_path):
+@pytest.mark.parametrize("actors", [2, pytest.param(1, marks=pytest.mark.long)])
+def test_actors_draw_the_same_samples_however_many_there_are(ray_session, actors):
     step_inputs = [world().store.record(world().var).inputs[r] for r in ("generator", "tokenizer", "dataset", "features")]
     store = world().store
     step = plan_evaluate("x", *step_inputs, SampleConfig(), FEW, store)
     labels = np.arange(60) % 10
     shards = [labels[start : start + 25] for start in (0, 25, 50)]
     here = {i: image for i, image, _ in draw_here([0, 1, 2], shards, 25, step, store, ClusterConfig(), 0)}
-    for actors in (1, 2):
-        cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-        there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
-        assert sorted(there) == [0, 1, 2]
-        for i in there:
-            np.testing.assert_array_equal(there[i], here[i])
+    cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
+    there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
+    assert sorted(there) == [0, 1, 2]
+    for i in there:
+        np.testing.assert_array_equal(there[i], here[i])
 
 
 def test_an_impossible_protocol_is_refused_before_work():

@@ -55,19 +55,18 @@ def _finished(
     todo: list[int], shards: Sequence[Wanted], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
-    run, models = cluster.execution, [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
-    given = (store.uri, worker_root(cluster, store.root), *models, step.config["sample"], run.threads, run.device)
+    run = cluster.execution
+    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer", "density") if role in step.inputs]
+    given = (store.uri, worker_root(cluster, store.root), models, step.config.get("sample", {}), run.threads, run.device)
     calls = [Call(i, "draw", (shards[i], seed, i * size)) for i in todo]
     for i, (images, seconds) in shared_out(Drawer, given, calls, store.root, cluster, what="sampling"):
         yield i, images, seconds
 
 
 class Drawer:
-    """Generator and tokenizer of one worker; everything it is given is an address or plain data."""
+    """Generator and tokenizer, or the density, of one worker; everything it is given is an address or plain data."""
 
-    def __init__(
-        self, store: str, root: str, generator: dict[str, str], tokenizer: dict[str, str], sample: dict[str, Any], threads: int, device: str
-    ) -> None:
+    def __init__(self, store: str, root: str, models: list[dict[str, str]], sample: dict[str, Any], threads: int, device: str) -> None:
         import torch
 
         from tokenloom.tasks.runtime.cluster import node_root
@@ -76,8 +75,8 @@ class Drawer:
         torch.set_num_threads(threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         at = Store(store, node_root(root))
-        folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in (generator, tokenizer)]
-        self._pair = open_pair(folders[0], folders[1], [], sample, device)
+        folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in models]
+        self._pair = open_pair(folders[0], folders[1] if len(folders) > 1 else None, [], sample, device)
 
     def draw(self, wanted: Wanted, seed: int, start: int) -> tuple[NDArray[np.uint8], float]:
         """The images of one shard, which begins at sample number ``start``, and the seconds it took."""

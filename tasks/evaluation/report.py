@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tokenloom.tasks import modalities
+
 #: What a reader should know about a number: metrics whose names begin so, which way is better, what it is.
 MEANING = (
     ("fd_", "lower", "Fréchet distance of the feature network's features to the held-out images (not FID: another network)"),
@@ -27,6 +29,7 @@ MEANING = (
     ("copies", "lower", "share of samples that are a training image, pixel for pixel"),
     ("nll_bits_per_image", "lower", "bits to code a held-out image's tokens; compares only within one tokenizer"),
     ("nll_bits_per_dim", "lower", "the same over the number of image values"),
+    ("bound_bits_per_dim", "lower", "bits to code a value of a held-out image itself, at most: an upper bound of a density's"),
     ("rfd_", "lower", "Fréchet distance of reconstructed to original held-out images"),
     ("psnr", "higher", "peak signal-to-noise ratio of reconstructions, dB"),
     ("ssim", "higher", "structural similarity of reconstructions"),
@@ -59,9 +62,14 @@ _STYLE = (
 )
 
 
+def all_meanings() -> tuple[tuple[str, str, str], ...]:
+    """What is known of metrics, those of every kind of signal included."""
+    return (*MEANING, *(row for modality in modalities.kinds().values() for row in modality.meanings))
+
+
 def meaning(name: str) -> tuple[str, str]:
     """(which way is better, what it is) of a metric; empty for one that is not known."""
-    for prefix, better, text in MEANING:
+    for prefix, better, text in all_meanings():
         if name.startswith(prefix):
             return better, text
     return "", ""
