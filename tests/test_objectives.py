@@ -13,7 +13,7 @@ from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError, from_dict, override
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Conditions, LayoutError, Tokens
+from tokenloom.models.core.protocols import Batch, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.objectives.base import GroupModel, Objective, objectives
 from tokenloom.models.objectives.nll import NLL
@@ -150,24 +150,3 @@ def test_training_without_a_role_is_refused_by_name(monkeypatch: pytest.MonkeyPa
     spec.check_roles({"tokenizer", "reference"})
     with pytest.raises(ConfigError, match="'raster' needs a trained model in the role 'reference' and was given tokenizer"):
         spec.check_roles({"tokenizer"})
-
-
-def test_padding_of_ragged_rows_has_no_loss() -> None:
-    layout = grid(3)
-    model = small("raster", layout, scale=0.3)
-    ids, labels = some(layout, 3)
-    lengths = torch.tensor([9, 4, 1])
-    other = torch.where(torch.arange(9) < lengths[:, None], ids, (ids + 1) % layout.vocabulary)
-    found = []
-    for data in (ids, other):
-        batch = Batch(tokens=Tokens(data, layout, lengths), conditions=labels)
-        found.append((model.losses(batch, "main", Draws.whole(0, 0, 3))["loss"], model.log_prob(batch)))
-    torch.testing.assert_close(found[0], found[1])
-    each = model.nll(ids, Conditions.of(labels), model.order.plan(layout, None), None)
-    torch.testing.assert_close(found[0][0], torch.stack([row[:n].mean() for row, n in zip(each, lengths)]).mean())
-    torch.testing.assert_close(found[0][1], torch.stack([-row[:n].sum() for row, n in zip(each, lengths)]))
-    whole = Batch(tokens=Tokens(ids, layout, torch.full((3,), 9)), conditions=labels)
-    plain = model.losses(Batch(tokens=Tokens(ids, layout), conditions=labels), "main", Draws.whole(0, 0, 3))["loss"]
-    torch.testing.assert_close(model.losses(whole, "main", Draws.whole(0, 0, 3))["loss"], plain)
-    with pytest.raises(LayoutError, match="rows of different lengths need an order"):
-        small("maskgit", layout).losses(Batch(tokens=Tokens(ids, layout, lengths), conditions=labels), "main", Draws.whole(0, 0, 3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
@@ -13,18 +12,19 @@ from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.parts.plan import Plan
 
 
-def valid(tokens: Tokens, plan: Plan) -> Tensor:
-    """(B, L) true at the tokens of ragged rows, false at their padding, in the order of the plan's sequence.
+def in_sequence(tokens: Tokens, plan: Plan) -> Tensor | None:
+    """(B, L) bool in the order of the plan's sequence: which positions of ragged rows hold tokens; None when all do.
 
     Raises:
-        LayoutError: padding would come before tokens: this order does not predict one position after another as they are stored.
+        LayoutError: an order in which padding would come before tokens, or weights that are made for full rows.
     """
-    assert tokens.lengths is not None
-    index_L = torch.arange(tokens.layout.length)
-    # Of the plan as the order made it, which is on CPU.
-    if plan.groups < len(index_L) or plan.weight_BL is not None or not bool((plan.sequence_BL.cpu() == index_L).all()):
-        raise LayoutError("rows of different lengths need an order that predicts one token after another as they are stored: Raster")
-    return index_L.to(tokens.lengths.device) < tokens.lengths[:, None]
+    valid_BL = tokens.valid_BL
+    if valid_BL is None:
+        return None
+    sequence_BL = plan.sequence_BL.to(valid_BL.device)
+    if plan.weight_BL is not None or not bool((sequence_BL[:, 1:] > sequence_BL[:, :-1]).all()):
+        raise LayoutError("ragged rows need an order from the first token to the last, as raster's; this one would predict from padding")
+    return valid_BL.gather(1, sequence_BL.expand(len(valid_BL), -1))
 
 
 class NLL(Objective):
@@ -36,7 +36,10 @@ class NLL(Objective):
             return NLL()
 
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
+        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several.
+
+        Of ragged rows the mean over each row's own tokens.
+        """
         assert batch.tokens is not None
         model.layout.check(batch.tokens.layout)
         plan = model.order.plan(model.layout, draws)
@@ -44,10 +47,10 @@ class NLL(Objective):
         if model.training:
             given, target = model.feed.corrupt(target, draws)
         nll = model.nll(given, batch.conditions, plan, draws if model.training else None, target, draws)
-        if batch.tokens.lengths is not None:
-            # Every row counts alike, as rows of one length do: the mean over its own tokens, padding has no loss.
-            within_BL = valid(batch.tokens, plan).to(nll.device)
-            parts = {"loss": ((nll * within_BL).sum(1) / within_BL.sum(1)).mean()}
+        valid = in_sequence(batch.tokens, plan)
+        if valid is not None:  # each row's mean over its own tokens: padding counts nothing, whatever the batch
+            nll = nll.masked_fill(~valid, 0.0)
+            parts = {"loss": (nll.sum(1) / valid.sum(1)).mean()}
         elif plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:
