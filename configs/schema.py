@@ -89,7 +89,7 @@ class StageConfig(Section):
 
 
 class BaseConfig(Section):
-    """The tokenizer that another one stands on, trained before it or used: exactly one of ``recipe`` and ``use``."""
+    """The tokenizer that another one depends on, trained before it or used: exactly one of ``recipe`` and ``use``."""
 
     where: ClassVar[str] = "tokenizer.base"
 
@@ -109,13 +109,13 @@ class BaseConfig(Section):
 class TokenizerConfig(BaseConfig):
     """A tokenizer to train, or one to use: exactly one of ``recipe`` and ``use``.
 
-    ``base`` is the tokenizer that a recipe stands on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
+    ``base`` is the tokenizer that a recipe depends on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
     trained first, whatever the data does later.
     """
 
     where: ClassVar[str] = "tokenizer"
 
-    base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one stands on: a recipe or {use: ARTIFACT}")
+    base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one depends on: a recipe or {use: ARTIFACT}")
     pinned: Execution[bool] = False
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ from tokenloom.tasks.runtime.checks import check_sharding, check_training, check
 from tokenloom.tasks.runtime.cluster import check_room, node_root, session, worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError, Preempted, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.runtime.stopping import STOP_FILE, asked_to_stop, noted_signals
+from tokenloom.tasks.runtime.stopping import STOP_FILE, noted_signals, stop_requested
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.collapse import WARNINGS, found
@@ -47,7 +47,7 @@ _FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
 def plan_tokenizer(
     name: str, config: BaseConfig, dataset: Artifact, store: Store, base: Artifact | None = None, features: Artifact | None = None
 ) -> StepSpec:
-    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it stands on.
+    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it depends on.
 
     Without ``config.train`` it is built only: a recipe that has nothing to train.
 
@@ -133,8 +133,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
         ArtifactError: an input is not complete.
         ConfigError: no training rows, more workers than rows of a batch, or a tokenizer without ``train`` that has to be trained.
     """
-    from tokenloom.tasks.data.asked import reading, seen_texts
-    from tokenloom.tasks.serving.asking import Asking
+    from tokenloom.tasks.data.conditions import example_texts, with_conditions
+    from tokenloom.tasks.serving.request import ConditionSpec
     from tokenloom.tasks.training.job import TrainJob
 
     noted = step.notes
@@ -173,10 +173,10 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     notes["sharding"] = "fsdp" if sharded else "ddp"
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if step.kind == "generator":
-        asking = Asking.of(spec)
-        splits = {split: reading(rows, asking) for split, rows in splits.items()}
-        if asking.texted:
-            notes["texts"] = seen_texts(splits["train"], store)
+        condition_spec = ConditionSpec.of(spec)
+        splits = {split: with_conditions(rows, condition_spec) for split, rows in splits.items()}
+        if condition_spec.texted:
+            notes["texts"] = example_texts(splits["train"], store)
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")
     validation = splits["validation"] if splits["validation"].shards else None
@@ -229,24 +229,24 @@ def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, ru
 
         # Training waits in a thread, so that this one keeps the signals and the progress.
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-        with noted_signals() as asked:
+        with noted_signals() as signals:
             thread.start()
-            told = False
+            announced = False
             while thread.is_alive():
                 thread.join(pause)
                 pass_on()
-                if asked and not told:
-                    storage.write(f"{job.folder}/{STOP_FILE}", json.dumps({"signal": asked[0]}).encode())
-                    told = True
+                if signals and not announced:
+                    storage.write(f"{job.folder}/{STOP_FILE}", json.dumps({"signal": signals[0]}).encode())
+                    announced = True
         pass_on()
     failure = _read(storage, f"{job.folder}/{_FAILURE}")
     logs = store.root / "logs" / "ray" if cluster.address == "local" else "/tmp/ray/session_latest/logs on the nodes"
     if failure is not None:
         kinds = {"ArtifactError": ArtifactError, "ConfigError": ConfigError}
         raise kinds.get(failure["kind"], StepError)(failure["message"])
-    if asked:
+    if signals:
         storage.delete(f"{job.folder}/{STOP_FILE}")
-        if asked[0] == signal.SIGINT:
+        if signals[0] == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(f"{step.step}: stopped by SIGTERM, the state is saved; the same command goes on")
     if "error" in outcome:
@@ -279,7 +279,7 @@ def worker(config: dict[str, Any]) -> None:
     if storage.exists(failure):
         return
     try:
-        metrics = train(job, rank, world, stop=asked_to_stop(storage, job.folder) if rank == 0 else None)
+        metrics = train(job, rank, world, stop=stop_requested(storage, job.folder) if rank == 0 else None)
         if rank == 0:
             storage.write(f"{job.folder}/{_RESULT}", json.dumps(metrics).encode())
     except Preempted:

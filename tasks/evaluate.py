@@ -98,11 +98,11 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     from tokenloom.models.core.build import load_model, parameters
     from tokenloom.tasks.data.captions import in_turn
     from tokenloom.tasks.evaluation import pictures, reading, reconstruction, scores
-    from tokenloom.tasks.evaluation.draw import draw_samples
     from tokenloom.tasks.evaluation.report import page
+    from tokenloom.tasks.evaluation.sampling_actor import draw_samples
     from tokenloom.tasks.features import load_classifier, read_captions, read_images
-    from tokenloom.tasks.serving.asking import Asking
-    from tokenloom.tasks.serving.drawing import spread
+    from tokenloom.tasks.serving.predict import spread
+    from tokenloom.tasks.serving.request import ConditionSpec
     from tokenloom.tasks.training.parallel import device_of
 
     config = EvaluateConfig(**step.config["evaluate"])
@@ -124,23 +124,23 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     judged = None
     if generator_at is not None:
         loaded, spec = load_model(store.fetch(generator_at, "model.json", "weights.safetensors"), device)
-        generator, asking = cast("Generator", loaded), Asking.of(spec, names)
-        labels, told = spread(config.samples, len(names)), None
-        if asking.column == "text":
-            told = read_captions(store, step.inputs["dataset"], ["validation", "test"], HELD_OUT_LIMIT)
-        wanted = labels if told is None else in_turn(labels, held_label, told)
-        drawn, speed = draw_samples(step, store, cluster, config, wanted, work, report)
+        generator, condition_spec = cast("Generator", loaded), ConditionSpec.of(spec, names)
+        labels, captions = spread(config.samples, len(names)), None
+        if condition_spec.column == "text":
+            captions = read_captions(store, step.inputs["dataset"], ["validation", "test"], HELD_OUT_LIMIT)
+        request = labels if captions is None else in_turn(labels, held_label, captions)
+        drawn, speed = draw_samples(step, store, cluster, config, request, work, report)
         train, train_label = read_images(store, step.inputs["dataset"], ["train"], TRAIN_LIMIT, scores.small)
         judged = scores.Judged(load_classifier(network_folder), drawn, labels, held_out, held_label, train, train_label)
         numbers |= {"images_per_second": speed, "parameters": parameters(generator)}
         numbers |= scores.sample_scores(judged, config)
         report("evaluate", 3, 5, {})
         if "nll" in config.metrics and generator.likelihood == "exact":
-            conditions = asking.conditions(held_label if told is None else told)
+            conditions = condition_spec.conditions(held_label if captions is None else captions)
             numbers |= scores.likelihood(generator, coded.tokens, conditions, int(np.prod(held_out.shape[1:])))
-        images |= _sample_pictures(judged, names, None if told is None else list(wanted))
+        images |= _sample_pictures(judged, names, None if captions is None else list(request))
         notes["sampler"] = _sampler(generator, step.config["sample"])
-        texts = {} if told is None else {"texts": np.array(wanted)}
+        texts = {} if captions is None else {"texts": np.array(request)}
         work.put("samples.npz", _arrays(images=drawn, labels=labels, **texts))
     else:
         numbers["parameters"] = parameters(tokenizer)
@@ -188,7 +188,7 @@ def _arrays(**arrays: NDArray[Any]) -> bytes:
 
 
 def _sampler(generator: Generator, sample: dict[str, Any]) -> dict[str, Any]:
-    from tokenloom.tasks.serving.drawing import default_sampler
+    from tokenloom.tasks.serving.predict import default_sampler
 
     return default_sampler(generator).edited(**sample).to_dict()
 

@@ -126,11 +126,12 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
         samples = store.fetch(evaluation.artifact, "samples.png") / "samples.png"
         (there / "bundle" / "samples.png").write_bytes(samples.read_bytes())
         lineage = {role: artifact.id for role, artifact in {**evaluation.inputs, **step.inputs}.items()}
+        column = pair.condition_spec.column
         servable = Servable(
             code=Path(serving.__file__).parent / "model_def.py",
             packages=bundle.write_code(there / "code"),
             bundle=there / "bundle",
-            inputs={pair.asking.column: "long" if pair.asking.column == "class_id" else "string"},
+            inputs={column: "long" if column == "class_id" else "string"},
             outputs={"png_base64": "string"},
             params={
                 "seed": ("long", 0),
@@ -138,7 +139,7 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
                 "temperature": ("double", float(pair.sampler.temperature.value)),
                 "steps": ("long", 0),
             },
-            example={pair.asking.column: list(range(len(pair.classes)) if pair.asking.column == "class_id" else pair.asking.texts)[:2]},
+            example={column: list(range(len(pair.classes)) if column == "class_id" else pair.condition_spec.texts)[:2]},
             requirements=bundle.requirements(pair),
             metadata={"fingerprint": step.fingerprint, "lineage": lineage},
         )

@@ -23,7 +23,7 @@ STEPS, STAGED, EARLY = 150, 100, 3
 
 
 def tokenizer_spec(name: str) -> ModelSpec:
-    """The tiny tokenizer of a recipe, given what it stands on: the base that its row of the table names, the data's classifier."""
+    """The tiny tokenizer of a recipe, given what it depends on: the base that its row of the table names, the data's classifier."""
     recipe = registry.get(name)
     given: dict[str, Any] = {"signal": signals.image(SIZE, CHANNELS).to_dict()}
     needs = recipe.config(recipe.tiny).needs
@@ -49,7 +49,7 @@ def spec_of(name: str) -> ModelSpec:
 
 
 def build(name: str, seed: int = 0, base_steps: int = 0) -> Method:
-    """The tiny model, with what it stands on: fresh, or a base tokenizer trained for some steps."""
+    """The tiny model, with what it depends on: fresh, or a base tokenizer trained for some steps."""
     torch.manual_seed(seed)
     spec = spec_of(name)
     model = spec.build()
@@ -160,7 +160,8 @@ def trained(name: str) -> Trained:
     model = build(name, base_steps=30)
     batch = batch_to_learn(model)
     key = f"{model.phases[0]}/{'reconstruction' if isinstance(model, Tokenizer) else 'loss'}"
-    learns, staged = any(model.phase_parameters(phase) for phase in model.phases), model.resting(0.0) != model.resting(1.0)
+    learns = any(model.phase_parameters(phase) for phase in model.phases)
+    staged = model.frozen_parameters(0.0) != model.frozen_parameters(1.0)
     untrained, early, history, steps = image_error(model, batch), model, [], (STAGED if staged else STEPS) if learns else EARLY
     for step, row in enumerate(optimize(model, batch, steps), start=1):
         history.append(row)

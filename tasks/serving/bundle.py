@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tokenloom.tasks.serving.drawing
-from tokenloom.tasks.serving.drawing import Pair, open_bundle
+import tokenloom.tasks.serving.predict
+from tokenloom.tasks.serving.predict import Pair, open_bundle
 from tokenloom.tasks.store.artifacts import Artifact, Store
 
 _REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow")
@@ -37,7 +37,7 @@ def write_bundle(folder: Path, store: Store, generator: Artifact, tokenizer: Art
 
 def write_code(folder: Path) -> list[Path]:
     """Copy what a served model imports (``tokenloom.models`` and ``tokenloom.tasks.serving``); the folders to log as its code."""
-    here = Path(tokenloom.tasks.serving.drawing.__file__).resolve().parent
+    here = Path(tokenloom.tasks.serving.predict.__file__).resolve().parent
     project = here.parent.parent
     shutil.rmtree(folder, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -50,5 +50,5 @@ def write_code(folder: Path) -> list[Path]:
 
 def requirements(pair: Pair) -> list[str]:
     """The installed versions of what serving needs, as pip reads them (a build's local part, ``+cpu``, is left out)."""
-    names = [*_REQUIRED, *(["transformers"] if pair.asking.encoder is not None else [])]
+    names = [*_REQUIRED, *(["transformers"] if pair.condition_spec.encoder is not None else [])]
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]

@@ -31,7 +31,7 @@ class ConditionalWrites:
         except ImportError as error:
             raise StepError("leases on S3 need the package boto3: install it") from error
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        # One attempt: patience is ours (tasks/store/retry.py).
+        # One attempt: we retry ourselves (tasks/store/retry.py).
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=_CONNECT, read_timeout=_READ)
         return boto3.client("s3", region_name=region, config=config)
 

@@ -35,7 +35,7 @@ def model_card(name: str, *, generator: Record, tokenizer: Record, dataset: Reco
             f"Draws {size}x{size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
             f"({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}).",
             "",
-            *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
+            *([f"It is conditioned on texts, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
             f"- Generator: {_recipe(generator)}, {number(generator.notes.get('parameters', 0))} parameters",
             f"- Tokenizer: {_recipe(tokenizer)}",
             f"- Data: `{data['source']}`, {_splits(dataset)}, fitted by `{data['fit']}`",

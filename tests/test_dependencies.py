@@ -1,4 +1,4 @@
-"""Tokenizers that stand on others: planned, trained on frozen copies, saved whole; and those that have nothing to train."""
+"""Tokenizers that depend on others: planned, trained on frozen copies, saved whole; and those that have nothing to train."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Above(Tokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PlainConfig, tag="test.above"):
-        stands_on: tuple[str, ...] = ("tokenizer", "features")
+        dependencies: tuple[str, ...] = ("tokenizer", "features")
         trained: bool = True
 
         @property
         def needs(self) -> tuple[str, ...]:
-            return self.stands_on
+            return self.dependencies
 
         def build(self, *, signal: Any, **given: Any) -> Above:
             return Above(self, signal, **given)
@@ -94,7 +94,7 @@ def recipes() -> Iterator[None]:
     """The recipe ``above`` for the length of a test, its needs and whether it is trained as arguments."""
 
     def above(needs: tuple[str, ...] = ("tokenizer", "features"), trained: bool = True) -> Above.Config:
-        return Above.Config(stands_on=needs, trained=trained)
+        return Above.Config(dependencies=needs, trained=trained)
 
     registry.names()
     registry.register("above", kind="tokenizer", paper="-", tiny={})(above)
@@ -153,9 +153,9 @@ def test_a_base_is_the_tokenizer_that_another_run_trains(source: Path, store: St
 @pytest.mark.parametrize(
     ("base", "args", "message"),
     [
-        (None, {}, r"tokenizer: recipe 'above' stands on another tokenizer, and tokenizer\.base is missing"),
-        (BASE, {"needs": []}, r"tokenizer\.base: recipe 'above' stands on no other tokenizer; leave base out"),
-        ({"recipe": "above"}, {}, r"tokenizer\.base: recipe 'above' stands on other models itself \(tokenizer, features\)"),
+        (None, {}, r"tokenizer: recipe 'above' depends on another tokenizer, and tokenizer\.base is missing"),
+        (BASE, {"needs": []}, r"tokenizer\.base: recipe 'above' depends on no other tokenizer; leave base out"),
+        ({"recipe": "above"}, {}, r"tokenizer\.base: recipe 'above' depends on other models itself \(tokenizer, features\)"),
         ({"recipe": "vqq"}, {}, r"tokenizer\.base: unknown tokenizer recipe 'vqq'"),
         ({"use": "nothing"}, {}, r"tokenizer\.base\.use: "),
         (BASE | {"train": None}, {}, r"tokenizer\.base\.train is missing: give at least \{steps: N\}"),
@@ -189,7 +189,7 @@ def test_a_tokenizer_that_needs_training_says_so(source: Path, store: Store) -> 
 
 @dataclass(frozen=True)
 class Ground:
-    """A dataset of digits with its features and a tokenizer that others can stand on."""
+    """A dataset of digits with its features and a tokenizer that others can depend on."""
 
     store: Store
     dataset: Artifact
