@@ -60,6 +60,8 @@ class Diffusion(Head):
                 raise LayoutError("a diffusion head needs continuous tokens, such as those of the recipe kl")
             return Diffusion(self, layout.channels, width)
 
+    signal_T: Tensor
+
     def __init__(self, config: Config, channels: int, width: int) -> None:
         super().__init__()
         self.config, inner = config, config.width
