@@ -164,6 +164,8 @@ Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll
 METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction", "text")
 #: Those that judge a tokenizer; the others judge samples.
 TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction", "text")
+#: Those that judge a density.
+DENSITY_METRICS: tuple[Metric, ...] = ("fd", "kid", "is", "precision_recall", "density_coverage", "nll", "memorisation")
 
 
 class EvaluateConfig(Section):
@@ -189,13 +191,18 @@ class RegisterConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: raw data in, an evaluated, registered model out; without ``generator`` an evaluated tokenizer."""
+    """One run: raw data in, an evaluated, registered model out.
+
+    A run has a ``tokenizer`` and perhaps a ``generator`` on its tokens (without one it ends with an evaluated tokenizer), or a
+    ``density`` on the data itself.
+    """
 
     name: Identity[str] = Field(pattern=NAME, description="run name and registered model's name")
     data: Identity[DataConfig]
-    tokenizer: Identity[TokenizerConfig]
+    tokenizer: Identity[TokenizerConfig | None] = Field(None, description="left out only where a density models the data itself")
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
     generator: Identity[GeneratorConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
+    density: Added[MethodConfig | None] = Field(None, description="a likelihood of the data itself, without tokens")
     stages: Added[tuple[StageConfig, ...]] = Field((), description="further training of the generator, each on the one before")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
@@ -203,8 +210,23 @@ class RunConfig(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @property
+    def codec(self) -> TokenizerConfig:
+        """The tokenizer's section, of a run that has one."""
+        assert self.tokenizer is not None, "a run of a density has no tokenizer"
+        return self.tokenizer
+
     @model_validator(mode="after")
     def _whole(self) -> RunConfig:
+        if self.density is not None:
+            sections = {"tokenizer": self.tokenizer, "generator": self.generator, "stages": self.stages or None}
+            wrong = [name for name, section in sections.items() if section is not None]
+            wrong += [name for name, section in (("sample", self.sample), ("extract", self.extract)) if section != type(section)()]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is given, but a density models the data itself: leave {wrong[0]} out, or leave density out")
+            return self
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: is missing; add it, or density: {recipe: …} for a model of the data itself")
         if self.generator is None:
             # Compared with the defaults, not by what was written: a run also travels as a whole document with every field.
             unused = ("sample", self.sample, SampleConfig()), ("register", self.register_, RegisterConfig()), ("stages", self.stages, ())

@@ -101,8 +101,9 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker
     job, notes = make_job(step, store, cluster)
     for marker in (STOP_FILE, _FAILURE, _RESULT):
         work.storage.delete(f"{work.folder}/{marker}")
-    if step.kind == "generator":  # a run that still trains can be sampled
-        plan = {"spec": job.spec, "tokenizer": step.inputs["tokenizer"].to_dict(), "classes": notes["classes"]}
+    if step.kind in ("generator", "density"):  # a run that still trains can be sampled
+        plan = {"spec": job.spec, "classes": notes["classes"]}
+        plan |= {"tokenizer": step.inputs["tokenizer"].to_dict()} if "tokenizer" in step.inputs else {}
         plan |= {"texts": notes["texts"]} if "texts" in notes else {}
         plan |= {"sample": step.notes["sample"]} if "sample" in step.notes else {}
         work.storage.write(f"{work.folder}/{_PLAN}", json.dumps(plan).encode())

@@ -6,34 +6,34 @@ generator is optional: without one the tokenizer alone is judged.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tokenloom.configs.schema import TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
+from tokenloom.configs.schema import DENSITY_METRICS, TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
+from tokenloom.models.core.build import ModelSpec, load_model, parameters
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Density, Generator, Method, Tokenizer
+from tokenloom.tasks.evaluation import judging, pictures, reconstruction
+from tokenloom.tasks.evaluation.judging import EvaluationRequest, Findings, Reference
+from tokenloom.tasks.evaluation.protocol import protocol
+from tokenloom.tasks.evaluation.report import page
+from tokenloom.tasks.evaluation.sampling_actor import draw_samples
+from tokenloom.tasks.evaluation.scores import Judged
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.serving.predict import default_sampler
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
+from tokenloom.tasks.training.parallel import device_of
 
 if TYPE_CHECKING:
-    from tokenloom.models.core.protocols import Generator, Tokenizer
-    from tokenloom.tasks.evaluation.scores import Judged
     from tokenloom.tasks.tracking.tracker import Tracker
 
-VERSION = 3  # of how generators are judged: samples of a seed are part of it
+VERSION = 3  # of how generators and densities are judged: samples of a seed are part of it
 VERSION_CODED = 2  # of how tokenizers are, which draw nothing
-TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
-HELD_OUT_LIMIT = 10_000
-NEAREST = 20  # samples shown beside their nearest training images
-SHOWN = 20  # held-out images shown beside their reconstructions
-RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and ``decoded``, for a comparison of tokenizers
-Numbers = dict[str, float]
 
 
 def plan_evaluate(
@@ -59,11 +59,29 @@ def plan_evaluate(
         # What says how samples are drawn and judged does not shape these numbers.
         alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
         return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
-    if evaluate.neighbours >= evaluate.samples:
-        raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
+    _check_neighbours(evaluate)
     config = {"evaluate": identity(evaluate), "sample": identity(sample)}
     inputs["generator"] = generator
     return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
+
+
+def plan_density_evaluation(name: str, density: Artifact, dataset: Artifact, features: Artifact, evaluate: EvaluateConfig) -> StepSpec:
+    """The step that judges a density: its samples, and its likelihood of the held-out data.
+
+    Raises:
+        ConfigError: a protocol that cannot be kept.
+    """
+    _check_neighbours(evaluate)
+    measured = [name for name in evaluate.metrics if name in DENSITY_METRICS]
+    if not measured:
+        raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a density; add {DENSITY_METRICS[0]}")
+    config = {"evaluate": identity(evaluate) | {"metrics": measured}}
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, {"density": density, "dataset": dataset, "features": features})
+
+
+def _check_neighbours(evaluate: EvaluateConfig) -> None:
+    if evaluate.neighbours >= evaluate.samples:
+        raise ConfigError(f"evaluate.neighbours={evaluate.neighbours}: must be less than evaluate.samples={evaluate.samples}")
 
 
 def evaluate(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None = None, report: Report = silent) -> Outcome:
@@ -95,185 +113,88 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
 
 
 def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
-    from tokenloom.models.core.build import load_model, parameters
-    from tokenloom.tasks.data.captions import in_turn
-    from tokenloom.tasks.evaluation import pictures, reading, reconstruction, scores
-    from tokenloom.tasks.evaluation.report import page
-    from tokenloom.tasks.evaluation.sampling_actor import draw_samples
-    from tokenloom.tasks.features import load_classifier, read_captions, read_images
-    from tokenloom.tasks.serving.predict import spread
-    from tokenloom.tasks.serving.request import ConditionSpec
-    from tokenloom.tasks.training.parallel import device_of
-
     config = EvaluateConfig(**step.config["evaluate"])
-    tokenizer_at, generator_at = step.inputs["tokenizer"], step.inputs.get("generator")
-    device = device_of(cluster.execution.device)
-    tokenizer = cast("Tokenizer", load_model(store.fetch(tokenizer_at, "model.json", "weights.safetensors"), device)[0])
-    names = list(store.record(step.inputs["dataset"]).notes["classes"])
-    network_folder = store.fetch(step.inputs["features"])
-    held_out, held_label = read_images(store, step.inputs["dataset"], ["validation", "test"], HELD_OUT_LIMIT)
-    if len(held_out) < config.neighbours + 2:
-        raise StepError(
-            f"dataset {step.inputs['dataset'].id}: {len(held_out)} held-out images are too few to judge by; raise data.validation"
-        )
-    numbers: Numbers = {}
-    images: dict[str, bytes] = {}
-    notes: dict[str, Any] = {}
-    coded = reconstruction.code(tokenizer, held_out)
+    models = _models(step, store, cluster)
+    reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config)
+    tokenizer = next((model for model, _ in models.values() if isinstance(model, Tokenizer)), None)
+    coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image)
     report("evaluate", 1, 5, {})
-    judged = None
-    if generator_at is not None:
-        loaded, spec = load_model(store.fetch(generator_at, "model.json", "weights.safetensors"), device)
-        generator, condition_spec = cast("Generator", loaded), ConditionSpec.of(spec, names)
-        labels, captions = spread(config.samples, len(names)), None
-        if condition_spec.column == "text":
-            captions = read_captions(store, step.inputs["dataset"], ["validation", "test"], HELD_OUT_LIMIT)
-        request = labels if captions is None else in_turn(labels, held_label, captions)
-        drawn, speed = draw_samples(step, store, cluster, config, request, work, report)
-        train, train_label = read_images(store, step.inputs["dataset"], ["train"], TRAIN_LIMIT, scores.small)
-        judged = scores.Judged(load_classifier(network_folder), drawn, labels, held_out, held_label, train, train_label)
-        numbers |= {"images_per_second": speed, "parameters": parameters(generator)}
-        numbers |= scores.sample_scores(judged, config)
-        report("evaluate", 3, 5, {})
-        if "nll" in config.metrics and generator.likelihood == "exact":
-            conditions = condition_spec.conditions(held_label if captions is None else captions)
-            numbers |= scores.likelihood(generator, coded.tokens, conditions, int(np.prod(held_out.shape[1:])))
-        images |= _sample_pictures(judged, names, None if captions is None else list(request))
-        notes["sampler"] = _sampler(generator, step.config["sample"])
-        texts = {} if captions is None else {"texts": np.array(request)}
-        work.put("samples.npz", _arrays(images=drawn, labels=labels, **texts))
-    else:
-        numbers["parameters"] = parameters(tokenizer)
+    found, judged = Findings(), None
+    for model, spec in models.values():
+        if isinstance(model, (Generator, Density)):
+            judged = _judge_sampling(step, store, cluster, config, reference, model, spec, coded, work, report, found)
+        elif len(models) == 1:
+            found.numbers["parameters"] = parameters(model)
     report("evaluate", 4, 5, {})
-    if "reconstruction" in config.metrics:
-        numbers |= reconstruction.reconstruction_scores(load_classifier(network_folder), held_out, coded)
-        numbers |= reconstruction.cost_scores(coded)
-        count_SK, rows = reconstruction.code_counts(coded.tokens)
-        if rows:
-            numbers |= reconstruction.codebook_scores(count_SK, coded.layout.codebooks)
-            use = [(scores.metrics.usage(c), scores.metrics.perplexity(c)) for c in count_SK]
-            images["codebook"] = pictures.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
-    if "text" in config.metrics:
-        size, channels = held_out.shape[1], held_out.shape[3]
-        read, both, why = reading.preservation(reconstruction.through(tokenizer), size, channels, dark=bool(held_out.mean() < 128))
-        numbers |= read
-        images["text"] = pictures.pairs(both[0, :20], both[1, :20], ("text", "decoded"))
-        notes |= {"skipped": [why]} if why else {}
-    shown = np.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).astype(int)
-    images["reconstructions"] = pictures.pairs(held_out[shown], coded.image[shown], ("original", "decoded"))
-    work.put(RECONSTRUCTIONS, _arrays(original=held_out[shown], decoded=coded.image[shown]))
-    if series := _curves(store, {"tokenizer": tokenizer_at, **({"generator": generator_at} if generator_at else {})}):
-        images["curves"] = pictures.curves(series)
-    broken = [name for name, value in numbers.items() if not np.isfinite(value)]
+    if tokenizer is not None and coded is not None:
+        _add(found, judging.judge_codes(tokenizer, coded, reference, config))
+    trained: dict[str, Artifact] = {role: step.inputs[role] for role in ("tokenizer", "generator", "density") if role in models}
+    if series := judging.training_curves(store, trained):
+        found.pictures["curves"] = pictures.curves(series)
+    broken = [name for name, value in found.numbers.items() if not np.isfinite(value)]
     if broken:
         raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the samples in {work.uri}")
-    notes["protocol"] = _protocol(step, store, config, held_out, held_label, judged, network_folder)
-    for name, data in images.items():
-        work.put(f"{name}.png", data)
-    work.put("metrics.json", json.dumps(numbers, indent=1, sort_keys=True).encode())
-    work.put("protocol.json", json.dumps(notes, indent=1, sort_keys=True).encode())
-    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
-    work.put("report.html", page(step.name, numbers, notes, lineage, images).encode())
-    work.notes |= notes | {"classes": names}
+    found.notes["protocol"] = protocol(step, store, config, reference, judged)
+    _keep(step, found, work)
+    work.notes |= found.notes | {"classes": reference.names}
     store.storage.delete(f"{work.folder}/parts")  # they are all in samples.npz
-    report("evaluate", 5, 5, numbers)
-    return numbers
+    report("evaluate", 5, 5, found.numbers)
+    return found.numbers
 
 
-def _arrays(**arrays: NDArray[Any]) -> bytes:
-    """A ``.npz`` file."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+def _models(step: StepSpec, store: Store, cluster: ClusterConfig) -> dict[str, tuple[Method, ModelSpec]]:
+    """The models that are judged, by role, in eval mode."""
+    device = device_of(cluster.execution.device)
+    roles = [role for role in ("generator", "density", "tokenizer") if role in step.inputs]
+    return {role: load_model(store.fetch(step.inputs[role], "model.json", "weights.safetensors"), device) for role in roles}
 
 
-def _sampler(generator: Generator, sample: dict[str, Any]) -> dict[str, Any]:
-    from tokenloom.tasks.serving.predict import default_sampler
-
-    return default_sampler(generator).edited(**sample).to_dict()
-
-
-def _protocol(
-    step: StepSpec, store: Store, config: EvaluateConfig, held_out: NDArray, held_label: NDArray, judged: Judged | None, network: Path
-) -> dict[str, Any]:
-    """All that a number depends on besides the model; two evaluations compare only when these agree."""
-    from tokenloom.tasks import features
-    from tokenloom.tasks.evaluation import reading, recognition, scores
-
-    dataset = store.record(step.inputs["dataset"])
-    weights = network / "classifier.safetensors"
-    protocol: dict[str, Any] = {
-        "version": VERSION_CODED if judged is None else VERSION,
-        "reference": {
-            "dataset": dataset.artifact.fingerprint,
-            "splits": ["validation", "test"],
-            "images": len(held_out),
-            "sha256": hashlib.sha256(held_out.tobytes() + held_label.astype("<i8").tobytes()).hexdigest()[:16],
-        },
-        "image": {"size": held_out.shape[1], "channels": held_out.shape[3], "fit": dataset.config["data"]["fit"]},
-        "rounding": "uint8 = round((x + 1) * 127.5), no resize",
-        "features": {
-            "network": features.NAME,
-            "artifact": step.inputs["features"].fingerprint,
-            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
-        },
-        "text": reading.protocol(held_out.shape[1]),
-    }
-    if judged is not None:
-        counts = np.bincount(judged.sample_label, minlength=max(1, len(dataset.notes["classes"])))
-        protocol |= {
-            "samples": len(judged.sample),
-            "class_balance": {"rule": "even", "least": int(counts.min()), "most": int(counts.max())},
-            "seed": config.seed,
-            "shard": config.shard,
-            "manifold": {
-                "neighbours": config.neighbours,
-                "components": config.components,
-                "pixels": scores.SIDE,
-                "real": scores.manifold_reference(judged, config.samples)[1],
-            },
-            "recognition": {
-                "machine": "rbf svm",
-                "components": recognition.COMPONENTS,
-                "train": min(recognition.LIMIT, len(judged.train_label)),
-            },
-            "memorisation": {"distance": "euclidean, pixels", "pixels": scores.SIDE, "train": len(judged.train_label)},
-        }
-    return protocol
+def _judge_sampling(
+    step: StepSpec,
+    store: Store,
+    cluster: ClusterConfig,
+    config: EvaluateConfig,
+    reference: Reference,
+    model: Generator | Density,
+    spec: ModelSpec,
+    coded: reconstruction.Coded | None,
+    work: Work,
+    report: Report,
+    found: Findings,
+) -> Judged:
+    """Sample a model and judge what it draws, and its likelihood, into ``found``."""
+    condition_spec = ConditionSpec.of(spec, reference.names)
+    request = EvaluationRequest.of(condition_spec, reference, config, store)
+    drawn, speed = draw_samples(step, store, cluster, config, request.request, work, report)
+    judged, of_samples = judging.judge_samples(drawn, speed, request, reference, config, store)
+    _add(found, of_samples)
+    found.numbers["parameters"] = parameters(model)
+    report("evaluate", 3, 5, {})
+    if isinstance(model, Density):
+        if "nll" in config.metrics:
+            found.numbers |= judging.density_likelihood(model, reference, config.seed)
+        return judged
+    assert coded is not None, "a generator is judged with its tokenizer"
+    if "nll" in config.metrics:
+        found.numbers |= judging.generator_likelihood(model, condition_spec, coded, request, reference)
+    found.notes["sampler"] = default_sampler(model).edited(**step.config["sample"]).to_dict()
+    return judged
 
 
-def _sample_pictures(judged: Judged, names: list[str], texts: list[str] | None) -> dict[str, bytes]:
-    """Samples by class, or by text; and beside their nearest training images."""
-    from tokenloom.tasks.evaluation import metrics, pictures, scores
-
-    shown = np.linspace(0, len(judged.sample) - 1, min(NEAREST, len(judged.sample))).astype(int)
-    sample = scores.small(judged.sample[shown])
-    if judged.nearest_index is None:
-        index = metrics.nearest(sample, judged.train_small)[1]
-    else:
-        index = judged.nearest_index[shown]
-    kinds, which = names, judged.sample_label
-    if texts is not None:
-        kinds = list(dict.fromkeys(texts))
-        which = np.array([kinds.index(text) for text in texts])
-    return {
-        "samples": pictures.class_grid(judged.sample, which, kinds),
-        "nearest": pictures.pairs(sample, judged.train_small[index], ("sample", "nearest")),
-    }
+def _add(found: Findings, more: Findings) -> None:
+    found.numbers |= more.numbers
+    found.pictures |= more.pictures
+    found.notes |= more.notes
+    found.arrays |= more.arrays
 
 
-def _curves(store: Store, models: dict[str, Artifact]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Loss and validation loss over the steps of each model that was trained here."""
-    from tokenloom.tasks.training.curves import read_curves
-
-    series = {}
-    for role, artifact in models.items():
-        rows = read_curves(store.storage, artifact.folder)
-        lines = {}
-        for name in ("loss", "validation_loss"):
-            points = [(float(r["step"]), float(r[name])) for r in rows if isinstance(r.get(name), (int, float)) and np.isfinite(r[name])]
-            if points:
-                lines[name.replace("_", " ")] = ([p[0] for p in points], [p[1] for p in points])
-        if lines:
-            series[role] = lines
-    return series
+def _keep(step: StepSpec, found: Findings, work: Work) -> None:
+    """Write numbers, pictures, arrays and the report into the artifact."""
+    for name, data in found.arrays.items():
+        work.put(name, data)
+    for name, data in found.pictures.items():
+        work.put(f"{name}.png", data)
+    work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
+    work.put("protocol.json", json.dumps(found.notes, indent=1, sort_keys=True).encode())
+    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
+    work.put("report.html", page(step.name, found.numbers, found.notes, lineage, found.pictures).encode())

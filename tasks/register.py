@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,8 @@ TAG = "tokenloom.fingerprint"
 CHALLENGER, CHAMPION = "challenger", "champion"
 
 
-def plan_register(
-    name: str, config: RegisterConfig, evaluation: Artifact, generator: Artifact, tokenizer: Artifact, store: Store
-) -> StepSpec:
-    """The step that registers an evaluated generator.
+def plan_register(name: str, config: RegisterConfig, evaluation: Artifact, models: Mapping[str, Artifact]) -> StepSpec:
+    """The step that registers evaluated models, by role: ``generator`` and ``tokenizer``, or ``density``.
 
     Raises:
         ConfigError: a floor or gate on a metric that does not exist.
@@ -45,7 +44,7 @@ def plan_register(
         "registration",
         name,
         settings,
-        {"evaluation": evaluation, "generator": generator, "tokenizer": tokenizer},
+        {"evaluation": evaluation, **models},
     )
 
 
@@ -98,12 +97,16 @@ def _card(step: StepSpec, store: Store, evaluation: Record) -> str:
 
     return model_card(
         step.config["name"],
-        generator=store.record(step.inputs["generator"]),
-        tokenizer=store.record(step.inputs["tokenizer"]),
+        models={role: store.record(artifact) for role, artifact in _models(step.inputs).items()},
         dataset=store.record(evaluation.inputs["dataset"]),
         evaluation=evaluation,
         fingerprint=step.fingerprint,
     )
+
+
+def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The models among a step's inputs, by role; the one that is sampled first."""
+    return {role: inputs[role] for role in ("generator", "density", "tokenizer") if role in inputs}
 
 
 def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: str) -> Version:
@@ -118,10 +121,10 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
     from tokenloom.tasks.tracking.registry import Servable
 
     evaluation = store.record(step.inputs["evaluation"])
-    generator, tokenizer = step.inputs["generator"], step.inputs["tokenizer"]
     with tempfile.TemporaryDirectory() as scratch:
         there = Path(scratch)
-        pair = bundle.write_bundle(there / "bundle", store, generator, tokenizer, evaluation.notes["classes"], evaluation.config["sample"])
+        sample = evaluation.config.get("sample", {})
+        pair = bundle.write_bundle(there / "bundle", store, _models(step.inputs), evaluation.notes["classes"], sample)
         (there / "bundle" / "README.md").write_text(card)
         samples = store.fetch(evaluation.artifact, "samples.png") / "samples.png"
         (there / "bundle" / "samples.png").write_bytes(samples.read_bytes())
@@ -169,20 +172,18 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
     theirs = store.record(champion)
     if not list(differences(theirs.notes["protocol"], evaluation.notes["protocol"])):
         return theirs
-    from tokenloom.tasks.evaluate import evaluate, plan_evaluate
+    from tokenloom.tasks.evaluate import evaluate, plan_density_evaluation, plan_evaluate
 
     for what in ("dataset", "features"):
         store.record(evaluation.inputs[what])
-    again = plan_evaluate(
-        f"{theirs.artifact.name[:50]}.champion",  # not the run's own name, whose newest evaluation people mean
-        theirs.inputs["generator"],
-        theirs.inputs["tokenizer"],
-        evaluation.inputs["dataset"],
-        evaluation.inputs["features"],
-        SampleConfig(**theirs.config["sample"]),
-        EvaluateConfig(**evaluation.config["evaluate"]),
-        store,
-    )
+    name = f"{theirs.artifact.name[:50]}.champion"  # not the run's own name, whose newest evaluation people mean
+    data, protocol = (evaluation.inputs["dataset"], evaluation.inputs["features"]), EvaluateConfig(**evaluation.config["evaluate"])
+    models = theirs.inputs
+    if "density" in models:
+        again = plan_density_evaluation(name, models["density"], *data, protocol)
+    else:
+        sample = SampleConfig(**theirs.config["sample"])
+        again = plan_evaluate(name, models["generator"], models["tokenizer"], *data, sample, protocol, store)
     return store.record(evaluate(again, store, ClusterConfig(), None, report).artifact)
 
 
@@ -220,7 +221,7 @@ def refill(store: Store, registration: Artifact, tracker: Tracker, report: Repor
                 if tracker.run_id(each.artifact.fingerprint) is None:
                     if each.artifact.kind == "evaluation":
                         publish(store, each.artifact, tracker)
-                    elif each.artifact.kind in ("tokenizer", "generator"):
+                    elif each.artifact.kind in ("tokenizer", "generator", "density"):
                         _retrace(store, each, tracker)
             step = step_of(record)
             with tracker.track(step, record.artifact.uri) as run:

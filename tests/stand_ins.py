@@ -209,9 +209,8 @@ def judge_inline(
 
 def draw_here(todo, shards, size, step, store, cluster, seed):
     """What the actors do, without actors."""
-    actor = SamplingActor(
-        store.uri, str(store.root), step.inputs["generator"].to_dict(), step.inputs["tokenizer"].to_dict(), step.config["sample"], 1, "cpu"
-    )
+    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
+    actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu")
     for i in todo:
         yield (i, *actor.draw(shards[i], seed, i * size))
 

@@ -210,7 +210,7 @@ def test_shipped_schema_is_current_and_accepts_what_ships() -> None:
     assert shipped == load.schema_text(), "run: python -m tokenloom.configs.load > configs/run.schema.json"
     document = json.loads(shipped)
     assert document["additionalProperties"] is False
-    assert set(document["required"]) == {"name", "data", "tokenizer"}
+    assert set(document["required"]) == {"name", "data"}
     assert "register" in document["properties"]  # as written in YAML, not as the attribute is called
     jsonschema = pytest.importorskip("jsonschema")
     for name in RUNS:

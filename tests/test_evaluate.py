@@ -24,7 +24,6 @@ from stand_ins import (
 )
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
-from tokenloom.models.core import signals
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.core.settings import ExecutionSettings
@@ -88,7 +87,7 @@ def test_the_protocol_says_what_a_number_depends_on(judged):
     protocol = judged.notes["protocol"]
     assert protocol["reference"]["images"] == 100
     assert protocol["reference"]["dataset"] == world().dataset.fingerprint
-    assert protocol["image"] == {"signal": signals.image(32, 1).to_dict(), "fit": "pad"}
+    assert protocol["image"] == {"size": 32, "channels": 1, "fit": "pad"}
     assert protocol["samples"] == 60
     assert protocol["class_balance"] == {"rule": "even", "least": 6, "most": 6}
     assert protocol["manifold"] == {"neighbours": 3, "components": 10, "pixels": 32, "real": {"held_out": 60, "train": 0}}

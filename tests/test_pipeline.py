@@ -13,7 +13,7 @@ from tokenloom.flows import planning
 from tokenloom.tasks.store.artifacts import Store, sha256_of
 
 #: The steps of a run whose tokenizer depends on no other.
-STEPS = [name for name in planning.STEPS if name != "train_base"]
+STEPS = [name for name in planning.STEPS if name not in ("train_base", "train_density")]
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 #: Runs a command line in this process and says on stderr which of the heavy libraries it has loaded.

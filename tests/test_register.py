@@ -54,7 +54,7 @@ def tracker(store: Store) -> Tracker:
 
 def plan(store: Store, evaluation: Artifact, **config) -> StepSpec:
     inputs = store.record(evaluation).inputs
-    return plan_register("digits-var", RegisterConfig(**config), evaluation, inputs["generator"], inputs["tokenizer"], store)
+    return plan_register("digits-var", RegisterConfig(**config), evaluation, {role: inputs[role] for role in ("generator", "tokenizer")})
 
 
 def again(store: Store, name: str, seed: int, numbers: dict[str, float]) -> Artifact:
@@ -251,7 +251,9 @@ def test_registration_fails_clearly_when_the_server_is_away(store):
 def test_the_bundle_opens_where_only_its_code_is(tmp_path):
     """The code that travels is enough: no other module of the project is imported."""
     inputs = world().store.record(world().var).inputs
-    bundle.write_bundle(tmp_path / "bundle", world().store, inputs["generator"], inputs["tokenizer"], list("0123456789"), {})
+    bundle.write_bundle(
+        tmp_path / "bundle", world().store, {role: inputs[role] for role in ("generator", "tokenizer")}, list("0123456789"), {}
+    )
     bundle.write_code(tmp_path / "code")
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'code')\n"

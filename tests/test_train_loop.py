@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from forks import Started
 from image_rows import write_image_rows
 from safetensors.torch import load_file
 
@@ -31,7 +29,6 @@ from tokenloom.tasks.training.checkpoint import Checkpoints, fetch_model
 from tokenloom.tasks.training.curves import CurveWriter, Tail, read_curves
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.optimizer import PhaseOptimizer, learning_rate
-from tokenloom.tasks.training.parallel import launch
 from tokenloom.tasks.training.train_loop import train
 
 HERE = Path(__file__).parent
@@ -101,10 +98,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(store, data, tmp_path, 
     run(world, tmp_path, straight)
     broken = toy.job(store, *data, folder="tokenizer/toy-broken", **options)
     random = np.random.default_rng(world)
-    command = [sys.executable, str(HERE / "toy.py"), str(toy.to_file(broken, tmp_path / "broken.json")), str(world)]
+    path = toy.to_file(broken, tmp_path / "broken.json")
     kills, resumed = 0, set()
     while kills < 3:
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = toy.start_alone(world, path)
         before = len(read_curves(store.storage, broken.folder))
         target = random.integers(1, 14)  # rows of metrics to wait for, and then a random moment
         while process.poll() is None and len(read_curves(store.storage, broken.folder)) < before + target / 5:
@@ -112,12 +109,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(store, data, tmp_path, 
         time.sleep(float(random.uniform(0, 0.03)))
         if process.poll() is not None:
             break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
         kills += 1
         resumed.add(Checkpoints(store.storage, broken.folder, broken.fingerprint, store.root).newest())
     assert kills, "the run ended before it could be killed"
-    assert subprocess.run(command, capture_output=True, timeout=120, check=True).returncode == 0
+    toy.run_alone(world, path)
     assert weights(store, broken) == weights(store, straight)
     a, b = (read_curves(store.storage, j.folder)[-1] for j in (straight, broken))
     assert a["loss"] == b["loss"]
@@ -181,29 +177,20 @@ def test_nan_stops_with_step_phase_and_checkpoint(store, data) -> None:
     assert read_curves(store.storage, job.folder)[-1]["step"] >= 10
 
 
-def test_workers_that_differ_are_found_out(store, data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+def test_workers_that_differ_are_found_out(store, data, tmp_path) -> None:
     job = toy.job(store, *data, steps=4, checkpoint_every=2)
-    with pytest.raises(Exception, match=r"workers \[1\] hold other weights or buffers"):
-        launch(2, odd_worker, str(toy.to_file(job, tmp_path / "job.json")))
-
-
-def odd_worker(path: str, rank: int, world: int) -> None:
-    """A worker whose buffer drifts because it is not reduced."""
-    toy.install()
-    if rank == 1:
-        toy.Toy.after_step = lambda self, draws: (toy.all_reduce_sum(torch.zeros(17)), self.centre.add_(1.0), {})[2]  # type: ignore[method-assign]
-    else:
-        toy.Toy.after_step = lambda self, draws: (toy.all_reduce_sum(torch.zeros(17)), {})[1]  # type: ignore[method-assign]
-    train(toy.from_file(Path(path)), rank, world)
+    started = Started(toy.differing, 2, str(toy.to_file(job, tmp_path / "job.json")))
+    assert started.wait() == 1
+    assert "workers [1] hold other weights or buffers" in started.said()
 
 
 def test_more_workers_than_rows_is_refused(store, data, tmp_path) -> None:
     job = toy.job(store, *data, batch=1)
     with pytest.raises(StepError, match=r"parallel\.launch"):
         train(job, 0, 2)
-    with pytest.raises(Exception, match="smaller than the number of workers"):
-        launch(2, toy.worker, str(toy.to_file(job, tmp_path / "job.json")))
+    started = toy.start_alone(2, toy.to_file(job, tmp_path / "job.json"))
+    assert started.wait() == 1
+    assert "smaller than the number of workers" in started.said()
 
 
 def test_validation_is_the_mean_over_all_rows_with_fixed_draws(store, data) -> None:
@@ -362,17 +349,8 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(store, data,
     train(straight)
     for number, (verb, name) in enumerate((("upload", "state.safetensors"), ("write", "state.json"), ("delete", "state.json"))):
         broken = toy.job(store, *data, folder=f"tokenizer/toy-{number}", **options)
-        code = (
-            f"import os, sys, toy; from tokenloom.tasks.store.storage import Storage; whole = Storage.{verb}\n"
-            "def dies(self, *given):\n"
-            f"    path = given[-1] if '{verb}' != 'write' else given[0]\n"
-            f"    if path.endswith('{name}') and ('{verb}' == 'delete' or 'step-0000009' in path): os.kill(os.getpid(), 9)\n"
-            "    return whole(self, *given)\n"
-            f"Storage.{verb} = dies; toy.worker(sys.argv[1], 0, 1)"
-        )
-        path = str(toy.to_file(broken, tmp_path / f"{number}.json"))
-        died = subprocess.run([sys.executable, "-c", code, path], cwd=HERE, capture_output=True, timeout=120)
-        assert died.returncode == -signal.SIGKILL, died.stderr
+        died = Started(toy.dying, verb, name, str(toy.to_file(broken, tmp_path / f"{number}.json")))
+        assert died.wait() == -signal.SIGKILL, died.said()
         # Pruning starts with the third checkpoint, after its marker is there.
         assert Checkpoints(store.storage, broken.folder, broken.fingerprint, store.root).newest() == (9 if verb == "delete" else 6)
         train(broken)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forks import Started
 from torch import Tensor, nn
 
 from tokenloom.models.core import registry, signals
@@ -27,6 +29,7 @@ from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings,
 from tokenloom.models.parts.collectives import all_reduce_sum
 from tokenloom.tasks.data.loader import Rows
 from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch
 from tokenloom.tasks.training.train_loop import train
@@ -105,7 +108,7 @@ def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> 
 
 
 def install() -> Callable[[], None]:
-    """Put the toy into the zoo of this process ; the returned function takes it out."""
+    """Put the toy into the zoo of this process; the returned function takes it out."""
     registry.names()  # discover first: the zoo is filled once
     registry.register("toy", kind="density", paper="-", tiny={})(toy)
     return lambda: registry._RECIPES.pop("toy", None) and None
@@ -159,14 +162,51 @@ def worker(paths: str, rank: int, world: int) -> None:
         remove()
 
 
+def workers(world: int, paths: str) -> None:
+    """``world`` processes that train jobs: forks of this one, which has started no thread yet."""
+    launch(world, worker, paths, method="fork")
+
+
+def differing(world: int, paths: str) -> None:
+    """Workers of which the second has a buffer that drifts, because it is not reduced."""
+    launch(world, _differing, paths, method="fork")
+
+
+def _differing(paths: str, rank: int, world: int) -> None:
+    def after_step(self: Toy, draws: Draws) -> dict[str, float]:
+        all_reduce_sum(torch.zeros(17))
+        self.centre.add_(float(rank))
+        return {}
+
+    Toy.after_step = after_step  # type: ignore[method-assign]
+    worker(paths, rank, world)
+
+
+def dying(verb: str, name: str, paths: str) -> None:
+    """A worker that is killed at a moment of its third checkpoint: when ``Storage.verb`` comes to a file of this name."""
+    whole = getattr(Storage, verb)
+
+    def dies(self: Storage, *given: Any) -> Any:
+        path = given[0] if verb == "write" else given[-1]
+        if path.endswith(name) and (verb == "delete" or "step-0000009" in path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, *given)
+
+    setattr(Storage, verb, dies)
+    worker(paths, 0, 1)
+
+
+def start_alone(world: int, *files: Path) -> Started:
+    """Start the training of jobs in ``world`` processes, apart from the test's own."""
+    return Started(workers, world, ",".join(map(str, files)))
+
+
 def run_alone(world: int, *files: Path) -> None:
     """Train jobs in ``world`` processes, apart from the test's own."""
-    command = [sys.executable, __file__, ",".join(map(str, files)), str(world)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    started = start_alone(world, *files)
+    assert started.wait() == 0, started.said()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # Forked children need no second import of torch; nothing has started a thread in this process yet.
-    launch(int(sys.argv[2]) if len(sys.argv) > 2 else 1, worker, sys.argv[1], method="fork")
+    workers(int(sys.argv[2]) if len(sys.argv) > 2 else 1, sys.argv[1])

@@ -98,7 +98,7 @@ def _check_recipe(config: RunConfig) -> None:
 
     opener(config.data)
     section, method = config.tokenizer, config.generator
-    if section.use is None and (section.base is None or section.base.use is None):
+    if section is None or (section.use is None and (section.base is None or section.base.use is None)):
         check_models(config, classes=10)  # any number: the data's is not known
     else:
         required_roles(section)
@@ -107,7 +107,7 @@ def _check_recipe(config: RunConfig) -> None:
                 ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)).config()
             except ConfigError as error:
                 raise ConfigError(f"generator: {error}") from error
-    if method is not None:
+    if method is not None or config.density is not None:
         check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.evaluate import RECONSTRUCTIONS
 from tokenloom.tasks.evaluation import pictures
+from tokenloom.tasks.evaluation.judging import RECONSTRUCTIONS
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 from tokenloom.tasks.store.lineage import differences
 from tokenloom.tasks.store.storage import atomic
@@ -22,7 +22,8 @@ Row = dict[str, Any]
 #: Columns in the order in which they are shown, where there are values: metric names or their beginnings.
 COLUMNS = (
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
-    "nll_bits_per_image", "nll_bits_per_dim", "rfd_", "psnr", "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
+    "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim", "rfd_", "psnr",
+    "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
     "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second", "parameters",
 )  # fmt: skip
 _HIDDEN = ("_deviation", "_ceiling")
@@ -49,11 +50,11 @@ def leaderboard(store: Store, references: Sequence[str]) -> list[Row]:
     records = [_evaluation(store, reference) for reference in dict.fromkeys(references)]
     records = list({r.artifact.id: r for r in records}.values())
     _one_protocol(records)
-    tokenizers = {r.inputs["tokenizer"].fingerprint for r in records}
+    tokenizers = {_fingerprint(r.inputs.get("tokenizer")) for r in records}
     rows = [_row(store, record, nll=len(tokenizers) == 1) for record in records]
     quality = _quality(rows)
     rows.sort(key=lambda row: (row.get(quality) is None, row.get(quality) or 0.0) if quality else 0)
-    if not any("generator" in record.inputs for record in records):
+    if not any(_samples(record) for record in records):
         rows = _by_budget(rows)
     return _aligned(rows)
 
@@ -100,6 +101,15 @@ def _evaluation(store: Store, reference: str) -> Record:
         return found[-1]
 
 
+def _samples(record: Record) -> bool:
+    """Whether an evaluation judges samples, not a tokenizer alone."""
+    return "generator" in record.inputs or "density" in record.inputs
+
+
+def _fingerprint(artifact: Artifact | None) -> str | None:
+    return None if artifact is None else artifact.fingerprint
+
+
 def _judges(record: Record, artifact: Artifact) -> bool:
     judged = record.inputs.get(artifact.kind)
     if artifact.kind == "tokenizer" and "generator" in record.inputs:
@@ -113,7 +123,7 @@ def _one_protocol(records: Sequence[Record]) -> None:
     first = records[0]
     for other in records[1:]:
         mine, theirs = dict(first.notes["protocol"]), dict(other.notes["protocol"])
-        if ("generator" in first.inputs) != ("generator" in other.inputs):
+        if _samples(first) != _samples(other):
             for name in _GENERATOR_ONLY:  # a tokenizer alone has no samples
                 mine.pop(name, None)
                 theirs.pop(name, None)
@@ -125,12 +135,12 @@ def _one_protocol(records: Sequence[Record]) -> None:
 
 
 def _row(store: Store, record: Record, nll: bool) -> Row:
-    judged = record.inputs.get("generator", record.inputs["tokenizer"])
-    made = store.record(judged)
+    made = store.record(next(record.inputs[role] for role in ("generator", "density", "tokenizer") if role in record.inputs))
+    tokenizer = record.inputs.get("tokenizer")
     row: Row = {
         "run": record.artifact.name,
         "method": made.config.get("recipe", "imported"),
-        "tokenizer": store.record(record.inputs["tokenizer"]).config.get("recipe", "imported"),
+        "tokenizer": None if tokenizer is None else store.record(tokenizer).config.get("recipe", "imported"),
         "guidance": _guidance(record.notes.get("sampler")),
     }
     for column in COLUMNS:

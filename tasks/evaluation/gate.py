@@ -26,7 +26,7 @@ MEASURED = {
     "is": ("is",),
     "precision_recall": ("precision", "recall"),
     "density_coverage": ("density", "coverage"),
-    "nll": ("nll_bits_per_image", "nll_bits_per_dim"),
+    "nll": ("nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim"),
     "recognition": ("recognition",),
     "memorisation": ("memorisation_ratio", "copies"),
     "reconstruction": (

@@ -27,6 +27,7 @@ MEANING = (
     ("copies", "lower", "share of samples that are a training image, pixel for pixel"),
     ("nll_bits_per_image", "lower", "bits to code a held-out image's tokens; compares only within one tokenizer"),
     ("nll_bits_per_dim", "lower", "the same over the number of image values"),
+    ("bound_bits_per_dim", "lower", "bits to code a value of a held-out image itself, at most: an upper bound of a density's"),
     ("rfd_", "lower", "Fréchet distance of reconstructed to original held-out images"),
     ("psnr", "higher", "peak signal-to-noise ratio of reconstructions, dB"),
     ("ssim", "higher", "structural similarity of reconstructions"),

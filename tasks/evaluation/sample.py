@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 #: Written by training before its first step, so that a run can be sampled while it trains:
 #: ``{"spec": …, "tokenizer": artifact, "classes": […], "sample": …}``.
 PLAN = "plan.json"
+SAMPLED = ("generator", "density")  # kinds of artifacts that are sampled
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ModelReference:
 
     title: str
     generator: Artifact
-    tokenizer: Artifact
+    tokenizer: Artifact | None  # None of a density
     classes: list[str]
     sample: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
@@ -66,30 +68,30 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
         if training is None:
             raise error
         return _open_training(training, store, device)
-    folders = store.fetch(found.generator), store.fetch(found.tokenizer)
-    return open_pair(*folders, found.classes, found.sample, device, found.texts), found.title
+    tokenizer = None if found.tokenizer is None else store.fetch(found.tokenizer)
+    return open_pair(store.fetch(found.generator), tokenizer, found.classes, found.sample, device, found.texts), found.title
 
 
 def _resolve(reference: str, store: Store) -> Artifact:
     try:
         return store.resolve(reference, "generator")
     except ConfigError as error:
-        try:
-            return store.resolve(reference)
-        except ConfigError:
-            raise error from None
+        for kind in ("density", None):
+            with contextlib.suppress(ConfigError):
+                return store.resolve(reference, kind)
+        raise error
 
 
 def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
     record = store.record(artifact)
-    generator = artifact if artifact.kind == "generator" else record.inputs.get("generator")
+    generator = artifact if artifact.kind in SAMPLED else record.inputs.get("generator", record.inputs.get("density"))
     if generator is None:
-        raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, an evaluation or a registration")
+        raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, a density, an evaluation or a registration")
     made = store.record(generator)
     return ModelReference(
-        f"generator {generator.id}",
+        f"{generator.kind} {generator.id}",
         generator,
-        made.inputs["tokenizer"],
+        made.inputs.get("tokenizer"),
         classes_of(made, store),
         _sampling(generator, record, store),
         list(made.notes.get("texts", ())),
@@ -100,7 +102,7 @@ def classes_of(generator: Record, store: Store) -> list[str]:
     """Names of the classes that a generator knows."""
     if "classes" in generator.notes:
         return list(generator.notes["classes"])
-    return list(store.record(generator.inputs["tokens"]).notes["classes"])
+    return list(store.record(generator.inputs["tokens"]).notes["classes"])  # of a record from before classes were noted
 
 
 def _sampling(generator: Artifact, record: Record, store: Store) -> dict[str, Any]:
@@ -112,13 +114,11 @@ def _sampling(generator: Artifact, record: Record, store: Store) -> dict[str, An
 
 
 def _in_training(reference: str, store: Store) -> str | None:
-    """Folder of the unfinished generator of this name, the one with the newest checkpoint."""
-    fitting = [
-        f for f in store.storage.folders("generator") if f == reference or f.rpartition("-")[0] == reference or f.startswith(reference)
-    ]
+    """Folder of the unfinished generator or density of this name, the one with the newest checkpoint."""
+    known = [(kind, name) for kind in SAMPLED for name in store.storage.folders(kind)]
+    fitting = [f"{kind}/{f}" for kind, f in known if f == reference or f.rpartition("-")[0] == reference or f.startswith(reference)]
     dated = []
-    for name in fitting:
-        folder = f"generator/{name}"
+    for folder in fitting:
         saved = _checkpoints(folder, store).saved()
         if saved and store.storage.exists(f"{folder}/{PLAN}"):
             dated.append((saved[-1].created, folder))
@@ -143,7 +143,7 @@ def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
             weights[rest.partition(".")[2]] = tensor
     with tempfile.TemporaryDirectory() as scratch:
         save_model(Path(scratch), ModelSpec.from_dict(plan["spec"]), {name: tensor.clone() for name, tensor in weights.items()})
-        tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"]))
+        tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"])) if "tokenizer" in plan else None
         pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device, plan.get("texts", ()))
     return pair, f"{folder} at step {step} (still training)"
 
@@ -177,8 +177,7 @@ def sample_model(
     if total < 1:
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
-    pair = replace(pair, sampler=pair.sampler.edited(guidance=guidance, steps=steps))
-    pair.generator.check_sampler(pair.sampler)
+    pair = pair.edited(guidance=guidance, steps=steps)
     kinds = _kinds(pair, classes, texts, title)
     which = spread(total, len(kinds))
     words = [str(kind) for kind in kinds] if pair.condition_spec.column == "text" else None

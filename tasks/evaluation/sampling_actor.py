@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def draw_samples(
     step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, request: Request, work: Work, report: Report
 ) -> tuple[NDArray[np.uint8], float]:
-    """A sample of each request label or text, and images a second of one worker; a shard that is finished is not drawn again."""
+    """A sample of each label or text of the request, and images a second of one worker; a shard that is finished is not drawn again."""
     shards = [request[start : start + config.shard] for start in range(0, len(request), config.shard)]
     marks = {i: payload for i in range(len(shards)) if (payload := work.done(f"samples-{i:05d}"))}
     todo = [i for i in range(len(shards)) if i not in marks]
@@ -55,19 +55,18 @@ def _finished(
     todo: list[int], shards: Sequence[Request], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
-    run, models = cluster.execution, [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
-    given = (store.uri, worker_root(cluster, store.root), *models, step.config["sample"], run.threads, run.device)
+    run = cluster.execution
+    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer", "density") if role in step.inputs]
+    given = (store.uri, worker_root(cluster, store.root), models, step.config.get("sample", {}), run.threads, run.device)
     calls = [Call(i, "draw", (shards[i], seed, i * size)) for i in todo]
     for i, (images, seconds) in shared_out(SamplingActor, given, calls, store.root, cluster, what="sampling"):
         yield i, images, seconds
 
 
 class SamplingActor:
-    """Generator and tokenizer of one worker; everything it is given is an address or plain data."""
+    """Generator and tokenizer, or the density, of one worker; everything it is given is an address or plain data."""
 
-    def __init__(
-        self, store: str, root: str, generator: dict[str, str], tokenizer: dict[str, str], sample: dict[str, Any], threads: int, device: str
-    ) -> None:
+    def __init__(self, store: str, root: str, models: list[dict[str, str]], sample: dict[str, Any], threads: int, device: str) -> None:
         import torch
 
         from tokenloom.tasks.runtime.cluster import node_root
@@ -76,8 +75,8 @@ class SamplingActor:
         torch.set_num_threads(threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         at = Store(store, node_root(root))
-        folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in (generator, tokenizer)]
-        self._pair = open_pair(folders[0], folders[1], [], sample, device)
+        folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in models]
+        self._pair = open_pair(folders[0], folders[1] if len(folders) > 1 else None, [], sample, device)
 
     def draw(self, request: Request, seed: int, start: int) -> tuple[NDArray[np.uint8], float]:
         """The images of one shard, which begins at sample number ``start``, and the seconds it took."""

@@ -49,6 +49,8 @@ def check_models(config: RunConfig, classes: int) -> None:
     Raises:
         ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
     """
+    if config.density is not None:
+        return check_density(config, classes)
     spec, layout = check_tokenizer(config, classes)
     if config.generator is not None:
         check_generator(config, classes, spec, layout)
@@ -68,7 +70,7 @@ def check_tokenizer(
     Raises:
         ConfigError: as ``check_models``.
     """
-    data, section = {"signal": signals.image(config.data.size, config.data.channels).to_dict()}, config.tokenizer
+    data, section = {"signal": signals.image(config.data.size, config.data.channels).to_dict()}, config.codec
     if tokenizer is not None:
         spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
         built = _build(spec, "tokenizer")
@@ -122,6 +124,18 @@ def check_generator(
         raise ConfigError(f"generator: recipe {method.recipe!r} does not fit the tokenizer's tokens: {error}") from error
     if start is not None:
         check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
+
+
+def check_density(config: RunConfig, classes: int) -> None:
+    """Build the density of a run on the meta device.
+
+    Raises:
+        ConfigError: as ``check_models``.
+    """
+    method = config.density
+    assert method is not None, "a run without a density has nothing to check"
+    given = {"signal": signals.image(config.data.size, config.data.channels).to_dict(), "classes": classes}
+    _build(ModelSpec("density", method.recipe, dict(method.args), dict(method.set), given), "density")
 
 
 def check_stage(spec: StepSpec, where: str, classes: int, tokenizer: ModelSpec, layout: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,20 @@ _REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow")
 _FILES = ("model.json", "weights.safetensors")
 
 
-def write_bundle(folder: Path, store: Store, generator: Artifact, tokenizer: Artifact, classes: list[str], sample: dict[str, Any]) -> Pair:
-    """Put ``generator/``, ``tokenizer/`` and ``serving.json`` into a new folder, and open it as a server would.
+def write_bundle(folder: Path, store: Store, models: Mapping[str, Artifact], classes: list[str], sample: dict[str, Any]) -> Pair:
+    """Put a folder for each model, named by its role, and ``serving.json`` into a new folder, and open it as a server would.
 
     Raises:
         ArtifactError: a file of one of the models is missing or damaged.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    for name, artifact in (("generator", generator), ("tokenizer", tokenizer)):
+    for name, artifact in models.items():
         (folder / name).mkdir(parents=True)
         source = store.fetch(artifact, *_FILES)
         for file in _FILES:
             shutil.copyfile(source / file, folder / name / file)
     serving = {"classes": classes, "sample": sample}
-    if texts := store.record(generator).notes.get("texts"):
+    if texts := next((found for artifact in models.values() if (found := store.record(artifact).notes.get("texts"))), None):
         serving["texts"] = texts
     (folder / "serving.json").write_text(json.dumps(serving, indent=1, sort_keys=True))
     return open_bundle(folder)

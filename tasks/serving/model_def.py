@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,7 @@ class ImageModel(PythonModel):
             changed = {name: value for name, value in changed.items() if value != getattr(own, name).value}
             if steps := int(given.get("steps", 0)):  # 0: the model's own
                 changed["steps"] = steps
-            pair = replace(self.pair, sampler=own.edited(**changed))
-            pair.generator.check_sampler(pair.sampler)
+            pair = self.pair.edited(**changed)
             request = rows.to_numpy(np.int64) if column == "class_id" else [str(text) for text in rows]
             images = sample_shards(pair, request, int(given.get("seed", 0)))
         except ConfigError as error:

@@ -9,7 +9,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from tokenloom.models.core.build import load_model
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Conditions, Generator, Labels, Tokenizer
+from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.serving.request import ConditionSpec, Request
 
@@ -28,10 +29,10 @@ SHARD = 250  # images sampled at once
 
 @dataclass(frozen=True)
 class Pair:
-    """A generator with its tokenizer, the sampler to use, and the conditions that it takes."""
+    """A generator with its tokenizer, or a density alone, the sampler to use, and the conditions that it takes."""
 
-    generator: Generator
-    tokenizer: Tokenizer
+    generator: Generator | Density
+    tokenizer: Tokenizer | None
     sampler: Sampler
     condition_spec: ConditionSpec
 
@@ -45,31 +46,49 @@ class Pair:
         """Where the generator is."""
         return next(self.generator.parameters()).device
 
+    def edited(self, **changes: Any) -> Pair:
+        """The same models with another sampler (``Sampler.edited``); None leaves a setting as it is.
+
+        Raises:
+            ConfigError: a value out of range, or a setting that the model cannot follow.
+        """
+        if isinstance(self.generator, Density):
+            if given := [name for name, value in changes.items() if value is not None]:
+                raise ConfigError(f"{given[0]}: a density is sampled as it is and has no such setting; leave it out")
+            return self
+        sampler = self.sampler.edited(**changes)
+        self.generator.check_sampler(sampler)
+        return replace(self, sampler=sampler)
+
 
 def open_pair(
     generator: Path,
-    tokenizer: Path,
+    tokenizer: Path | None,
     classes: Sequence[str],
     sample: dict[str, Any] | None = None,
     device: str = "cpu",
     texts: Sequence[str] = (),
 ) -> Pair:
-    """Load both models; ``sample`` holds what is changed of the recipe's own sampler (``Sampler.edited``).
+    """Load both models, or a density (without a tokenizer); ``sample`` holds what is changed of the recipe's own sampler.
 
     Raises:
         ConfigError: a sampling value out of range.
         LayoutError: the two do not belong together.
     """
-    (loaded, spec), t = load_model(generator, device), cast(Tokenizer, load_model(tokenizer, device)[0])
-    g = cast(Generator, loaded)
+    loaded, spec = load_model(generator, device)
+    if tokenizer is None:
+        return Pair(cast(Density, loaded), None, Sampler(), ConditionSpec.of(spec, classes, texts))
+    g, t = cast(Generator, loaded), cast(Tokenizer, load_model(tokenizer, device)[0])
     t.layout.check(g.layout)
     return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts))
 
 
 def open_bundle(folder: Path, device: str = "cpu") -> Pair:
-    """The pair of a registered model: ``generator/``, ``tokenizer/`` and ``serving.json``."""
+    """The models of a registered version: ``generator/`` and ``tokenizer/``, or ``density/``, and ``serving.json``."""
     serving = json.loads((folder / "serving.json").read_text())
-    return open_pair(folder / "generator", folder / "tokenizer", serving["classes"], serving["sample"], device, serving.get("texts", ()))
+    alone = (folder / "density").is_dir()
+    model, tokenizer = (folder / "density", None) if alone else (folder / "generator", folder / "tokenizer")
+    return open_pair(model, tokenizer, serving["classes"], serving["sample"], device, serving.get("texts", ()))
 
 
 def default_sampler(generator: Generator) -> Sampler:
@@ -87,7 +106,12 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def sample_images(
-    generator: Generator, tokenizer: Tokenizer, request: NDArray[np.int64] | Conditions, sampler: Sampler, seed: int, start: int = 0
+    generator: Generator | Density,
+    tokenizer: Tokenizer | None,
+    request: NDArray[np.int64] | Conditions,
+    sampler: Sampler,
+    seed: int,
+    start: int = 0,
 ) -> NDArray[np.uint8]:
     """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
 
@@ -99,6 +123,9 @@ def sample_images(
     device = next(generator.parameters()).device
     conditions = Conditions.of(Labels(torch.tensor(request, dtype=torch.int64))) if isinstance(request, np.ndarray) else request
     draws = SampleDraws.of(seed, start, start + conditions.rows, device)
+    if isinstance(generator, Density):
+        return to_uint8(generator.sample(conditions.to(device), draws))
+    assert tokenizer is not None, "a generator's tokens need their tokenizer"
     tokens = generator.generate(conditions.to(device), sampler, draws)
     return to_uint8(tokenizer.decode(tokens))
 

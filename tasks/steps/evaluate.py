@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import evaluate as evaluating
 from tokenloom.tasks.steps import train_stage
-from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
-from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
+from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str]:
     """The models of the run, the data and the network that judges; without a generator the tokenizer alone is judged."""
+    if config.density is not None:
+        return roles("density", "dataset", "features")
     models = {} if config.generator is None else {"generator": train_stage.last(config)}
     return {**models, **roles("tokenizer", "dataset", "features")}
 
@@ -18,6 +22,9 @@ def needs(config: RunConfig, _store: Store) -> dict[str, str]:
 def plan(context: Context, inputs: Inputs) -> StepSpec:
     """The judgement of what the run has trained."""
     config = context.config
+    if config.density is not None:
+        given = inputs["density"], inputs["dataset"], inputs["features"]
+        return evaluating.plan_density_evaluation(config.name, *given, config.evaluate)
     models, data = (inputs.get("generator"), inputs["tokenizer"]), (inputs["dataset"], inputs["features"])
     return evaluating.plan_evaluate(config.name, *models, *data, config.sample, config.evaluate, context.store)
 
@@ -27,4 +34,12 @@ def run(context: Context, inputs: Inputs) -> Outcome:
     return evaluating.evaluate(plan(context, inputs), context.store, context.cluster, context.tracker, context.report)
 
 
-EVALUATE = Step("evaluate", "evaluation", "Sample, measure and draw under the run's protocol.", needs, plan, run)
+def check(context: Context, _planned: Mapping[str, Planned]) -> None:
+    """Refuse a protocol that cannot be kept."""
+    config = context.config
+    unknown = {role: Artifact(role, config.name, "0" * 12, "") for role in ("tokenizer", "dataset", "features")}
+    models = {"density" if config.density is not None else "generator": Artifact("generator", config.name, "0" * 12, "")}
+    plan(context, unknown | (models if config.density is not None or config.generator is not None else {}))
+
+
+EVALUATE = Step("evaluate", "evaluation", "Sample, measure and draw under the run's protocol.", needs, plan, run, check)

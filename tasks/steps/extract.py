@@ -8,9 +8,9 @@ from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
-def needs(_config: RunConfig, _store: Store) -> dict[str, str]:
+def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
     """A dataset and what encodes it."""
-    return roles("dataset", "tokenizer")
+    return None if config.tokenizer is None else roles("dataset", "tokenizer")
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tokenloom.configs.schema import RunConfig
+from tokenloom.configs.schema import DENSITY_METRICS, RunConfig
 from tokenloom.tasks import register as registering
 from tokenloom.tasks.evaluation.gate import check_names
 from tokenloom.tasks.steps import train_stage
@@ -14,14 +14,16 @@ from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
     """What was judged, and the judgement."""
+    if config.density is not None:
+        return roles("evaluation", "density")
     return None if config.generator is None else {**roles("evaluation", "tokenizer"), "generator": train_stage.last(config)}
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:
     """A version in the model registry, and the gate of its alias."""
     config = context.config
-    given = inputs["evaluation"], inputs["generator"], inputs["tokenizer"]
-    return registering.plan_register(config.name, config.register_, *given, context.store)
+    models = {role: artifact for role, artifact in inputs.items() if role != "evaluation"}
+    return registering.plan_register(config.name, config.register_, inputs["evaluation"], models)
 
 
 def run(context: Context, inputs: Inputs) -> Outcome:
@@ -33,7 +35,10 @@ def run(context: Context, inputs: Inputs) -> Outcome:
 def check(context: Context, _planned: Mapping[str, Planned]) -> None:
     """Refuse floors and gates on what is not measured."""
     config = context.config
-    check_names(config.register_.floor, config.register_.gate, config.evaluate.metrics)
+    measured = config.evaluate.metrics
+    if config.density is not None:
+        measured = [name for name in measured if name in DENSITY_METRICS]
+    check_names(config.register_.floor, config.register_.gate, measured)
 
 
 def lost(context: Context, artifact: Artifact) -> str | None:

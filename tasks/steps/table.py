@@ -1,7 +1,8 @@
 """All steps in order, and the chain of one run.
 
     raw items -> dataset -> tokenizer -> tokens -> generator (-> stages) -> evaluation -> registration
-                     `-> features (the network that judges the samples) --^
+                     |-> features (the network that judges the samples) --^
+                     `-> density (a likelihood of the data itself) -------^
 
 What a run has of them, and what each needs, is computed from the run: see ``needs`` of each step.
 """
@@ -19,12 +20,13 @@ from tokenloom.tasks.steps.extract import EXTRACT
 from tokenloom.tasks.steps.features import FEATURES
 from tokenloom.tasks.steps.ingest import INGEST
 from tokenloom.tasks.steps.register import REGISTER
+from tokenloom.tasks.steps.train_density import TRAIN_DENSITY
 from tokenloom.tasks.steps.train_generator import TRAIN_GENERATOR
 from tokenloom.tasks.steps.train_tokenizer import TRAIN_BASE, TRAIN_TOKENIZER
 from tokenloom.tasks.store.artifacts import Store
 
 #: Every step that any run may have, in order; one that another needs comes before it wherever it stands here.
-TABLE: tuple[Step, ...] = (INGEST, TRAIN_BASE, TRAIN_TOKENIZER, EXTRACT, FEATURES, TRAIN_GENERATOR, EVALUATE, REGISTER)
+TABLE: tuple[Step, ...] = (INGEST, TRAIN_BASE, TRAIN_TOKENIZER, EXTRACT, FEATURES, TRAIN_GENERATOR, TRAIN_DENSITY, EVALUATE, REGISTER)
 
 
 def steps(config: RunConfig) -> tuple[Step, ...]:

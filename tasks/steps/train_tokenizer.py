@@ -27,7 +27,7 @@ def given_tokenizer(config: RunConfig, store: Store) -> Given | None:
     Raises:
         ConfigError: the tokenizer in ``use`` is not in the store.
     """
-    section = config.tokenizer
+    section = config.codec
     if section.use is not None:
         try:
             return Given(store.resolve(section.use, "tokenizer"), "tokenizer.use")
@@ -55,10 +55,10 @@ def given_base(config: RunConfig, store: Store) -> Given | None:
     Raises:
         ConfigError: it is not in the store.
     """
-    if config.tokenizer.base is None or config.tokenizer.base.use is None:
+    if config.codec.base is None or config.codec.base.use is None:
         return None
     try:
-        return Given(store.resolve(config.tokenizer.base.use, "tokenizer"), "tokenizer.base.use")
+        return Given(store.resolve(config.codec.base.use, "tokenizer"), "tokenizer.base.use")
     except ConfigError as error:
         raise ConfigError(f"tokenizer.base.use: {error}") from error
 
@@ -69,17 +69,17 @@ def dependencies(config: RunConfig, store: Store) -> tuple[str, ...]:
     Raises:
         ConfigError: a base that is missing or not needed.
     """
-    return () if given_tokenizer(config, store) else required_roles(config.tokenizer)
+    return () if given_tokenizer(config, store) else required_roles(config.codec)
 
 
-def needs(config: RunConfig, store: Store) -> dict[str, str]:
+def needs(config: RunConfig, store: Store) -> dict[str, str] | None:
     """The dataset, and what the recipe depends on."""
-    return roles("dataset", *dependencies(config, store))
+    return None if config.tokenizer is None else roles("dataset", *dependencies(config, store))
 
 
 def needs_base(config: RunConfig, store: Store) -> dict[str, str] | None:
     """The dataset, where the run's tokenizer depends on another one."""
-    return roles("dataset") if "base" in dependencies(config, store) else None
+    return roles("dataset") if config.tokenizer is not None and "base" in dependencies(config, store) else None
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec | Given:
@@ -87,16 +87,16 @@ def plan(context: Context, inputs: Inputs) -> StepSpec | Given:
     config, store = context.config, context.store
     if given := given_tokenizer(config, store):
         return given
-    return plan_tokenizer(config.name, config.tokenizer, inputs["dataset"], store, inputs.get("base"), inputs.get("features"))
+    return plan_tokenizer(config.name, config.codec, inputs["dataset"], store, inputs.get("base"), inputs.get("features"))
 
 
 def plan_base(context: Context, inputs: Inputs) -> StepSpec | Given:
     """The training of the tokenizer that the run's tokenizer depends on, or the one that it uses."""
     config, store = context.config, context.store
-    assert config.tokenizer.base is not None, "a run without a base has no such step"
+    assert config.codec.base is not None, "a run without a base has no such step"
     if given := given_base(config, store):
         return given
-    spec = plan_tokenizer(f"{config.name}-base", config.tokenizer.base, inputs["dataset"], store)
+    spec = plan_tokenizer(f"{config.name}-base", config.codec.base, inputs["dataset"], store)
     return replace(spec, notes={**spec.notes, "trained_as": BASE})
 
 
