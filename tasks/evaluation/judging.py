@@ -109,7 +109,7 @@ def judge_samples(
 
 
 def generator_likelihood(
-    generator: Generator, condition_spec: ConditionSpec, coded: reconstruction.Coded, request: Request, reference: Reference
+    generator: Generator, condition_spec: ConditionSpec, coded: reconstruction.Coded, request: EvaluationRequest, reference: Reference
 ) -> Numbers:
     """Bits to code the held-out images' tokens, where the generator has a likelihood."""
     if generator.likelihood != "exact":
