@@ -22,7 +22,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 from tokenloom.tasks.data.loader import Rows
-from tokenloom.tasks.modalities.spec import signal_of
+from tokenloom.tasks.modalities import signal_of
 from tokenloom.tasks.runtime.checks import check_sharding, check_training, check_warm_start
 from tokenloom.tasks.runtime.cluster import check_room, node_root, session, worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError, Preempted, StepError

@@ -210,19 +210,19 @@ def test_a_handful_of_held_out_images_is_refused(tmp_path):
 
 
 @pytest.mark.ray
-def test_actors_draw_the_same_samples_however_many_there_are(ray_session, tmp_path):
+@pytest.mark.parametrize("actors", [2, pytest.param(1, marks=pytest.mark.long)])
+def test_actors_draw_the_same_samples_however_many_there_are(ray_session, actors):
     step_inputs = [world().store.record(world().var).inputs[r] for r in ("generator", "tokenizer", "dataset", "features")]
     store = world().store
     step = plan_evaluate("x", *step_inputs, SampleConfig(), FEW, store)
     labels = np.arange(60) % 10
     shards = [labels[start : start + 25] for start in (0, 25, 50)]
     here = {i: image for i, image, _ in draw_here([0, 1, 2], shards, 25, step, store, ClusterConfig(), 0)}
-    for actors in (1, 2):
-        cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-        there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
-        assert sorted(there) == [0, 1, 2]
-        for i in there:
-            np.testing.assert_array_equal(there[i], here[i])
+    cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
+    there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
+    assert sorted(there) == [0, 1, 2]
+    for i in there:
+        np.testing.assert_array_equal(there[i], here[i])
 
 
 def test_an_impossible_protocol_is_refused_before_work():

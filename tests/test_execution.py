@@ -13,8 +13,12 @@ from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, M
 
 #: Tried in each run of the tests; the others take minutes together.
 OFTEN = {"vq", "fsq", "lfq", "kl", "raster", "var", "maskgit"}
+#: Compiled in each run of the tests: a tokenizer and a generator (the compiler takes seconds for each).
+COMPILED = {"vq", "raster"}
 #: ``jpeg`` has nothing to train, so neither setting reaches it.
-SOME = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.long) for name in NAMES if name != "jpeg"]
+SOME, SOME_COMPILED = (
+    [pytest.param(name, marks=() if name in often else pytest.mark.long) for name in NAMES if name != "jpeg"] for often in (OFTEN, COMPILED)
+)
 
 
 def test_what_is_left_out_has_nothing_to_train() -> None:
@@ -41,7 +45,7 @@ def losses(model: Method, batch: Batch, compiled: bool) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SOME_COMPILED)
 def test_compiled_losses_are_those_of_eager_mode(name: str) -> None:
     torch._dynamo.reset()
     plain, compiled = build(name), build(name)

@@ -168,7 +168,7 @@ def test_keys_cover_tokenizer_images_and_views() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 def test_actors_give_the_same_bytes_whatever_their_number(
     store: Store, images: Path, monkeypatch: Any, ray_session: Any, count: int
 ) -> None:

@@ -8,9 +8,9 @@ from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.requests import Text, TextFeatures
+from tokenloom.tasks import modalities
 from tokenloom.tasks.data.captions import examples, of_shard
 from tokenloom.tasks.data.loader import Rows, read_shard
-from tokenloom.tasks.data.sources import open_source
 from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 
@@ -31,7 +31,7 @@ def check_captions(config: RunConfig) -> None:
     where = f"generator.set.condition: it takes captions, and data.captions is {config.data.captions!r}"
     if config.data.captions == "none":
         raise ConfigError(f"{where}; set data.captions: names")
-    source = open_source(config.data)
+    source = modalities.kind(config.data.kind).open_source(config.data)
     if config.data.captions == "source" and not source.captioned:
         raise ConfigError(f"{where}, but {config.data.source} has none; set data.captions: names")
     if config.data.captions != "source" and Text.name in condition_spec.names and condition_spec.length is not None:
@@ -44,13 +44,12 @@ def with_conditions(rows: Rows, condition_spec: ConditionSpec) -> Rows:
     """The rows with the conditions that this generator takes.
 
     Raises:
-        ConfigError: features of texts, and no encoder is named that makes them.
+        ConfigError: features of texts, and nothing says which encoder makes them.
     """
     check_encoder(condition_spec)
     encoder = None if condition_spec.encoder is None else asdict(condition_spec.encoder)
-    return replace(
-        rows, conditions=condition_spec.names, length=condition_spec.length if Text.name in condition_spec.names else None, encoder=encoder
-    )
+    length = condition_spec.length if Text.name in condition_spec.names else None
+    return replace(rows, conditions=condition_spec.names, length=length, encoder=encoder)
 
 
 def check_encoder(condition_spec: ConditionSpec) -> None:

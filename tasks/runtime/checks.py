@@ -13,6 +13,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
+from tokenloom.tasks import modalities
 from tokenloom.tasks.serving.predict import default_sampler
 from tokenloom.tasks.store.records import StepSpec
 
@@ -70,7 +71,7 @@ def check_tokenizer(
     Raises:
         ConfigError: as ``check_models``.
     """
-    data, section = {"signal": signals.image(config.data.size, config.data.channels).to_dict()}, config.codec
+    data, section = {"signal": modalities.kind(config.data.kind).spec(config.data).to_dict()}, config.codec
     if tokenizer is not None:
         spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
         built = _build(spec, "tokenizer")
