@@ -118,7 +118,7 @@ def names(config: RunConfig, store: Store) -> list[str]:
 # --- the plan -------------------------------------------------------------------------------------------------
 
 
-def test_what_a_tokenizer_stands_on_comes_before_it(source: Path, store: Store) -> None:
+def test_what_a_tokenizer_depends_on_comes_before_it(source: Path, store: Store) -> None:
     rest = ["train_tokenizer", "extract", "evaluate"]
     assert names(above(source, base=BASE), store) == ["ingest", "train_base", "features", *rest]
     assert names(above(source, args={"needs": ["features"]}), store) == ["ingest", "features", *rest]

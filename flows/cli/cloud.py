@@ -94,14 +94,14 @@ def _check_recipe(config: RunConfig) -> None:
     from tokenloom.models.core.config import ConfigError
     from tokenloom.tasks.data.sources import opener
     from tokenloom.tasks.evaluation.gate import check_names
-    from tokenloom.tasks.runtime.checks import check_models, required_roles
+    from tokenloom.tasks.runtime.checks import check_models, depends_on
 
     opener(config.data)
     section, method = config.tokenizer, config.generator
     if section is None or (section.use is None and (section.base is None or section.base.use is None)):
         check_models(config, classes=10)  # any number: the data's is not known
     else:
-        required_roles(section)
+        depends_on(section)
         if method is not None:
             try:
                 ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)).config()

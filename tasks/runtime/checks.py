@@ -18,7 +18,7 @@ from tokenloom.tasks.serving.predict import default_sampler
 from tokenloom.tasks.store.records import StepSpec
 
 
-def required_roles(section: BaseConfig) -> tuple[str, ...]:
+def depends_on(section: BaseConfig) -> tuple[str, ...]:
     """The roles of the artifacts, besides the dataset, that training this tokenizer needs: ``base``, ``features``.
 
     Raises:
@@ -77,7 +77,7 @@ def check_tokenizer(
         built = _build(spec, "tokenizer")
     else:
         given: dict[str, Any] = dict(data)
-        roles = required_roles(section)
+        roles = depends_on(section)
         if section.base is not None:
             given["tokenizer"] = _base(section.base, base, data)
         if "features" in roles:
@@ -90,7 +90,7 @@ def check_tokenizer(
 
 def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, Any]) -> dict[str, Any]:
     """The spec of the tokenizer that another one depends on: of the artifact in use, or built here."""
-    required_roles(section)
+    depends_on(section)
     if used is not None:
         return _used(used, f"tokenizer.base.use={section.use!r}", data).to_dict()
     spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), data)

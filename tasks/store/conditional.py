@@ -1,6 +1,6 @@
 """Conditional writes on S3, which ``pyarrow.fs`` has not: create if absent, replace if unchanged.
 
-Some servers do not honour them (they answer 501, or let two writers win): what depends on them is advice, never correctness.
+Some servers do not honour them (they answer 501, or let two writers win): what rests on them is advice, never correctness.
 A write whose answer was lost and that is repeated finds its own object and says that it was not written.
 """
 
@@ -31,7 +31,7 @@ class ConditionalWrites:
         except ImportError as error:
             raise StepError("leases on S3 need the package boto3: install it") from error
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        # One attempt: we retry ourselves (tasks/store/retry.py).
+        # One attempt: patience is ours (tasks/store/retry.py).
         config = Config(retries={"total_max_attempts": 1}, connect_timeout=_CONNECT, read_timeout=_READ)
         return boto3.client("s3", region_name=region, config=config)
 
