@@ -51,7 +51,9 @@ def plan_evaluate(
     return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
 
 
-def plan_density_evaluation(name: str, density: Artifact, dataset: Artifact, features: Artifact, evaluate: EvaluateConfig) -> StepSpec:
+def plan_density_evaluation(
+    name: str, density: Artifact, dataset: Artifact, features: Artifact | None, evaluate: EvaluateConfig
+) -> StepSpec:
     """The step that judges a density: its samples, and its likelihood of the held-out data.
 
     Raises:
@@ -62,7 +64,8 @@ def plan_density_evaluation(name: str, density: Artifact, dataset: Artifact, fea
     if not measured:
         raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a density; add {DENSITY_METRICS[0]}")
     config = {"evaluate": identity(evaluate) | {"metrics": measured}}
-    return StepSpec("evaluate", VERSION, "evaluation", name, config, {"density": density, "dataset": dataset, "features": features})
+    inputs = {"density": density, "dataset": dataset} | ({} if features is None else {"features": features})
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
 
 
 def _check_neighbours(evaluate: EvaluateConfig) -> None:

@@ -30,7 +30,7 @@ from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.orders.sizes import Count, Curve, Steps, Straight
 from tokenloom.models.parts.plan import Choice
 from tokenloom.models.parts.slots import Slots
-from tokenloom.models.parts.time import waves
+from tokenloom.models.parts.time import sinusoidal_embedding
 from tokenloom.models.parts.visibility import Everything
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
@@ -110,7 +110,7 @@ class DiscreteState(protocols.Generator):
         place = span(0, self.layout.length, x.device)
         modulation = cond.vector_BD
         if self.clock is not None:
-            modulation = modulation + self.clock(waves(time_B, modulation.shape[-1]).to(modulation.dtype))
+            modulation = modulation + self.clock(sinusoidal_embedding(time_B, modulation.shape[-1]).to(modulation.dtype))
         slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=modulation[:, None])
         return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 

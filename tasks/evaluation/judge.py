@@ -6,6 +6,7 @@ Samples are drawn in shards by Ray actors; a finished shard leaves a marker.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,30 +15,50 @@ from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import ModelSpec, load_model, parameters
 from tokenloom.models.core.protocols import Density, Generator, Method, Tokenizer
 from tokenloom.tasks.evaluation import judging, pictures, reconstruction
-from tokenloom.tasks.evaluation.draw import draw_samples
-from tokenloom.tasks.evaluation.judging import Findings, Reference, Request
+from tokenloom.tasks.evaluation.judging import EvaluationRequest, Findings, Reference
 from tokenloom.tasks.evaluation.protocol import protocol
 from tokenloom.tasks.evaluation.report import page
+from tokenloom.tasks.evaluation.sampling_actor import draw_samples
 from tokenloom.tasks.evaluation.scores import Judged
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
-from tokenloom.tasks.serving.asking import Asking
-from tokenloom.tasks.serving.drawing import default_sampler
+from tokenloom.tasks.serving.predict import default_sampler
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 from tokenloom.tasks.training.parallel import device_of
 
 
+@dataclass(frozen=True)
+class _Execution:
+    """One evaluation while it is made."""
+
+    step: StepSpec
+    store: Store
+    cluster: ClusterConfig
+    config: EvaluateConfig
+    work: Work
+    report: Report
+    reference: Reference
+    found: Findings = field(default_factory=Findings)
+
+
 def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+    """Judge the models of a planned evaluation into its artifact; the numbers.
+
+    Raises:
+        StepError: sampling failed, too few held-out images, or a number that is not finite.
+    """
     config = EvaluateConfig(**step.config["evaluate"])
     models = _models(step, store, cluster)
     reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config)
     tokenizer = next((model for model, _ in models.values() if isinstance(model, Tokenizer)), None)
     coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image)
     report("evaluate", 1, 5, {})
-    found, judged = Findings(), None
+    here, judged = _Execution(step, store, cluster, config, work, report, reference), None
+    found = here.found
     for model, spec in models.values():
         if isinstance(model, (Generator, Density)):
-            judged = _judge_sampling(step, store, cluster, config, reference, model, spec, coded, work, report, found)
+            judged = _judge_sampling(here, model, spec, coded)
         elif len(models) == 1:
             found.numbers["parameters"] = parameters(model)
     report("evaluate", 4, 5, {})
@@ -64,35 +85,24 @@ def _models(step: StepSpec, store: Store, cluster: ClusterConfig) -> dict[str, t
     return {role: load_model(store.fetch(step.inputs[role], "model.json", "weights.safetensors"), device) for role in roles}
 
 
-def _judge_sampling(
-    step: StepSpec,
-    store: Store,
-    cluster: ClusterConfig,
-    config: EvaluateConfig,
-    reference: Reference,
-    model: Generator | Density,
-    spec: ModelSpec,
-    coded: reconstruction.Coded | None,
-    work: Work,
-    report: Report,
-    found: Findings,
-) -> Judged:
-    """Sample a model and judge what it draws, and its likelihood, into ``found``."""
-    asking = Asking.of(spec, reference.names)
-    request = Request.of(asking, reference, config, store)
-    drawn, speed = draw_samples(step, store, cluster, config, request.wanted, work, report)
+def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpec, coded: reconstruction.Coded | None) -> Judged:
+    """Sample a model and judge what it draws, and its likelihood, into what is found."""
+    config, reference, found, store = here.config, here.reference, here.found, here.store
+    condition_spec = ConditionSpec.of(spec, reference.names)
+    request = EvaluationRequest.of(condition_spec, reference, config, store)
+    drawn, speed = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
     judged, of_samples = judging.judge_samples(drawn, speed, request, reference, config, store)
     _add(found, of_samples)
     found.numbers["parameters"] = parameters(model)
-    report("evaluate", 3, 5, {})
+    here.report("evaluate", 3, 5, {})
     if isinstance(model, Density):
         if "nll" in config.metrics:
             found.numbers |= judging.density_likelihood(model, reference, config.seed)
         return judged
     assert coded is not None, "a generator is judged with its tokenizer"
     if "nll" in config.metrics:
-        found.numbers |= judging.generator_likelihood(model, asking, coded, request, reference)
-    found.notes["sampler"] = default_sampler(model).edited(**step.config["sample"]).to_dict()
+        found.numbers |= judging.generator_likelihood(model, condition_spec, coded, request, reference)
+    found.notes["sampler"] = default_sampler(model).edited(**here.step.config["sample"]).to_dict()
     return judged
 
 

@@ -25,7 +25,7 @@ def plan(context: Context, inputs: Inputs) -> StepSpec:
     """The judgement of what the run has trained."""
     config = context.config
     if config.density is not None:
-        given = inputs["density"], inputs["dataset"], inputs["features"]
+        given = inputs["density"], inputs["dataset"], inputs.get("features")
         return evaluating.plan_density_evaluation(config.name, *given, config.evaluate)
     models, data = (inputs.get("generator"), inputs["tokenizer"]), (inputs["dataset"], inputs.get("features"))
     return evaluating.plan_evaluate(config.name, *models, *data, config.sample, config.evaluate, context.store)
