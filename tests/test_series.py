@@ -65,7 +65,8 @@ def test_a_dataset_is_standardised_by_its_training_part_alone(store: Store, tmp_
     signal = loader.get(np.arange(2)).signal
     assert signal is not None
     assert signal.shape == (2, 1, 12)
-    assert set(signal.flatten().tolist()) == {-1.0, 1.0}
+    assert signal[:, 0, 7].tolist() == [0.0, 0.0], "a window is less the last value of its history"
+    assert set(signal[0].flatten().tolist()) == {-2.0, 0.0}
     assert record.metrics["train"] == 31
 
 
@@ -116,13 +117,13 @@ def trained(steps: int = 150) -> tuple[Pair, Windows]:
     wave = np.sin(np.arange(40) * np.pi / 2 + 0.3)
     windows = Windows(names=("x",), mean=(0.0,), std=(1.0,), history=8, horizon=4, season=4, naive=(1.0,))
     signal = SignalSpec(kind="series", shape=(12,), channels=1, range=None)
-    codec = ModelSpec("tokenizer", "series_bins", {"bins": 8, "limit": 1.5}, {}, {"signal": signal.to_dict()})
+    codec = ModelSpec("tokenizer", "series_bins", {"bins": 64, "limit": 3.0}, {}, {"signal": signal.to_dict()})
     tokenizer: Any = codec.build()
     given = {"layout": tokenizer.layout.to_dict(), "classes": 1, "tokenizer": codec.to_dict()}
     spec = ModelSpec("generator", "patch_ar", {"depth": 1, "width": 32, "heads": 2, "dropout": 0.0}, {}, given)
     torch.manual_seed(0)
     model: Any = spec.build().train()
-    rows = torch.from_numpy(np.stack([wave[i : i + 12] for i in range(16)])).float()[:, None]
+    rows = torch.from_numpy(np.stack([wave[i : i + 12] - wave[i + 7] for i in range(16)])).float()[:, None]
     from tokenloom.models.core.protocols import Batch, Labels
 
     batch = Batch(tokens=tokenizer.encode(rows), conditions=Labels(torch.zeros(16, dtype=torch.int64)))
@@ -142,7 +143,7 @@ def test_a_forecast_goes_on_with_the_history_at_any_horizon() -> None:
     paths = forecast(pair, windows, history, 10, samples=20, seed=0)  # beyond the window: it rolls on
     assert paths.shape == (2, 20, 10, 1)
     expected = np.stack([wave[8:18], wave[11:21]])
-    assert np.abs(paths[..., 0] - expected[:, None]).max() < 0.1875  # half a bin
+    assert np.abs(paths[..., 0] - expected[:, None]).max() < 3 * 3 / 64  # half a bin of 6 / 64 for each of three windows
     alone = forecast(pair, windows, history[:1], 10, samples=20, seed=0)
     np.testing.assert_array_equal(alone, paths[:1])
     with pytest.raises(ConfigError, match="at least 8 values"):

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Series(Modality):
-    """Signals (B, C, T), standardised by the training split; T = history + horizon."""
+    """Signals (B, C, T), standardised by the training split and less the history's last value; T = history + horizon."""
 
     kind = "series"
-    columns = (("values", pa.list_(pa.float32())), ("channels", pa.int32()))
+    columns = (("values", pa.list_(pa.float32())), ("channels", pa.int32()), ("history", pa.int32()))
     needs_features = False
     measured = {
         "mase": ("mase",),
@@ -62,7 +62,8 @@ class Series(Modality):
         digest = hashlib.sha256(raw).hexdigest()
         if not np.isfinite(window).all():
             return Rejected("values that are not finite", digest)
-        columns = {"values": window.reshape(-1), "channels": window.shape[1]}
+        assert config.series is not None
+        columns = {"values": window.reshape(-1), "channels": window.shape[1], "history": config.series.history}
         return Fitted(columns, hashlib.sha256(repr(window.shape).encode() + raw).digest()[:16], classes[str(item.label)], digest)
 
     def notes(self, config: DataConfig, source: Source) -> dict[str, Any]:
@@ -70,12 +71,17 @@ class Series(Modality):
         return {"signal": self.spec(config).to_dict(), "series": plain}
 
     def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """Windows float32 (N, T, C) and labels."""
+        """Windows float32 (N, T, C), each less the last value of its history, and labels."""
+        data, labels, history = self.windows(raw, where)
+        return data - data[:, history - 1 : history], labels
+
+    def windows(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """Windows float32 (N, T, C) as they are stored, standardised; labels, and the length of the history."""
         try:
-            table = pq.read_table(io.BytesIO(raw), columns=["values", "channels", "label"])
+            table = pq.read_table(io.BytesIO(raw), columns=["values", "channels", "history", "label"])
             flat = table["values"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             data = flat.reshape(len(table), -1, table["channels"][0].as_py())
-            return np.ascontiguousarray(data, np.float32), table["label"].to_numpy()
+            return np.ascontiguousarray(data, np.float32), table["label"].to_numpy(), table["history"][0].as_py()
         except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
             raise ArtifactError(f"{where}: not a whole shard of series ({error})") from error
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import parameters
-from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks import modalities
+from tokenloom.tasks.data.loader import Rows, read_shard
 from tokenloom.tasks.evaluation import pictures
 from tokenloom.tasks.evaluation.judging import training_curves
 from tokenloom.tasks.evaluation.report import page
@@ -43,7 +44,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         raise StepError("series: a tokenizer alone is not judged; add a generator to the run")
     dataset = store.record(step.inputs["dataset"])
     windows = Windows.of(dataset.notes["series"])
-    truth = _held_out(dataset.notes, store, windows)
+    truth = _held_out(dataset.notes, store, windows, modalities.of(dataset.notes))
     folders = [store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer")]
     pair = open_pair(*folders, dataset.notes["classes"], step.config["sample"], str(device_of(cluster.execution.device)))
     report("evaluate", 1, 4, {})
@@ -97,14 +98,12 @@ def _asked(name: str, config: EvaluateConfig) -> bool:
     return ("crps" if name == "coverage_80" else name) in config.metrics
 
 
-def _held_out(notes: dict[str, Any], store: Store, windows: Windows) -> Values:
+def _held_out(notes: dict[str, Any], store: Store, windows: Windows, modality: Any) -> Values:
     """Windows (N, T, C) of validation and test in the data's units."""
     found = []
     for split in ("validation", "test"):
-        rows = Rows.of(notes, store.uri, split)
-        if rows.shards:
-            loader = Loader(rows, store.cache)
-            found.append(loader.pixels(np.arange(len(loader)))[0])
+        for shard in Rows.of(notes, store.uri, split).shards:
+            found.append(modality.windows(read_shard(store.storage, shard), store.storage.uri(shard.path))[0])
     if not found:
         raise StepError("no held-out windows: raise data.validation")
     scaled = np.concatenate(found)

@@ -69,11 +69,12 @@ def _paths(pair: Pair, windows: Windows, scaled_RHC: Values, horizon: int, seed:
     keep_L = torch.arange(pair.generator.layout.length) < windows.history * channels
     conditions = Conditions.of(Labels(torch.zeros(rows, dtype=torch.int64))).to(pair.device)
     for turn in range(-(-horizon // windows.horizon)):
-        window = torch.cat([known[..., -windows.history :], known.new_zeros(rows, channels, windows.horizon)], dim=2)
+        last = known[..., -1:]  # as in training, a window is less the last value that is known
+        window = torch.cat([known[..., -windows.history :] - last, known.new_zeros(rows, channels, windows.horizon)], dim=2)
         draws = SampleDraws.of(seed, start, start + rows, pair.device).fork(f"forecast.{turn}")
         tokens = pair.tokenizer.encode(window.to(pair.device))
         drawn = pair.generator.inpaint(tokens, keep_L, conditions, pair.sampler, draws)  # type: ignore[attr-defined]
-        known = torch.cat([known, pair.tokenizer.decode(drawn)[..., -windows.horizon :].cpu()], dim=2)
+        known = torch.cat([known, pair.tokenizer.decode(drawn)[..., -windows.horizon :].cpu() + last], dim=2)
     return known[..., windows.history : windows.history + horizon].transpose(1, 2).double().numpy()
 
 
