@@ -51,6 +51,10 @@ class DataConfig(Section):
     seed: Identity[int] = Field(0, description="key of the split")
     limit: Identity[int | None] = Field(None, ge=1, description="at most this many items, in the source's order")
     shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
+    columns: Added[dict[str, str] | None] = Field(
+        None,
+        description="further images of an item by name, as conditions: {control: .control.png} is x.control.png beside x.png (folder:PATH)",
+    )
     captions: Added[str] = Field(
         "source",
         description="text of each image: source (what it comes with), names (of the class, 'a handwritten seven'), none, "

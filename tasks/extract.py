@@ -177,6 +177,7 @@ class Encoder:
         import pyarrow.parquet as pq
         import torch
 
+        from tokenloom.tasks.data.columns import further_columns
         from tokenloom.tasks.data.loader import Shard, read_shard
         from tokenloom.tasks.data.tokens import number_type, write_tokens
 
@@ -202,6 +203,7 @@ class Encoder:
             view_N=np.repeat(np.arange(len(views), dtype=np.uint8), len(items)),
             label_N=np.tile(label_N, len(views)),
             captions=names["caption"].to_pylist() * len(views),
+            columns=further_columns(raw, views),
             data=np.concatenate([data for data, _ in parts]),
             length_N=None if parts[0][1] is None else np.concatenate([length for _, length in parts]),
             layout=layout,

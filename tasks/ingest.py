@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data.columns import stored
 from tokenloom.tasks.data.listing import shown
 from tokenloom.tasks.data.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
 from tokenloom.tasks.modalities.base import Modality, Rejected
@@ -34,9 +35,11 @@ from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Wo
 from tokenloom.tasks.store.storage import atomic
 
 
-def shard_schema(modality: Modality) -> pa.Schema:
-    """The columns of a dataset shard of this kind."""
-    return pa.schema([("key", pa.string()), *modality.columns, ("label", pa.int32()), ("caption", pa.string()), ("source", pa.string())])
+def shard_schema(modality: Modality, further: Iterable[str] = ()) -> pa.Schema:
+    """The columns of a dataset shard of this kind, with those of ``data.columns``."""
+    beside = [(stored(name), pa.binary()) for name in further]
+    rest = [("label", pa.int32()), ("caption", pa.string()), ("source", pa.string())]
+    return pa.schema([("key", pa.string()), *modality.columns, *beside, *rest])
 
 
 _ITEMS = pa.schema(
@@ -163,7 +166,7 @@ def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: T
         "digests": digests,
     }
     if rows:
-        data = table_bytes(rows, shard_schema(modality))
+        data = table_bytes(rows, shard_schema(modality, config.columns or ()))
         sha256 = sha256_of(data)
         made |= {"file": f"{unit.split}-{sha256[:12]}.parquet", "size": len(data), "sha256": sha256}
         with atomic(staging / str(made["file"])) as file:

@@ -12,8 +12,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Conditions, Labels, TokenLayout, Tokens, Values
 from tokenloom.models.core.registry import get
+from tokenloom.models.parts.conditioners.several import Control, Several
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.several import Control, Several
 
 LAYOUT = TokenLayout(grids=((2, 2),), vocabulary=8)
 CONDITION = Several.Config(parts=(ClassCondition.Config(dropout=0.5), Control.Config(rows=4, columns=6, patch=2, dropout=0.5)))

@@ -169,10 +169,16 @@ class Single(Conditioner):
         return self.embed_of(self.own(conditions))
 
 
+#: Names in a run file, and the tags of what they mean.
+CHOSEN = (
+    ("classes", "class"), ("characters", "characters"), ("encoded", "encoded"), ("control", "control"), ("several", "several"),
+)  # fmt: skip
+
+
 def conditions() -> dict[str, type[Conditioner.Config]]:
     """The conditions that a run file may choose (``set: {condition: {NAME: …}}``)."""
     types = config.tags()
-    chosen = {name: types[f"condition.{tag}"] for name, tag in (("classes", "class"), ("characters", "characters"), ("encoded", "encoded"))}
+    chosen = {name: types[f"condition.{tag}"] for name, tag in CHOSEN}
     return cast("dict[str, type[Conditioner.Config]]", chosen)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks.data import png
+from tokenloom.tasks.data.columns import stored
 from tokenloom.tasks.data.listing import Item
 from tokenloom.tasks.data.sources import single_digest
 from tokenloom.tasks.modalities.base import Fitted, Rejected
@@ -37,10 +38,12 @@ def fit_item(item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitt
         if item.label not in classes:
             return Rejected(f"unknown class {item.label!r}", digest)
         image_HWC = fit(raw, config)
+        found = {name: fit(read(), config) for name, read in item.columns.items()}
+        beside = {stored(name): png.encode(found[name]) if name in found else None for name in config.columns or {}}
     except (UnusableError, OSError, ValueError) as error:
         return Rejected(str(error) or type(error).__name__, digest)
     pixels = hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).digest()[:16]
-    return Fitted({"image": png.encode(image_HWC)}, pixels, classes[item.label], digest)
+    return Fitted({"image": png.encode(image_HWC), **beside}, pixels, classes[item.label], digest)
 
 
 def fit(raw: bytes | np.ndarray, config: DataConfig) -> np.ndarray:

@@ -27,6 +27,7 @@ class Item:
     caption: str | None
     source: str
     problem: str | None = None  # known without reading, e.g. an unsafe name
+    columns: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # further signals by name (``data.columns``)
     split: str | None = None  # where the kind of signal decides it, e.g. by time; else a keyed hash of the key does
 
 

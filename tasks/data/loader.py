@@ -21,6 +21,7 @@ from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.arrays import map_array, whole, write_arrays
 from tokenloom.tasks.data.captions import Captions, Features, feature_batch, of_shard, text_batch
+from tokenloom.tasks.data.columns import arrays_of, values_of
 from tokenloom.tasks.data.tokens import read_tokens
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.leases import file_lock
@@ -68,7 +69,7 @@ class Rows:
         """The rows of a split, from the notes of a dataset's or tokens' record."""
         shards = tuple(Shard(**{k: s[k] for k in Shard.__dataclass_fields__}) for s in notes["shards"] if s["split"] == split)
         layout = notes.get("layout")
-        modality = "image" if layout else modalities.signal_of(notes)["kind"]
+        modality = "image" if layout else modalities.kind_of(notes)
         return cls("tokens" if layout else "images", store, shards, len(notes["classes"]), layout, modality=modality)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +135,8 @@ class Loader:
         self._starts = np.cumsum([0, *(shard.rows for shard in rows.shards)])
         storage = Storage(rows.store)
         self._data, self._labels, self._lengths, self._captions, self._features = [], [], [], list[Captions](), list[Features]()
+        self._further = [name for name in rows.conditions if name not in (Labels.name, Text.name, TextFeatures.name)]
+        self._columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for shard in rows.shards:
             folder = _open(storage, shard, rows, self.layout, Path(cache))
             data, labels = map_array(folder / "data.npy"), np.load(folder / "labels.npy")
@@ -143,6 +146,12 @@ class Loader:
             self._data.append(data)
             self._labels.append(labels)
             self._lengths.append(np.load(folder / "lengths.npy") if (folder / "lengths.npy").exists() else None)
+            for name in self._further:
+                if not (folder / f"column-{name}.npy").exists():
+                    where = storage.uri(shard.path)
+                    raise ConfigError(f"{where}: no column {name!r}, which the generator's condition needs; add it to data.columns")
+                both = map_array(folder / f"column-{name}.npy"), np.load(folder / f"given-{name}.npy")
+                self._columns.setdefault(name, []).append(both)
             if Text.name in rows.conditions:
                 self._captions.append(_captions(folder))
             if TextFeatures.name in rows.conditions:
@@ -181,6 +190,8 @@ class Loader:
             return Labels(torch.from_numpy(label_B.astype(np.int64)))
         owner = np.searchsorted(self._starts, idx, side="right") - 1
         at = list(zip(owner.tolist(), (idx - self._starts[owner]).tolist()))
+        if name in self._columns:
+            return values_of([(self._columns[name][i][0][row], bool(self._columns[name][i][1][row])) for i, row in at])
         if name == Text.name:
             return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
         return feature_batch([(self._features[i], row) for i, row in at])
@@ -262,4 +273,5 @@ def _fill(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None
     arrays = {"data": data, "labels": labels.astype(np.int32), "captions": captions.flat, "ends": captions.end_N}
     if lengths is not None:
         arrays["lengths"] = lengths
+    arrays |= arrays_of(raw)
     write_arrays(folder, arrays)

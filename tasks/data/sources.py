@@ -13,10 +13,11 @@ import importlib.util
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,12 @@ def opener(config: DataConfig) -> Callable[[], Source]:
         ConfigError: unknown source.
     """
     kind, _, where = config.source.partition(":")
+    if config.columns and kind != "folder":
+        raise ConfigError(f"data.columns={config.columns}: only folder:PATH has files beside an image, {config.source!r} has not")
     if kind in _NAMED and not where:
         return _NAMED[kind]
+    if kind == "folder" and where:
+        return partial(folder, where, config.columns or {})
     if kind in _PLACED and where:
         return partial(_PLACED[kind], where)
     known = ", ".join([*_NAMED, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
@@ -156,15 +161,21 @@ def fashion_mnist() -> Source:
         raise ConfigError(f"data.source fashion_mnist: install Debian's package dataset-fashion-mnist, or: {error}") from error
 
 
-def folder(where: str) -> Source:
-    """A folder with one folder of images a class (or images alone: one class); ``x.txt`` beside ``x.png`` is its caption."""
+def folder(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
+    """A folder with one folder of images a class (or images alone: one class); ``x.txt`` beside ``x.png`` is its caption.
+
+    ``columns`` are further images of an item by name, with the end of their files' names: ``.control.png`` is ``x.control.png``.
+    """
+    for name, end in columns.items():
+        if not name.isidentifier() or name in ("class", "text", "features") or not end.startswith(".") or end.count(".") < 2:
+            raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and the end of a file's name such as .control.png")
     base = Path(where).expanduser().absolute()
     if not base.is_dir():
         raise ConfigError(f"data.source folder:{where}: no such folder")
     names = sorted((p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
     by_class: dict[str, list[Entry]] = {}
     for name in names or [ONE_CLASS]:
-        by_class[name] = sorted(_walk(base / name if names else base, base), key=lambda e: natural(e.name))
+        by_class[name] = sorted(_walk(base / name if names else base, base, tuple(columns.values())), key=lambda e: natural(e.name))
         if not any(e.path and e.path.suffix.lower() in IMAGE_SUFFIXES for e in by_class[name]):
             raise ConfigError(f"data.source folder:{where}: {base / name if names else base} has no image; fill or remove it")
     class_of = {entry.name: name for name, entries in by_class.items() for entry in entries}
@@ -180,7 +191,9 @@ def folder(where: str) -> Source:
         caption = path.with_suffix(".txt")
         text = caption.read_text(encoding="utf-8", errors="replace").strip() if caption.is_file() else None
         problem = None if path.suffix.lower() in IMAGE_SUFFIXES else f"not an image format ({path.suffix or 'no suffix'})"
-        yield Item(entry.name, path.read_bytes, class_of[entry.name], text, entry.name, problem)
+        found = {column: beside for column, end in columns.items() if (beside := path.with_suffix(end)).is_file()}
+        reads = {column: beside.read_bytes for column, beside in found.items()}
+        yield Item(entry.name, path.read_bytes, class_of[entry.name], text, entry.name, problem, reads)
 
     def digest(entry: Entry) -> str:
         item = next(items(entry))
@@ -191,22 +204,30 @@ def folder(where: str) -> Source:
 
 
 def single_digest(item: Item, raw: bytes | np.ndarray) -> str:
-    """Hash of the only image of an entry, with its caption."""
+    """Hash of the only image of an entry, with its caption and its columns."""
     content = raw if isinstance(raw, bytes) else raw.tobytes()
-    return hashlib.sha256(content + b"\0" + (item.caption or "").encode()).hexdigest()
+    beside = b"".join(b"\0" + name.encode() + b"\0" + read() for name, read in item.columns.items())
+    return hashlib.sha256(content + b"\0" + (item.caption or "").encode() + beside).hexdigest()
 
 
-def _walk(top: Path, base: Path) -> Iterator[Entry]:
+def _walk(top: Path, base: Path, ends: tuple[str, ...] = ()) -> Iterator[Entry]:
     for here, folders, names in os.walk(top):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in names:
             path = Path(here, name)
-            if name.startswith(".") or name == "Thumbs.db" or path.suffix.lower() == ".txt" or not path.is_file():
+            if (
+                name.startswith(".")
+                or name == "Thumbs.db"
+                or path.suffix.lower() == ".txt"
+                or name.endswith(ends or "/")
+                or not path.is_file()
+            ):
                 continue
-            entry, caption = _entry(path, base), path.with_suffix(".txt")
-            if caption.is_file():
-                text = _entry(caption)
-                entry = Entry(entry.name, entry.size + text.size, max(entry.mtime, text.mtime), path)
+            entry = _entry(path, base)
+            for beside in (path.with_suffix(end) for end in (".txt", *ends)):
+                if beside.is_file():
+                    more = _entry(beside)
+                    entry = Entry(entry.name, entry.size + more.size, max(entry.mtime, more.mtime), path)
             yield entry
 
 

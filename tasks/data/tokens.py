@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ def write_tokens(
     layout: TokenLayout,
     lineage: dict[str, Any],
     length_N: np.ndarray | None = None,
+    columns: Mapping[str, Sequence[bytes | None]] = MappingProxyType({}),
 ) -> bytes:
     """One token shard as Parquet bytes, also written to ``path`` if given; same rows, same bytes.
 
@@ -95,7 +97,7 @@ def write_tokens(
     numbers = check_tokens(data, layout, str(path or "tokens"))
     flat = pa.array(numbers.reshape(-1))
     width = int(np.prod(row_shape(layout)))
-    columns = {
+    stored = {
         "key": pa.array(list(keys), pa.string()),
         "view": pa.array(np.asarray(view_N, np.uint8)),
         "label": pa.array(np.asarray(label_N, np.int32)),
@@ -103,9 +105,10 @@ def write_tokens(
         "ids": pa.FixedSizeListArray.from_arrays(flat, width),
     }
     if length_N is not None:
-        columns["length"] = pa.array(np.asarray(length_N, np.uint32))
+        stored["length"] = pa.array(np.asarray(length_N, np.uint32))
     description = {"format": FORMAT, "layout": layout.to_dict(), "lineage": lineage}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(description, sort_keys=True).encode()})
+    stored |= {name: pa.array(list(values), pa.binary()) for name, values in columns.items()}
+    table = pa.table(stored).replace_schema_metadata({_METADATA: json.dumps(description, sort_keys=True).encode()})
     sink = io.BytesIO()
     # Parquet keeps small integers as 32 bits: byte by byte the empty ones vanish, mixed with the others they cost a third more.
     encoding = {"ids.list.element": "BYTE_STREAM_SPLIT"} if layout.discrete else None

@@ -43,6 +43,11 @@ def signal_of(notes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def kind_of(notes: Mapping[str, Any]) -> str:
+    """Name of a dataset's kind, from its record's notes: image where they do not say it."""
+    return str(notes["signal"]["kind"]) if "signal" in notes else "image"
+
+
 def of(notes: Mapping[str, Any]) -> Modality:
     """The kind of a dataset, from its record's notes."""
-    return kind(signal_of(notes)["kind"])
+    return kind(kind_of(notes))

@@ -49,7 +49,7 @@ def open_source(config: DataConfig) -> Source:
         values = (table[entry.name][1] - np.array(windows.mean)) / np.array(windows.std)
         for start, split in cuts(len(values), config, given):
             window = values[start : start + given.history + given.horizon].astype(np.float32)
-            yield Item(f"{entry.name}#{start:08d}", partial(np.copy, window), ONE_CLASS, None, f"{entry.name}#{start}", None, split)
+            yield Item(f"{entry.name}#{start:08d}", partial(np.copy, window), ONE_CLASS, None, f"{entry.name}#{start}", split=split)
 
     @cache
     def scale() -> str:  # the scale is part of what a window is: new values of it make all windows anew

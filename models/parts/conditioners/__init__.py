@@ -1,0 +1,1 @@
+"""Conditioners on more than a class or a text."""
