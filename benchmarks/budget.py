@@ -23,7 +23,7 @@ from tokenloom.models.core.protocols import Batch, Generator, Labels, TokenLayou
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.sampling.sampler import Constant
-from tokenloom.tasks.serving.drawing import default_sampler
+from tokenloom.tasks.serving.predict import default_sampler
 
 ROWS = 4  # of the batch on which FLOPs are counted
 MOMENTS = 8  # of a training run at which they are counted: orders and patch sizes change on the way

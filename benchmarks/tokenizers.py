@@ -30,7 +30,7 @@ CONV, VIT = 3e-3, 1e-3
 
 @dataclass(frozen=True)
 class Entry:
-    """One tokenizer: its recipe, arguments and learning rate; ``base`` is the entry that it stands on."""
+    """One tokenizer: its recipe, arguments and learning rate; ``base`` is the entry that it depends on."""
 
     name: str
     recipe: str

@@ -23,7 +23,7 @@ from tokenloom.tasks.runtime.batch import FOLDER, Submission
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.storage import Storage
 
-PATIENCE = 900.0  # seconds in which all nodes have to be there: machines start one by one
+JOIN_TIMEOUT = 900.0  # seconds in which all nodes have to be there: machines start one by one
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,10 @@ def _answers(address: str) -> bool:
 
 
 def _until(true: Any, started: Any, otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + JOIN_TIMEOUT
     while not true():
         if started is not None and started.poll() is not None:
             raise StepError(f"{otherwise}: it ended with code {started.returncode}; see logs/ray-node.log under the root")
         if time.monotonic() > deadline:
-            raise StepError(f"{otherwise} after {PATIENCE:.0f} s")
+            raise StepError(f"{otherwise} after {JOIN_TIMEOUT:.0f} s")
         time.sleep(0.5)

@@ -28,7 +28,7 @@ from tokenloom.tasks.runtime.checks import check_sharding, check_training, check
 from tokenloom.tasks.runtime.cluster import check_room, node_root, session, worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError, Preempted, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.runtime.stopping import STOP_FILE, asked_to_stop, noted_signals
+from tokenloom.tasks.runtime.stopping import STOP_FILE, noted_signals, stop_requested
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.collapse import WARNINGS, found
@@ -135,8 +135,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
         ArtifactError: an input is not complete.
         ConfigError: no training rows, more workers than rows of a batch, or a tokenizer without ``train`` that has to be trained.
     """
-    from tokenloom.tasks.data.asked import reading, seen_texts
-    from tokenloom.tasks.serving.asking import Asking
+    from tokenloom.tasks.data.conditions import example_texts, with_conditions
+    from tokenloom.tasks.serving.request import ConditionSpec
     from tokenloom.tasks.training.job import TrainJob
 
     noted = step.notes
@@ -164,10 +164,10 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     notes["sharding"] = "fsdp" if sharded else "ddp"
     splits = {split: Rows.of(data, store.uri, split) for split in ("train", "validation")}
     if step.kind == "generator":
-        asking = Asking.of(spec)
-        splits = {split: reading(rows, asking) for split, rows in splits.items()}
-        if asking.texted:
-            notes["texts"] = seen_texts(splits["train"], store)
+        condition_spec = ConditionSpec.of(spec)
+        splits = {split: with_conditions(rows, condition_spec) for split, rows in splits.items()}
+        if condition_spec.texted:
+            notes["texts"] = example_texts(splits["train"], store)
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")
     validation = splits["validation"] if splits["validation"].shards else None
@@ -295,7 +295,7 @@ def worker(config: dict[str, Any]) -> None:
     if storage.exists(failure):
         return
     try:
-        metrics = train(job, rank, world, stop=asked_to_stop(storage, job.folder) if rank == 0 else None)
+        metrics = train(job, rank, world, stop=stop_requested(storage, job.folder) if rank == 0 else None)
         if rank == 0:
             storage.write(f"{job.folder}/{_RESULT}", json.dumps(metrics).encode())
     except Preempted:

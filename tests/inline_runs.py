@@ -41,7 +41,7 @@ def here_fixture(store: Store) -> Iterator[Store]:
         "features.PROTOCOL": Protocol(steps=5),
         "distributed._fit": fit_here,
         "extract.shared_out": in_process,
-        "evaluation.draw.shared_out": in_process,
+        "evaluation.sampling_actor.shared_out": in_process,
     }
     with ExitStack() as patches:
         for name, stand_in in replaced.items():

@@ -22,7 +22,7 @@ from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters, save_model
 from tokenloom.tasks.data import png
 from tokenloom.tasks.evaluate import evaluate, plan_evaluate
-from tokenloom.tasks.evaluation.draw import Drawer
+from tokenloom.tasks.evaluation.sampling_actor import SamplingActor
 from tokenloom.tasks.features import Protocol, features
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 
@@ -203,16 +203,16 @@ def judge_inline(
 ) -> Artifact:
     """An evaluation whose samples are drawn in this process."""
     step = plan_evaluate(name, generator, tokenizer, dataset, judge, sample or SampleConfig(), config, store)
-    with mock.patch("tokenloom.tasks.evaluation.draw._finished", draw_here):
+    with mock.patch("tokenloom.tasks.evaluation.sampling_actor._finished", draw_here):
         return evaluate(step, store, ClusterConfig()).artifact
 
 
 def draw_here(todo, shards, size, step, store, cluster, seed):
     """What the actors do, without actors."""
     models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
-    drawer = Drawer(store.uri, str(store.root), models, step.config["sample"], 1, "cpu")
+    actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu")
     for i in todo:
-        yield (i, *drawer.draw(shards[i], seed, i * size))
+        yield (i, *actor.draw(shards[i], seed, i * size))
 
 
 def copy_store(store: Store, folder: Path, *without: str) -> Store:

@@ -17,11 +17,11 @@ from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels, Text
-from tokenloom.tasks.data.asked import check_captions, reading, seen_texts
 from tokenloom.tasks.data.captions import Captions, in_turn
+from tokenloom.tasks.data.conditions import check_captions, example_texts, with_conditions
 from tokenloom.tasks.data.loader import Loader, share
 from tokenloom.tasks.ingest import ingest
-from tokenloom.tasks.serving.asking import Asking
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.train_loop import train
 
@@ -87,7 +87,7 @@ def test_ragged_captions_come_back() -> None:
 
 def test_batches_carry_captions_and_workers_share_them(store: Store) -> None:
     texts: list[str | None] = [None, "one", "two words", "süß", "", "six"]
-    rows = reading(token_rows(store, texts), Asking.of(spec()))
+    rows = with_conditions(token_rows(store, texts), ConditionSpec.of(spec()))
     loader = Loader(rows, store.cache)
     index = np.array([2, 0, 5, 3, 1, 4])
     batch = loader.get(index)
@@ -103,15 +103,15 @@ def test_batches_carry_captions_and_workers_share_them(store: Store) -> None:
 
 
 def test_a_caption_in_the_data_that_is_too_long_is_one_clear_error(store: Store) -> None:
-    rows = reading(token_rows(store, ["short", "x" * 13]), Asking.of(spec()))
-    with pytest.raises(ConfigError, match="a caption of 13 bytes, and the generator reads at most 12: raise its condition's length"):
+    rows = with_conditions(token_rows(store, ["short", "x" * 13]), ConditionSpec.of(spec()))
+    with pytest.raises(ConfigError, match="a caption of 13 bytes, and the generator takes at most 12: raise its condition's length"):
         Loader(rows, store.cache)
 
 
 def test_data_without_captions_is_one_clear_error(store: Store) -> None:
     with pytest.raises(ConfigError, match=r"no training image has one; set data\.captions: names"):
-        seen_texts(token_rows(store, [None, None]), store)
-    assert seen_texts(token_rows(store, [None, "b", "a", "b"]), store) == ["b", "a"]
+        example_texts(token_rows(store, [None, None]), store)
+    assert example_texts(token_rows(store, [None, "b", "a", "b"]), store) == ["b", "a"]
     run = "smoke_text"
     check_captions(load_run(run))
     for edit, message in (
@@ -125,7 +125,7 @@ def test_data_without_captions_is_one_clear_error(store: Store) -> None:
 
 def test_any_number_of_workers_trains_on_the_same_captions(store: Store, tmp_path: Path) -> None:
     captions: list[str | None] = [None if i % 5 == 0 else f"number {i % 4}" for i in range(24)]
-    rows = reading(token_rows(store, captions), Asking.of(spec()))
+    rows = with_conditions(token_rows(store, captions), ConditionSpec.of(spec()))
     jobs = []
     for folder in ("generator/one-0", "generator/two-0"):
         plain = job(store, rows, None, folder=folder, steps=3, batch=8, precision="float64")

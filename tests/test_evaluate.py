@@ -177,7 +177,7 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing(tmp_path):
                 raise KeyboardInterrupt
             yield result
 
-    with mock.patch("tokenloom.tasks.evaluation.draw._finished", dies):
+    with mock.patch("tokenloom.tasks.evaluation.sampling_actor._finished", dies):
         with pytest.raises(KeyboardInterrupt):
             evaluate(step, store, ClusterConfig())
         resumed = evaluate(step, store, ClusterConfig())

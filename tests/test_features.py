@@ -87,7 +87,7 @@ def test_read_images_takes_splits_limits_and_prepares_by_block():
 
 
 def test_bytes_and_floats_are_inverse():
-    from tokenloom.tasks.serving.drawing import to_uint8
+    from tokenloom.tasks.serving.predict import to_uint8
 
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     np.testing.assert_array_equal(to_uint8(features.to_float(every)), every)

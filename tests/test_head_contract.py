@@ -19,7 +19,7 @@ from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
-class Asking(Categorical):
+class Repeating(Categorical):
     """A categorical head that runs the net three times a group, the second time as at first, and draws from that."""
 
     calls = "several"
@@ -45,7 +45,7 @@ def test_a_head_may_run_the_net_several_times_in_a_group(name: str, guidance: fl
     draws = SampleDraws.of(0, 0, 4)
     plain = list(model.decode_steps(labels, sampler, draws))
     head = model.head
-    head.__class__ = type("Several", (Asking, type(head)), {})
+    head.__class__ = type("Several", (Repeating, type(head)), {})
     head.seen = []  # type: ignore[assignment]
     several = list(model.decode_steps(labels, sampler, draws))
     for first, second in zip(plain, several, strict=True):

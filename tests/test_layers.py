@@ -62,10 +62,10 @@ def graph() -> dict[str, set[str]]:
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     """Groups of modules that import each other, however indirectly."""
     left = {name: set(needs) for name, needs in edges.items()}
-    while done := [name for name, needs in left.items() if not needs & left.keys()]:  # what stands on nothing that is left
+    while done := [name for name, needs in left.items() if not needs & left.keys()]:  # what depends on nothing that is left
         for name in done:
             del left[name]
-    while done := [name for name in left if not any(name in needs for needs in left.values())]:  # what nothing left stands on
+    while done := [name for name in left if not any(name in needs for needs in left.values())]:  # what nothing left depends on
         for name in done:
             del left[name]
     return [sorted(left)] if left else []

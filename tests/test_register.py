@@ -155,7 +155,7 @@ def test_a_champion_of_another_protocol_is_judged_again_under_this_one(store, tr
     inputs = store.record(world().raster).inputs
     strict = FEW.model_copy(update={"components": 8})
     other = judge_inline(store, "strict", *[inputs[r] for r in ("generator", "tokenizer", "dataset", "features")], config=strict)
-    with mock.patch("tokenloom.tasks.evaluation.draw._finished", draw_here):
+    with mock.patch("tokenloom.tasks.evaluation.sampling_actor._finished", draw_here):
         outcome = register(plan(store, other), store, tracker)
     fd = store.record(other).metrics["fd_classifier"], store.record(world().var).metrics["fd_classifier"]
     assert outcome.metrics["promoted"] is (fd[0] <= fd[1])
@@ -257,7 +257,7 @@ def test_the_bundle_opens_where_only_its_code_is(tmp_path):
     bundle.write_code(tmp_path / "code")
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'code')\n"
-        "import numpy as np\nfrom tokenloom.tasks.serving.drawing import open_bundle, sample_shards\n"
+        "import numpy as np\nfrom tokenloom.tasks.serving.predict import open_bundle, sample_shards\n"
         "images = sample_shards(open_bundle(Path('bundle')), np.arange(4), seed=1)\n"
         "here = {m: sys.modules[m].__file__ for m in sys.modules if m.startswith('tokenloom.')}\n"
         "assert all(str(f).startswith(str(Path('code').resolve())) for f in here.values()), here\n"
@@ -312,7 +312,7 @@ def test_mlflow_serves_images_over_http(store, tracker, tmp_path):
         images = ask(address, [3, 1, 4], seed=7)
         assert [image.shape for image in images] == [(32, 32)] * 3
         pair = bundle.open_bundle(Registry(tracker).download("models:/digits-var@champion") / "artifacts" / "bundle")
-        from tokenloom.tasks.serving.drawing import sample_shards
+        from tokenloom.tasks.serving.predict import sample_shards
 
         np.testing.assert_array_equal(np.stack(images), sample_shards(pair, np.array([3, 1, 4]), seed=7)[..., 0])
         assert any((a != b).any() for a, b in zip(images, ask(address, [3, 1, 4], seed=8)))

@@ -17,7 +17,7 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.tasks.evaluation.sample import PLAN, open_model, sample_model
 from tokenloom.tasks.runtime.errors import ArtifactError
-from tokenloom.tasks.serving.drawing import open_pair, sample_images, spread, to_uint8
+from tokenloom.tasks.serving.predict import open_pair, sample_images, spread, to_uint8
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.checkpoint import Checkpoints
 

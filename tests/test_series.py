@@ -21,8 +21,8 @@ from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.modalities.series.judge import scores
 from tokenloom.tasks.modalities.series.served.forecast import Windows, forecast, seasonal_naive
 from tokenloom.tasks.modalities.series.sources import borders, cuts
-from tokenloom.tasks.serving.asking import Asking
-from tokenloom.tasks.serving.drawing import Pair, default_sampler
+from tokenloom.tasks.serving.predict import Pair, default_sampler
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 
 SERIES = modalities.kind("series")
@@ -132,7 +132,7 @@ def trained(steps: int = 150) -> tuple[Pair, Windows]:
         model.losses(batch, "main", Draws.whole(0, step, 16, steps))["loss"].backward()
         optimizer.step()
     model.eval()
-    return Pair(model, tokenizer, default_sampler(model).edited(top_k=1), Asking.of(spec, ["all"])), windows
+    return Pair(model, tokenizer, default_sampler(model).edited(top_k=1), ConditionSpec.of(spec, ["all"])), windows
 
 
 def test_a_forecast_goes_on_with_the_history_at_any_horizon() -> None:

@@ -17,8 +17,7 @@ from benchmarks.faults.proxy import Proxy
 from tokenloom.tasks.data import png
 from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
-from tokenloom.tasks.store import leases
-from tokenloom.tasks.store import retry as patience
+from tokenloom.tasks.store import leases, retry
 from tokenloom.tasks.store.artifacts import StepSpec, Store, Work
 from tokenloom.tasks.store.inspection import inspect
 from tokenloom.tasks.store.leases import object_lease
@@ -73,11 +72,11 @@ def test_a_request_waits_for_a_store_that_comes_back(proxied: tuple[str, Proxy],
     assert [r.levelno for r in caplog.records if r.name == "tokenloom.tasks.store.retry"] == [logging.WARNING]
 
 
-def test_patience_ends_with_the_path_and_is_used_up_once(proxied: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retrying_ends_with_the_path_and_is_used_up_once(proxied: tuple[str, Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
     uri, proxy = proxied
     storage = Storage(uri)
     storage.write("kept", b"1")
-    monkeypatch.setenv(patience.PATIENCE, "1.5")
+    monkeypatch.setenv(retry.LIMIT, "1.5")
     with proxy.cut():
         began = time.monotonic()
         with pytest.raises(StepError, match=f"cannot read {uri}/kept"):
@@ -85,12 +84,12 @@ def test_patience_ends_with_the_path_and_is_used_up_once(proxied: tuple[str, Pro
         assert time.monotonic() - began >= 1.5
         pauses: list[float] = []
         with monkeypatch.context() as patch:
-            patch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append))
+            patch.setattr(retry, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append))
             with pytest.raises(StepError, match="cannot write"):
                 storage.write("new", b"2")
         assert not pauses, "a store that did not come back is not waited for again"
     storage.write("new", b"2")
-    assert not patience._exhausted
+    assert not retry._exhausted
 
 
 @pytest.mark.parametrize("error", [PermissionError("denied"), FileNotFoundError("none"), OSError("AWS Error ACCESS_DENIED")])
@@ -102,7 +101,7 @@ def test_what_cannot_pass_is_not_waited_for(error: OSError) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        patience.patient(call, "read x", "x")
+        retry.retry(call, "read x", "x")
     assert calls == [1]
 
 

@@ -1,4 +1,4 @@
-"""Generators asked in words: the condition, and that samples follow it."""
+"""Generators with text conditions: the condition, and that samples follow it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_wrong_conditions_are_clear_errors() -> None:
     for built, wrong, message in (
         (model(), Labels(torch.tensor([1])), "conditioned on texts, got Labels"),
         (model({}), Text.of(["seven"]), "conditioned on class labels, got Text"),
-        (model(), Text.of(["x" * 13]), "a text of 13 bytes; this model reads at most 12"),
+        (model(), Text.of(["x" * 13]), "a text of 13 bytes; this model takes at most 12"),
         (model({"encoded": {**READ, "encoder": "x", "features": 3}}), TextFeatures(torch.zeros(1, 2, 4)), "width 4; .* of width 3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""A generator asked in words through the whole pipeline, then sampled and served by its captions."""
+"""A generator with text conditions through the whole pipeline, then sampled and served by its captions."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> None:
     model = early(name)  # some parts start at zero and pass no gradient on until they have moved
     touched: set[str] = set()
-    resting: set[tuple[str, ...]] = set()
+    stages: set[tuple[str, ...]] = set()
     for step in (5, 9):
-        if (rest := model.resting(step / 10)) in resting:  # the same stage as before
+        if (frozen := model.frozen_parameters(step / 10)) in stages:  # the same stage as before
             continue
-        resting.add(rest)
+        stages.add(frozen)
         for phase in model.phases:
             model.zero_grad()
             parts = model.losses(batch_of(model), phase, Draws.whole(0, step, ROWS, 10, stream=phase))
@@ -37,7 +37,7 @@ def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> Non
             if model.phase_parameters(phase):
                 parts["loss"].backward()
             moved = {n for n, p in model.phase_parameters(phase) if p.grad is not None and bool(p.grad.abs().sum() > 0)}
-            assert not (wrong := {n for n in moved if n.startswith(rest)}), f"rest and get a gradient: {sorted(wrong)}"
+            assert not (wrong := {n for n in moved if n.startswith(frozen)}), f"frozen, and get a gradient: {sorted(wrong)}"
             touched |= moved
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert touched == trainable, sorted(trainable - touched)
@@ -62,7 +62,7 @@ def test_save_and_load_are_equal(name: str, tmp_path: Path) -> None:
         tokens = model.encode(batch.signal)  # needs nothing but the model's own weights
         assert torch.equal(again.encode(batch.signal).data, tokens.data)
         assert torch.equal(again.decode(tokens), model.decode(tokens))
-        if spec.config().needs:  # losses need what the model stands on
+        if spec.config().needs:  # losses need what the model depends on
             again = build(name, base_steps=30).eval()
             again.load_state_dict(load_file(str(tmp_path / "weights.safetensors")), strict=True)
     draws = [Draws.whole(0, 0, ROWS) for _ in range(2)]

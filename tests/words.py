@@ -1,4 +1,4 @@
-"""A tiny generator that is asked in words, and rows of captions, for the tests of text."""
+"""A tiny generator with text conditions, and rows of captions, for the tests of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READ: dict[str, Any] = {"length": 12, "depth": 1, "heads": 2}
 
 
 def spec(condition: dict[str, Any] | None = None, **args: Any) -> ModelSpec:
-    """A tiny raster generator over 2x2 tokens, asked in words unless ``condition`` is empty."""
+    """A tiny raster generator over 2x2 tokens, with text conditions unless ``condition`` is empty."""
     condition = {"characters": READ} if condition is None else condition
     edits = {"condition": condition} if condition else {}
     small = {"depth": 1, "width": 32, "heads": 2, "dropout": 0.0}

@@ -160,7 +160,8 @@ def trained(name: str) -> Trained:
     model = build(name, base_steps=30)
     batch = batch_to_learn(model)
     key = f"{model.phases[0]}/{'reconstruction' if isinstance(model, Tokenizer) else 'loss'}"
-    learns, staged = any(model.phase_parameters(phase) for phase in model.phases), model.resting(0.0) != model.resting(1.0)
+    learns = any(model.phase_parameters(phase) for phase in model.phases)
+    staged = model.frozen_parameters(0.0) != model.frozen_parameters(1.0)
     untrained, early, history, steps = image_error(model, batch), model, [], (STAGED if staged else STEPS) if learns else EARLY
     for step, row in enumerate(optimize(model, batch, steps), start=1):
         history.append(row)

@@ -249,7 +249,7 @@ class Trials:
         """One byte of one file of the store becomes another one, in a finished store or in one whose run was killed."""
         finished = draw.random() < 0.6
         if finished:
-            # Without the last artifacts what they stand on is used again.
+            # Without the last artifacts what they depend on is used again.
             gone = draw.choice([(), ("generator/",), ("generator/", "tokens/")])
             for path, data in files.items():
                 if not path.startswith(gone):

@@ -71,7 +71,7 @@ def kill_tree(mark: str) -> int:
 
 def _is_worker(process: psutil.Process) -> bool:
     title = " ".join(process.cmdline())
-    return title.startswith("ray::") and any(name in title for name in ("Worker", "Encoder", "Drawer"))
+    return title.startswith("ray::") and any(name in title for name in ("Worker", "Encoder", "SamplingActor"))
 
 
 #: Kind of kill to the processes that it hits.

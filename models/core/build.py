@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenloom.models.core import registry
-from tokenloom.models.core.config import Config, ConfigError, from_dict
+from tokenloom.models.core.config import Config, ConfigError, coerce, fields_from, from_dict
 from tokenloom.models.core.protocols import Method, TokenLayout
 from tokenloom.models.core.signals import SignalSpec, upgraded
 
@@ -107,11 +107,14 @@ class ModelSpec:
         """Inverse of ``to_dict``.
 
         Raises:
-            ConfigError: a newer version wrote it.
+            ConfigError: a newer version wrote it, a missing field, or a value of the wrong type.
         """
-        if data.get("format", FORMAT) > FORMAT:
-            raise ConfigError(f"model {data['recipe']}: format {data['format']} is newer than {FORMAT}: update this version of Tokenloom")
-        return cls(**{k: data[k] for k in ("kind", "recipe", "args", "set", "given")}, resolved=data.get("resolved"))
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"model: {data!r} is not a mapping of fields")
+        if (version := coerce(data.get("format", FORMAT), int, "model.format")) > FORMAT:
+            raise ConfigError(f"model {data.get('recipe')}: format {version} is newer than {FORMAT}: update this version of Tokenloom")
+        known = {field.name for field in fields(cls)}
+        return cls(**fields_from(cls, {name: value for name, value in data.items() if name in known}, "model"))
 
 
 def save_model(folder: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:

@@ -144,6 +144,8 @@ def from_dict(data: Mapping[str, Any], where: str = "config") -> Config:
     Raises:
         ConfigError: an unknown tag or field (a newer version wrote it), a missing field, or a value of the wrong type.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: {data!r} is no config: a mapping with a type is needed")
     tag = data.get("type")
     if not isinstance(tag, str) or (tag not in _TYPES and tag not in tags()):
         raise ConfigError(f"{where}: no config type has the tag {tag!r}; a newer version may have: update this one")
@@ -172,6 +174,24 @@ def _revived(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return [_revived(item, f"{where}[{i}]") for i, item in enumerate(value)]
     return value
+
+
+def fields_from(kind: Any, data: Any, where: str) -> dict[str, Any]:
+    """The fields of a plain dataclass from plain data, checked against its type hints.
+
+    Raises:
+        ConfigError: no mapping, an unknown or missing field, or a value of the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: {data!r} is not a mapping of fields")
+    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    names = {field.name for field in fields}
+    if unknown := [name for name in data if name not in names]:
+        raise ConfigError(f"{where}: unknown field {unknown[0]!r}; a newer version may have it: update this one")
+    for field in fields:
+        if field.name not in data and field.default is field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: the field {field.name!r} is missing")
+    return {name: coerce(value, hints[name], f"{where}.{name}") for name, value in data.items()}
 
 
 class _Field(typing.NamedTuple):
@@ -303,6 +323,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if len(args) == len(value):
             return tuple(coerce(item, a, f"{where}[{i}]") for i, (item, a) in enumerate(zip(value, args)))
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not _finite(value):
+            raise ConfigError(f"{where}: {value!r} is not a finite number")
         return float(value)
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -311,7 +333,16 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return None
     elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
         return value
+    elif origin is dict and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
     elif isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
         return hint.parse(value, where)
     wanted = getattr(hint, "__name__", None) or str(hint)
     raise ConfigError(f"{where}: {value!r} is not a valid {wanted}")
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False

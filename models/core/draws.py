@@ -116,7 +116,7 @@ class SampleDraws:
     """The random numbers of B samples, each from its own seed: (B,) int64 on the device of the samples.
 
     A number is a function of (seed, stream, step, place): ``stream`` names its use ("head", "order", …), ``step`` the decoding step
-    (one for all rows or (B,)), and the place is its index in ``shape``.  Asking twice gives the same numbers twice.
+    (one for all rows or (B,)), and the place is its index in ``shape``.  Calling it twice gives the same numbers twice.
     """
 
     def __init__(self, seed_B: Tensor) -> None:

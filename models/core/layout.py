@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import fields_from
+
 #: Axes along which positions are told apart; ``index`` counts the tokens of a 1-D sequence that stand nowhere in the signal.
 AxisName = Literal["time", "scale", "row", "column", "index"]
 #: The axes inside a scale, by the layout's ``axis``: of images, of 1-D tokens, of samples or frames along time (series, audio).
@@ -130,9 +132,12 @@ class TokenLayout:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenLayout:
-        """Inverse of ``to_dict`` (lists become tuples)."""
-        grids = tuple((int(h), int(w)) for h, w in data["grids"])
-        return cls(**{**data, "grids": grids, "vocabularies": tuple(data.get("vocabularies", ()))})
+        """Inverse of ``to_dict`` (lists become tuples).
+
+        Raises:
+            ConfigError: an unknown or missing field, or a value of the wrong type.
+        """
+        return cls(**fields_from(cls, data, "layout"))
 
     def check(self, other: TokenLayout) -> None:
         """Raise ``LayoutError`` naming each field in which ``other`` differs (an empty fingerprint matches any)."""

@@ -149,10 +149,10 @@ class Method(nn.Module, ABC):
         """Named trainable parameters that this phase optimizes (default: all that require gradients)."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
-    def resting(self, progress: float) -> tuple[str, ...]:
-        """Beginnings of the names of parameters that stay as they are at this share of the run: no momentum or decay moves them.
+    def frozen_parameters(self, progress: float) -> tuple[str, ...]:
+        """Prefixes of the names of parameters that are frozen at this fraction of the run: neither momentum nor decay moves them.
 
-        Stages of a training are told so (default: none rests).
+        A method that is trained in stages overrides it (default: none is frozen).
         """
         return ()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import ConfigError, fields_from
 
 #: Rows and columns of an image or of a grid.
 Shape = tuple[int, int]
@@ -46,10 +46,12 @@ class SignalSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SignalSpec:
-        """Inverse of ``to_dict``."""
-        limits = data["range"]
-        bounds = None if limits is None else (float(limits[0]), float(limits[1]))
-        return cls(kind=data["kind"], shape=tuple(data["shape"]), channels=data["channels"], range=bounds)
+        """Inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: an unknown or missing field, or a value of the wrong type.
+        """
+        return cls(**fields_from(cls, data, "signal"))
 
 
 def image(rows: int, channels: int, columns: int | None = None) -> SignalSpec:

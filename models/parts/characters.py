@@ -146,7 +146,7 @@ class Characters(ReadText):
         longest = condition.byte_BT.shape[1]
         if longest > self.length:
             raise ValueError(
-                f"a text of {longest} bytes; this model reads at most {self.length}: shorten it, or train with a larger length"
+                f"a text of {longest} bytes; this model takes at most {self.length}: shorten it, or train with a larger length"
             )
         x = self.table(F.pad(condition.byte_BT, (0, self.length - longest)).long())
         return x, torch.arange(self.length, device=x.device) < condition.length_B[:, None]
@@ -188,7 +188,7 @@ class Encoded(ReadText):
         longest, width = condition.feature_BTD.shape[1:]
         if longest > self.length or width != self.features:
             raise ValueError(
-                f"features of {longest} pieces and width {width}; this model reads at most {self.length} pieces of width {self.features}"
+                f"features of {longest} pieces and width {width}; this model takes at most {self.length} pieces of width {self.features}"
             )
         x = self.up(self.norm(F.pad(condition.feature_BTD, (0, 0, 0, self.length - longest))))
         return x, F.pad(self._mask(condition), (0, self.length - longest))

@@ -138,8 +138,8 @@ class Sampler(config.Config, tag="sampler"):
             "top_p": (top_p, 1),
         }
         for name, (value, most) in limits.items():
-            if value is not None and not 0 <= value <= most:
-                raise ConfigError(f"sample.{name}={value}: must be between 0 and {most}")
+            if value is not None and not (0 <= value <= most and value < math.inf):
+                raise ConfigError(f"sample.{name}={value}: must be a finite number between 0 and {most}")
         schedule, wanted = self.guidance, {decoder: {}} if isinstance(decoder, str) else decoder
         if guidance_schedule is not None and type(schedule) is not SCHEDULES[guidance_schedule]:
             schedule = SCHEDULES[guidance_schedule](value=schedule.value, clock=schedule.clock)

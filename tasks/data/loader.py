@@ -150,7 +150,7 @@ class Loader:
         self.longest = max((captions.longest for captions in self._captions), default=0)
         if rows.length is not None and self.longest > rows.length:
             raise ConfigError(
-                f"a caption of {self.longest} bytes, and the generator reads at most {rows.length}: "
+                f"a caption of {self.longest} bytes, and the generator takes at most {rows.length}: "
                 f"raise its condition's length, or shorten the captions"
             )
 

@@ -15,15 +15,15 @@ from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import ModelSpec, load_model, parameters
 from tokenloom.models.core.protocols import Density, Generator, Method, Tokenizer
 from tokenloom.tasks.evaluation import judging, pictures, reconstruction
-from tokenloom.tasks.evaluation.draw import draw_samples
-from tokenloom.tasks.evaluation.judging import Findings, Reference, Request
+from tokenloom.tasks.evaluation.judging import EvaluationRequest, Findings, Reference
 from tokenloom.tasks.evaluation.protocol import protocol
 from tokenloom.tasks.evaluation.report import page
+from tokenloom.tasks.evaluation.sampling_actor import draw_samples
 from tokenloom.tasks.evaluation.scores import Judged
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
-from tokenloom.tasks.serving.asking import Asking
-from tokenloom.tasks.serving.drawing import default_sampler
+from tokenloom.tasks.serving.predict import default_sampler
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 from tokenloom.tasks.training.parallel import device_of
 
@@ -88,9 +88,9 @@ def _models(step: StepSpec, store: Store, cluster: ClusterConfig) -> dict[str, t
 def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpec, coded: reconstruction.Coded | None) -> Judged:
     """Sample a model and judge what it draws, and its likelihood, into what is found."""
     config, reference, found, store = here.config, here.reference, here.found, here.store
-    asking = Asking.of(spec, reference.names)
-    request = Request.of(asking, reference, config, store)
-    drawn, speed = draw_samples(here.step, store, here.cluster, config, request.wanted, here.work, here.report)
+    condition_spec = ConditionSpec.of(spec, reference.names)
+    request = EvaluationRequest.of(condition_spec, reference, config, store)
+    drawn, speed = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
     judged, of_samples = judging.judge_samples(drawn, speed, request, reference, config, store)
     _add(found, of_samples)
     found.numbers["parameters"] = parameters(model)
@@ -101,7 +101,7 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
         return judged
     assert coded is not None, "a generator is judged with its tokenizer"
     if "nll" in config.metrics:
-        found.numbers |= judging.generator_likelihood(model, asking, coded, request, reference)
+        found.numbers |= judging.generator_likelihood(model, condition_spec, coded, request, reference)
     found.notes["sampler"] = default_sampler(model).edited(**here.step.config["sample"]).to_dict()
     return judged
 

@@ -21,8 +21,8 @@ from tokenloom.tasks import features
 from tokenloom.tasks.data.captions import in_turn
 from tokenloom.tasks.evaluation import metrics, pictures, reading, reconstruction, scores
 from tokenloom.tasks.runtime.errors import StepError
-from tokenloom.tasks.serving.asking import Asking, Wanted
-from tokenloom.tasks.serving.drawing import spread
+from tokenloom.tasks.serving.predict import spread
+from tokenloom.tasks.serving.request import ConditionSpec, Request
 from tokenloom.tasks.store.artifacts import Artifact, Store
 from tokenloom.tasks.training.curves import read_curves
 
@@ -73,30 +73,30 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What samples are asked for: ``labels`` (N,) in turn over the classes and, of a model of texts, held-out captions of them."""
+class EvaluationRequest:
+    """The samples of an evaluation: ``labels`` (N,) in turn over the classes and, of a model of texts, held-out captions of them."""
 
     labels: NDArray[np.int64]
     texts: list[str] | None = None
     held_out_texts: list[str] | None = None
 
     @classmethod
-    def of(cls, asking: Asking, reference: Reference, config: EvaluateConfig, store: Store) -> Request:
+    def of(cls, condition_spec: ConditionSpec, reference: Reference, config: EvaluateConfig, store: Store) -> EvaluationRequest:
         """The request of a protocol to a model."""
         labels = spread(config.samples, len(reference.names))
-        if asking.column != "text":
+        if condition_spec.column != "text":
             return cls(labels)
         captions = features.read_captions(store, reference.dataset, ["validation", "test"], HELD_OUT_LIMIT)
         return cls(labels, list(in_turn(labels, reference.label, captions)), captions)
 
     @property
-    def wanted(self) -> Wanted:
+    def request(self) -> Request:
         """Labels or texts, one a sample."""
         return self.labels if self.texts is None else self.texts
 
 
 def judge_samples(
-    drawn: scores.Images, speed: float, request: Request, reference: Reference, config: EvaluateConfig, store: Store
+    drawn: scores.Images, speed: float, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples (N, H, W, C) that took 1 / ``speed`` seconds each."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
@@ -109,12 +109,12 @@ def judge_samples(
 
 
 def generator_likelihood(
-    generator: Generator, asking: Asking, coded: reconstruction.Coded, request: Request, reference: Reference
+    generator: Generator, condition_spec: ConditionSpec, coded: reconstruction.Coded, request: EvaluationRequest, reference: Reference
 ) -> Numbers:
     """Bits to code the held-out images' tokens, where the generator has a likelihood."""
     if generator.likelihood != "exact":
         return {}
-    conditions = asking.conditions(reference.label if request.held_out_texts is None else request.held_out_texts)
+    conditions = condition_spec.conditions(reference.label if request.held_out_texts is None else request.held_out_texts)
     return scores.likelihood(generator, coded.tokens, conditions, int(np.prod(reference.image.shape[1:])))
 
 

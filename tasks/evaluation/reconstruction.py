@@ -48,7 +48,7 @@ def device_of(model: nn.Module) -> torch.device:
 @torch.no_grad()
 def code(tokenizer: Tokenizer, image_NHWC: Images, batch: int = 100) -> Coded:
     """Encode and decode images, and time it after one small batch to warm up."""
-    from tokenloom.tasks.serving.drawing import to_uint8
+    from tokenloom.tasks.serving.predict import to_uint8
 
     device = device_of(tokenizer)
     tokenizer.decode(tokenizer.encode(features.to_float(image_NHWC[:4]).to(device)))

@@ -18,8 +18,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.evaluation import pictures
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.serving.asking import Wanted
-from tokenloom.tasks.serving.drawing import SHARD, Pair, open_bundle, open_pair, sample_images, sample_shards, spread
+from tokenloom.tasks.serving.predict import SHARD, Pair, open_bundle, open_pair, sample_images, sample_shards, spread
+from tokenloom.tasks.serving.request import Request
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 from tokenloom.tasks.store.storage import atomic
 from tokenloom.tasks.training.checkpoint import Checkpoints
@@ -180,13 +180,13 @@ def sample_model(
     pair = pair.edited(guidance=guidance, steps=steps)
     kinds = _kinds(pair, classes, texts, title)
     which = spread(total, len(kinds))
-    words = [str(kind) for kind in kinds] if pair.asking.column == "text" else None
+    words = [str(kind) for kind in kinds] if pair.condition_spec.column == "text" else None
     labels = which if words else np.asarray(kinds, np.int64)[which]
-    asked: Wanted = [words[i] for i in which.tolist()] if words else labels
+    request: Request = [words[i] for i in which.tolist()] if words else labels
     parts = []
     for start in range(0, total, SHARD):
         report("sample", start, total, {})
-        condition = pair.asking.conditions(asked[start : start + SHARD])
+        condition = pair.condition_spec.conditions(request[start : start + SHARD])
         parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, start))
     report("sample", total, total, {})
     _write(out, np.concatenate(parts), labels, words)
@@ -209,18 +209,18 @@ def _write(out: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], word
 
 def _kinds(pair: Pair, classes: Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:
     """The different classes or texts to draw."""
-    if pair.asking.column == "class_id":
+    if pair.condition_spec.column == "class_id":
         if texts:
-            raise ConfigError(f"--text {texts[0]!r}: {title} is asked for classes; give --classes")
+            raise ConfigError(f"--text {texts[0]!r}: {title} is conditioned on classes; give --classes")
         chosen = range(max(1, len(pair.classes))) if classes is None else dict.fromkeys(int(k) for k in classes)
-        pair.asking.check(np.asarray(list(chosen), np.int64))
+        pair.condition_spec.check(np.asarray(list(chosen), np.int64))
         return list(chosen)
     if classes is not None:
-        raise ConfigError(f"--classes: {title} is asked in words; give --text")
-    words = list(dict.fromkeys(texts or pair.asking.texts))
+        raise ConfigError(f"--classes: {title} is conditioned on texts; give --text")
+    words = list(dict.fromkeys(texts or pair.condition_spec.texts))
     if not words:
-        raise ConfigError(f"--text: {title} is asked in words; give at least one")
-    pair.asking.check(words)
+        raise ConfigError(f"--text: {title} is conditioned on texts; give at least one")
+    pair.condition_spec.check(words)
     return words
 
 

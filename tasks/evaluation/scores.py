@@ -58,33 +58,33 @@ def small(image_NHWC: Images, side: int = SIDE) -> Images:
 
 def sample_scores(judged: Judged, config: EvaluateConfig) -> Numbers:
     """Every metric of the samples that the protocol asks for."""
-    wanted: set[str] = set(config.metrics)
+    selected: set[str] = set(config.metrics)
     result = Numbers()
-    if wanted & {"fd", "kid", "is"}:
-        result |= _features(judged, wanted, config)
-    if wanted & {"precision_recall", "density_coverage"}:
-        result |= _manifold(judged, wanted, config)
-    if "recognition" in wanted and len(np.unique(judged.train_label)) > 1:
+    if selected & {"fd", "kid", "is"}:
+        result |= _features(judged, selected, config)
+    if selected & {"precision_recall", "density_coverage"}:
+        result |= _manifold(judged, selected, config)
+    if "recognition" in selected and len(np.unique(judged.train_label)) > 1:
         machine = recognition.train(judged.train_small, judged.train_label, config.seed)
         result["recognition"] = machine.accuracy(small(judged.sample), judged.sample_label)
         result["recognition_ceiling"] = machine.accuracy(small(judged.held_out), judged.held_out_label)
-    if "memorisation" in wanted:
+    if "memorisation" in selected:
         result |= _memorisation(judged)
     return result
 
 
-def _features(judged: Judged, wanted: set[str], config: EvaluateConfig) -> Numbers:
+def _features(judged: Judged, selected: set[str], config: EvaluateConfig) -> Numbers:
     name, result = features.NAME, Numbers()
     fake, probability = judged.seen("sample", judged.sample)
     real, _ = judged.seen("held_out", judged.held_out)
-    if "fd" in wanted:
+    if "fd" in selected:
         reference = metrics.moments(real)
         result[f"fd_{name}"] = metrics.frechet_distance(*reference, *metrics.moments(fake))
-    if "kid" in wanted:
+    if "kid" in selected:
         # blocks of at most half of a set, or they would all be the same
         kid = metrics.kernel_distance(real, fake, size=min(1000, min(len(real), len(fake)) // 2), seed=config.seed)
         result |= {f"kid_{name}": kid.mean, f"kid_{name}_deviation": kid.deviation}
-    if "is" in wanted:
+    if "is" in selected:
         score = metrics.inception_score(probability)
         result |= {f"is_{name}": score.mean, f"is_{name}_deviation": score.deviation}
     return result
@@ -101,16 +101,16 @@ def _evenly(total: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, total - 1, min(total, count)).round().astype(np.int64) if count > 0 and total else np.zeros(0, np.int64)
 
 
-def _manifold(judged: Judged, wanted: set[str], config: EvaluateConfig) -> Numbers:
+def _manifold(judged: Judged, selected: set[str], config: EvaluateConfig) -> Numbers:
     from sklearn.decomposition import PCA
 
     real = _flat(manifold_reference(judged, config.samples)[0])
     fake = _flat(small(judged.sample))
     projection = PCA(min(config.components, *real.shape), svd_solver="full").fit(real)
     real, fake, result = projection.transform(real), projection.transform(fake), Numbers()
-    if "precision_recall" in wanted:
+    if "precision_recall" in selected:
         result["precision"], result["recall"] = metrics.precision_recall(real, fake, config.neighbours)
-    if "density_coverage" in wanted:
+    if "density_coverage" in selected:
         result["density"], result["coverage"] = metrics.density_coverage(real, fake, config.neighbours)
     return result
 
@@ -141,8 +141,8 @@ def likelihood(generator: Generator, tokens: list[Tokens], conditions: Condition
     total, start = 0.0, 0
     for part in tokens:
         rows = len(part.data)
-        asked = conditions.part(start, start + rows)
-        total -= float(generator.log_prob(Batch(tokens=part, conditions=asked).to(device)).double().sum())
+        given = conditions.part(start, start + rows)
+        total -= float(generator.log_prob(Batch(tokens=part, conditions=given).to(device)).double().sum())
         start += rows
     bits = total / max(start, 1) / math.log(2)
     return {"nll_bits_per_image": bits, "nll_bits_per_dim": bits / values}

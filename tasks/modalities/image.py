@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenloom.configs.schema import ClusterConfig, DataConfig
     from tokenloom.tasks.data.listing import Item, Source
     from tokenloom.tasks.runtime.progress import Report
-    from tokenloom.tasks.serving.drawing import Pair
+    from tokenloom.tasks.serving.predict import Pair
     from tokenloom.tasks.store.artifacts import Record, StepSpec, Store, Work
 
 #: What each entry of ``evaluate.metrics`` measures.
@@ -103,7 +103,7 @@ class Image(Modality):
         from tokenloom.tasks import serving
         from tokenloom.tasks.serving.bundle import REQUIRED
 
-        column = pair.asking.column
+        column = pair.condition_spec.column
         numbered = column == "class_id"
         return Served(
             inputs={column: "long" if numbered else "string"},
@@ -114,9 +114,9 @@ class Image(Modality):
                 "temperature": ("double", float(pair.sampler.temperature.value)),
                 "steps": ("long", 0),
             },
-            example={column: list(range(len(pair.classes)) if numbered else pair.asking.texts)[:2]},
+            example={column: list(range(len(pair.classes)) if numbered else pair.condition_spec.texts)[:2]},
             code=Path(serving.__file__).parent / "model_def.py",
-            packages=(*REQUIRED, *(["transformers"] if pair.asking.encoder is not None else [])),
+            packages=(*REQUIRED, *(["transformers"] if pair.condition_spec.encoder is not None else [])),
         )
 
     def card(self, dataset: Record, evaluation: Record, texts: Sequence[str]) -> Card:

@@ -14,7 +14,7 @@ from tokenloom.models.core.protocols import Generator, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.tasks import modalities
-from tokenloom.tasks.serving.drawing import default_sampler
+from tokenloom.tasks.serving.predict import default_sampler
 from tokenloom.tasks.store.records import StepSpec
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import tokenloom.tasks.serving.drawing
-from tokenloom.tasks.serving.drawing import Pair, open_bundle
+import tokenloom.tasks.serving.predict
+from tokenloom.tasks.serving.predict import Pair, open_bundle
 from tokenloom.tasks.store.artifacts import Artifact, Store
 
 REQUIRED = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pillow")
@@ -51,7 +51,7 @@ def write_code(folder: Path, rooms: Sequence[Path] = ()) -> list[Path]:
 
     ``rooms`` are further packages below ``tasks``; of the packages above them only the docstrings go along.
     """
-    here = Path(tokenloom.tasks.serving.drawing.__file__).resolve().parent
+    here = Path(tokenloom.tasks.serving.predict.__file__).resolve().parent
     project = here.parent.parent
     shutil.rmtree(folder, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")

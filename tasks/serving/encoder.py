@@ -64,7 +64,7 @@ class FrozenEncoder:
                     pieces = split(text, return_tensors="pt")
                     count = pieces["input_ids"].shape[1]
                     if count > self.length:
-                        raise ConfigError(f"text {text!r}: {count} pieces, this model reads at most {self.length} (condition.length)")
+                        raise ConfigError(f"text {text!r}: {count} pieces, this model takes at most {self.length} (condition.length)")
                     feature[row, :count] = model(**pieces).last_hidden_state[0].float()
                     mask[row, :count] = True
         return TextFeatures(feature, mask)

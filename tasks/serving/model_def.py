@@ -20,16 +20,16 @@ class ImageModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Open the generator and tokenizer that travel with the model."""
-        from tokenloom.tasks.serving.drawing import open_bundle
+        from tokenloom.tasks.serving.predict import open_bundle
 
         self.pair = open_bundle(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``class_id`` or ``text`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature, steps."""
         from tokenloom.models.core.config import ConfigError
-        from tokenloom.tasks.serving.drawing import png_base64, sample_shards
+        from tokenloom.tasks.serving.predict import png_base64, sample_shards
 
-        column = self.pair.asking.column
+        column = self.pair.condition_spec.column
         if column not in model_input:
             raise MlflowException(f"this model takes the column {column!r}, got {', '.join(model_input)}", INVALID_PARAMETER_VALUE)
         rows = model_input[column]
@@ -44,8 +44,8 @@ class ImageModel(PythonModel):
             if steps := int(given.get("steps", 0)):  # 0: the model's own
                 changed["steps"] = steps
             pair = self.pair.edited(**changed)
-            wanted = rows.to_numpy(np.int64) if column == "class_id" else [str(text) for text in rows]
-            images = sample_shards(pair, wanted, int(given.get("seed", 0)))
+            request = rows.to_numpy(np.int64) if column == "class_id" else [str(text) for text in rows]
+            images = sample_shards(pair, request, int(given.get("seed", 0)))
         except ConfigError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
-from tokenloom.tasks.data.asked import check_captions
+from tokenloom.tasks.data.conditions import check_captions
 from tokenloom.tasks.distributed import plan_generator, train_model
 from tokenloom.tasks.runtime.checks import check_generator
 from tokenloom.tasks.steps import ingest, train_tokenizer

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 log = logging.getLogger(__name__)
 
-PATIENCE = "TOKENLOOM_STORE_PATIENCE"  # environment: seconds for which one request is tried again
+LIMIT = "TOKENLOOM_STORE_PATIENCE"  # environment: seconds for which one request is tried again
 _DEFAULT = 60.0  # seconds
 _FIRST, _LONGEST = 0.1, 8.0  # seconds of the first and of the longest pause; each is drawn between half and all of it
 
@@ -40,13 +40,13 @@ def passing(error: Exception) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or (isinstance(error, OSError) and bool(_PASSING.search(str(error))))
 
 
-def patient(call: Callable[[], T], what: str, where: str) -> T:
+def retry(call: Callable[[], T], what: str, where: str) -> T:
     """The result of a call, made again while its error may pass.
 
     Args:
         call: the request; it must be safe to repeat.
         what: the request for the warning, e.g. ``read s3://bucket/x``.
-        where: the store; one that has used up the patience gets none until it answers again.
+        where: the store; one that did not answer within the limit is not retried until it answers again.
 
     Raises:
         OSError: the call's last error, after ``TOKENLOOM_STORE_PATIENCE`` seconds (60) or at once when it cannot pass.
@@ -78,7 +78,7 @@ def patient(call: Callable[[], T], what: str, where: str) -> T:
 def seconds() -> float:
     """For how long a request is tried again."""
     try:
-        return max(0.0, float(os.environ.get(PATIENCE, _DEFAULT)))
+        return max(0.0, float(os.environ.get(LIMIT, _DEFAULT)))
     except ValueError:
         return _DEFAULT
 

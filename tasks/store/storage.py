@@ -21,7 +21,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.conditional import ConditionalWrites
 from tokenloom.tasks.store.files import atomic, clean, create, files_below, is_temporary, sync_folder
-from tokenloom.tasks.store.retry import patient
+from tokenloom.tasks.store.retry import retry
 
 __all__ = ["Storage", "atomic", "clean", "is_temporary", "sync_folder"]
 
@@ -115,7 +115,7 @@ class Storage:
                 from pyarrow import fs
 
                 bucket = self._base.split("/")[0]
-                if patient(lambda: self.fs.get_file_info(bucket), f"look at {self.uri()}", self._base).type == fs.FileType.NotFound:
+                if retry(lambda: self.fs.get_file_info(bucket), f"look at {self.uri()}", self._base).type == fs.FileType.NotFound:
                     raise ConfigError(f"store {self.uri()}: no bucket {bucket!r}; create it or choose another --store")
             if write:
                 probe = f".probe-{uuid.uuid4().hex[:8]}"
@@ -294,7 +294,7 @@ class Storage:
     def _do(self, verb: str, path: str, local: Callable[[], T], remote: Callable[[], T]) -> T:
         """The result of one request; on S3 it is repeated while its error may pass."""
         try:
-            return local() if self.is_local else patient(remote, f"{verb} {self.uri(path)}", self._base)
+            return local() if self.is_local else retry(remote, f"{verb} {self.uri(path)}", self._base)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -34,7 +34,7 @@ def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, eval
         "",
         card.makes,
         "",
-        *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
+        *([f"It is conditioned on texts, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
         *_ingredients(models, dataset, card),
         *_numbers(evaluation, card, (*_SHOWN, *(known for known, _, _ in modality.meanings))),
         *_use(name, card),

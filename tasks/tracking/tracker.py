@@ -25,8 +25,8 @@ from tokenloom.tasks.tracking.runs import FINGERPRINT, Event, Sender, describe
 
 log = logging.getLogger(__name__)
 
-#: Little patience: a server that is away must not hold up training (MLflow's own defaults wait for minutes).
-PATIENCE = {
+#: Short timeouts and one retry: a server that is away must not hold up training (MLflow's own defaults wait for minutes).
+HTTP_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -109,7 +109,7 @@ class Tracker:
     def client(self) -> Any:
         """An ``MlflowClient`` on a database that is ready; raises whatever MLflow does when it is away."""
         if self._client is None:
-            for name, value in PATIENCE.items():
+            for name, value in HTTP_LIMITS.items():
                 os.environ.setdefault(name, value)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             from mlflow import MlflowClient

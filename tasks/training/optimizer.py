@@ -80,7 +80,7 @@ class PhaseOptimizer:
 
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
-        self._resting = model.resting
+        self._frozen = model.frozen_parameters
         decayed, plain, dtype, device = trainable(model, phase)
         self.spans: dict[str, tuple[int, int]] = {}
         end = 0
@@ -143,7 +143,7 @@ class PhaseOptimizer:
         lr = learning_rate(self._settings, step, steps)
         for group in self._adam.param_groups:
             group["lr"] = lr
-        kept = [(part, self.flat[part].clone()) for part in self._parts(self._resting(step / max(1, steps)))]
+        kept = [(part, self.flat[part].clone()) for part in self._parts(self._frozen(step / max(1, steps)))]
         self._adam.step()
         for part, weight in kept:
             self.flat[part].copy_(weight)

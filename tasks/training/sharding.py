@@ -99,7 +99,7 @@ class ShardedOptimizer:
 
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
-        self._resting = model.resting
+        self._frozen = model.frozen_parameters
         decayed, plain, dtype, device = trainable(model, phase)
         self.parameters = dict(decayed + plain)
         self._numbers = torch.zeros(metric_buffer(0) + 1, dtype=dtype, device=device)  # the tail, and the square of the gradient's norm
@@ -148,12 +148,12 @@ class ShardedOptimizer:
 
     @torch.no_grad()
     def step(self, step: int, steps: int) -> float:
-        """One AdamW step with the learning rate of this step (parameters that rest stay as they are), then the EMA; the learning rate."""
+        """One AdamW step with the learning rate of this step (frozen parameters stay as they are), then the EMA; the learning rate."""
         lr = learning_rate(self._settings, step, steps)
         for group in self._adam.param_groups:
             group["lr"] = lr
-        resting = self._resting(step / max(1, steps))
-        kept = {n: _mine(p).clone() for n, p in self.parameters.items() if resting and n.startswith(resting)}
+        frozen = self._frozen(step / max(1, steps))
+        kept = {n: _mine(p).clone() for n, p in self.parameters.items() if frozen and n.startswith(frozen)}
         self._adam.step()
         for name, weight in kept.items():
             _mine(self.parameters[name]).copy_(weight)

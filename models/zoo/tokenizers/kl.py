@@ -1,4 +1,4 @@
-"""KL: a convolutional tokenizer with continuous latents (arXiv:2112.10752; the KL-16 that MAR stands on, arXiv:2406.11838).
+"""KL: a convolutional tokenizer with continuous latents (arXiv:2112.10752; the KL-16 that MAR uses, arXiv:2406.11838).
 
 New: no codebook.  The encoder says mean and variance of a Gaussian at each position, training decodes a sample of it, and a light
 divergence from a standard normal keeps the latents bounded; tokens are the means, scaled to unit variance.

@@ -1,6 +1,6 @@
 """VQ: a convolutional tokenizer with one code a position (VQGAN, arXiv:2012.09841; LlamaGen's quantizer, arXiv:2406.06525).
 
-New: nothing; the baseline that raster generators stand on.  An image becomes one grid of codes, each the nearest entry of a
+New: nothing; the baseline that raster generators use.  An image becomes one grid of codes, each the nearest entry of a
 codebook of unit vectors (the codes' direction is compared, not their length, arXiv:2110.04627).
 Differs: the codebook follows moving averages of the vectors assigned to it and codes out of use are revived, both over all
 workers; convolutions that suit small images, without attention, with 2x2 or 4x4 pixels a step at the ends.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenloom.configs.schema import ClusterConfig, DataConfig
     from tokenloom.tasks.data.listing import Item, Source
     from tokenloom.tasks.runtime.progress import Report
-    from tokenloom.tasks.serving.drawing import Pair
+    from tokenloom.tasks.serving.predict import Pair
     from tokenloom.tasks.store.artifacts import Record, StepSpec, Store, Work
 
 

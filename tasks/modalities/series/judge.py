@@ -23,7 +23,7 @@ from tokenloom.tasks.evaluation.report import page
 from tokenloom.tasks.modalities.series.served.forecast import QUANTILES, Windows, forecast, seasonal_naive
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
-from tokenloom.tasks.serving.drawing import open_pair
+from tokenloom.tasks.serving.predict import open_pair
 from tokenloom.tasks.store.artifacts import StepSpec, Store, Work
 from tokenloom.tasks.training.parallel import device_of
 

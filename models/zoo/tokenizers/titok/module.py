@@ -92,7 +92,7 @@ class TwoStage(Autoencoder):
         """Whether the first stage is on at this share of the run."""
         return progress < 1 - self.config.stage2
 
-    def resting(self, progress: float) -> tuple[str, ...]:
+    def frozen_parameters(self, progress: float) -> tuple[str, ...]:
         if self.names_codes(progress):
             return ("decoder.codebook", "decoder.before.", "decoder.pixels.", "adversarial.")
         return ("encoder.", "quant_conv.", "quantizer.")

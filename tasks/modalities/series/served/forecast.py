@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Labels
-from tokenloom.tasks.serving.drawing import Pair
+from tokenloom.tasks.serving.predict import Pair
 
 ROWS = 512  # sample paths drawn at once
 QUANTILES = (0.1, 0.5, 0.9)

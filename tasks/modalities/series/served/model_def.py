@@ -22,7 +22,7 @@ class SeriesModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open the generator and tokenizer that travel with the model."""
         from tokenloom.tasks.modalities.series.served.forecast import Windows
-        from tokenloom.tasks.serving.drawing import open_bundle
+        from tokenloom.tasks.serving.predict import open_bundle
 
         folder = Path(context.artifacts["bundle"])
         self.pair = open_bundle(folder)

@@ -1,4 +1,4 @@
-"""Drawing images from a generator and its tokenizer: the same code for evaluation, the command line and a server.
+"""Sampling images from a generator and its tokenizer: the same code for evaluation, the command line and a server.
 
 Shapes: N images, H W rows and columns, C channels.
 """
@@ -22,24 +22,24 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer
 from tokenloom.models.sampling.sampler import Sampler
-from tokenloom.tasks.serving.asking import Asking, Wanted
+from tokenloom.tasks.serving.request import ConditionSpec, Request
 
-SHARD = 250  # images drawn at once
+SHARD = 250  # images sampled at once
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A generator with its tokenizer, or a density alone, the sampler to use, and what it may be asked for."""
+    """A generator with its tokenizer, or a density alone, the sampler to use, and the conditions that it takes."""
 
     generator: Generator | Density
     tokenizer: Tokenizer | None
     sampler: Sampler
-    asking: Asking
+    condition_spec: ConditionSpec
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
-        return self.asking.classes
+        return self.condition_spec.classes
 
     @property
     def device(self) -> torch.device:
@@ -77,10 +77,10 @@ def open_pair(
     """
     loaded, spec = load_model(generator, device)
     if tokenizer is None:
-        return Pair(cast(Density, loaded), None, Sampler(), Asking.of(spec, classes, texts))
+        return Pair(cast(Density, loaded), None, Sampler(), ConditionSpec.of(spec, classes, texts))
     g, t = cast(Generator, loaded), cast(Tokenizer, load_model(tokenizer, device)[0])
     t.layout.check(g.layout)
-    return Pair(g, t, default_sampler(g).edited(**(sample or {})), Asking.of(spec, classes, texts))
+    return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts))
 
 
 def open_bundle(folder: Path, device: str = "cpu") -> Pair:
@@ -108,7 +108,7 @@ def spread(n: int, classes: int) -> NDArray[np.int64]:
 def sample_images(
     generator: Generator | Density,
     tokenizer: Tokenizer | None,
-    wanted: NDArray[np.int64] | Conditions,
+    request: NDArray[np.int64] | Conditions,
     sampler: Sampler,
     seed: int,
     start: int = 0,
@@ -121,7 +121,7 @@ def sample_images(
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
     """
     device = next(generator.parameters()).device
-    conditions = Conditions.of(Labels(torch.tensor(wanted, dtype=torch.int64))) if isinstance(wanted, np.ndarray) else wanted
+    conditions = Conditions.of(Labels(torch.tensor(request, dtype=torch.int64))) if isinstance(request, np.ndarray) else request
     draws = SampleDraws.of(seed, start, start + conditions.rows, device)
     if isinstance(generator, Density):
         return to_uint8(generator.sample(conditions.to(device), draws))
@@ -130,13 +130,13 @@ def sample_images(
     return to_uint8(tokenizer.decode(tokens))
 
 
-def sample_shards(pair: Pair, wanted: Wanted, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
-    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on what is wanted and the seed alone."""
-    pair.asking.check(wanted)
-    parts = [
-        sample_images(pair.generator, pair.tokenizer, pair.asking.conditions(wanted[start : start + rows]), pair.sampler, seed, start)
-        for start in range(0, len(wanted), rows)
-    ]
+def sample_shards(pair: Pair, request: Request, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
+    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on the request and the seed alone."""
+    pair.condition_spec.check(request)
+    parts = []
+    for start in range(0, len(request), rows):
+        conditions = pair.condition_spec.conditions(request[start : start + rows])
+        parts.append(sample_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start))
     return np.concatenate(parts)
 
 

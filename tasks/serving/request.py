@@ -1,4 +1,4 @@
-"""What a generator may be asked for: classes or texts, checked and made into its condition."""
+"""Which conditions a generator takes (classes or texts), and how a request is checked and made into them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tokenloom.models.parts.conditions import Conditioner, condition_of
 from tokenloom.tasks.serving.encoder import FrozenEncoder
 
 #: Class numbers (N,), or N texts.
-Wanted = NDArray[np.int64] | Sequence[str]
+Request = NDArray[np.int64] | Sequence[str]
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What a request may hold: ``names`` of conditions, ``classes`` are its class names, ``texts`` captions as in its data."""
+class ConditionSpec:
+    """The conditions of a generator: their ``names``, the names of its ``classes``, and ``texts``, example captions from its data."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -32,8 +32,8 @@ class Asking:
     encoder: FrozenEncoder | None = None
 
     @classmethod
-    def of(cls, spec: ModelSpec, classes: Sequence[str] = (), texts: Sequence[str] = ()) -> Asking:
-        """That of a generator's spec."""
+    def of(cls, spec: ModelSpec, classes: Sequence[str] = (), texts: Sequence[str] = ()) -> ConditionSpec:
+        """The conditions that a generator of this spec takes."""
         condition = condition_of(spec.config())
         encoder = encoder_of(condition)
         length = condition.length if isinstance(condition, ReadText.Config) else None
@@ -47,7 +47,7 @@ class Asking:
 
     @property
     def column(self) -> str:
-        """Name of what it is asked by: ``class_id`` or ``text``."""
+        """The column of a request: ``class_id`` or ``text``."""
         return "text" if self.texted else "class_id"
 
     @property
@@ -55,39 +55,39 @@ class Asking:
         """Whether texts are among its conditions."""
         return bool({Text.name, TextFeatures.name} & set(self.names))
 
-    def check(self, wanted: Wanted) -> None:
-        """Refuse what the generator does not know.
+    def check(self, request: Request) -> None:
+        """Refuse a request that the generator cannot follow.
 
         Raises:
             ConfigError: texts instead of classes or the other way round, a class that it does not have, a text that is too long.
         """
-        if isinstance(wanted, np.ndarray) == self.texted:
-            what = "classes, and was given texts" if not self.texted else "texts, and was given classes"
-            raise ConfigError(f"this model is asked for {what}")
-        if isinstance(wanted, np.ndarray):
-            check_labels(wanted, self.classes)
+        if isinstance(request, np.ndarray) == self.texted:
+            what = "texts, and the request holds classes" if self.texted else "classes, and the request holds texts"
+            raise ConfigError(f"this model is conditioned on {what}")
+        if isinstance(request, np.ndarray):
+            check_labels(request, self.classes)
         elif Text.name in self.names and self.length is not None:
-            for text in wanted:
+            for text in request:
                 if len(text.encode()) > self.length:
-                    raise ConfigError(f"text {text!r}: {len(text.encode())} bytes, this model reads at most {self.length}")
+                    raise ConfigError(f"text {text!r}: {len(text.encode())} bytes, this model takes at most {self.length}")
 
-    def conditions(self, wanted: Wanted) -> Conditions:
+    def conditions(self, request: Request) -> Conditions:
         """The conditions of one sample a row.
 
         Raises:
             ConfigError: see ``check``; a text encoder that cannot be had.
         """
-        self.check(wanted)
-        return Conditions.of(self._condition(wanted))
+        self.check(request)
+        return Conditions.of(self._condition(request))
 
-    def _condition(self, wanted: Wanted) -> Condition:
-        if isinstance(wanted, np.ndarray):
-            return Labels(torch.tensor(wanted, dtype=torch.int64))
+    def _condition(self, request: Request) -> Condition:
+        if isinstance(request, np.ndarray):
+            return Labels(torch.tensor(request, dtype=torch.int64))
         if Text.name in self.names:
-            return Text.of(wanted)
+            return Text.of(request)
         if self.encoder is None:
-            raise ConfigError("this model reads features of texts, and nothing says which encoder makes them")
-        return self.encoder(wanted)
+            raise ConfigError("this model takes features of texts, and no encoder is named that makes them")
+        return self.encoder(request)
 
 
 def encoder_of(condition: Conditioner.Config | None) -> dict[str, Any] | None:

@@ -21,18 +21,18 @@ from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work, sha
 from tokenloom.tasks.store.verification import read_verified
 
 if TYPE_CHECKING:
-    from tokenloom.tasks.serving.asking import Wanted
+    from tokenloom.tasks.serving.request import Request
 
 
 def draw_samples(
-    step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, wanted: Wanted, work: Work, report: Report
+    step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, request: Request, work: Work, report: Report
 ) -> tuple[NDArray[np.uint8], float]:
-    """A sample of each wanted label or text, and images a second of one worker; a shard that is finished is not drawn again."""
-    shards = [wanted[start : start + config.shard] for start in range(0, len(wanted), config.shard)]
+    """A sample of each label or text of the request, and images a second of one worker; a shard that is finished is not drawn again."""
+    shards = [request[start : start + config.shard] for start in range(0, len(request), config.shard)]
     marks = {i: payload for i in range(len(shards)) if (payload := work.done(f"samples-{i:05d}"))}
     todo = [i for i in range(len(shards)) if i not in marks]
-    done = len(wanted) - sum(len(shards[i]) for i in todo)
-    report("sample", done, len(wanted), {})
+    done = len(request) - sum(len(shards[i]) for i in todo)
+    report("sample", done, len(request), {})
     for i, image, seconds in _finished(todo, shards, config.shard, step, store, cluster, config.seed) if todo else ():
         path = f"{work.folder}/parts/{i:05d}.npy"
         raw = io.BytesIO()
@@ -44,7 +44,7 @@ def draw_samples(
         }
         work.mark(f"samples-{i:05d}", marks[i])
         done += len(image)
-        report("sample", done, len(wanted), {"images_per_second": marks[i]["rate"]})
+        report("sample", done, len(request), {"images_per_second": marks[i]["rate"]})
     files = [marks[i]["files"][0] for i in range(len(shards))]
     images = [np.load(io.BytesIO(read_verified(store.storage, f["path"], f["sha256"])), allow_pickle=False) for f in files]
     # the median of the shards: the first one of a worker warms up
@@ -52,25 +52,25 @@ def draw_samples(
 
 
 def _finished(
-    todo: list[int], shards: Sequence[Wanted], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
+    todo: list[int], shards: Sequence[Request], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
 ) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
     """Yield (shard, images, seconds) as the actors finish, in any order."""
     run = cluster.execution
     models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer", "density") if role in step.inputs]
     given = (store.uri, worker_root(cluster, store.root), models, step.config.get("sample", {}), run.threads, run.device)
     calls = [Call(i, "draw", (shards[i], seed, i * size)) for i in todo]
-    for i, (images, seconds) in shared_out(Drawer, given, calls, store.root, cluster, what="sampling"):
+    for i, (images, seconds) in shared_out(SamplingActor, given, calls, store.root, cluster, what="sampling"):
         yield i, images, seconds
 
 
-class Drawer:
+class SamplingActor:
     """Generator and tokenizer, or the density, of one worker; everything it is given is an address or plain data."""
 
     def __init__(self, store: str, root: str, models: list[dict[str, str]], sample: dict[str, Any], threads: int, device: str) -> None:
         import torch
 
         from tokenloom.tasks.runtime.cluster import node_root
-        from tokenloom.tasks.serving.drawing import open_pair
+        from tokenloom.tasks.serving.predict import open_pair
 
         torch.set_num_threads(threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -78,11 +78,11 @@ class Drawer:
         folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in models]
         self._pair = open_pair(folders[0], folders[1] if len(folders) > 1 else None, [], sample, device)
 
-    def draw(self, wanted: Wanted, seed: int, start: int) -> tuple[NDArray[np.uint8], float]:
+    def draw(self, request: Request, seed: int, start: int) -> tuple[NDArray[np.uint8], float]:
         """The images of one shard, which begins at sample number ``start``, and the seconds it took."""
-        from tokenloom.tasks.serving.drawing import sample_images
+        from tokenloom.tasks.serving.predict import sample_images
 
-        asked = wanted if isinstance(wanted, np.ndarray) else self._pair.asking.conditions(wanted)
+        conditions = request if isinstance(request, np.ndarray) else self._pair.condition_spec.conditions(request)
         began = time.perf_counter()
-        images = sample_images(self._pair.generator, self._pair.tokenizer, asked, self._pair.sampler, seed, start)
+        images = sample_images(self._pair.generator, self._pair.tokenizer, conditions, self._pair.sampler, seed, start)
         return images, time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Asking in words: sampling and serving, with characters and with a frozen encoder."""
+"""Generators with text conditions: sampling and serving, with characters and with a frozen encoder."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tokenloom.models.core.protocols import TextFeatures, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.parts.characters import Encoded
 from tokenloom.models.sampling.sampler import Sampler
-from tokenloom.tasks.data.asked import check_captions, reading
+from tokenloom.tasks.data.conditions import check_captions, with_conditions
 from tokenloom.tasks.data.loader import Loader
-from tokenloom.tasks.serving.asking import Asking
-from tokenloom.tasks.serving.drawing import Pair, sample_shards
 from tokenloom.tasks.serving.encoder import FrozenEncoder
+from tokenloom.tasks.serving.predict import Pair, sample_shards
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 
 
@@ -41,7 +41,7 @@ class Painter(torch.nn.Module):
 
 def pair(condition: dict[str, Any] | None = None, texts: tuple[str, ...] = TEXTS) -> Pair:
     built = noisy(model(condition))
-    return Pair(built, Painter(), Sampler(), Asking.of(spec(condition), ("no", "yes"), texts))  # type: ignore[arg-type]
+    return Pair(built, Painter(), Sampler(), ConditionSpec.of(spec(condition), ("no", "yes"), texts))  # type: ignore[arg-type]
 
 
 def test_the_same_text_and_seed_give_the_same_image() -> None:
@@ -54,10 +54,10 @@ def test_the_same_text_and_seed_give_the_same_image() -> None:
 @pytest.mark.parametrize(
     ("condition", "wanted", "message"),
     [
-        (None, np.array([0]), "asked for texts, and was given classes"),
-        ({}, ["seven"], "asked for classes, and was given texts"),
+        (None, np.array([0]), "conditioned on texts, and the request holds classes"),
+        ({}, ["seven"], "conditioned on classes, and the request holds texts"),
         ({}, np.array([2]), "class_id 2: this model has the classes 0 to 1"),
-        (None, ["thirteen char"], "text 'thirteen char': 13 bytes, this model reads at most 12"),
+        (None, ["thirteen char"], "text 'thirteen char': 13 bytes, this model takes at most 12"),
         ({"encoded": {**READ, "encoder": "nowhere", "features": 3}}, ["x"], "text encoder 'nowhere'"),
     ],
 )
@@ -80,15 +80,15 @@ def test_sample_draws_texts_and_names_them(tmp_path: Path, monkeypatch: pytest.M
     draw("c.png", total=4)
     with Image.open(tmp_path / "c.png") as image:
         assert image.size[0] > 2 * 50 + 40  # two images in a row, and the text at their left
-    with pytest.raises(ConfigError, match="--classes: x is asked in words; give --text"):
+    with pytest.raises(ConfigError, match="--classes: x is conditioned on texts; give --text"):
         draw("d.png", classes=[1])
     with pytest.raises(ConfigError, match=r"sample\.steps: the order Raster fixes its steps"):
         draw("d.png", steps=2)
     monkeypatch.setattr(sample, "open_model", lambda *_: (pair(texts=()), "x"))
-    with pytest.raises(ConfigError, match="--text: x is asked in words; give at least one"):
+    with pytest.raises(ConfigError, match="--text: x is conditioned on texts; give at least one"):
         draw("d.png")
     monkeypatch.setattr(sample, "open_model", lambda *_: (pair({}), "x"))
-    with pytest.raises(ConfigError, match="--text 'seven': x is asked for classes; give --classes"):
+    with pytest.raises(ConfigError, match="--text 'seven': x is conditioned on classes; give --classes"):
         draw("d.png", texts=["seven"])
 
 
@@ -104,7 +104,7 @@ def test_a_served_model_takes_text_and_steps() -> None:
     many = [TEXTS[i % 2] for i in range(12)]
     assert ask(many, seed=1) == ask(many, seed=1, steps=0) != ask(many, seed=2)
     for wrong, params, message in (
-        (["x" * 13], {}, "reads at most 12"),
+        (["x" * 13], {}, "takes at most 12"),
         (["a"], {"steps": 2}, "fixes its steps"),
     ):
         with pytest.raises(MlflowException, match=message):
@@ -134,7 +134,7 @@ def test_features_are_made_once_a_caption_and_cached(store: Store, monkeypatch: 
     asked: list[str] = []
     monkeypatch.setattr(FrozenEncoder, "check", lambda self: None)
     monkeypatch.setattr(FrozenEncoder, "__call__", lambda self, texts: asked.extend(texts) or letters(self, texts))
-    rows = reading(token_rows(store, ["ab", None, "abc", "ab"]), Asking.of(spec(ENCODED)))
+    rows = with_conditions(token_rows(store, ["ab", None, "abc", "ab"]), ConditionSpec.of(spec(ENCODED)))
     batch = Loader(rows, store.cache).get(np.array([3, 1, 2, 0]))
     assert asked == ["ab", "abc"]
     Loader(rows, store.cache)
@@ -147,7 +147,7 @@ def test_features_are_made_once_a_caption_and_cached(store: Store, monkeypatch: 
 
 def test_samples_follow_features_of_a_frozen_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrozenEncoder, "__call__", letters)
-    ask = Asking.of(spec(ENCODED)).conditions
+    ask = ConditionSpec.of(spec(ENCODED)).conditions
     ids = torch.tensor([[0] * 4, [3] * 4])[torch.arange(16) % 2]
     built = trained(model(ENCODED), ask([TEXTS[i % 2] for i in range(16)]), ids, 80)
     assert isinstance(built.condition, Encoded)
@@ -180,9 +180,9 @@ def test_an_encoder_has_a_hub_name_or_a_whole_path(name: str, fine: bool, monkey
 
 def test_features_that_no_encoder_makes_are_refused(store: Store) -> None:
     args = {**get("infinity").tiny, "text": 6}
-    asking = Asking.of(ModelSpec("generator", "infinity", args))
-    with pytest.raises(ConfigError, match="nothing says which encoder makes them"):
-        reading(token_rows(store, ["a"]), asking)
+    condition_spec = ConditionSpec.of(ModelSpec("generator", "infinity", args))
+    with pytest.raises(ConfigError, match="no encoder is named"):
+        with_conditions(token_rows(store, ["a"]), condition_spec)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert", "clip"])
@@ -213,7 +213,7 @@ def test_real_encoders_give_features_of_each_text_alone(kind: str, tmp_path: Pat
     assert torch.equal(together.feature_BTD[2:], encoder(["two"]).feature_BTD)
     assert together.feature_BTD[0, :3].abs().min(1).values.max() > 0
     assert not together.feature_BTD[1].any()
-    with pytest.raises(ConfigError, match="6 pieces, this model reads at most 5"):
+    with pytest.raises(ConfigError, match="6 pieces, this model takes at most 5"):
         encoder(["a a a a a a"])
     with pytest.raises(ConfigError, match=r"condition\.features=9: the encoder .* has features of width 16"):
         FrozenEncoder(str(tmp_path), 5, 9)(["a"])

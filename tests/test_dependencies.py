@@ -42,12 +42,12 @@ class Above(Tokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PlainConfig, tag="test.above"):
-        stands_on: tuple[str, ...] = ("tokenizer", "features")
+        dependencies: tuple[str, ...] = ("tokenizer", "features")
         trained: bool = True
 
         @property
         def needs(self) -> tuple[str, ...]:
-            return self.stands_on
+            return self.dependencies
 
         def build(self, *, signal: Any, **given: Any) -> Above:
             return Above(self, signal, **given)
@@ -94,7 +94,7 @@ def recipes() -> Iterator[None]:
     """The recipe ``above`` for the length of a test, its needs and whether it is trained as arguments."""
 
     def above(needs: tuple[str, ...] = ("tokenizer", "features"), trained: bool = True) -> Above.Config:
-        return Above.Config(stands_on=needs, trained=trained)
+        return Above.Config(dependencies=needs, trained=trained)
 
     registry.names()
     registry.register("above", kind="tokenizer", paper="-", tiny={})(above)
