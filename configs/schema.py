@@ -22,11 +22,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(Section):
-    """Where the images come from and how they are made to fit."""
+class SeriesConfig(Section):
+    """How windows are cut from series: ``history`` values that are given and ``horizon`` values to forecast."""
 
-    source: Identity[str] = Field(description="digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB or hf:REPO")
-    size: Identity[int] = Field(ge=4, le=4096, description="rows and columns of the square image, in pixels")
+    history: Identity[int] = Field(ge=1, description="values before a forecast")
+    horizon: Identity[int] = Field(ge=1, description="values of a forecast")
+    stride: Identity[int] = Field(1, ge=1, description="values between the starts of two training windows")
+    season: Identity[int] = Field(1, ge=1, description="period of the seasonal naive forecast, in values; 1 repeats the last value")
+    values: Identity[list[str] | None] = Field(None, description="names of the value columns; all numeric ones if not given")
+
+
+class DataConfig(Section):
+    """Where the items come from and how they are made to fit."""
+
+    kind: Added[str] = Field("image", description="kind of signal: image or series")
+    source: Identity[str] = Field(
+        description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, hf:REPO; "
+        "series: sunspots, co2, csv:GLOB, parquet:GLOB"
+    )
+    size: Identity[int] = Field(0, ge=0, le=4096, description="rows and columns of the square image, in pixels (4 to 4096)")
+    series: Added[SeriesConfig | None] = Field(None, description="windows of a series; for kind: series")
     channels: Identity[Literal[1, 3]] = Field(1, description="1 grey, 3 RGB")
     fit: Identity[Literal["pad", "crop", "resize"]] = Field(
         "resize", description="pad (never resized), crop (centre) or antialiased resize"
@@ -43,6 +58,14 @@ class DataConfig(Section):
     )
     max_pixels: Identity[int] = Field(100_000_000, ge=1, description="larger images are quarantined unread")
     on_bad: Execution[Literal["quarantine", "stop"]] = Field("quarantine", description="what a bad image does")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> DataConfig:
+        if self.kind == "image" and self.size < 4:
+            raise ValueError(f"size={self.size}: give rows and columns of the image, 4 to 4096 pixels")
+        if (self.kind == "series") != (self.series is not None):
+            raise ValueError("series: {history, horizon, …} goes with kind: series")
+        return self
 
     @model_validator(mode="after")
     def _splits(self) -> DataConfig:
@@ -89,7 +112,7 @@ class StageConfig(Section):
 
 
 class BaseConfig(Section):
-    """The tokenizer that another one stands on, trained before it or used: exactly one of ``recipe`` and ``use``."""
+    """The tokenizer that another one depends on, trained before it or used: exactly one of ``recipe`` and ``use``."""
 
     where: ClassVar[str] = "tokenizer.base"
 
@@ -109,13 +132,13 @@ class BaseConfig(Section):
 class TokenizerConfig(BaseConfig):
     """A tokenizer to train, or one to use: exactly one of ``recipe`` and ``use``.
 
-    ``base`` is the tokenizer that a recipe stands on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
+    ``base`` is the tokenizer that a recipe depends on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
     trained first, whatever the data does later.
     """
 
     where: ClassVar[str] = "tokenizer"
 
-    base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one stands on: a recipe or {use: ARTIFACT}")
+    base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one depends on: a recipe or {use: ARTIFACT}")
     pinned: Execution[bool] = False
 
     @model_validator(mode="after")
@@ -159,7 +182,9 @@ class SampleConfig(Section):
     )
 
 
-Metric = Literal["fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text"]
+Metric = Literal[
+    "fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text",
+    "mase", "crps", "mse"]  # fmt: skip
 #: What is measured unless the run says otherwise.
 METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction", "text")
 #: Those that judge a tokenizer; the others judge samples.

@@ -1,1 +1,1 @@
-"""The steps of the pipeline and all that they stand on."""
+"""The steps of the pipeline and all that they depend on."""

@@ -12,6 +12,7 @@ import platform
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 from tokenloom.tasks.data.loader import Rows
-from tokenloom.tasks.modalities.spec import signal_of
+from tokenloom.tasks.modalities import signal_of
 from tokenloom.tasks.runtime.checks import check_sharding, check_training, check_warm_start
 from tokenloom.tasks.runtime.cluster import check_room, node_root, session, worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError, Preempted, StepError
@@ -47,7 +48,7 @@ _FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
 def plan_tokenizer(
     name: str, config: BaseConfig, dataset: Artifact, store: Store, base: Artifact | None = None, features: Artifact | None = None
 ) -> StepSpec:
-    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it stands on.
+    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it depends on.
 
     Without ``config.train`` it is built only: a recipe that has nothing to train.
 
@@ -144,18 +145,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     notes: dict[str, Any] = {"classes": data["classes"]}
     roles, start = roles_of(step), step.inputs.get("warm_start")
     adopt = {role: artifact.folder for role, artifact in roles.items()} | ({"warm_start": start.folder} if start else {})
-    given: dict[str, Any]
-    if step.kind == "generator":
-        given = {"layout": data["layout"], "classes": len(data["classes"])}
-    else:
-        given = {"signal": signal_of(data)}
-        given |= {"classes": len(data["classes"])} if step.kind == "density" else {}
-    for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
-        if artifact.kind == "tokenizer":
-            given[role] = store.record(artifact).notes["spec"]
-        elif artifact.kind == "features":
-            given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
-    spec = replace(spec, given=given, resolved=step.config["config"])
+    spec = replace(spec, given=_given(step.kind, data, roles, store), resolved=step.config["config"])
     spec.check_roles(roles)
     if start is not None:
         check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
@@ -186,6 +176,22 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     return job, notes
 
 
+def _given(kind: str, data: dict[str, Any], roles: dict[str, Artifact], store: Store) -> dict[str, Any]:
+    """What the data and the models that it depends on give to a model that is built (``ModelSpec.given``)."""
+    given: dict[str, Any]
+    if kind == "generator":
+        given = {"layout": data["layout"], "classes": len(data["classes"])}
+    else:
+        given = {"signal": signal_of(data)}
+        given |= {"classes": len(data["classes"])} if kind == "density" else {}
+    for role, artifact in roles.items():  # of what shapes the model, not of what its loss alone uses
+        if artifact.kind == "tokenizer":
+            given[role] = store.record(artifact).notes["spec"]
+        elif artifact.kind == "features":
+            given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
+    return given
+
+
 def roles_of(step: StepSpec) -> dict[str, Artifact]:
     """The trained models that a training is given, by the role that they have in it; a tokenizer's base is its ``tokenizer``."""
     data = ("dataset", "tokens", "warm_start")
@@ -200,11 +206,12 @@ def settings_of(plain: dict[str, Any]) -> TrainSettings:
 
 def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, run: Run | None, report: Report) -> dict[str, Any]:
     """Run the workers to the end, passing on their metrics; the final ones."""
-    storage = store.storage
-    tail = Tail(storage, job.folder)
-    total, pause = job.settings.steps, 0.25 if storage.is_local else 3.0
+    tail, total = Tail(store.storage, job.folder), job.settings.steps
     done = tail.new()
     report(step.step, done[-1]["step"] if done else 0, total, {})
+    if run is not None:  # what an interrupted run had left in the store; the tracker drops what it already has
+        for row in done:
+            run.log(numbers(row), row["step"])
 
     def pass_on() -> None:
         for row in tail.new():
@@ -214,46 +221,54 @@ def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, ru
             if run is not None:
                 run.log(numbers(row), row["step"])
 
-    if run is not None:  # what an interrupted run had left in the store; the tracker drops what it already has
-        for row in done:
-            run.log(numbers(row), row["step"])
     with session(cluster, store.root) as current:
         check_room(current.ray, cluster, cluster.execution.workers)
         trainer = trainer_of(worker, job, f"{step.kind}-{step.name}-{step.fingerprint}", store, cluster, current)
-        outcome: dict[str, BaseException] = {}
+        stopped, error = _wait(trainer, store.storage, job.folder, pass_on)
+    return _result(step, store, cluster, stopped, error)
 
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                outcome["error"] = error
 
-        # Training waits in a thread, so that this one keeps the signals and the progress.
-        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-        with noted_signals() as asked:
-            thread.start()
-            told = False
-            while thread.is_alive():
-                thread.join(pause)
-                pass_on()
-                if asked and not told:
-                    storage.write(f"{job.folder}/{STOP_FILE}", json.dumps({"signal": asked[0]}).encode())
-                    told = True
-        pass_on()
-    failure = _read(storage, f"{job.folder}/{_FAILURE}")
+def _wait(trainer: Any, storage: Storage, folder: str, pass_on: Callable[[], None]) -> tuple[int | None, BaseException | None]:
+    """Wait for Ray's trainer to end: the signal that stopped it, if one did, and the error that it ended with."""
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    # Training waits in a thread, so that this one keeps the signals and the progress.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    with noted_signals() as received:
+        thread.start()
+        passed_on = False
+        while thread.is_alive():
+            thread.join(0.25 if storage.is_local else 3.0)
+            pass_on()
+            if received and not passed_on:
+                storage.write(f"{folder}/{STOP_FILE}", json.dumps({"signal": received[0]}).encode())
+                passed_on = True
+    pass_on()
+    return received[0] if received else None, errors[0] if errors else None
+
+
+def _result(step: StepSpec, store: Store, cluster: ClusterConfig, stopped: int | None, error: BaseException | None) -> dict[str, Any]:
+    """The metrics that the workers left, or the reason why there are none."""
+    storage = store.storage
     logs = store.root / "logs" / "ray" if cluster.address == "local" else "/tmp/ray/session_latest/logs on the nodes"
-    if failure is not None:
+    if (failure := _read(storage, f"{step.folder}/{_FAILURE}")) is not None:
         kinds = {"ArtifactError": ArtifactError, "ConfigError": ConfigError}
         raise kinds.get(failure["kind"], StepError)(failure["message"])
-    if asked:
-        storage.delete(f"{job.folder}/{STOP_FILE}")
-        if asked[0] == signal.SIGINT:
+    if stopped is not None:
+        storage.delete(f"{step.folder}/{STOP_FILE}")
+        if stopped == signal.SIGINT:
             raise KeyboardInterrupt
         raise Preempted(f"{step.step}: stopped by SIGTERM, the state is saved; the same command goes on")
-    if "error" in outcome:
-        text = str(outcome["error"]).strip().splitlines()
-        raise StepError(f"{step.step}: the workers failed: {text[-1] if text else outcome['error']!r}; their logs: {logs}")
-    result = _read(storage, f"{job.folder}/{_RESULT}")
+    if error is not None:
+        text = str(error).strip().splitlines()
+        raise StepError(f"{step.step}: the workers failed: {text[-1] if text else error!r}; their logs: {logs}")
+    result = _read(storage, f"{step.folder}/{_RESULT}")
     if result is None:
         raise StepError(f"{step.step}: the workers ended without a result; their logs: {logs}")
     return result

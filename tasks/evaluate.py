@@ -6,28 +6,14 @@ generator is optional: without one the tokenizer alone is judged.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tokenloom.configs.schema import DENSITY_METRICS, TOKENIZER_METRICS, ClusterConfig, EvaluateConfig, SampleConfig, identity
-from tokenloom.models.core.build import ModelSpec, load_model, parameters
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Density, Generator, Method, Tokenizer
-from tokenloom.tasks.evaluation import judging, pictures, reconstruction
-from tokenloom.tasks.evaluation.draw import draw_samples
-from tokenloom.tasks.evaluation.judging import Findings, Reference, Request
-from tokenloom.tasks.evaluation.protocol import protocol
-from tokenloom.tasks.evaluation.report import page
-from tokenloom.tasks.evaluation.scores import Judged
-from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks import modalities
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.serving.asking import Asking
-from tokenloom.tasks.serving.drawing import default_sampler
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
-from tokenloom.tasks.training.parallel import device_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Tracker
@@ -41,7 +27,7 @@ def plan_evaluate(
     generator: Artifact | None,
     tokenizer: Artifact,
     dataset: Artifact,
-    features: Artifact,
+    features: Artifact | None,
     sample: SampleConfig,
     evaluate: EvaluateConfig,
     store: Store,
@@ -51,7 +37,7 @@ def plan_evaluate(
     Raises:
         ConfigError: a protocol that cannot be kept.
     """
-    inputs = {"tokenizer": tokenizer, "dataset": dataset, "features": features}
+    inputs = {"tokenizer": tokenizer, "dataset": dataset} | ({} if features is None else {"features": features})
     if generator is None:
         measured = [name for name in evaluate.metrics if name in TOKENIZER_METRICS]
         if not measured:
@@ -65,7 +51,9 @@ def plan_evaluate(
     return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
 
 
-def plan_density_evaluation(name: str, density: Artifact, dataset: Artifact, features: Artifact, evaluate: EvaluateConfig) -> StepSpec:
+def plan_density_evaluation(
+    name: str, density: Artifact, dataset: Artifact, features: Artifact | None, evaluate: EvaluateConfig
+) -> StepSpec:
     """The step that judges a density: its samples, and its likelihood of the held-out data.
 
     Raises:
@@ -76,7 +64,8 @@ def plan_density_evaluation(name: str, density: Artifact, dataset: Artifact, fea
     if not measured:
         raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a density; add {DENSITY_METRICS[0]}")
     config = {"evaluate": identity(evaluate) | {"metrics": measured}}
-    return StepSpec("evaluate", VERSION, "evaluation", name, config, {"density": density, "dataset": dataset, "features": features})
+    inputs = {"density": density, "dataset": dataset} | ({} if features is None else {"features": features})
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
 
 
 def _check_neighbours(evaluate: EvaluateConfig) -> None:
@@ -91,7 +80,7 @@ def evaluate(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Trac
         ArtifactError: an input is missing or damaged.
         StepError: sampling failed, or a number is not finite.
     """
-    outcome = store.execute(step, lambda work: _body(step, store, cluster, report, work))
+    outcome = store.execute(step, lambda work: _judge(step, store, cluster, report, work))
     if tracker is not None and outcome.status == "ran":
         publish(store, outcome.artifact, tracker)
     return outcome
@@ -112,89 +101,5 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
                 run.file(folder / name)
 
 
-def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
-    config = EvaluateConfig(**step.config["evaluate"])
-    models = _models(step, store, cluster)
-    reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config)
-    tokenizer = next((model for model, _ in models.values() if isinstance(model, Tokenizer)), None)
-    coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image)
-    report("evaluate", 1, 5, {})
-    found, judged = Findings(), None
-    for model, spec in models.values():
-        if isinstance(model, (Generator, Density)):
-            judged = _judge_sampling(step, store, cluster, config, reference, model, spec, coded, work, report, found)
-        elif len(models) == 1:
-            found.numbers["parameters"] = parameters(model)
-    report("evaluate", 4, 5, {})
-    if tokenizer is not None and coded is not None:
-        _add(found, judging.judge_codes(tokenizer, coded, reference, config))
-    trained: dict[str, Artifact] = {role: step.inputs[role] for role in ("tokenizer", "generator", "density") if role in models}
-    if series := judging.training_curves(store, trained):
-        found.pictures["curves"] = pictures.curves(series)
-    broken = [name for name, value in found.numbers.items() if not np.isfinite(value)]
-    if broken:
-        raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the samples in {work.uri}")
-    found.notes["protocol"] = protocol(step, store, config, reference, judged)
-    _keep(step, found, work)
-    work.notes |= found.notes | {"classes": reference.names}
-    store.storage.delete(f"{work.folder}/parts")  # they are all in samples.npz
-    report("evaluate", 5, 5, found.numbers)
-    return found.numbers
-
-
-def _models(step: StepSpec, store: Store, cluster: ClusterConfig) -> dict[str, tuple[Method, ModelSpec]]:
-    """The models that are judged, by role, in eval mode."""
-    device = device_of(cluster.execution.device)
-    roles = [role for role in ("generator", "density", "tokenizer") if role in step.inputs]
-    return {role: load_model(store.fetch(step.inputs[role], "model.json", "weights.safetensors"), device) for role in roles}
-
-
-def _judge_sampling(
-    step: StepSpec,
-    store: Store,
-    cluster: ClusterConfig,
-    config: EvaluateConfig,
-    reference: Reference,
-    model: Generator | Density,
-    spec: ModelSpec,
-    coded: reconstruction.Coded | None,
-    work: Work,
-    report: Report,
-    found: Findings,
-) -> Judged:
-    """Sample a model and judge what it draws, and its likelihood, into ``found``."""
-    asking = Asking.of(spec, reference.names)
-    request = Request.of(asking, reference, config, store)
-    drawn, speed = draw_samples(step, store, cluster, config, request.wanted, work, report)
-    judged, of_samples = judging.judge_samples(drawn, speed, request, reference, config, store)
-    _add(found, of_samples)
-    found.numbers["parameters"] = parameters(model)
-    report("evaluate", 3, 5, {})
-    if isinstance(model, Density):
-        if "nll" in config.metrics:
-            found.numbers |= judging.density_likelihood(model, reference, config.seed)
-        return judged
-    assert coded is not None, "a generator is judged with its tokenizer"
-    if "nll" in config.metrics:
-        found.numbers |= judging.generator_likelihood(model, asking, coded, request, reference)
-    found.notes["sampler"] = default_sampler(model).edited(**step.config["sample"]).to_dict()
-    return judged
-
-
-def _add(found: Findings, more: Findings) -> None:
-    found.numbers |= more.numbers
-    found.pictures |= more.pictures
-    found.notes |= more.notes
-    found.arrays |= more.arrays
-
-
-def _keep(step: StepSpec, found: Findings, work: Work) -> None:
-    """Write numbers, pictures, arrays and the report into the artifact."""
-    for name, data in found.arrays.items():
-        work.put(name, data)
-    for name, data in found.pictures.items():
-        work.put(f"{name}.png", data)
-    work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
-    work.put("protocol.json", json.dumps(found.notes, indent=1, sort_keys=True).encode())
-    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
-    work.put("report.html", page(step.name, found.numbers, found.notes, lineage, found.pictures).encode())
+def _judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+    return modalities.of(store.record(step.inputs["dataset"]).notes).judge(step, store, cluster, report, work)

@@ -15,8 +15,7 @@ from typing import Any
 
 from tokenloom.configs.schema import ClusterConfig
 from tokenloom.models.core.signals import upgraded
-from tokenloom.tasks.data.views import parse_views, view_of
-from tokenloom.tasks.modalities.spec import signal_of
+from tokenloom.tasks import modalities
 from tokenloom.tasks.runtime.checks import refuse_other_signal
 from tokenloom.tasks.runtime.cluster import worker_root
 from tokenloom.tasks.runtime.errors import ArtifactError
@@ -29,22 +28,32 @@ _ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on
 DEPTH = 2  # shards that a worker holds at once, one in the encoder
 
 
-def plan_extract(name: str, dataset: Artifact, tokenizer: Artifact, store: Store, views: tuple[str, ...] = ("plain",)) -> StepSpec:
+def plan_extract(
+    name: str, dataset: Artifact, tokenizer: Artifact, store: Store, views: tuple[str, ...] = ("plain",), kind: str = "image"
+) -> StepSpec:
     """The step that tokenizes a dataset.
 
     Args:
-        views: of each training image (``tasks/data/views.py``): ``plain``, ``flip`` (mirrored), ``ten_crop``; other splits have the
-            plain view alone.
+        views: of each training item, as its kind has them (of images ``plain``, ``flip``, ``ten_crop``); other splits have the plain
+            view alone.
+        kind: of the signal.
 
     Raises:
         ConfigError: unknown views, or images that are not of the tokenizer's size (checked when both are there).
     """
-    step = StepSpec("extract", VERSION, "tokens", name, {"views": list(parse_views(views))}, {"dataset": dataset, "tokenizer": tokenizer})
+    step = StepSpec(
+        "extract",
+        VERSION,
+        "tokens",
+        name,
+        {"views": list(modalities.kind(kind).parse_views(views))},
+        {"dataset": dataset, "tokenizer": tokenizer},
+    )
     try:
         images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
     except (ArtifactError, KeyError):
         return step  # an input is still to be made
-    refuse_other_signal(upgraded(given)["signal"], signal_of(images), f"tokenizer {tokenizer.id}")
+    refuse_other_signal(upgraded(given)["signal"], modalities.signal_of(images), f"tokenizer {tokenizer.id}")
     return step
 
 
@@ -153,7 +162,10 @@ class Encoder:
         self._store = Store(store, node_root(root))
         self._artifact = Artifact.from_dict(tokenizer)
         torch.set_num_threads(threads)
-        self._model: Any = load_model(self._store.fetch(self._artifact, "model.json", "weights.safetensors"), self._device)[0]
+        folder = self._store.fetch(self._artifact, "model.json", "weights.safetensors")
+        self._model: Any
+        self._model, spec = load_model(folder, self._device)
+        self._modality = modalities.kind(spec.given["signal"]["kind"])
         self._encoding = threading.Lock()
         self._warm, self._name = False, uuid.uuid4().hex
 
@@ -165,7 +177,7 @@ class Encoder:
         import pyarrow.parquet as pq
         import torch
 
-        from tokenloom.tasks.data.loader import Shard, decode_images, read_shard
+        from tokenloom.tasks.data.loader import Shard, read_shard
         from tokenloom.tasks.data.tokens import number_type, write_tokens
 
         torch.set_num_threads(self._threads)  # a setting of the thread
@@ -173,33 +185,34 @@ class Encoder:
         began = time.monotonic()
         shard = Shard(**{k: image_shard[k] for k in Shard.__dataclass_fields__})
         raw = read_shard(storage, shard)
-        pixels, label_N = decode_images(raw, storage.uri(shard.path))
+        items, label_N = self._modality.read(raw, storage.uri(shard.path))
         names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
         layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
         with self._encoding, torch.inference_mode():
             if not self._warm:  # the first call of a network is slow, and says nothing about the rest
-                self._tokens(torch.from_numpy(pixels[:2]), views[0])
+                self._tokens(items[:2], views[0])
                 self._warm, began = True, time.monotonic()
             start = time.monotonic()
-            image = torch.from_numpy(pixels)
-            parts = [self._tokens(part, view) for view in views for part in image.split(_ROWS)]
+            starts = range(0, len(items), _ROWS)
+            parts = [self._tokens(items[start : start + _ROWS], view) for view in views for start in starts]
             seconds = time.monotonic() - start
         data = write_tokens(
             None,
             keys=names["key"].to_pylist() * len(views),
-            view_N=np.repeat(np.arange(len(views), dtype=np.uint8), len(pixels)),
+            view_N=np.repeat(np.arange(len(views), dtype=np.uint8), len(items)),
             label_N=np.tile(label_N, len(views)),
             captions=names["caption"].to_pylist() * len(views),
-            data=np.concatenate(parts),
+            data=np.concatenate([data for data, _ in parts]),
+            length_N=None if parts[0][1] is None else np.concatenate([length for _, length in parts]),
             layout=layout,
             lineage={"tokenizer": self._artifact.id, "images": shard.sha256, "views": views, "type": str(number_type(layout))},
         )
         storage.write(target, data)
-        made = {"path": target, "size": len(data), "sha256": sha256_of(data), "rows": len(pixels) * len(views)}
+        made = {"path": target, "size": len(data), "sha256": sha256_of(data), "rows": len(items) * len(views)}
         return made | {"timing": {"worker": self._name, "encoding": seconds, "began": began, "ended": time.monotonic()}}
 
-    def _tokens(self, pixels_BHWC: Any, view: str) -> Any:
-        """Token data of some images as an array."""
-        image_BCHW = view_of(pixels_BHWC.to(self._device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0), view)
-        tokens = self._model.encode(image_BCHW.contiguous())
-        return (tokens.data.cpu().long() if tokens.layout.discrete else tokens.data.cpu().float()).numpy()
+    def _tokens(self, items: Any, view: str) -> tuple[Any, Any]:
+        """Token data of some stored items as an array, and the lengths of ragged rows."""
+        tokens = self._model.encode(self._modality.view(self._modality.tensor(items).to(self._device), view))
+        data = tokens.data.cpu().long() if tokens.layout.discrete else tokens.data.cpu().float()
+        return data.numpy(), None if tokens.lengths is None else tokens.lengths.cpu().numpy()

@@ -24,18 +24,21 @@ import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.images import Rejected, fit_item
+from tokenloom.tasks import modalities
 from tokenloom.tasks.data.listing import shown
 from tokenloom.tasks.data.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
-from tokenloom.tasks.data.sources import open_source
+from tokenloom.tasks.modalities.base import Modality, Rejected
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
 from tokenloom.tasks.store.storage import atomic
 
-_SCHEMA = pa.schema(
-    [("key", pa.string()), ("image", pa.binary()), ("label", pa.int32()), ("caption", pa.string()), ("source", pa.string())]
-)
+
+def shard_schema(modality: Modality) -> pa.Schema:
+    """The columns of a dataset shard of this kind."""
+    return pa.schema([("key", pa.string()), *modality.columns, ("label", pa.int32()), ("caption", pa.string()), ("source", pa.string())])
+
+
 _ITEMS = pa.schema(
     [
         ("key", pa.string()),
@@ -66,7 +69,7 @@ def scan(config: DataConfig, store: Store) -> Scan:
     Raises:
         ConfigError: the source cannot be used.
     """
-    plan = match(open_source(config), config, store)
+    plan = match(modalities.kind(config.kind).open_source(config), config, store)
     if plan.base is not None and not plan.reason:
         return Scan(plan.base.artifact.fingerprint, 0, "", plan.base)
     plan.source.check()
@@ -85,7 +88,8 @@ def ingest(name: str, config: DataConfig, store: Store, report: Report = silent)
     if found.record is None:
         store.storage.check(write=True)
         with store.lease(f"ingest-{sha256_of(canonical_json(identity(config)))[:12]}"):
-            plan = match(open_source(config), config, store)  # another run may have made it while this one waited
+            # Another run may have made it while this one waited.
+            plan = match(modalities.kind(config.kind).open_source(config), config, store)
             if plan.base is None or plan.reason:
                 return _make(name, config, store, plan, report)
             found = Scan(plan.base.artifact.fingerprint, 0, "", plan.base)
@@ -134,8 +138,8 @@ def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: T
             return made
     except (OSError, ValueError, KeyError):
         pass
-    numbers = {name: i for i, name in enumerate(plan.classes)}
-    results = list(pool.map(lambda pair: fit_item(pair[1], config, numbers), unit.items))
+    modality, numbers = modalities.kind(config.kind), {name: i for i, name in enumerate(plan.classes)}
+    results = list(pool.map(lambda pair: modality.fit(pair[1], config, numbers), unit.items))
     rows, index, rejects, digests = [], [], [], {}
     for (entry, item), result in zip(unit.items, results):
         if plan.source.single and result.digest:
@@ -146,8 +150,8 @@ def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: T
             rejects.append({"entry": entry.name, "source": shown(entry, item), "reason": result.reason})
             continue
         caption = plan.source.caption(item, config.captions)
-        rows.append({"key": item.key, "image": result.png, "label": result.label, "caption": caption, "source": item.source})
-        index.append({"key": item.key, "entry": entry.name, "split": unit.split, "label": result.label, "pixels": result.pixels.hex()})
+        rows.append({"key": item.key, **result.columns, "label": result.label, "caption": caption, "source": item.source})
+        index.append({"key": item.key, "entry": entry.name, "split": unit.split, "label": result.label, "pixels": result.content.hex()})
     made = {
         "split": unit.split,
         "file": None,
@@ -159,7 +163,7 @@ def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: T
         "digests": digests,
     }
     if rows:
-        data = table_bytes(rows, _SCHEMA)
+        data = table_bytes(rows, shard_schema(modality))
         sha256 = sha256_of(data)
         made |= {"file": f"{unit.split}-{sha256[:12]}.parquet", "size": len(data), "sha256": sha256}
         with atomic(staging / str(made["file"])) as file:
@@ -218,7 +222,7 @@ def _commit(
         work.put("entries.parquet", table_bytes(entries, _ENTRIES))
         work.put("items.parquet", table_bytes(items, _ITEMS))
         work.put("quarantine.parquet", table_bytes(rejects, _QUARANTINE))
-        work.notes |= {"size": config.size, "channels": config.channels, "classes": plan.classes, "shards": listed}
+        work.notes |= {**modalities.kind(config.kind).notes(config, plan.source), "classes": plan.classes, "shards": listed}
         counts = Counter(row["split"] for row in items)
         return {**{split: counts[split] for split in SPLITS}, "rejected": len(rejects), "duplicates_across_splits": duplicates(items)}
 

@@ -76,34 +76,36 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
         {"tokenizer": used} if used else {},
     )
 
-    def body(work: Work) -> dict[str, Any]:
-        model = spec.build()
-        if used is not None:
-            cast(Generator, model).adopt(tokenizer=cast(Tokenizer, load_model(store.fetch(used))[0]))
-        try:
-            state = families[family].names(info).load(read_weights(weights))
-            missing, unexpected = model.load_state_dict(state, strict=False)
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:400]
-            raise ConfigError(f"{weights}: does not fit family {family!r} with these settings: {reason}") from error
-        # What a generator carries of its tokenizer comes from that artifact; everything else must be in the file.
-        missing = [key for key in missing if used is None or not key.startswith("feed.quantizer.")]
-        if missing or unexpected:
-            raise ConfigError(f"{weights}: does not fit family {family!r}: missing {missing[:5]}, unexpected {unexpected[:5]}")
-        save_model(work.scratch, spec, model.state_dict())
-        for file in ("weights.safetensors", "model.json"):
-            work.put_file(work.scratch / file, file)
-        layout = cast(Any, model).layout.to_dict()
-        work.notes |= {
-            "spec": spec.resolve().to_dict(),
-            "parameters": parameters(model),
-            "world_size": 0,
-            "family": family,
-            "layout": layout | ({"tokenizer": step.fingerprint} if kind == "tokenizer" else {}),
-        }
-        return {"parameters": parameters(model)}
+    return store.execute(step, lambda work: _convert(work, step, family, info, weights, spec, store))
 
-    return store.execute(step, body)
+
+def _convert(work: Work, step: StepSpec, family: str, info: dict[str, Any], weights: Path, spec: ModelSpec, store: Store) -> dict[str, Any]:
+    """Load the checkpoint into our model, strictly by key, and save that as the artifact; its metrics."""
+    model, used = spec.build(), step.inputs.get("tokenizer")
+    if used is not None:
+        cast(Generator, model).adopt(tokenizer=cast(Tokenizer, load_model(store.fetch(used))[0]))
+    try:
+        state = pretrained.families()[family].names(info).load(read_weights(weights))
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigError(f"{weights}: does not fit family {family!r} with these settings: {reason}") from error
+    # What a generator carries of its tokenizer comes from that artifact; everything else must be in the file.
+    missing = [key for key in missing if used is None or not key.startswith("feed.quantizer.")]
+    if missing or unexpected:
+        raise ConfigError(f"{weights}: does not fit family {family!r}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    save_model(work.scratch, spec, model.state_dict())
+    for file in ("weights.safetensors", "model.json"):
+        work.put_file(work.scratch / file, file)
+    layout = cast(Any, model).layout.to_dict()
+    work.notes |= {
+        "spec": spec.resolve().to_dict(),
+        "parameters": parameters(model),
+        "world_size": 0,
+        "family": family,
+        "layout": layout | ({"tokenizer": step.fingerprint} if step.kind == "tokenizer" else {}),
+    }
+    return {"parameters": parameters(model)}
 
 
 #: Names of the image size among official settings, the first that is there; 256 pixels where none is.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, RegisterConfig, SampleConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import LayoutError
+from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation import gate
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
@@ -116,7 +117,6 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
         return found
     if run.id is None:
         raise StepError("the tracking server has gone away; everything else is in the store: run again when it is back")
-    from tokenloom.tasks import serving
     from tokenloom.tasks.serving import bundle
     from tokenloom.tasks.tracking.registry import Servable
 
@@ -124,25 +124,23 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
     with tempfile.TemporaryDirectory() as scratch:
         there = Path(scratch)
         sample = evaluation.config.get("sample", {})
-        pair = bundle.write_bundle(there / "bundle", store, _models(step.inputs), evaluation.notes["classes"], sample)
+        dataset = store.record(evaluation.inputs["dataset"])
+        modality, classes = modalities.of(dataset.notes), evaluation.notes["classes"]
+        pair = bundle.write_bundle(there / "bundle", store, _models(step.inputs), classes, sample, modality.serving(dataset))
+        served = modality.served(pair, dataset)
         (there / "bundle" / "README.md").write_text(card)
         samples = store.fetch(evaluation.artifact, "samples.png") / "samples.png"
         (there / "bundle" / "samples.png").write_bytes(samples.read_bytes())
         lineage = {role: artifact.id for role, artifact in {**evaluation.inputs, **step.inputs}.items()}
         servable = Servable(
-            code=Path(serving.__file__).parent / "model_def.py",
-            packages=bundle.write_code(there / "code"),
+            code=served.code,
+            packages=bundle.write_code(there / "code", served.rooms),
             bundle=there / "bundle",
-            inputs={pair.asking.column: "long" if pair.asking.column == "class_id" else "string"},
-            outputs={"png_base64": "string"},
-            params={
-                "seed": ("long", 0),
-                "guidance": ("double", float(pair.sampler.guidance.value)),
-                "temperature": ("double", float(pair.sampler.temperature.value)),
-                "steps": ("long", 0),
-            },
-            example={pair.asking.column: list(range(len(pair.classes)) if pair.asking.column == "class_id" else pair.asking.texts)[:2]},
-            requirements=bundle.requirements(pair),
+            inputs=dict(served.inputs),
+            outputs=dict(served.outputs),
+            params=dict(served.params),
+            example=dict(served.example),
+            requirements=bundle.requirements(served.packages),
             metadata={"fingerprint": step.fingerprint, "lineage": lineage},
         )
         tags = {TAG: step.fingerprint, **{f"tokenloom.{role}": artifact_id for role, artifact_id in lineage.items()}}
@@ -173,10 +171,10 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
         return theirs
     from tokenloom.tasks.evaluate import evaluate, plan_density_evaluation, plan_evaluate
 
-    for what in ("dataset", "features"):
+    for what in {"dataset", "features"} & set(evaluation.inputs):
         store.record(evaluation.inputs[what])
     name = f"{theirs.artifact.name[:50]}.champion"  # not the run's own name, whose newest evaluation people mean
-    data, protocol = (evaluation.inputs["dataset"], evaluation.inputs["features"]), EvaluateConfig(**evaluation.config["evaluate"])
+    data, protocol = (evaluation.inputs["dataset"], evaluation.inputs.get("features")), EvaluateConfig(**evaluation.config["evaluate"])
     models = theirs.inputs
     if "density" in models:
         again = plan_density_evaluation(name, models["density"], *data, protocol)

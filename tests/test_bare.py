@@ -65,7 +65,7 @@ def codec(name):
     return ModelSpec("tokenizer", name, dict(recipe.tiny), {}, given)
 
 def stand(model, spec):
-    # hand over, untrained, what the model stands on
+    # hand over, untrained, what the model depends on
     given, stands = spec.given, {}
     if given.get("tokenizer"):
         stands["tokenizer"] = ModelSpec.from_dict(given["tokenizer"]).build()

@@ -20,7 +20,7 @@ from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
 class Asking(Categorical):
-    """A categorical head that runs the net three times a group, the last time as at first, and draws from that."""
+    """A categorical head that runs the net three times a group, the second time as at first, and draws from that."""
 
     calls = "several"
     seen: list[tuple[Tensor, Tensor, Tensor]]
@@ -28,8 +28,8 @@ class Asking(Categorical):
     def draw(self, hidden: Hidden, sampler: Sampler, moment: Moment, draws: SampleDraws, forced=None, predict=None) -> Drawn:  # type: ignore[no-untyped-def, override]
         assert predict is not None
         nothing = torch.zeros_like(hidden.cond_BND)
-        # a constant would be lost in a layer norm
-        other, again = predict(nothing + torch.linspace(-1, 1, nothing.shape[-1])), predict(nothing)
+        again = predict(nothing)
+        other = predict(nothing + torch.linspace(-1, 1, nothing.shape[-1]))  # a constant would be lost in a layer norm
         self.seen.append((hidden.cond_BND, other.cond_BND, again.cond_BND))
         return super().draw(again, sampler, moment, draws, forced)
 
@@ -50,6 +50,7 @@ def test_a_head_may_run_the_net_several_times_in_a_group(name: str, guidance: fl
     several = list(model.decode_steps(labels, sampler, draws))
     for first, second in zip(plain, several, strict=True):
         assert torch.equal(first.data, second.data)
+        torch.testing.assert_close(first.h_BnD, second.h_BnD, atol=1e-5, rtol=1e-5)
     assert len(head.seen) == len(plain)  # type: ignore[arg-type]
     for once, other, again in head.seen:  # type: ignore[union-attr]
         torch.testing.assert_close(once, again, atol=1e-5, rtol=1e-5)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks import ingest as module
+from tokenloom.tasks.data import images as fitting
 from tokenloom.tasks.data import png
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.matching import split_of
@@ -156,7 +157,7 @@ def test_a_lost_shard_is_made_again_alone_with_the_same_bytes(
 def test_after_an_interruption_finished_shards_are_not_made_again(store: Store, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(f"folder:{images}")
     read: list[str] = []
-    original = module.fit_item
+    original = fitting.fit_item
 
     def interrupted(item: Any, *rest: Any) -> Any:
         if len(read) == 9:
@@ -164,13 +165,13 @@ def test_after_an_interruption_finished_shards_are_not_made_again(store: Store, 
         read.append(item.key)
         return original(item, *rest)
 
-    monkeypatch.setattr(module, "fit_item", interrupted)
+    monkeypatch.setattr(fitting, "fit_item", interrupted)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         ingest("pets", settings, store)
     assert store.records() == []
     again: list[str] = []
-    monkeypatch.setattr(module, "fit_item", lambda item, *rest: again.append(item.key) or original(item, *rest))
+    monkeypatch.setattr(fitting, "fit_item", lambda item, *rest: again.append(item.key) or original(item, *rest))
     ingest("pets", settings, store)
     assert not set(again) & set(read[:8]), "two shards of four were finished"
     assert len(again) == 12

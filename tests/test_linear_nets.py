@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
+from tokenloom.models.parts.characters import Characters
 from tokenloom.models.parts.conditions import Conditioned, TextCondition
 from tokenloom.models.parts.nets import mamba
 from tokenloom.models.parts.nets.sequence import Mixer, SequenceNet
@@ -141,16 +142,13 @@ def test_slots_are_not_forgotten() -> None:
         cache[0].truncate(4)
 
 
-def test_padded_texts_are_refused() -> None:
-    config = replace(aim(depth=1, width=WIDTH, states=2), condition=TextCondition.Config(features=5, length=3, dropout=0.0))
-    torch.manual_seed(0)
-    model = config.build(LAYOUT, 1)
-    tokens = Tokens(torch.zeros((2, LAYOUT.length), dtype=torch.long), LAYOUT)
-    text = normal(2, 3, 5, dtype=torch.float32)
-    assert model.losses(Batch(tokens=tokens, conditions=TextFeatures(text)), "main", Draws.whole(0, 0, 2))["loss"].isfinite()
-    padded = TextFeatures(text, torch.tensor([[0, 1, 1], [1, 1, 1]]))
-    with pytest.raises(ConfigError, match="padded"):
-        model.losses(Batch(tokens=tokens, conditions=padded), "main", Draws.whole(0, 0, 2))
+def test_texts_that_may_be_padded_are_refused_at_build() -> None:
+    config = replace(aim(depth=1, width=WIDTH, states=2), condition=TextCondition.Config(features=5, length=3))
+    with pytest.raises(ConfigError, match=r"padded prefix slots: net .* requires none, condition\.length .* has some"):
+        config.build(LAYOUT, 1)
+    replace(config, condition=Characters.Config(length=8, prefix="summary")).build(LAYOUT, 1)
+    with pytest.raises(ConfigError, match=r"padded prefix slots: .*condition\.prefix"):
+        replace(config, condition=Characters.Config(length=8, prefix="all")).build(LAYOUT, 1)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
         replace(config_of("raster"), objective=WholeGrid.Config())
     with pytest.raises(ConfigError, match="order=Raster: distilling orders needs the order Found"):
         override(config_of("raster"), {"objective": {"distilled_order": {}}})
+    with pytest.raises(ConfigError, match="predicting the whole grid needs logits of one codebook"):
+        override(config_of("heptapod"), {"head": {"diffusion": {}}})
 
 
 def test_one_model_has_other_losses_under_other_objectives_and_the_same_weights_and_samples() -> None:

@@ -167,7 +167,7 @@ def test_an_imported_tokenizer_has_the_image_size_of_its_settings(name: str, siz
     family = fixture(name)["config"].get("kind", name)
     family = family if family in pretrained.families() else name
     made = import_checkpoint(family, FIXTURES / f"{name}.safetensors", FIXTURES / f"{name}.json", name.replace("_", "-"), store).artifact
-    assert store.record(made).notes["spec"]["given"]["size"] == size
+    assert store.record(made).notes["spec"]["given"]["signal"]["shape"] == [size, size]
     model, _ = load_model(store.fetch(made))
     assert isinstance(model, Tokenizer)
     assert model.decode(model.encode(torch.zeros(1, 3, size, size))).shape == (1, 3, size, size)

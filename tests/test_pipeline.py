@@ -12,7 +12,7 @@ from command_line import document, tokenloom
 from tokenloom.flows import planning
 from tokenloom.tasks.store.artifacts import Store, sha256_of
 
-#: The steps of a run whose tokenizer stands on no other.
+#: The steps of a run whose tokenizer depends on no other.
 STEPS = [name for name in planning.STEPS if name not in ("train_base", "train_density")]
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 

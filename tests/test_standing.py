@@ -1,4 +1,4 @@
-"""Tokenizers that stand on others: planned, trained on frozen copies, saved whole; and those that have nothing to train."""
+"""Tokenizers that depend on others: planned, trained on frozen copies, saved whole; and those that have nothing to train."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def names(config: RunConfig, store: Store) -> list[str]:
 # --- the plan -------------------------------------------------------------------------------------------------
 
 
-def test_what_a_tokenizer_stands_on_comes_before_it(source: Path, store: Store) -> None:
+def test_what_a_tokenizer_depends_on_comes_before_it(source: Path, store: Store) -> None:
     rest = ["train_tokenizer", "extract", "evaluate"]
     assert names(above(source, base=BASE), store) == ["ingest", "train_base", "features", *rest]
     assert names(above(source, args={"needs": ["features"]}), store) == ["ingest", "features", *rest]
@@ -153,9 +153,9 @@ def test_a_base_is_the_tokenizer_that_another_run_trains(source: Path, store: St
 @pytest.mark.parametrize(
     ("base", "args", "message"),
     [
-        (None, {}, r"tokenizer: recipe 'above' stands on another tokenizer, and tokenizer\.base is missing"),
-        (BASE, {"needs": []}, r"tokenizer\.base: recipe 'above' stands on no other tokenizer; leave base out"),
-        ({"recipe": "above"}, {}, r"tokenizer\.base: recipe 'above' stands on other models itself \(tokenizer, features\)"),
+        (None, {}, r"tokenizer: recipe 'above' depends on another tokenizer, and tokenizer\.base is missing"),
+        (BASE, {"needs": []}, r"tokenizer\.base: recipe 'above' depends on no other tokenizer; leave base out"),
+        ({"recipe": "above"}, {}, r"tokenizer\.base: recipe 'above' depends on other models itself \(tokenizer, features\)"),
         ({"recipe": "vqq"}, {}, r"tokenizer\.base: unknown tokenizer recipe 'vqq'"),
         ({"use": "nothing"}, {}, r"tokenizer\.base\.use: "),
         (BASE | {"train": None}, {}, r"tokenizer\.base\.train is missing: give at least \{steps: N\}"),
@@ -189,7 +189,7 @@ def test_a_tokenizer_that_needs_training_says_so(source: Path, store: Store) -> 
 
 @dataclass(frozen=True)
 class Ground:
-    """A dataset of digits with its features and a tokenizer that others can stand on."""
+    """A dataset of digits with its features and a tokenizer that others can depend on."""
 
     store: Store
     dataset: Artifact

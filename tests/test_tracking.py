@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from tokenloom.tasks.store.records import Artifact, StepSpec
 from tokenloom.tasks.tracking.tracker import Tracker
@@ -168,6 +169,33 @@ def test_two_processes_may_create_the_database_at_once(root) -> None:
     assert sorted(history(tracker)) == [(1, 1.0), (2, 2.0)]
     found = tracker.client.search_runs([tracker.experiment_id()], f"tags.`tokenloom.fingerprint` = '{STEP.fingerprint}'")
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "tries"),
+    [
+        ("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, datasets.name, datasets.digest", 2),
+        ('duplicate key value violates unique constraint "dataset_pk"', 2),
+        ("no such table: datasets", 1),
+    ],
+)
+def test_a_dataset_that_another_process_inserts_meanwhile_is_found(root, caplog, monkeypatch, words: str, tries: int) -> None:
+    tracker, asked = Tracker(None, root, "digits"), []
+    original = tracker.client.log_inputs
+
+    def second(run_id: str, datasets: list) -> None:
+        asked.append(run_id)
+        if len(asked) == 1:
+            raise MlflowException(words)
+        original(run_id, datasets=datasets)
+
+    monkeypatch.setattr(tracker.client, "log_inputs", second)
+    with tracker.track(STEP, "/store/x") as run:
+        run.log({"loss": 1.0}, 1)
+    assert len(asked) == tries
+    assert (run.id is None, len(warnings_of(caplog))) == ((False, 0) if tries > 1 else (True, 1))
+    if tries > 1:
+        assert [i.dataset.digest for i in tracker.client.get_run(run.id).inputs.dataset_inputs] == ["0123456789ab"]
 
 
 def test_addresses_are_shown_without_credentials(root) -> None:

@@ -68,7 +68,7 @@ def test_what_cannot_be_trained_is_refused_before_work(recipe: str, objective: d
         plan_stage("run", generator(recipe), START, TRAIN, objective, where="stages[0]")
 
 
-def test_a_density_stands_on_the_dataset_alone() -> None:
+def test_a_density_depends_on_the_dataset_alone() -> None:
     dataset = Artifact("dataset", "run", "4" * 12, "")
     step = plan_density("run", MethodConfig(recipe="iwae", args={"latent": 4}, train=TRAIN), dataset)
     assert (step.step, step.kind, step.inputs) == ("train_density", "density", {"dataset": dataset})

@@ -23,7 +23,7 @@ STEPS, STAGED, EARLY = 150, 100, 3
 
 
 def tokenizer_spec(name: str) -> ModelSpec:
-    """The tiny tokenizer of a recipe, given what it stands on: the base that its row of the table names, the data's classifier."""
+    """The tiny tokenizer of a recipe, given what it depends on: the base that its row of the table names, the data's classifier."""
     recipe = registry.get(name)
     given: dict[str, Any] = {"signal": signals.image(SIZE, CHANNELS).to_dict()}
     needs = recipe.config(recipe.tiny).needs
@@ -49,7 +49,7 @@ def spec_of(name: str) -> ModelSpec:
 
 
 def build(name: str, seed: int = 0, base_steps: int = 0) -> Method:
-    """The tiny model, with what it stands on: fresh, or a base tokenizer trained for some steps."""
+    """The tiny model, with what it depends on: fresh, or a base tokenizer trained for some steps."""
     torch.manual_seed(seed)
     spec = spec_of(name)
     model = spec.build()

@@ -88,20 +88,20 @@ def _check_reachable(store: str, cluster: Any, nodes: int) -> None:
 def _check_recipe(config: RunConfig) -> None:
     """As much of ``planning.check`` as needs neither the store nor the data, which are not here.
 
-    Models that stand on artifacts of the store are looked at no further than their settings.
+    Models that depend on artifacts of the store are looked at no further than their settings.
     """
     from tokenloom.models.core.build import ModelSpec
     from tokenloom.models.core.config import ConfigError
     from tokenloom.tasks.data.sources import opener
     from tokenloom.tasks.evaluation.gate import check_names
-    from tokenloom.tasks.runtime.checks import check_models, stands_on
+    from tokenloom.tasks.runtime.checks import check_models, depends_on
 
     opener(config.data)
     section, method = config.tokenizer, config.generator
     if section is None or (section.use is None and (section.base is None or section.base.use is None)):
         check_models(config, classes=10)  # any number: the data's is not known
     else:
-        stands_on(section)
+        depends_on(section)
         if method is not None:
             try:
                 ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)).config()

@@ -31,7 +31,7 @@ class ModelSpec:
     """A recipe with its arguments and what the data gives: enough to build the model anywhere.
 
     ``given`` of a tokenizer: ``signal`` (``SignalSpec`` as plain data).  Of a generator: ``layout``, ``classes`` and ``tokenizer``
-    (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that stands on
+    (the spec of the tokenizer as plain data, for the parts that the generator carries frozen).  Of a tokenizer that depends on
     other models (its config's ``needs``) also ``tokenizer`` (the spec of its base) and ``features`` (the classifier's shape).
     ``resolved`` is the canonical form of the full config, once it is decided: then recipe, arguments and edits only say where
     it came from.

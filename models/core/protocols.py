@@ -59,13 +59,31 @@ class Tokens:
         """The ids as int64 (B, L) or (B, L, Q)."""
         return self.data.long()
 
+    @property
+    def valid_BL(self) -> Tensor | None:
+        """(B, L) bool: which positions of ragged rows hold tokens; None when all are full."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.data.shape[1], device=self.data.device) < self.lengths[:, None]
+
     def to(self, device: torch.device | str) -> Tokens:
         """The tokens on a device."""
         return replace(self, data=self.data.to(device), lengths=None if self.lengths is None else self.lengths.to(device))
 
 
+def full_tokens_of(tokens: Tokens) -> Tensor:
+    """The same of rows without padding.
+
+    Raises:
+        LayoutError: ragged rows, for a method that cannot tell padding from tokens.
+    """
+    if tokens.lengths is not None and int(tokens.lengths.min()) < tokens.layout.length:
+        raise LayoutError("ragged rows: this method is trained on rows of one length; use a causal one trained by its likelihood (nll)")
+    return tokens_of(tokens)
+
+
 def tokens_of(tokens: Tokens) -> Tensor:
-    """Ids as int64, or latents."""
+    """Ids as int64, or latents; of ragged rows with their padding."""
     return tokens.ids if tokens.layout.discrete else tokens.data
 
 

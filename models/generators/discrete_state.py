@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config, protocols
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Conditions, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, TokenLayout, Tokens, full_tokens_of
 from tokenloom.models.generators.group_wise import rows_of, tokens_of
 from tokenloom.models.generators.noising import Absorbing, Noise
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
@@ -30,7 +30,7 @@ from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.orders.sizes import Count, Curve, Steps, Straight
 from tokenloom.models.parts.plan import Choice
 from tokenloom.models.parts.slots import Slots
-from tokenloom.models.parts.time import waves
+from tokenloom.models.parts.time import sinusoidal_embedding
 from tokenloom.models.parts.visibility import Everything
 from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
 from tokenloom.models.sampling.sampler import Moment, Sampler
@@ -94,7 +94,7 @@ class DiscreteState(protocols.Generator):
         """``loss``: that of the noise, at a random step of the chain for each row; the batch's steps are spread evenly."""
         assert batch.tokens is not None
         self.layout.check(batch.tokens.layout)
-        ids, steps, length = tokens_of(batch.tokens), self.config.steps, self.layout.length
+        ids, steps, length = full_tokens_of(batch.tokens), self.config.steps, self.layout.length
         row = torch.arange(draws.start, draws.stop) / draws.total
         step = ((draws.shared_uniform().cpu() + row).frac() * steps).long().clamp_max(steps - 1).to(ids.device)
         t, s = self._keep(step / steps), self._keep((step + 1) / steps)
@@ -110,7 +110,7 @@ class DiscreteState(protocols.Generator):
         place = span(0, self.layout.length, x.device)
         modulation = cond.vector_BD
         if self.clock is not None:
-            modulation = modulation + self.clock(waves(time_B, modulation.shape[-1]).to(modulation.dtype))
+            modulation = modulation + self.clock(sinusoidal_embedding(time_B, modulation.shape[-1]).to(modulation.dtype))
         slots = Slots(x, torch.zeros_like(place), place, place, visibility=Everything(), condition_BSD=modulation[:, None])
         return self.head.logits(self.net(slots, Everything(), cond, draws=draws))
 

@@ -19,7 +19,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Conditions, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.protocols import tokens_of as tokens_of
 from tokenloom.models.objectives.base import Objective
-from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.objectives.nll import NLL, in_sequence
 from tokenloom.models.parts.agreement import agree
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner
 from tokenloom.models.parts.feeds.base import Feed, take
@@ -141,10 +141,12 @@ class GroupGenerator(protocols.Generator):
         return protocols.weakest(self.head.likelihood, self.order.likelihood)
 
     def log_prob(self, batch: Batch) -> Tensor:
-        """Log-likelihood of the tokens in nats (B,), under the order's decoding plan."""
+        """Log-likelihood of the tokens in nats (B,), under the order's decoding plan; of ragged rows that of their own tokens."""
         assert batch.tokens is not None
         plan = self.order.decode(self.layout, batch.rows, SampleDraws.of(0, 0, batch.rows))
-        return -self.nll(tokens_of(batch.tokens), batch.conditions, plan, None).sum(1)
+        nll = self.nll(tokens_of(batch.tokens), batch.conditions, plan, None)
+        valid = in_sequence(batch.tokens, plan)
+        return -(nll if valid is None else nll.masked_fill(~valid, 0.0)).sum(1)
 
     @property
     def draft(self) -> GroupGenerator | None:

@@ -7,8 +7,24 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, tokens_of
+from tokenloom.models.core.protocols import Batch, LayoutError, Tokens, tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
+from tokenloom.models.parts.plan import Plan
+
+
+def in_sequence(tokens: Tokens, plan: Plan) -> Tensor | None:
+    """(B, L) bool in the order of the plan's sequence: which positions of ragged rows hold tokens; None when all do.
+
+    Raises:
+        LayoutError: an order in which padding would come before tokens, or weights that are made for full rows.
+    """
+    valid_BL = tokens.valid_BL
+    if valid_BL is None:
+        return None
+    sequence_BL = plan.sequence_BL.to(valid_BL.device)
+    if plan.weight_BL is not None or not bool((sequence_BL[:, 1:] > sequence_BL[:, :-1]).all()):
+        raise LayoutError("ragged rows need an order from the first token to the last, as raster's; this one would predict from padding")
+    return valid_BL.gather(1, sequence_BL.expand(len(valid_BL), -1))
 
 
 class NLL(Objective):
@@ -20,7 +36,10 @@ class NLL(Objective):
             return NLL()
 
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
-        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several."""
+        """``loss``: mean negative log-likelihood a token in nats, weighted as the plan says; by scale where there are several.
+
+        Of ragged rows the mean over each row's own tokens.
+        """
         assert batch.tokens is not None
         model.layout.check(batch.tokens.layout)
         plan = model.order.plan(model.layout, draws)
@@ -28,7 +47,11 @@ class NLL(Objective):
         if model.training:
             given, target = model.feed.corrupt(target, draws)
         nll = model.nll(given, batch.conditions, plan, draws if model.training else None, target, draws)
-        if plan.weight_BL is None:
+        valid = in_sequence(batch.tokens, plan)
+        if valid is not None:  # each row's mean over its own tokens: padding counts nothing, whatever the batch
+            nll = nll.masked_fill(~valid, 0.0)
+            parts = {"loss": (nll.sum(1) / valid.sum(1)).mean()}
+        elif plan.weight_BL is None:
             parts = {"loss": nll.mean()}
         else:
             weight = plan.weight_BL.to(nll.device).gather(1, plan.sequence_BL.to(nll.device).expand(len(plan.weight_BL), -1))

@@ -275,6 +275,10 @@ class TextCondition(Single):
         """Prefix slots P."""
         return self.length
 
+    def traits(self, plan: Plan) -> Traits:
+        # Texts without a mask have none, but what a model is given is not known when it is built.
+        return {**super().traits(plan), "padded prefix slots": Trait("some", "condition.length")}
+
     def null_of(self, condition: TextFeatures) -> TextFeatures:
         """The null text, with the mask of the given one: the slots that it pads stay hidden."""
         return TextFeatures(self.null_feature.expand_as(condition.feature_BTD), condition.mask_BT)

@@ -54,7 +54,7 @@ class Semantic(nn.Module):
             if isinstance(self.teacher, Dino):
                 return Semantic(self, decoder, channels, self.teacher.width)
             if features is None:
-                raise ConfigError("semantic: this tokenizer stands on the data's classifier and was given none")
+                raise ConfigError("semantic: this tokenizer needs the data's classifier and was given none")
             config = replace(self, teacher=Classified(shape=features))
             return Semantic(config, decoder, channels, 4 * int(features["protocol"]["width"]))
 
@@ -71,7 +71,7 @@ class Semantic(nn.Module):
         if isinstance(self.config.teacher, Dino):
             return
         if not isinstance(classifier, Classifier):
-            raise ConfigError("semantic: this tokenizer stands on the data's classifier and was given none")
+            raise ConfigError("semantic: this tokenizer needs the data's classifier and was given none")
         trunk = self.config.teacher.build(self.channels, self.dim)
         trunk.adopt(classifier)
         self._teacher = [trunk.requires_grad_(False).eval()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def waves(time_B: Tensor, width: int) -> Tensor:
+def sinusoidal_embedding(time_B: Tensor, width: int) -> Tensor:
     """(B, D) sines and cosines of a time in [0, 1], of wavelengths from 1/160 to 60 times it (arXiv:1706.03762)."""
     half = width // 2
     rate = torch.exp(-math.log(10_000) * torch.arange(half, device=time_B.device) / half)

@@ -8,9 +8,9 @@ from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.requests import Text, TextFeatures
+from tokenloom.tasks import modalities
 from tokenloom.tasks.data.captions import examples, of_shard
 from tokenloom.tasks.data.loader import Rows, read_shard
-from tokenloom.tasks.data.sources import open_source
 from tokenloom.tasks.serving.asking import Asking
 from tokenloom.tasks.store.artifacts import Store
 
@@ -31,7 +31,7 @@ def check_captions(config: RunConfig) -> None:
     where = f"generator.set.condition: it reads captions, and data.captions is {config.data.captions!r}"
     if config.data.captions == "none":
         raise ConfigError(f"{where}; set data.captions: names")
-    source = open_source(config.data)
+    source = modalities.kind(config.data.kind).open_source(config.data)
     if config.data.captions == "source" and not source.captioned:
         raise ConfigError(f"{where}, but {config.data.source} has none; set data.captions: names")
     if config.data.captions != "source" and Text.name in asking.names and asking.length is not None:

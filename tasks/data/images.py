@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,7 @@ from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks.data import png
 from tokenloom.tasks.data.listing import Item
 from tokenloom.tasks.data.sources import single_digest
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A usable image: PNG bytes, hash of the pixels, class number, hash of the raw content."""
-
-    png: bytes
-    pixels: bytes
-    label: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """An image that cannot be used, and why."""
-
-    reason: str
-    digest: str = ""
+from tokenloom.tasks.modalities.base import Fitted, Rejected
 
 
 class UnusableError(ValueError):
@@ -58,7 +40,7 @@ def fit_item(item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitt
     except (UnusableError, OSError, ValueError) as error:
         return Rejected(str(error) or type(error).__name__, digest)
     pixels = hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).digest()[:16]
-    return Fitted(png.encode(image_HWC), pixels, classes[item.label], digest)
+    return Fitted({"image": png.encode(image_HWC)}, pixels, classes[item.label], digest)
 
 
 def fit(raw: bytes | np.ndarray, config: DataConfig) -> np.ndarray:

@@ -19,7 +19,7 @@ ONE_CLASS = "all"  # the one class of a source without labels
 
 @dataclass(frozen=True)
 class Item:
-    """One image: a key that is stable between runs, a way to read it, its class name, and its place in the source (no absolute path)."""
+    """One raw item: a key that is stable between runs, a way to read it, its class name, and its place in the source (no absolute path)."""
 
     key: str
     read: Callable[[], bytes | np.ndarray]
@@ -27,6 +27,7 @@ class Item:
     caption: str | None
     source: str
     problem: str | None = None  # known without reading, e.g. an unsafe name
+    split: str | None = None  # where the kind of signal decides it, e.g. by time; else a keyed hash of the key does
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Source:
     captioned: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     phrases: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what a kind of signal knows of the whole source
 
     def caption(self, item: Item, captions: str) -> str | None:
         """The text of an item under ``data.captions``: its own, made of its class, or none."""

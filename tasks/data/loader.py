@@ -6,7 +6,6 @@ B rows of a batch, N rows of a split, H W image rows and columns, C channels.  T
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,14 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import seed_of
 from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels, Text, TextFeatures, TokenLayout, Tokens
-from tokenloom.tasks.data import png
+from tokenloom.tasks import modalities
 from tokenloom.tasks.data.arrays import map_array, whole, write_arrays
 from tokenloom.tasks.data.captions import Captions, Features, feature_batch, of_shard, text_batch
 from tokenloom.tasks.data.tokens import read_tokens
@@ -49,8 +46,8 @@ class Rows:
     """The rows of one split, as plain data that can travel to a worker.
 
     ``store`` is the store's absolute address; ``classes`` the number of classes (0 without labels);
-    ``layout`` that of the tokens, None for images.  ``conditions`` are the names of those that batches hold; ``encoder`` the frozen
-    text encoder (``FrozenEncoder``'s arguments) where features of texts are among them.
+    ``layout`` that of the tokens, None for signals, whose kind is ``modality``.  ``conditions`` are the names of those that
+    batches hold; ``encoder`` the frozen text encoder (``FrozenEncoder``'s arguments) where features of texts are among them.
     """
 
     kind: Literal["images", "tokens"]
@@ -61,6 +58,7 @@ class Rows:
     conditions: tuple[str, ...] = (Labels.name,)
     length: int | None = None
     encoder: dict[str, Any] | None = None
+    modality: str = "image"
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -70,7 +68,8 @@ class Rows:
         """The rows of a split, from the notes of a dataset's or tokens' record."""
         shards = tuple(Shard(**{k: s[k] for k in Shard.__dataclass_fields__}) for s in notes["shards"] if s["split"] == split)
         layout = notes.get("layout")
-        return cls("tokens" if layout else "images", store, shards, len(notes["classes"]), layout)
+        modality = "image" if layout else modalities.signal_of(notes)["kind"]
+        return cls("tokens" if layout else "images", store, shards, len(notes["classes"]), layout, modality=modality)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -130,11 +129,11 @@ class Loader:
     def __init__(self, rows: Rows, cache: Path) -> None:
         if not rows.shards:
             raise ConfigError("no shards in this split: check the shares of validation and test, or the data")
-        self.rows = rows
+        self.rows, self.modality = rows, modalities.kind(rows.modality)
         self.layout = TokenLayout.from_dict(rows.layout) if rows.layout else None
         self._starts = np.cumsum([0, *(shard.rows for shard in rows.shards)])
         storage = Storage(rows.store)
-        self._data, self._labels, self._captions, self._features = [], [], list[Captions](), list[Features]()
+        self._data, self._labels, self._lengths, self._captions, self._features = [], [], [], list[Captions](), list[Features]()
         for shard in rows.shards:
             folder = _open(storage, shard, rows, self.layout, Path(cache))
             data, labels = map_array(folder / "data.npy"), np.load(folder / "labels.npy")
@@ -143,6 +142,7 @@ class Loader:
                 raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {rows.classes} classes")
             self._data.append(data)
             self._labels.append(labels)
+            self._lengths.append(np.load(folder / "lengths.npy") if (folder / "lengths.npy").exists() else None)
             if Text.name in rows.conditions:
                 self._captions.append(_captions(folder))
             if TextFeatures.name in rows.conditions:
@@ -158,14 +158,23 @@ class Loader:
         return int(self._starts[-1])
 
     def get(self, idx: np.ndarray) -> Batch:
-        """The rows at these positions, in this order: images float32 (B, C, H, W) in [-1, 1] or tokens, with their conditions."""
+        """The rows at these positions, in this order: the signal float32 (B, C, *shape) or tokens, with their conditions."""
         idx = np.asarray(idx, np.int64)
         data, label_B = self._gather(idx)
         conditions = Conditions({name: self._condition(name, idx, label_B) for name in self.rows.conditions})
         if self.layout is not None:
-            return Batch(tokens=Tokens(torch.from_numpy(data), self.layout), conditions=conditions)
-        image_BCHW = torch.from_numpy(data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        return Batch(signal=image_BCHW.contiguous(), conditions=conditions)
+            return Batch(tokens=Tokens(torch.from_numpy(data), self.layout, self._lengths_of(idx)), conditions=conditions)
+        return Batch(signal=self.modality.tensor(data), conditions=conditions)
+
+    def _lengths_of(self, idx: np.ndarray) -> torch.Tensor | None:
+        """Valid tokens of these rows (B,), None where no shard is ragged; rows of a shard that is not are full."""
+        if all(lengths is None for lengths in self._lengths):
+            return None
+        assert self.layout is not None
+        owner = np.searchsorted(self._starts, idx, side="right") - 1
+        at = zip(owner.tolist(), (idx - self._starts[owner]).tolist())
+        full = self.layout.length
+        return torch.tensor([full if self._lengths[i] is None else int(self._lengths[i][row]) for i, row in at])
 
     def _condition(self, name: str, idx: np.ndarray, label_B: np.ndarray) -> Condition:
         if name == Labels.name:
@@ -182,7 +191,7 @@ class Loader:
             yield from captions.texts()
 
     def pixels(self, idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The stored images uint8 (B, H, W, C) and labels int64 (B,), for metrics and pictures."""
+        """The stored items (B, …), images uint8 (B, H, W, C), and labels int64 (B,), for metrics and pictures."""
         data, label_B = self._gather(np.asarray(idx, np.int64))
         return data, label_B.astype(np.int64)
 
@@ -205,7 +214,7 @@ def _open(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None
     if not whole(folder):
         with file_lock(cache / "locks" / f"{folder.name}.lock", f"the cached shard {shard.path}"):
             if not whole(folder):
-                _fill(storage, shard, layout, folder)
+                _fill(storage, shard, rows, layout, folder)
     return folder
 
 
@@ -239,29 +248,18 @@ def read_shard(storage: Storage, shard: Shard) -> bytes:
     return read_verified(storage, shard.path, shard.sha256)
 
 
-def _fill(storage: Storage, shard: Shard, layout: TokenLayout | None, folder: Path) -> None:
+def _fill(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None, folder: Path) -> None:
     where, raw = storage.uri(shard.path), read_shard(storage, shard)
+    lengths = None
     if layout is None:
-        (data, labels), texts = decode_images(raw, where), of_shard(raw)
+        (data, labels), texts = modalities.kind(rows.modality).read(raw, where), of_shard(raw)
     else:
         tokens = read_tokens(raw, where, layout)
-        data, labels, texts = tokens.data, tokens.label_N, tokens.captions
+        data, labels, texts, lengths = tokens.data, tokens.label_N, tokens.captions, tokens.length_N
     if len(data) != shard.rows:
         raise ArtifactError(f"{where}: {len(data)} rows, {shard.rows} are recorded")
     captions = Captions.of(texts)
     arrays = {"data": data, "labels": labels.astype(np.int32), "captions": captions.flat, "ends": captions.end_N}
+    if lengths is not None:
+        arrays["lengths"] = lengths
     write_arrays(folder, arrays)
-
-
-def decode_images(raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W, C) and labels int32 (N,) of an image shard's Parquet bytes.
-
-    Raises:
-        ArtifactError: damaged, or images of different sizes.
-    """
-    try:
-        table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
-        images = [png.decode(value.as_py()) for value in table["image"]]
-        return np.stack(images), table["label"].to_numpy()
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{where}: not a whole image shard ({error})") from error

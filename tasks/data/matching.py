@@ -153,7 +153,7 @@ def units_of(plan: Matched, config: DataConfig) -> Iterator[Unit]:
             if config.limit is not None and seen >= config.limit:
                 break
             seen += 1
-            split = split_of(item.key, config)
+            split = item.split or split_of(item.key, config)
             waiting[split].append((entry, item))
             if len(waiting[split]) == config.shard_rows:
                 yield Unit(split, waiting[split])

@@ -117,39 +117,19 @@ def safe_name(name: str) -> bool:
     )
 
 
+#: Of an archive: (sample's name, {extension: (offset, size)}) in order, and the names of members that are not used.
+Listing = tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]
+
+
 def tar_source(where: str, paths: list[Path]) -> Source:
     """See ``tokenloom.tasks.data.sources.webdataset``.  Nothing is ever unpacked; members are read at their offsets."""
 
     @cache
-    def listing(path: Path) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]:
-        samples: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-        bad: list[str] = []
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    if member.isdir():
-                        continue
-                    if not member.isreg() or not safe_name(member.name):
-                        bad.append(member.name)
-                        continue
-                    parent, _, name = member.name.rpartition("/")
-                    stem, dot, extension = name.partition(".")
-                    if stem and dot:
-                        samples[f"{parent}/{stem}" if parent else stem][f".{extension.lower()}"] = (member.offset_data, member.size)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ConfigError(f"data.source webdataset:{where}: {path} is not a whole, uncompressed tar file: {error}") from error
-        return list(samples.items()), bad
-
-    def content(path: Path, at: tuple[int, int]) -> bytes:
-        with open(path, "rb") as file:
-            file.seek(at[0])
-            data = file.read(at[1])
-        if len(data) != at[1]:
-            raise ValueError(f"{path} is cut short")
-        return data
+    def listing(path: Path) -> Listing:
+        return _members(where, path)
 
     def label(path: Path, parts: dict[str, tuple[int, int]]) -> str | None:
-        return content(path, parts[".cls"]).decode(errors="replace").strip() or None if ".cls" in parts else None
+        return _content(path, parts[".cls"]).decode(errors="replace").strip() or None if ".cls" in parts else None
 
     @cache
     def labelled() -> bool:
@@ -160,21 +140,15 @@ def tar_source(where: str, paths: list[Path]) -> Source:
         assert path is not None
         samples, bad = listing(path)
         for name in bad:
-            yield Item(
-                f"{entry.name}#{name}",
-                lambda: b"",
-                None,
-                None,
-                f"{entry.name}#{name}",
-                "unsafe member of the archive: not a plain file inside it",
-            )
+            source = f"{entry.name}#{name}"
+            yield Item(source, lambda: b"", None, None, source, "unsafe member of the archive: not a plain file inside it")
         for key, parts in samples:
             image = next((extension for extension in parts if extension in IMAGE_SUFFIXES), None)
-            text = content(path, parts[".txt"]).decode(errors="replace").strip() if ".txt" in parts else None
+            text = _content(path, parts[".txt"]).decode(errors="replace").strip() if ".txt" in parts else None
             problem = None if image else f"no image among {', '.join(parts)}"
 
             def read(at: tuple[int, int] = parts[image] if image else (0, 0)) -> bytes:
-                return content(path, at)
+                return _content(path, at)
 
             yield Item(f"{entry.name}#{key}", read, label(path, parts) if labelled() else ONE_CLASS, text, f"{entry.name}#{key}", problem)
 
@@ -183,6 +157,41 @@ def tar_source(where: str, paths: list[Path]) -> Source:
     _check_names(where, entries)
     texts = any(".txt" in parts for path in paths for _, parts in listing(path)[0])
     return Source(tuple(sorted((str(name) for name in found), key=natural)), entries, items, file_digest, captioned=texts)
+
+
+def _members(where: str, path: Path) -> Listing:
+    """What a tar file holds, by sample.
+
+    Raises:
+        ConfigError: it is compressed, cut short, or no tar file.
+    """
+    samples: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    bad: list[str] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                if not member.isreg() or not safe_name(member.name):
+                    bad.append(member.name)
+                    continue
+                parent, _, name = member.name.rpartition("/")
+                stem, dot, extension = name.partition(".")
+                if stem and dot:
+                    samples[f"{parent}/{stem}" if parent else stem][f".{extension.lower()}"] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ConfigError(f"data.source webdataset:{where}: {path} is not a whole, uncompressed tar file: {error}") from error
+    return list(samples.items()), bad
+
+
+def _content(path: Path, at: tuple[int, int]) -> bytes:
+    """Bytes of a file from an offset on; ``ValueError`` if it ends before."""
+    with open(path, "rb") as file:
+        file.seek(at[0])
+        data = file.read(at[1])
+    if len(data) != at[1]:
+        raise ValueError(f"{path} is cut short")
+    return data
 
 
 def hub_source(where: str) -> Source:

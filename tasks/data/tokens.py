@@ -1,7 +1,8 @@
 """The Parquet form of tokens: one row an image and view, fixed-size lists of the narrowest type.
 
 L tokens, Q codebooks, C channels of latents.  Columns: key, view (uint8), label (int32), caption, ids
-(fixed_size_list<uint8|16|32>[L*Q], or float16[L*C] latents).  Layout and lineage stand in the file's metadata.
+(fixed_size_list<uint8|16|32>[L*Q], or float16[L*C] latents), and of ragged rows ``length`` (uint32): how many of the L tokens are
+valid, the rest being zero.  Layout and lineage stand in the file's metadata.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class TokenRows:
     data: np.ndarray
     layout: TokenLayout
     lineage: dict[str, Any]
+    length_N: np.ndarray | None = None  # valid tokens of ragged rows; None when all are full
 
 
 def number_type(layout: TokenLayout) -> np.dtype[Any]:
@@ -81,12 +83,15 @@ def write_tokens(
     data: np.ndarray,
     layout: TokenLayout,
     lineage: dict[str, Any],
+    length_N: np.ndarray | None = None,
 ) -> bytes:
     """One token shard as Parquet bytes, also written to ``path`` if given; same rows, same bytes.
 
     Raises:
         ArtifactError: tokens that do not fit the layout.
     """
+    if length_N is not None:
+        data = padded(data, length_N, layout, str(path or "tokens"))
     numbers = check_tokens(data, layout, str(path or "tokens"))
     flat = pa.array(numbers.reshape(-1))
     width = int(np.prod(row_shape(layout)))
@@ -97,6 +102,8 @@ def write_tokens(
         "caption": pa.array(list(captions), pa.string()),
         "ids": pa.FixedSizeListArray.from_arrays(flat, width),
     }
+    if length_N is not None:
+        columns["length"] = pa.array(np.asarray(length_N, np.uint32))
     description = {"format": FORMAT, "layout": layout.to_dict(), "lineage": lineage}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(description, sort_keys=True).encode()})
     sink = io.BytesIO()
@@ -139,4 +146,26 @@ def read_tokens(source: Path | bytes, where: str = "", layout: TokenLayout | Non
         check_tokens(data, found, where),
         found,
         description["lineage"],
+        _lengths(table["length"].to_numpy(), found, where) if "length" in table.column_names else None,
     )
+
+
+def padded(data: np.ndarray, length_N: np.ndarray, layout: TokenLayout, where: str) -> np.ndarray:
+    """Ragged rows (N, T, …) as (N, L, …), zero after each row's length.
+
+    Raises:
+        ArtifactError: more tokens than the layout has positions, or a length outside of its row.
+    """
+    if data.shape[1] > layout.length or len(length_N) != len(data) or (len(data) and int(np.max(length_N)) > data.shape[1]):
+        raise ArtifactError(f"{where}: ragged rows of {data.shape[1]} columns do not fit lengths and layout of {layout.length} positions")
+    result = np.zeros((len(data), layout.length, *data.shape[2:]), data.dtype)
+    result[:, : data.shape[1]] = data
+    result[np.arange(layout.length) >= _lengths(length_N, layout, where)[:, None]] = 0
+    return result
+
+
+def _lengths(length_N: np.ndarray, layout: TokenLayout, where: str) -> np.ndarray:
+    length_N = np.asarray(length_N).astype(np.int64)
+    if len(length_N) and not 1 <= int(length_N.min()) <= int(length_N.max()) <= layout.length:
+        raise ArtifactError(f"{where}: lengths from {length_N.min()} to {length_N.max()}, rows have 1 to {layout.length} tokens")
+    return length_N

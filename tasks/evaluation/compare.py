@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation import pictures
 from tokenloom.tasks.evaluation.judging import RECONSTRUCTIONS
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
@@ -34,6 +35,12 @@ _SHOWN = 8  # samples of one class in the picture
 _LINES = 32  # of samples in the picture, where many runs are compared
 _COLUMNS = 16  # images of one tokenizer in the picture
 _SAME = 1.05  # tokenizers whose bits an image are within this factor of each other compare directly
+
+
+def columns() -> tuple[str, ...]:
+    """All columns: a kind's own metrics, each with what it is compared with (``mase``, ``mase_seasonal_naive``), come first."""
+    own = [known for modality in modalities.kinds().values() for known, _, _ in modality.meanings]
+    return (*(column for known in own for column in (known, f"{known}_")), *COLUMNS)
 
 
 def leaderboard(store: Store, references: Sequence[str]) -> list[Row]:
@@ -143,7 +150,7 @@ def _row(store: Store, record: Record, nll: bool) -> Row:
         "tokenizer": None if tokenizer is None else store.record(tokenizer).config.get("recipe", "imported"),
         "guidance": _guidance(record.notes.get("sampler")),
     }
-    for column in COLUMNS:
+    for column in columns():
         for name in sorted(record.metrics):
             fits = name.startswith(column) if column.endswith("_") else name == column
             if fits and not name.endswith(_HIDDEN) and (nll or name not in _NLL):

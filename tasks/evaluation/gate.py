@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.evaluation.report import MEANING, meaning, number
+from tokenloom.tasks import modalities
+from tokenloom.tasks.evaluation.report import all_meanings, meaning, number
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -19,31 +20,10 @@ class Decision:
     reason: str
 
 
-#: What each entry of ``evaluate.metrics`` measures; the last ones are always there.
-MEASURED = {
-    "fd": ("fd",),
-    "kid": ("kid",),
-    "is": ("is",),
-    "precision_recall": ("precision", "recall"),
-    "density_coverage": ("density", "coverage"),
-    "nll": ("nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim"),
-    "recognition": ("recognition",),
-    "memorisation": ("memorisation_ratio", "copies"),
-    "reconstruction": (
-        "rfd",
-        "psnr",
-        "ssim",
-        "detail",
-        "codebook_use",
-        "codebook_perplexity",
-        "bits_per_image",
-        "tokens_per_image",
-        "encoded_per_second",
-        "decoded_per_second",
-    ),
-    "text": ("text", "text_accuracy"),
-    "": ("images_per_second", "parameters"),
-}
+def measured_by_all() -> dict[str, tuple[str, ...]]:
+    """What each entry of ``evaluate.metrics`` measures, of all kinds of signals; the last ones are always there."""
+    found = {group: names for modality in modalities.kinds().values() for group, names in modality.measured.items()}
+    return {**found, "": ("images_per_second", "parameters", "forecasts_per_second")}
 
 
 def check_names(floor: Mapping[str, float], gate: str, measured: Sequence[str] | None = None) -> None:
@@ -54,9 +34,9 @@ def check_names(floor: Mapping[str, float], gate: str, measured: Sequence[str] |
     """
     for where, name in [*((f"register.floor.{n}", n) for n in floor), ("register.gate", gate)]:
         if not meaning(name)[1] and not meaning(f"{name}_")[1]:
-            known = ", ".join(prefix.rstrip("_") for prefix, _, _ in MEANING)
+            known = ", ".join(prefix.rstrip("_") for prefix, _, _ in all_meanings())
             raise ConfigError(f"{where}: no metric is named {name!r}; there are: {known}")
-        makers = [group for group, names in MEASURED.items() if any(name == n or name.startswith(f"{n}_") for n in names)]
+        makers = [group for group, names in measured_by_all().items() if any(name == n or name.startswith(f"{n}_") for n in names)]
         if measured is not None and makers and not set(makers) & {*measured, ""}:
             raise ConfigError(f"{where}: {name!r} is not measured; add {makers[0]!r} to evaluate.metrics")
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tokenloom.tasks import modalities
+
 #: What a reader should know about a number: metrics whose names begin so, which way is better, what it is.
 MEANING = (
     ("fd_", "lower", "Fréchet distance of the feature network's features to the held-out images (not FID: another network)"),
@@ -60,9 +62,14 @@ _STYLE = (
 )
 
 
+def all_meanings() -> tuple[tuple[str, str, str], ...]:
+    """What is known of metrics, those of every kind of signal included."""
+    return (*MEANING, *(row for modality in modalities.kinds().values() for row in modality.meanings))
+
+
 def meaning(name: str) -> tuple[str, str]:
     """(which way is better, what it is) of a metric; empty for one that is not known."""
-    for prefix, better, text in MEANING:
+    for prefix, better, text in all_meanings():
         if name.startswith(prefix):
             return better, text
     return "", ""

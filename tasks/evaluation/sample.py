@@ -189,18 +189,22 @@ def sample_model(
         condition = pair.asking.conditions(asked[start : start + SHARD])
         parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, start))
     report("sample", total, total, {})
-    images = np.concatenate(parts)
+    _write(out, np.concatenate(parts), labels, words)
+    drawn = {"texts": words} if words else {"classes": [int(k) for k in kinds]}
+    return {"model": title, "out": str(out), "samples": total, **drawn, "seed": seed}
+
+
+def _write(out: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], words: list[str] | None) -> None:
+    """Samples as arrays (``.npz``) or as a grid, one row a class or text."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out) as file:
         if out.suffix == ".npz":
             arrays: dict[str, Any] = {"images": images, "labels": labels, **({"texts": np.array(words)} if words else {})}
             np.savez_compressed(file, **arrays)
         elif words:
-            file.write(pictures.class_grid(images, labels, words, per_class=total, most=len(words)))
+            file.write(pictures.class_grid(images, labels, words, per_class=len(images), most=len(words)))
         else:
             file.write(pictures.png(grid_by_class(images, labels)))
-    drawn = {"texts": words} if words else {"classes": [int(k) for k in kinds]}
-    return {"model": title, "out": str(out), "samples": total, **drawn, "seed": seed}
 
 
 def _kinds(pair: Pair, classes: Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:

@@ -13,15 +13,16 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
+from tokenloom.tasks import modalities
 from tokenloom.tasks.serving.drawing import default_sampler
 from tokenloom.tasks.store.records import StepSpec
 
 
-def stands_on(section: BaseConfig) -> tuple[str, ...]:
+def depends_on(section: BaseConfig) -> tuple[str, ...]:
     """The roles of the artifacts, besides the dataset, that training this tokenizer needs: ``base``, ``features``.
 
     Raises:
-        ConfigError: unknown recipe or argument; a base that is missing, not needed, or that stands on others itself.
+        ConfigError: unknown recipe or argument; a base that is missing, not needed, or that depends on others itself.
     """
     if section.recipe is None:
         return ()
@@ -32,14 +33,14 @@ def stands_on(section: BaseConfig) -> tuple[str, ...]:
         raise ConfigError(f"{where}: {error}") from error
     if not isinstance(section, TokenizerConfig):
         if needs:
-            raise ConfigError(f"{where}: recipe {section.recipe!r} stands on other models itself ({', '.join(needs)}); take a plain one")
+            raise ConfigError(f"{where}: recipe {section.recipe!r} depends on other models itself ({', '.join(needs)}); take a plain one")
     elif "tokenizer" in needs and base is None:
         raise ConfigError(
-            f"{where}: recipe {section.recipe!r} stands on another tokenizer, and {where}.base is missing: "
+            f"{where}: recipe {section.recipe!r} depends on another tokenizer, and {where}.base is missing: "
             "give {recipe: …} or {use: ARTIFACT}"
         )
     elif base is not None and "tokenizer" not in needs:
-        raise ConfigError(f"{where}.base: recipe {section.recipe!r} stands on no other tokenizer; leave base out")
+        raise ConfigError(f"{where}.base: recipe {section.recipe!r} depends on no other tokenizer; leave base out")
     return tuple({"tokenizer": "base"}.get(need, need) for need in needs)
 
 
@@ -70,13 +71,13 @@ def check_tokenizer(
     Raises:
         ConfigError: as ``check_models``.
     """
-    data, section = {"signal": signals.image(config.data.size, config.data.channels).to_dict()}, config.codec
+    data, section = {"signal": modalities.kind(config.data.kind).spec(config.data).to_dict()}, config.codec
     if tokenizer is not None:
         spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
         built = _build(spec, "tokenizer")
     else:
         given: dict[str, Any] = dict(data)
-        roles = stands_on(section)
+        roles = depends_on(section)
         if section.base is not None:
             given["tokenizer"] = _base(section.base, base, data)
         if "features" in roles:
@@ -89,7 +90,7 @@ def check_tokenizer(
 
 def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, Any]) -> dict[str, Any]:
     """The spec of the tokenizer that another one depends on: of the artifact in use, or built here."""
-    stands_on(section)
+    depends_on(section)
     if used is not None:
         return _used(used, f"tokenizer.base.use={section.use!r}", data).to_dict()
     spec = ModelSpec("tokenizer", section.recipe or "", dict(section.args), dict(section.set), data)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import evaluate as evaluating
+from tokenloom.tasks import modalities
 from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
@@ -16,16 +17,17 @@ def needs(config: RunConfig, _store: Store) -> dict[str, str]:
     if config.density is not None:
         return roles("density", "dataset", "features")
     models = {} if config.generator is None else {"generator": train_stage.last(config)}
-    return {**models, **roles("tokenizer", "dataset", "features")}
+    judges = ("features",) if modalities.kind(config.data.kind).needs_features else ()
+    return {**models, **roles("tokenizer", "dataset", *judges)}
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:
     """The judgement of what the run has trained."""
     config = context.config
     if config.density is not None:
-        given = inputs["density"], inputs["dataset"], inputs["features"]
+        given = inputs["density"], inputs["dataset"], inputs.get("features")
         return evaluating.plan_density_evaluation(config.name, *given, config.evaluate)
-    models, data = (inputs.get("generator"), inputs["tokenizer"]), (inputs["dataset"], inputs["features"])
+    models, data = (inputs.get("generator"), inputs["tokenizer"]), (inputs["dataset"], inputs.get("features"))
     return evaluating.plan_evaluate(config.name, *models, *data, config.sample, config.evaluate, context.store)
 
 

@@ -16,7 +16,8 @@ def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
 def plan(context: Context, inputs: Inputs) -> StepSpec:
     """Every item of the dataset as tokens."""
     config = context.config
-    return extracting.plan_extract(config.name, inputs["dataset"], inputs["tokenizer"], context.store, tuple(config.extract.views))
+    views = tuple(config.extract.views)
+    return extracting.plan_extract(config.name, inputs["dataset"], inputs["tokenizer"], context.store, views, config.data.kind)
 
 
 def run(context: Context, inputs: Inputs) -> Outcome:

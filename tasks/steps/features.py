@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import features as judging
+from tokenloom.tasks import modalities
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
 
 
-def needs(_config: RunConfig, _store: Store) -> dict[str, str]:
-    """The dataset alone."""
-    return roles("dataset")
+def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
+    """The dataset alone; kinds of signals that are judged without a network have no such step."""
+    return roles("dataset") if modalities.kind(config.data.kind).needs_features else None
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:

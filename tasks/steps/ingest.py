@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks import ingest as ingesting
-from tokenloom.tasks.data.sources import open_source
+from tokenloom.tasks import modalities
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
 from tokenloom.tasks.store.artifacts import Outcome, Store
 
@@ -32,7 +32,11 @@ def run(context: Context, _inputs: Inputs) -> Outcome:
 def classes(context: Context, planned: Mapping[str, Planned]) -> int:
     """Number of classes in the data, also before it is ingested."""
     dataset = planned["dataset"].artifact
-    return len(context.store.record(dataset).notes["classes"] if dataset else open_source(context.config.data).classes)
+    return len(
+        context.store.record(dataset).notes["classes"]
+        if dataset
+        else modalities.kind(context.config.data.kind).open_source(context.config.data).classes
+    )
 
 
 INGEST = Step("ingest", "dataset", "Raw items to dataset shards; only new files are read.", needs, plan, run)

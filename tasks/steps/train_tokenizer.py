@@ -13,7 +13,7 @@ from tokenloom.configs.schema import RunConfig, TokenizerConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.distributed import plan_tokenizer, train_model
-from tokenloom.tasks.runtime.checks import check_tokenizer, stands_on
+from tokenloom.tasks.runtime.checks import check_tokenizer, depends_on
 from tokenloom.tasks.steps import ingest
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Planned, Step, roles, used
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, canonical_json
@@ -40,7 +40,7 @@ def given_tokenizer(config: RunConfig, store: Store) -> Given | None:
 
 def _pinned(name: str, section: TokenizerConfig, store: Store) -> Artifact | None:
     """The first tokenizer that the run of this name trained from this recipe, whatever the data was then."""
-    stands_on(section)  # its errors name the field
+    depends_on(section)  # its errors name the field
     wanted = canonical_json(plan_tokenizer(name, section, Artifact("dataset", name, "0" * 12, ""), store).config)
     for record in store.records("tokenizer"):
         mine = record.artifact.name == name and record.notes.get("trained_as") != BASE
@@ -69,7 +69,7 @@ def dependencies(config: RunConfig, store: Store) -> tuple[str, ...]:
     Raises:
         ConfigError: a base that is missing or not needed.
     """
-    return () if given_tokenizer(config, store) else stands_on(config.codec)
+    return () if given_tokenizer(config, store) else depends_on(config.codec)
 
 
 def needs(config: RunConfig, store: Store) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
 """Conditional writes on S3, which ``pyarrow.fs`` has not: create if absent, replace if unchanged.
 
-Some servers do not honour them (they answer 501, or let two writers win): what stands on them is advice, never correctness.
+Some servers do not honour them (they answer 501, or let two writers win): what rests on them is advice, never correctness.
 A write whose answer was lost and that is repeated finds its own object and says that it was not written.
 """
 

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.storage import Storage
@@ -74,43 +75,8 @@ def object_lease(storage: Storage, path: str, beat: float = BEAT, stale: float =
     clock, or when its holder was a process of this host that is gone.
     """
     holder = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-    mine = _stamp(holder)
-    seen, since = b"", time.monotonic()
-    while not storage.write_if_absent(path, mine):
-        try:
-            current = storage.read(path)
-        except FileNotFoundError:
-            continue
-        if _id(current) == holder["id"]:  # written, but the answer was lost on its way
-            mine = current
-            break
-        if not seen:
-            log.info("another process works on %s: waiting for it", path)
-        if current != seen:
-            seen, since = current, time.monotonic()
-        if (_gone(current) or time.monotonic() - since > stale) and storage.swap(path, current, mine):
-            log.warning("took over a dead lease: %s", storage.uri(path))
-            break
-        time.sleep(min(beat, 10 * POLL))
-    ended = threading.Event()
-
-    def renew() -> None:
-        nonlocal mine
-        while not ended.wait(beat):
-            fresh = _stamp(holder)
-            try:
-                if not storage.swap(path, mine, fresh):
-                    fresh = storage.read(path)
-                    if _id(fresh) != holder["id"]:  # else the answer of an earlier renewal was lost on its way
-                        raise FileNotFoundError
-                mine = fresh
-            except FileNotFoundError:
-                log.warning("lost the lease %s: work may be done twice, never mixed", storage.uri(path))
-                return
-            except (StepError, OSError) as error:
-                log.warning("cannot renew the lease %s: %s", storage.uri(path), error)
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    mine, ended = _acquired(storage, path, holder, beat, stale), threading.Event()
+    thread = threading.Thread(target=_renew, args=(storage, path, holder, mine, beat, ended), name="lease", daemon=True)
     thread.start()
     try:
         yield
@@ -120,6 +86,45 @@ def object_lease(storage: Storage, path: str, beat: float = BEAT, stale: float =
         with contextlib.suppress(StepError, OSError):
             if _id(storage.read(path)) == holder["id"]:
                 storage.delete(path)
+
+
+def _acquired(storage: Storage, path: str, holder: dict[str, Any], beat: float, stale: float) -> bytes:
+    """Wait until the lease is this holder's; what its object holds then."""
+    mine = _stamp(holder)
+    seen, since = b"", time.monotonic()
+    while not storage.write_if_absent(path, mine):
+        try:
+            current = storage.read(path)
+        except FileNotFoundError:
+            continue
+        if _id(current) == holder["id"]:  # written, but the answer was lost on its way
+            return current
+        if not seen:
+            log.info("another process works on %s: waiting for it", path)
+        if current != seen:
+            seen, since = current, time.monotonic()
+        if (_gone(current) or time.monotonic() - since > stale) and storage.swap(path, current, mine):
+            log.warning("took over a dead lease: %s", storage.uri(path))
+            return mine
+        time.sleep(min(beat, 10 * POLL))
+    return mine
+
+
+def _renew(storage: Storage, path: str, holder: dict[str, Any], mine: bytes, beat: float, ended: threading.Event) -> None:
+    """Write the lease again every ``beat`` seconds until ``ended``, or until somebody else holds it."""
+    while not ended.wait(beat):
+        fresh = _stamp(holder)
+        try:
+            if not storage.swap(path, mine, fresh):
+                fresh = storage.read(path)
+                if _id(fresh) != holder["id"]:  # else the answer of an earlier renewal was lost on its way
+                    raise FileNotFoundError
+            mine = fresh
+        except FileNotFoundError:
+            log.warning("lost the lease %s: work may be done twice, never mixed", storage.uri(path))
+            return
+        except (StepError, OSError) as error:
+            log.warning("cannot renew the lease %s: %s", storage.uri(path), error)
 
 
 def object_lease_held(storage: Storage, path: str, stale: float = STALE) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation.report import meaning, number
+from tokenloom.tasks.modalities.base import Card
 from tokenloom.tasks.store.artifacts import Record
 
 _SHOWN = (
@@ -23,23 +25,22 @@ def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, eval
     ``models`` are the registered ones by role, the one that is sampled first.
     """
     main = next(iter(models.values()))
-    classes, texts = list(evaluation.notes["classes"]), list(main.notes.get("texts", ()))
-    size, channels = dataset.notes["size"], dataset.notes["channels"]
+    texts = list(main.notes.get("texts", ()))
+    modality = modalities.of(dataset.notes)
+    card = modality.card(dataset, evaluation, texts)
     made = {**models, "dataset": dataset, "evaluation": evaluation}
     parts = [
         f"# {name}",
         "",
-        f"Draws {size}x{size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
-        f"({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}).",
+        card.makes,
         "",
         *([f"It is asked in words, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
-        *_ingredients(models, dataset),
-        *_numbers(evaluation),
-        *_use(name, "text" if texts else "class_id"),
+        *_ingredients(models, dataset, card),
+        *_numbers(evaluation, card, (*_SHOWN, *(known for known, _, _ in modality.meanings))),
+        *_use(name, card),
         "## Limits",
         "",
-        f"It knows these {len(classes)} classes at {size}x{size} pixels and nothing else. Samples are drawn, not checked: "
-        "some are of no class. It was judged on data of the same source only.",
+        card.limits,
         "",
         "## Made from",
         "",
@@ -51,41 +52,38 @@ def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, eval
     return "\n".join(parts)
 
 
-def _ingredients(models: Mapping[str, Record], dataset: Record) -> list[str]:
+def _ingredients(models: Mapping[str, Record], dataset: Record, card: Card) -> list[str]:
     data, lines = dataset.config["data"], []
     for at, (role, record) in enumerate(models.items()):
         size = "" if at else f", {number(record.notes.get('parameters', 0))} parameters"
         lines.append(f"- {role.capitalize()}: {_recipe(record)}{size}")
-    return [*lines, f"- Data: `{data['source']}`, {_splits(dataset)}, fitted by `{data['fit']}`", ""]
+    return [*lines, f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}", ""]
 
 
-def _numbers(evaluation: Record) -> list[str]:
+def _numbers(evaluation: Record, card: Card, shown: Sequence[str]) -> list[str]:
     """The table of numbers, and the protocol that they were made under."""
-    protocol, ceiling = evaluation.notes["protocol"], evaluation.metrics.get("recognition_ceiling")
+    ceiling = evaluation.metrics.get("recognition_ceiling")
     rows = [
         f"| {key} | {number(evaluation.metrics[key])} | {meaning(key)[0]} |"
-        for prefix in _SHOWN
+        for prefix in shown
         for key in sorted(evaluation.metrics)
         if (key.startswith(prefix) if prefix.endswith("_") else key == prefix) and not key.endswith("_deviation")
     ]
     return [
         *("## Numbers", "", "| metric | value | better |", "|---|---|---|", *rows, ""),
         *([f"The recognising machine itself is right on {ceiling:.1%} of held-out real images.", ""] if ceiling is not None else []),
-        f"Protocol: {protocol.get('samples', 0)} samples, classes even, seed {protocol.get('seed', 0)}, against "
-        f"{protocol['reference']['images']} held-out images (hash {protocol['reference']['sha256']}); features: "
-        f"{protocol['features']['network']} {protocol['features']['sha256']}, trained on this data, so its distances are not FID. "
-        f"Sampling: {_sampling(evaluation)}.",
+        f"{card.protocol} Sampling: {_sampling(evaluation)}.",
         "",
     ]
 
 
-def _use(name: str, column: str) -> list[str]:
+def _use(name: str, card: Card) -> list[str]:
     return [
         *("## Sample it", "", "```"),
-        f"tokenloom sample models:/{name}@challenger --n 100 --out samples.png",
+        *(command.format(name=name) for command in card.commands),
         f"mlflow models serve -m models:/{name}@challenger --env-manager local",
         *("```", ""),
-        f"Input: column `{column}`; parameters `seed`, `guidance`, `temperature`, `steps` (0: its own); output: column `png_base64`.",
+        card.interface,
         "",
     ]
 
@@ -102,7 +100,7 @@ def _recipe(record: Record) -> str:
 
 def _splits(dataset: Record) -> str:
     counts = [f"{dataset.metrics[s]} {s}" for s in ("train", "validation", "test") if dataset.metrics.get(s)]
-    return " + ".join(counts) + " images"
+    return " + ".join(counts)
 
 
 def _sampling(evaluation: Record) -> str:

@@ -16,6 +16,7 @@ from tokenloom.tasks.store.records import StepSpec
 FINGERPRINT = "tokenloom.fingerprint"
 _LONGEST = 6000  # characters of a parameter's value that MLflow takes
 _BATCH = 500  # metrics sent in one request
+_TRIES = 3  # of a row that another process inserts at the same time
 
 Event = dict[str, Any]
 
@@ -72,7 +73,20 @@ class Sender:
                 dataset = Dataset(f"{item['kind']}/{item['name']}", item["fingerprint"], "code", source)
                 inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", role)]))
         if inputs:
-            self._client.log_inputs(self.run_id, datasets=inputs)
+            self._link(inputs)
+
+    def _link(self, inputs: list[Any]) -> None:
+        """Name the datasets of the run.
+
+        Two processes that begin at once both find a dataset missing and insert it: the database refuses one of them by its unique
+        key, and that one finds the row when it does the same again.
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._client.log_inputs(self.run_id, datasets=inputs)
+            except Exception as error:  # MLflow passes the database's error on as text
+                if not left or "unique constraint" not in str(error).lower():
+                    raise
 
     def send(self, event: Event, file: Path | None = None) -> None:
         """Deliver one event."""

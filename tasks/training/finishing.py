@@ -1,4 +1,4 @@
-"""The two ends of a training, which a model without trainable parameters has as well: built on what it stands on, finished and saved."""
+"""The two ends of a training, which a model without trainable parameters has as well: built on what it depends on, finished and saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCHES = 64
 
 
 def built(job: TrainJob, storage: Storage, root: Path) -> Method:
-    """The job's model with fresh weights, or those of its warm start, holding what it adopts of the models that it stands on."""
+    """The job's model with fresh weights, or those of its warm start, holding what it adopts of the models that it depends on."""
     torch.manual_seed(seed_of(job.settings.seed, "init"))
     spec = ModelSpec.from_dict(job.spec)
     spec.check_roles(job.adopt or {})
@@ -60,7 +60,7 @@ def build_only(job: TrainJob) -> dict[str, Any]:
     """Build, finish and save a model that has nothing to train; its metrics.
 
     Raises:
-        StepError: what it stands on is not there.
+        StepError: what it depends on is not there.
     """
     storage, root = Storage(job.store), Path(job.root)
     device = device_of(job.execution.device)

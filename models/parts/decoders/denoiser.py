@@ -16,7 +16,7 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.vit import Blocks
-from tokenloom.models.parts.time import waves
+from tokenloom.models.parts.time import sinusoidal_embedding
 
 
 class TimeEmbedding(nn.Module):
@@ -28,7 +28,7 @@ class TimeEmbedding(nn.Module):
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_B: Tensor) -> Tensor:
-        return self.net(waves(t_B, 2 * self.frequencies).to(t_B))
+        return self.net(sinusoidal_embedding(t_B, 2 * self.frequencies).to(t_B))
 
 
 class Denoiser(nn.Module):

@@ -20,7 +20,7 @@ from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
-from tokenloom.models.parts.time import waves
+from tokenloom.models.parts.time import sinusoidal_embedding
 from tokenloom.models.sampling.head_sampler import HeadSampler
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
@@ -80,7 +80,7 @@ class Diffusion(Head):
 
     def forward(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
         """The v (…, C) of noisy latents (…, C) at times (…) and hidden states (…, D)."""
-        time = waves(t.flatten().float() / TIMES, self.config.width).unflatten(0, t.shape).to(h)
+        time = sinusoidal_embedding(t.flatten().float() / TIMES, self.config.width).unflatten(0, t.shape).to(h)
         y, c = self.enter(x.to(h)), F.silu(self.time(time) + self.condition(h))
         for modulation, mlp in zip(self.modulation, self.mlp):
             shift, scale, gate = modulation(c).chunk(3, -1)

@@ -45,7 +45,7 @@ class Classified(Source, tag="features.classifier"):
 
     def build(self, channels: int, latent: int) -> Trunk:
         if self.shape is None:
-            raise ConfigError("features: this tokenizer stands on the data's classifier and was given none")
+            raise ConfigError("features: this tokenizer needs the data's classifier and was given none")
         return Trunk(Classifier.of(self.shape), latent)
 
 

@@ -175,8 +175,8 @@ def sines(grid: tuple[int, int], width: int) -> Tensor:
     rows, columns = grid
     at = torch.arange(rows * columns)
     share_LA = torch.stack([(at // columns) / rows, (at % columns) / columns], 1)
-    waves = width // 4
-    angle_LAW = share_LA[..., None] * (math.pi / 2) * 32 ** torch.linspace(0, 1, max(1, waves))
+    frequencies = width // 4
+    angle_LAW = share_LA[..., None] * (math.pi / 2) * 32 ** torch.linspace(0, 1, max(1, frequencies))
     table = torch.cat([angle_LAW.sin(), angle_LAW.cos()], -1).flatten(1)[:, :width]
     return F.pad(table, (0, width - table.shape[1]))
 

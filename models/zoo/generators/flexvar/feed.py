@@ -50,10 +50,10 @@ class FlexibleScale(Feed):
         for weight in (self.embed.weight, self.position_start):
             nn.init.trunc_normal_(weight, std=(1 / 3 / width) ** 0.5)
         nn.init.zeros_(self.embed.bias)
-        self.position = nn.Parameter(self._waves(width, config.side))
+        self.position = nn.Parameter(self._sinusoidal(width, config.side))
 
     @staticmethod
-    def _waves(width: int, side: int) -> Tensor:
+    def _sinusoidal(width: int, side: int) -> Tensor:
         """The first map (1, D, R, R): sines of the row on even channels, cosines of the column on odd ones."""
         frequency = 10000 ** (-torch.arange(0, width, 2) / width)
         angle = torch.arange(side)[None, :] * frequency[:, None]

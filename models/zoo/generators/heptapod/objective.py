@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError, stored_as_one
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, tokens_of
+from tokenloom.models.core.protocols import Batch, full_tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Raster
@@ -53,7 +53,7 @@ class WholeGrid(Objective):
         """``loss``: nats a token of the next one (``next``) plus, weighted, of all later ones (``later``)."""
         assert batch.tokens is not None
         model.layout.check(batch.tokens.layout)
-        ids, given = tokens_of(batch.tokens), draws if model.training else None
+        ids, given = full_tokens_of(batch.tokens), draws if model.training else None
         step_N, place_N = (t.to(ids.device) for t in self.pairs(model.layout.length, draws))
         plan = model.order.plan(model.layout, None).to(ids.device)
         cond, net = model.condition(model.condition.drop(batch.conditions, given)), cast(QueryHeads, model.net)

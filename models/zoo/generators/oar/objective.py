@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError, stored_as_one
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Conditions, tokens_of
+from tokenloom.models.core.protocols import Batch, Conditions, full_tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.objectives.nll import NLL
 from tokenloom.models.parts.plan import Plan
@@ -48,7 +48,7 @@ class DistilledOrder(Objective):
             return self.first.losses(model, batch, phase, draws)
         assert batch.tokens is not None
         model.layout.check(batch.tokens.layout)
-        ids = tokens_of(batch.tokens)
+        ids = full_tokens_of(batch.tokens)
         plan = Plan(self.found(model, ids, batch.conditions), (1,) * model.layout.length)
         return {"loss": model.nll(ids, batch.conditions, plan, draws if model.training else None, noise=draws).mean()}
 

@@ -50,7 +50,7 @@ class OnFeatures(Autoencoder):
         features = roles.get("features")
         if "features" in cast(OnFeatures.Config, self.config).needs:
             if not isinstance(features, Classifier):
-                raise ConfigError("features: this tokenizer stands on the data's classifier and was given none")
+                raise ConfigError("features: this tokenizer needs the data's classifier and was given none")
             self.encoder.adopt(features)  # type: ignore[operator]
 
 

@@ -11,14 +11,14 @@ Expect: digits (32x32, quality 50): 166 bytes on average, 243 for 99 of 100, squ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.registry import register
@@ -34,10 +34,14 @@ class JpegTokenizer(Tokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.jpeg"):
-        """``quality`` from 1 to 100, tokens an image."""
+        """``quality`` from 1 to 100, tokens an image at most.
+
+        After the end symbol rows are filled with it, or (``padding: none``) ragged.
+        """
 
         quality: int
         length: int
+        padding: Added[Literal["end", "none"]] = "end"
 
         @property
         def axis_labels(self) -> dict[str, str]:
@@ -60,10 +64,13 @@ class JpegTokenizer(Tokenizer):
 
     def encode(self, image_BCHW: Tensor) -> Tokens:
         ids_BL = np.full((len(image_BCHW), self.config.length), END)
+        length_B = torch.full((len(image_BCHW),), self.config.length)
         for row, coefficients in enumerate(self.codec.coefficients(image_BCHW)):
             scan = self.codec.fitted(coefficients, self.config.length)
             ids_BL[row, : len(scan)] = list(scan)
-        return Tokens(torch.from_numpy(ids_BL).to(self.layout.id_dtype).to(image_BCHW.device), self.layout)
+            length_B[row] = min(len(scan) + 1, self.config.length)  # the end symbol is a token
+        ids = torch.from_numpy(ids_BL).to(self.layout.id_dtype).to(image_BCHW.device)
+        return Tokens(ids, self.layout, length_B.to(ids.device) if self.config.padding == "none" else None)
 
     def coefficients(self, tokens: Tokens) -> Ints:
         """What the bytes of each row up to its end symbol say, repaired where they do not parse: (B, N, 64)."""
@@ -84,6 +91,6 @@ class JpegTokenizer(Tokenizer):
 
 
 @register("jpeg", kind="tokenizer", paper="2408.08459", tiny={"length": 64})
-def jpeg(quality: int = 50, length: int = 256) -> JpegTokenizer.Config:
+def jpeg(quality: int = 50, length: int = 256, padding: Literal["end", "none"] = "end") -> JpegTokenizer.Config:
     """``length`` tokens an image: 256 hold a 32x32 grey image of quality 50; colour needs more."""
-    return JpegTokenizer.Config(quality=quality, length=length)
+    return JpegTokenizer.Config(quality=quality, length=length, padding=padding)

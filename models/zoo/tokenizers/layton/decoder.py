@@ -67,7 +67,7 @@ class Consistency(GenerativeDecoder):
             self, *, shape: Shape, channels: int, dim: int, length: int, tokenizer: configs.Config | None = None, **given: Any
         ) -> Consistency:
             if not isinstance(tokenizer, Autoencoder.Config):
-                raise ConfigError(f"decoder: stands on an autoencoder with continuous latents, not on {tokenizer!r}")
+                raise ConfigError(f"decoder: needs an autoencoder with continuous latents, not on {tokenizer!r}")
             return Consistency(self, tokenizer.build(signal=SignalSpec(shape=shape, channels=channels)), dim, length)
 
     def __init__(self, config: Config, base: Autoencoder, dim: int, length: int) -> None:

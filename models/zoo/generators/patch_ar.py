@@ -1,0 +1,31 @@
+"""Autoregressive forecasting of series: a Llama decoder over quantised values (Chronos, Ansari et al. 2024, arXiv:2403.07815).
+
+New: a decoder-only language model over the values of a window; a forecast of any horizon is the continuation of a history, sampled.
+Differs: trained on one data set instead of a corpus; windows of fixed length, longer horizons roll on with each sample's own values.
+Run: tokenloom run series_sunspots
+Expect: MASE below the seasonal naive forecast's in the same table.
+"""
+
+from __future__ import annotations
+
+from tokenloom.models.core.registry import register
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds import Shifted
+from tokenloom.models.parts.heads.categorical import Categorical
+from tokenloom.models.parts.nets.blocks import llama
+from tokenloom.models.parts.orders import Raster
+from tokenloom.models.sampling.sampler import Constant, Sampler
+
+
+@register("patch_ar", kind="generator", paper="2403.07815", tiny={"depth": 2, "width": 32, "heads": 2, "dropout": 0.0}, codec="series_bins")
+def patch_ar(depth: int = 4, width: int = 64, heads: int = 4, dropout: float = 0.1) -> GroupGenerator.Config:
+    """A window's values in the order of time; series have one class and no guidance."""
+    return GroupGenerator.Config(
+        order=Raster(),
+        feed=Shifted.Config(dropout=dropout),
+        net=llama(depth, width, heads, dropout),
+        head=Categorical.Config(bias="no"),
+        condition=ClassCondition.Config(dropout=0.0),
+        sampler=Sampler(guidance=Constant(value=0.0)),
+    )

@@ -1,0 +1,134 @@
+"""What a kind of signal offers the pipeline: the only things that loader, ingest, extract, evaluate, register and serving know of it.
+
+Shapes: N items of a shard, B rows, C channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import SignalSpec
+
+if TYPE_CHECKING:  # training and loading import this file on machines that have torch, numpy and pyarrow alone
+    from tokenloom.configs.schema import ClusterConfig, DataConfig
+    from tokenloom.tasks.data.listing import Item, Source
+    from tokenloom.tasks.runtime.progress import Report
+    from tokenloom.tasks.serving.drawing import Pair
+    from tokenloom.tasks.store.artifacts import Record, StepSpec, Store, Work
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A usable item: the values of the kind's columns, a hash of the signal, class number, hash of the raw content."""
+
+    columns: Mapping[str, Any]
+    content: bytes
+    label: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An item that cannot be used, and why."""
+
+    reason: str
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A served model's interface: MLflow types of its columns and parameters, an example, the file that MLflow runs, packages it needs."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    params: Mapping[str, tuple[str, Any]]
+    example: Mapping[str, Any]
+    code: Path
+    packages: Sequence[str]
+    rooms: Sequence[Path] = field(default_factory=tuple)  # folders under ``tasks`` that travel with it besides ``serving``
+
+
+@dataclass(frozen=True)
+class Card:
+    """Sentences of a model card: what it makes, its items and how they were fitted, protocol, commands, interface, limits."""
+
+    makes: str
+    items: str
+    protocol: str
+    commands: Sequence[str]
+    interface: str
+    limits: str
+
+
+class Modality(ABC):
+    """A kind of signal; each has one room here, whose module or package holds it as ``MODALITY``."""
+
+    kind: str
+    #: What each entry of ``evaluate.metrics`` measures; what a reader should know of metrics that only this kind has.
+    measured: Mapping[str, tuple[str, ...]]
+    meanings: tuple[tuple[str, str, str], ...]
+    #: The kind's columns of a dataset shard, beside key, label, caption and source.
+    columns: tuple[tuple[str, pa.DataType], ...]
+    #: Whether samples are judged by a network that the step ``features`` trains on the data.
+    needs_features: bool = True
+
+    @abstractmethod
+    def spec(self, config: DataConfig) -> SignalSpec:
+        """The signal that a run file asks for; raises ``ConfigError`` for a value that this kind cannot use."""
+
+    @abstractmethod
+    def open_source(self, config: DataConfig) -> Source:
+        """The source that a run file names; raises ``ConfigError`` for one that is unknown, missing or empty."""
+
+    @abstractmethod
+    def fit(self, item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitted | Rejected:
+        """Read, check and fit one item; every failure becomes a reason."""
+
+    @abstractmethod
+    def notes(self, config: DataConfig, source: Source) -> dict[str, Any]:
+        """What the dataset's record notes of the signal, ``signal`` among it (records without one are of square images)."""
+
+    @abstractmethod
+    def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Stored items (N, …) and labels int32 (N,) of a shard's Parquet bytes; raises ``ArtifactError`` where it is damaged."""
+
+    @abstractmethod
+    def tensor(self, data: np.ndarray) -> Tensor:
+        """Stored items (B, …) as the signal (B, C, *shape), float32."""
+
+    def view(self, signal: Tensor, name: str) -> Tensor:
+        """One form of the signal that is tokenized; raises ``ConfigError`` for one that this kind does not have."""
+        if name != "plain":
+            raise ConfigError(f"extract.views: {self.kind} has the view plain alone, got {name}")
+        return signal
+
+    def parse_views(self, views: Sequence[str]) -> tuple[str, ...]:
+        """The names of all views; raises ``ConfigError`` for an unknown one."""
+        if list(views) != ["plain"]:
+            raise ConfigError(f"extract.views={list(views)}: {self.kind} has the view plain alone")
+        return ("plain",)
+
+    @abstractmethod
+    def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+        """Sample, measure and draw: the metrics, with pictures (``samples.png`` among them), report and notes put into ``work``."""
+
+    @abstractmethod
+    def served(self, pair: Pair, dataset: Record) -> Served:
+        """What a registered model of this kind takes and gives."""
+
+    def serving(self, dataset: Record) -> dict[str, Any]:
+        """What a served model has to know of the data, kept in its ``serving.json``."""
+        return {}
+
+    @abstractmethod
+    def card(self, dataset: Record, evaluation: Record, texts: Sequence[str]) -> Card:
+        """What the model card says of a model of this kind; ``texts`` are captions as in its data, if it takes texts."""

@@ -1,0 +1,123 @@
+"""Series: windows of values (T, C), a history and the horizon after it; forecasts as samples, judged by their errors and quantiles."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from tokenloom.models.core.signals import SignalSpec
+from tokenloom.tasks.modalities.base import Card, Fitted, Modality, Rejected, Served
+from tokenloom.tasks.runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from tokenloom.configs.schema import ClusterConfig, DataConfig
+    from tokenloom.tasks.data.listing import Item, Source
+    from tokenloom.tasks.runtime.progress import Report
+    from tokenloom.tasks.serving.drawing import Pair
+    from tokenloom.tasks.store.artifacts import Record, StepSpec, Store, Work
+
+
+class Series(Modality):
+    """Signals (B, C, T), standardised by the training split; T = history + horizon."""
+
+    kind = "series"
+    columns = (("values", pa.list_(pa.float32())), ("channels", pa.int32()))
+    needs_features = False
+    measured = {
+        "mase": ("mase",),
+        "crps": ("crps", "coverage_80"),
+        "mse": ("mse",),
+    }
+    meanings = (
+        ("mase", "lower", "mean absolute error of the median forecast over that of the seasonal naive forecast in training"),
+        ("crps", "lower", "continuous ranked probability score of the samples, in the data's units over the naive error"),
+        ("coverage_80", "near 0.8", "share of values between the 10th and the 90th percentile of the samples"),
+        ("mse", "lower", "squared error of the mean forecast, in standard deviations of the training split"),
+        ("forecasts_per_second", "higher", "sample paths a second, in one process"),
+    )
+
+    def spec(self, config: DataConfig) -> SignalSpec:
+        assert config.series is not None, "checked by the schema"
+        channels = len(self.open_source(config).notes["names"])
+        return SignalSpec(kind=self.kind, shape=(config.series.history + config.series.horizon,), channels=channels, range=None)
+
+    def open_source(self, config: DataConfig) -> Source:
+        from tokenloom.tasks.modalities.series.sources import open_source
+
+        return open_source(config)
+
+    def fit(self, item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitted | Rejected:
+        window = np.asarray(item.read(), np.float32)
+        raw = window.tobytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        if not np.isfinite(window).all():
+            return Rejected("values that are not finite", digest)
+        columns = {"values": window.reshape(-1), "channels": window.shape[1]}
+        return Fitted(columns, hashlib.sha256(repr(window.shape).encode() + raw).digest()[:16], classes[str(item.label)], digest)
+
+    def notes(self, config: DataConfig, source: Source) -> dict[str, Any]:
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in source.notes.items()}
+        return {"signal": self.spec(config).to_dict(), "series": plain}
+
+    def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Windows float32 (N, T, C) and labels."""
+        try:
+            table = pq.read_table(io.BytesIO(raw), columns=["values", "channels", "label"])
+            flat = table["values"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            data = flat.reshape(len(table), -1, table["channels"][0].as_py())
+            return np.ascontiguousarray(data, np.float32), table["label"].to_numpy()
+        except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
+            raise ArtifactError(f"{where}: not a whole shard of series ({error})") from error
+
+    def tensor(self, data: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(data)).transpose(1, 2).contiguous()
+
+    def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+        from tokenloom.tasks.modalities.series.judge import judge
+
+        return judge(step, store, cluster, report, work)
+
+    def serving(self, dataset: Record) -> dict[str, Any]:
+        return {"series": dataset.notes["series"]}
+
+    def served(self, pair: Pair, dataset: Record) -> Served:
+        room = Path(__file__).parent / "served"
+        known = dataset.notes["series"]
+        step: Any = 0.0 if len(known["names"]) == 1 else [0.0] * len(known["names"])
+        example = json.dumps([step] * int(known["history"]))
+        return Served(
+            inputs={"history": "string"},
+            outputs={"q10": "string", "median": "string", "q90": "string"},
+            params={"seed": ("long", 0), "horizon": ("long", 0), "samples": ("long", 100)},
+            example={"history": [example]},
+            code=room / "model_def.py",
+            packages=("mlflow", "torch", "numpy", "pandas", "safetensors"),
+            rooms=(room,),
+        )
+
+    def card(self, dataset: Record, evaluation: Record, texts: Sequence[str]) -> Card:
+        known, protocol = dataset.notes["series"], evaluation.notes["protocol"]
+        return Card(
+            makes=f"Forecasts {', '.join(known['names'])}: {known['horizon']} values after {known['history']}, and on from there.",
+            items=f"windows of {known['history']} + {known['horizon']} values, split by time",
+            protocol=f"Protocol: {protocol['samples']} sample paths of each of {protocol['reference']['windows']} held-out windows "
+            f"(hash {protocol['reference']['sha256']}), seed {protocol['seed']}; the seasonal naive forecast repeats "
+            f"{known['season']} values.",
+            commands=(),
+            interface="Input: column `history`, a JSON list of values; parameters `seed`, `horizon` (0: the window's), `samples`; "
+            "output: columns `q10`, `median`, `q90`, JSON lists.",
+            limits="It knows this series alone, in its units and its rhythm, and was judged on the time after its training data.",
+        )
+
+
+MODALITY = Series()

@@ -1,0 +1,167 @@
+"""Series: windows, splits by time, scale, scores, forecasts and what is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokenloom.configs.schema import DataConfig
+from tokenloom.models.core.build import ModelSpec
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.signals import SignalSpec
+from tokenloom.tasks import modalities
+from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.modalities.series.judge import scores
+from tokenloom.tasks.modalities.series.served.forecast import Windows, forecast, seasonal_naive
+from tokenloom.tasks.modalities.series.sources import borders, cuts
+from tokenloom.tasks.serving.asking import Asking
+from tokenloom.tasks.serving.drawing import Pair, default_sampler
+from tokenloom.tasks.store.artifacts import Store
+
+SERIES = modalities.kind("series")
+
+
+def table(folder: Path, length: int = 60, **columns: Any) -> str:
+    """A CSV with a date and these columns (a wave of period four, if none)."""
+    folder.mkdir(exist_ok=True)
+    columns = columns or {"value": 10 + 3 * np.sin(np.arange(length) * np.pi / 2)}
+    rows = [f"{i},{','.join(str(values[i]) for values in columns.values())}" for i in range(length)]
+    (folder / "a.csv").write_text("\n".join([f"date,{','.join(columns)}", *rows]))
+    return f"csv:{folder}/*.csv"
+
+
+def config(source: str, **series: Any) -> DataConfig:
+    cut = {"history": 8, "horizon": 4, "season": 4, "values": ["value"], **series}
+    return DataConfig(kind="series", source=source, series=cut, validation=0.2, test=0.1)
+
+
+def test_windows_of_a_split_forecast_its_own_time_alone(tmp_path: Path) -> None:
+    given = config(table(tmp_path))
+    train, validation = borders(60, given)
+    assert (train, validation) == (42, 54)
+    found: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for start, split in cuts(60, given, given.series):  # type: ignore[arg-type]
+        found[split].append(start)
+    assert max(found["train"]) + 12 == train
+    assert min(found["validation"]) + 8 == train
+    assert max(found["validation"]) + 12 == validation
+    assert (min(found["test"]) + 8, max(found["test"]) + 12) == (validation, 60)
+
+
+def test_a_dataset_is_standardised_by_its_training_part_alone(store: Store, tmp_path: Path) -> None:
+    values = np.concatenate([np.tile([1.0, 3.0], 21), np.full(18, 100.0)])
+    record = store.record(ingest("s", config(table(tmp_path, value=values)), store).artifact)
+    assert record.notes["series"]["mean"] == [2.0]
+    assert record.notes["series"]["std"] == [1.0]
+    assert record.notes["signal"] == {"kind": "series", "shape": [12], "channels": 1, "range": None}
+    loader = Loader(Rows.of(record.notes, store.uri, "train"), store.cache)
+    signal = loader.get(np.arange(2)).signal
+    assert signal is not None
+    assert signal.shape == (2, 1, 12)
+    assert set(signal.flatten().tolist()) == {-1.0, 1.0}
+    assert record.metrics["train"] == 31
+
+
+def test_several_channels_and_parquet(store: Store, tmp_path: Path) -> None:
+    import pandas as pd
+
+    wave = np.arange(60.0)
+    pd.DataFrame({"value": wave, "other": -2 * wave}).to_parquet(tmp_path / "b.parquet")
+    given = config(f"parquet:{tmp_path}/*.parquet", values=None)
+    record = store.record(ingest("s", given, store).artifact)
+    assert record.notes["series"]["names"] == ["value", "other"]
+    data, _ = Loader(Rows.of(record.notes, store.uri, "train"), store.cache).pixels(np.array([0]))
+    np.testing.assert_allclose(data[0, :, 0], -data[0, :, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("series", "words"),
+    [
+        ({"history": 50}, "longer than the training part"),
+        ({"season": 9}, "season=9"),
+        ({"values": ["nothing"]}, "no column 'nothing'"),
+        ({"values": ["date", "flat"]}, "flat never changes"),
+    ],
+)
+def test_what_cannot_be_forecast_is_said_before_work(tmp_path: Path, series: dict[str, Any], words: str) -> None:
+    source = table(tmp_path, value=np.arange(60.0), flat=np.ones(60))
+    with pytest.raises(ConfigError, match=words):
+        SERIES.open_source(config(source, **series))
+
+
+def test_scores_of_known_forecasts() -> None:
+    windows = Windows(names=("x",), mean=(0.0,), std=(2.0,), history=2, horizon=2, season=1, naive=(0.5,))
+    future = np.array([[[1.0], [2.0]]])
+    exact = scores(np.repeat(future[:, None], 3, axis=1), future, windows)
+    assert exact == {"mase": 0.0, "crps": 0.0, "mse": 0.0, "coverage_80": 1.0}
+    paths = future[:, None] + np.array([-1.0, 1.0])[None, :, None, None]
+    found = scores(paths, future, windows)
+    # E|X - y| = 1 and E|X - X'| = 1, so CRPS = 1 - 1/2, over the naive error 1/2; the mean is exact
+    assert found["crps"] == pytest.approx(1.0)
+    assert found["mse"] == pytest.approx(0.0)
+    off = scores(future[:, None] + 3.0, future, windows)
+    assert (off["mase"], off["mse"], off["coverage_80"]) == (pytest.approx(6.0), pytest.approx(2.25), 0.0)
+    np.testing.assert_array_equal(seasonal_naive(np.array([[[1.0], [2.0], [3.0]]]), 5, 2)[0, :, 0], [2, 3, 2, 3, 2])
+
+
+def trained(steps: int = 150) -> tuple[Pair, Windows]:
+    """A forecaster of a wave of period four, and how it was cut."""
+    wave = np.sin(np.arange(40) * np.pi / 2 + 0.3)
+    windows = Windows(names=("x",), mean=(0.0,), std=(1.0,), history=8, horizon=4, season=4, naive=(1.0,))
+    signal = SignalSpec(kind="series", shape=(12,), channels=1, range=None)
+    codec = ModelSpec("tokenizer", "series_bins", {"bins": 8, "limit": 1.5}, {}, {"signal": signal.to_dict()})
+    tokenizer: Any = codec.build()
+    given = {"layout": tokenizer.layout.to_dict(), "classes": 1, "tokenizer": codec.to_dict()}
+    spec = ModelSpec("generator", "patch_ar", {"depth": 1, "width": 32, "heads": 2, "dropout": 0.0}, {}, given)
+    torch.manual_seed(0)
+    model: Any = spec.build().train()
+    rows = torch.from_numpy(np.stack([wave[i : i + 12] for i in range(16)])).float()[:, None]
+    from tokenloom.models.core.protocols import Batch, Labels
+
+    batch = Batch(tokens=tokenizer.encode(rows), conditions=Labels(torch.zeros(16, dtype=torch.int64)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model.losses(batch, "main", Draws.whole(0, step, 16, steps))["loss"].backward()
+        optimizer.step()
+    model.eval()
+    return Pair(model, tokenizer, default_sampler(model).edited(top_k=1), Asking.of(spec, ["all"])), windows
+
+
+def test_a_forecast_goes_on_with_the_history_at_any_horizon() -> None:
+    pair, windows = trained()
+    wave = np.sin(np.arange(40) * np.pi / 2 + 0.3)
+    history = np.stack([wave[:8], wave[3:13][:8]])[..., None]
+    paths = forecast(pair, windows, history, 10, samples=20, seed=0)  # beyond the window: it rolls on
+    assert paths.shape == (2, 20, 10, 1)
+    expected = np.stack([wave[8:18], wave[11:21]])
+    assert np.abs(paths[..., 0] - expected[:, None]).max() < 0.1875  # half a bin
+    alone = forecast(pair, windows, history[:1], 10, samples=20, seed=0)
+    np.testing.assert_array_equal(alone, paths[:1])
+    with pytest.raises(ConfigError, match="at least 8 values"):
+        forecast(pair, windows, history[:, :5], 4, 2, 0)
+
+
+def test_bins_are_uniform_and_their_centres_come_back() -> None:
+    signal = SignalSpec(kind="series", shape=(5,), channels=2, range=None)
+    model: Any = ModelSpec("tokenizer", "series_bins", {"bins": 4, "limit": 2.0}, {}, {"signal": signal.to_dict()}).build()
+    values = torch.tensor([[-9.0, -1.5, -0.5, 0.5, 9.0], [0.1, 1.1, 1.9, -1.1, -0.1]])[None]
+    tokens = model.encode(values)
+    assert tokens.ids.tolist() == [[0, 2, 0, 3, 1, 3, 2, 0, 3, 1]]
+    assert model.decode(tokens)[0, 0].tolist() == [-1.5, -1.5, -0.5, 0.5, 1.5]
+
+
+def test_the_packaged_series_are_read() -> None:
+    pytest.importorskip("statsmodels")
+    for name, least in (("sunspots", 300), ("co2", 2000)):
+        cut = {"history": 20, "horizon": 5}
+        source = SERIES.open_source(DataConfig(kind="series", source=name, series=cut, validation=0.2))
+        assert len(list(source.items(source.entries[0]))) > least - 60
+        json.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in source.notes.items()})
