@@ -1,4 +1,4 @@
-"""Stored configs, model files that were edited by hand and values that a run file names are refused by field and value, not with a crash."""
+"""Stored configs, hand-edited model files and named values of a run file are refused by field and value, not with a crash."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_named_decoder_is_of_its_name_and_bounded() -> None:
     with pytest.raises(ConfigError, match="unknown field 'type'"):
         Decoder.parse({"jacobi": {"type": "decoder.group_wise"}}, "sample.decoder")
     for name in ("jacobi", "draft_model"):
-        with pytest.raises(ConfigError, match="decoder.window"):
+        with pytest.raises(ConfigError, match=r"decoder\.window"):
             Decoder.parse({name: {"window": 10**30}}, "sample.decoder")
 
 
