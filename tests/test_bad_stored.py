@@ -1,4 +1,4 @@
-"""Stored configs and model files that were edited by hand are refused by field and value, not with a crash."""
+"""Stored configs, hand-edited model files and named values of a run file are refused by field and value, not with a crash."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError, from_dict
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.objectives.base import Objective
+from tokenloom.models.parts.conditions import Conditioner
+from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.head_sampler import HeadSampler
 from tokenloom.models.sampling.sampler import Sampler
 
 LAYOUT = TokenLayout(grids=((2, 2),), vocabulary=4)
@@ -73,3 +78,25 @@ def test_what_is_no_mapping_is_no_config(data: Any) -> None:
 def test_sampler_settings_are_finite(name: str) -> None:
     with pytest.raises(ConfigError, match=f"sample.{name}=inf: must be a finite"):
         Sampler().edited(**{name: math.inf})
+
+
+@pytest.mark.parametrize("fields", [5, "x", [1], True])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Objective.Config, "nll"), (Conditioner.Config, "characters"), (Decoder, "jacobi"), (HeadSampler, "diffusion")]
+)
+def test_fields_of_a_named_value_are_a_mapping(kind: Any, name: str, fields: Any) -> None:
+    with pytest.raises(ConfigError, match=f"here.{name}: .* is not a mapping of fields"):
+        kind.parse({name: fields}, "here")
+
+
+def test_a_named_decoder_is_of_its_name_and_bounded() -> None:
+    with pytest.raises(ConfigError, match="unknown field 'type'"):
+        Decoder.parse({"jacobi": {"type": "decoder.group_wise"}}, "sample.decoder")
+    for name in ("jacobi", "draft_model"):
+        with pytest.raises(ConfigError, match=r"decoder\.window"):
+            Decoder.parse({name: {"window": 10**30}}, "sample.decoder")
+
+
+def test_a_value_of_the_wrong_kind_is_refused_by_its_axis() -> None:
+    with pytest.raises(ConfigError, match=r"set\.objective: 5 is not a valid Objective\.Config"):
+        registry.get("raster").config({}, {"objective": 5})

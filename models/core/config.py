@@ -337,7 +337,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return {key: coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
     elif isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
         return hint.parse(value, where)
-    wanted = getattr(hint, "__name__", None) or str(hint)
+    # All configs are called Config: what they are nested in says which.
+    nested = isinstance(hint, type) and issubclass(hint, Config)
+    wanted = hint.__qualname__ if nested else getattr(hint, "__name__", None) or str(hint)
     raise ConfigError(f"{where}: {value!r} is not a valid {wanted}")
 
 

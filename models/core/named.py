@@ -25,7 +25,17 @@ def parse_named(axis: str, value: Mapping[str, Any], where: str) -> Config:
     if len(value) != 1 or next(iter(value)) not in known:
         raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(known)} with its fields, e.g. {{{next(iter(known))}: {{}}}}")
     (name, given), *_ = value.items()
-    kind, where = known[name], f"{where}.{name}"
+    return from_fields(known[name], given, f"{where}.{name}")
+
+
+def from_fields(kind: type[Config], given: Any, where: str) -> Config:
+    """A config of this type with these fields, as a run file has them; None (nothing written) is none.
+
+    Raises:
+        ConfigError: no mapping, an unknown or missing field, or a value of the wrong type.
+    """
+    if not isinstance(given, Mapping | None):
+        raise ConfigError(f"{where}: {given!r} is not a mapping of fields, e.g. {{field: value}}")
     hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(cast(Any, kind))}
     if unknown := [key for key in given or {} if key not in hints]:
         raise ConfigError(f"{where}: unknown field {unknown[0]!r}; fields here: {', '.join(hints) or 'none'}")

@@ -9,7 +9,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast, get_type_hints
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.named import from_fields
 from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.plan import Plan
@@ -76,14 +77,7 @@ class Conditioner(nn.Module, ABC):
                     f"{where}: {dict(value)!r}: write one of {', '.join(named)} with its fields, e.g. {{characters: {{}}}}"
                 )
             (name, given), *_ = value.items()
-            kind, where = named[name], f"{where}.{name}"
-            hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-            if unknown := [key for key in given or {} if key not in hints]:
-                raise config.ConfigError(f"{where}: unknown field {unknown[0]!r}; fields here: {', '.join(hints)}")
-            try:
-                return kind(**{key: config.coerce(item, hints[key], f"{where}.{key}") for key, item in (given or {}).items()})
-            except TypeError as error:  # a field without a default
-                raise config.ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
+            return cast(Conditioner.Config, from_fields(named[name], given, f"{where}.{name}"))
 
         def build(self, classes: int, width: int) -> Conditioner:
             """The module for data of this many classes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,3 +67,24 @@ class GELU(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.up(x), approximate=self.form))
+
+
+class ResidualMLP(nn.Module):
+    """``x + mlp(norm(x))`` so many times; the branches' last maps start at ``std`` over their number."""
+
+    def __init__(self, config: MLP.Config, width: int, blocks: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.RMSNorm(width, eps=1e-5) for _ in range(blocks)])
+        self.branches = nn.ModuleList([config.build(width) for _ in range(blocks)])
+        for module in self.branches.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for branch in self.branches:
+            cast(MLP, branch).out.weight.data /= blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, branch in zip(self.norms, self.branches):
+            x = x + branch(norm(x))
+        return x

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Conditions, Values
+from tokenloom.models.core.protocols import Condition, Conditions, Values
 from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Single
 from tokenloom.models.parts.plan import Plan
@@ -56,19 +56,19 @@ class Several(Conditioner):
     def requires(self, plan: Plan) -> Traits:
         return {name: trait for i in range(len(self.parts)) for name, trait in self._each(i).requires(plan).items()}
 
-    def null(self, conditions: Conditions) -> Conditions:
+    def null(self, conditions: Conditions | Condition) -> Conditions:
         conditions = Conditions.of(conditions)
         for i in range(len(self.parts)):
             conditions = self._each(i).null(conditions)
         return conditions
 
-    def drop(self, conditions: Conditions, draws: Draws | None) -> Conditions:
+    def drop(self, conditions: Conditions | Condition, draws: Draws | None) -> Conditions:
         conditions = Conditions.of(conditions)
         for i, key in enumerate(self.keys):
             conditions = self._each(i).drop(conditions, None if draws is None else draws.fork(key))
         return conditions
 
-    def forward(self, conditions: Conditions) -> Conditioned:
+    def forward(self, conditions: Conditions | Condition) -> Conditioned:
         found = [self._each(i)(conditions) for i in range(len(self.parts))]
         memories = [each.memory_BTD for each in found if each.memory_BTD is not None]
         seen = [_whole(each.memory_seen_BT, each.memory_BTD) for each in found if each.memory_BTD is not None]

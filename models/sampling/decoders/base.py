@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.named import from_fields
 
 
 class Decoder(config.Config, ABC):
@@ -24,7 +25,7 @@ class Decoder(config.Config, ABC):
         if len(value) != 1 or next(iter(value)) not in named:
             raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(sorted(named))}, with its fields where they differ")
         (name, fields), *_ = value.items()
-        return cast(Decoder, config.from_dict({"type": named[name], **(fields or {})}, where))
+        return cast(Decoder, from_fields(config.tags()[named[name]], fields, f"{where}.{name}"))
 
     @property
     def name(self) -> str:

@@ -31,8 +31,8 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
     window: int = 4
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"decoder.window={self.window}: must be at least 1")
+        if not 1 <= self.window <= 4096:
+            raise ConfigError(f"decoder.window={self.window}: must be at least 1 and at most 4096")
 
     def refusal(self, model: Any, sampler: Sampler) -> str | None:
         if (reason := refusal(model, sampler)) is not None:

@@ -34,8 +34,8 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     window: int = 16
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"decoder.window={self.window}: must be at least 1")
+        if not 1 <= self.window <= 4096:
+            raise ConfigError(f"decoder.window={self.window}: must be at least 1 and at most 4096")
 
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
         return refusal(model, sampler)

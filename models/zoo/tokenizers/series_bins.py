@@ -57,6 +57,8 @@ class Bins(Tokenizer):
     def layout(self) -> TokenLayout:
         return self._layout
 
+    centre: Tensor
+
     def encode(self, signal: Tensor) -> Tokens:
         value_BL = signal.flatten(2).transpose(1, 2).flatten(1)
         # bin k covers [-limit + k width, -limit + (k + 1) width), width = 2 limit / bins

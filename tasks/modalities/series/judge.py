@@ -45,8 +45,8 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     dataset = store.record(step.inputs["dataset"])
     windows = Windows.of(dataset.notes["series"])
     truth = _held_out(dataset.notes, store, windows, modalities.of(dataset.notes))
-    folders = [store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer")]
-    pair = open_pair(*folders, dataset.notes["classes"], step.config["sample"], str(device_of(cluster.execution.device)))
+    generator, tokenizer = (store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer"))
+    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], str(device_of(cluster.execution.device)))
     report("evaluate", 1, 4, {})
     history, future = truth[:, : windows.history], truth[:, windows.history :]
     began = time.perf_counter()

@@ -11,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def open_source(config: DataConfig) -> Source:
         values = (table[entry.name][1] - np.array(windows.mean)) / np.array(windows.std)
         for start, split in cuts(len(values), config, given):
             window = values[start : start + given.history + given.horizon].astype(np.float32)
-            yield Item(f"{entry.name}#{start:08d}", lambda window=window: window, ONE_CLASS, None, f"{entry.name}#{start}", split=split)
+            yield Item(f"{entry.name}#{start:08d}", partial(np.copy, window), ONE_CLASS, None, f"{entry.name}#{start}", split=split)
 
     @cache
     def scale() -> str:  # the scale is part of what a window is: new values of it make all windows anew

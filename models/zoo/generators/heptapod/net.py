@@ -14,8 +14,8 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.mlp import ResidualMLP
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.residual_mlp import ResidualMLP
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 

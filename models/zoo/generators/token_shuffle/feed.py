@@ -17,9 +17,8 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted
-from tokenloom.models.parts.mlp import MLP, SwiGLU
+from tokenloom.models.parts.mlp import MLP, ResidualMLP, SwiGLU
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.parts.residual_mlp import ResidualMLP
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Causal, Everything
 

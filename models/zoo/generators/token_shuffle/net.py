@@ -15,9 +15,9 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.mlp import ResidualMLP
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.parts.residual_mlp import ResidualMLP
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Labels
+from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.tasks.serving.predict import Pair
 
 ROWS = 512  # sample paths drawn at once
@@ -38,7 +39,8 @@ class Windows:
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Windows:
         """From plain data."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return cls(**values)
 
 
 @torch.no_grad()
@@ -64,17 +66,20 @@ def forecast(pair: Pair, windows: Windows, history_NHC: Values, horizon: int, sa
 
 def _paths(pair: Pair, windows: Windows, scaled_RHC: Values, horizon: int, seed: int, start: int) -> Values:
     """Paths (R, F, C), standardised; a horizon beyond the window's rolls on from each path's own values."""
+    generator, tokenizer = pair.generator, pair.tokenizer
+    if not isinstance(generator, GroupGenerator) or tokenizer is None:
+        raise ConfigError(f"a forecast goes on from its history: {type(generator).__name__} cannot, use a generator of groups over tokens")
     known: Tensor = torch.from_numpy(scaled_RHC).float().transpose(1, 2)  # (R, C, H)
     channels, rows = known.shape[1], len(known)
-    keep_L = torch.arange(pair.generator.layout.length) < windows.history * channels
+    keep_L = torch.arange(generator.layout.length) < windows.history * channels
     conditions = Conditions.of(Labels(torch.zeros(rows, dtype=torch.int64))).to(pair.device)
     for turn in range(-(-horizon // windows.horizon)):
         last = known[..., -1:]  # as in training, a window is less the last value that is known
         window = torch.cat([known[..., -windows.history :] - last, known.new_zeros(rows, channels, windows.horizon)], dim=2)
         draws = SampleDraws.of(seed, start, start + rows, pair.device).fork(f"forecast.{turn}")
-        tokens = pair.tokenizer.encode(window.to(pair.device))
-        drawn = pair.generator.inpaint(tokens, keep_L, conditions, pair.sampler, draws)  # type: ignore[attr-defined]
-        known = torch.cat([known, pair.tokenizer.decode(drawn)[..., -windows.horizon :].cpu() + last], dim=2)
+        tokens = tokenizer.encode(window.to(pair.device))
+        drawn = generator.inpaint(tokens, keep_L, conditions, pair.sampler, draws)
+        known = torch.cat([known, tokenizer.decode(drawn)[..., -windows.horizon :].cpu() + last], dim=2)
     return known[..., windows.history : windows.history + horizon].transpose(1, 2).double().numpy()
 
 
