@@ -16,11 +16,12 @@ import math
 import pkgutil
 import re
 import sys
-import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
+from tokenloom.models.core.coercion import Parsed
+from tokenloom.models.core.coercion import coerce as coerce
 from tokenloom.models.core.marks import Added as Added
 from tokenloom.models.core.marks import ConfigError as ConfigError
 from tokenloom.models.core.marks import Execution as Execution
@@ -34,7 +35,7 @@ from tokenloom.models.core.stored import stored_as_one as stored_as_one
 T = TypeVar("T")
 
 
-class Config:
+class Config(Parsed):
     """Base of all part configs; every subclass must be a frozen keyword-only dataclass.
 
     Subclasses are written as ``@dataclass(frozen=True, kw_only=True) class Config(config.Config)``
@@ -97,15 +98,6 @@ class Config:
         """Of a whole model: the label of its part on each axis that it has, the columns of the table of methods."""
         parts = {axis: getattr(self, axis, None) for axis in AXES}
         return {axis: part.label for axis, part in parts.items() if isinstance(part, Config)}
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], where: str) -> Config:
-        """A config of this axis from its plain form in a run file, ``{name: {field: value}}``, where the axis has such names.
-
-        Raises:
-            ConfigError: it has none, an unknown name or field, or a value of the wrong type.
-        """
-        raise ConfigError(f"{where}: {dict(value)!r} is not a value that can be written here; edit its fields, e.g. {where}.FIELD")
 
     def to_dict(self) -> dict[str, Any]:
         """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
@@ -294,57 +286,3 @@ def _replace(config: Any, path: list[str], value: Any, where: str) -> Any:
         return dataclasses.replace(config, **{head: _replace(getattr(config, head), rest, value, where)})
     hint = get_type_hints(type(config))[head]
     return dataclasses.replace(config, **{head: coerce(value, hint, where)})
-
-
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """Check a plain value (from YAML) against a type hint; ints become floats, lists tuples.
-
-    Raises:
-        ConfigError: naming the field, the value and the type that is wanted.
-    """
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        for option in args:
-            try:
-                return coerce(value, option, where)
-            except ConfigError:
-                continue
-    elif origin is Literal:
-        if value in args:
-            return value
-    elif origin in (tuple, list) and isinstance(value, (list, tuple)):
-        inner = args[0] if args else Any
-        if (len(args) == 2 and args[1] is Ellipsis) or origin is list:
-            return origin(coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
-        if len(args) == len(value):
-            return tuple(coerce(item, a, f"{where}[{i}]") for i, (item, a) in enumerate(zip(value, args)))
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not _finite(value):
-            raise ConfigError(f"{where}: {value!r} is not a finite number")
-        return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (type(None), None):
-        if value is None:
-            return None
-    elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
-        return value
-    elif origin is dict and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    elif isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
-        return hint.parse(value, where)
-    # All configs are called Config: what they are nested in says which.
-    nested = isinstance(hint, type) and issubclass(hint, Config)
-    wanted = hint.__qualname__ if nested else getattr(hint, "__name__", None) or str(hint)
-    raise ConfigError(f"{where}: {value!r} is not a valid {wanted}")
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that no float holds
-        return False
