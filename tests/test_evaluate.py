@@ -29,7 +29,7 @@ from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks import features
 from tokenloom.tasks.evaluate import evaluate, plan_evaluate
-from tokenloom.tasks.evaluation import draw, metrics, reconstruction, scores
+from tokenloom.tasks.evaluation import metrics, reconstruction, sampling_actor, scores
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -219,7 +219,7 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, actors
     shards = [labels[start : start + 25] for start in (0, 25, 50)]
     here = {i: image for i, image, _ in draw_here([0, 1, 2], shards, 25, step, store, ClusterConfig(), 0)}
     cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-    there = {i: image for i, image, _ in draw._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
+    there = {i: image for i, image, _ in sampling_actor._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
     assert sorted(there) == [0, 1, 2]
     for i in there:
         np.testing.assert_array_equal(there[i], here[i])

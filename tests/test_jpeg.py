@@ -19,7 +19,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Tokens
 from tokenloom.models.zoo.tokenizers.jpeg.codec import DIAGONALS, ZIGZAG, Jpeg, huffman, legal, quantization
-from tokenloom.models.zoo.tokenizers.jpeg.recipe import END, JpegTokenizer
+from tokenloom.models.zoo.tokenizers.jpeg.module import END, JpegTokenizer
 
 Ints = NDArray[np.int64]
 SIZES = [(1, 16, 16), (3, 16, 16), (1, 9, 20), (3, 17, 8)]

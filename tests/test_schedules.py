@@ -109,7 +109,7 @@ def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here:
     from tokenloom.tasks import evaluate
 
     config = retrain(source)
-    body = evaluate._body
+    body = evaluate._judge
 
     def judged(step: Any, *rest: Any) -> dict[str, Any]:
         numbers = body(step, *rest)
@@ -118,7 +118,7 @@ def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here:
     def inputs_of(step: Any) -> dict[str, Artifact]:
         return here.record(step.inputs["generator"]).inputs
 
-    monkeypatch.setattr(evaluate, "_body", judged)
+    monkeypatch.setattr(evaluate, "_judge", judged)
     scheduled(config, here)
     images(source, 40, 50)
     _, said = scheduled(config, here)
