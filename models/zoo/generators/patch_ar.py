@@ -3,8 +3,8 @@
 New: a decoder-only language model over the values of a window; a forecast of any horizon is the continuation of a history, sampled.
 Differs: trained on one data set instead of a corpus; windows of fixed length, longer horizons roll on with each sample's own values.
 Run: tokenloom run series_sunspots
-Expect: weekly CO2, half a year ahead: MASE 0.42 where the seasonal naive forecast has 1.38; sunspots, eleven years ahead from 139
-windows alone: CRPS 1.05 where it has 1.20, MASE 1.38 where it has 1.20.
+Expect: series_co2 (weekly, half a year ahead): MASE 0.44 where the seasonal naive forecast has 1.39, CRPS 0.32. Sunspots, eleven years
+ahead from 139 windows: CRPS 1.05 and MASE 1.38 where it has 1.20, the better of about ten settings in a training loop without the flow.
 """
 
 from __future__ import annotations
