@@ -140,6 +140,7 @@ def seen(folder: Path, name: str) -> dict[tuple[int, str], list[list[float]]]:
     return calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["elastic", "sharded"])
 def test_parts_with_other_workers_are_the_same_run(name: str, folder: Path) -> None:
     store = Store(str(folder / "store"), folder)

@@ -74,7 +74,7 @@ def test_a_whole_document_means_the_same() -> None:
     assert planning.fingerprint(again) == planning.fingerprint(config)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_the_smoke_run_of_a_tokenizer(tmp_path: Path) -> None:
