@@ -12,12 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Method, Tokenizer
+from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.models.parts.nets.classifier import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,19 +112,10 @@ def _spec(name: str, small_codec: bool = False, args: dict[str, Any] | None = No
         codec = _spec(recipe.codec, args=dict(registry.get(recipe.codec).tiny) if small_codec else None)
         given["tokenizer"] = codec.to_dict()
         if recipe.kind == "generator":
-            given = {"layout": cast(Tokenizer, _built(codec)).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
+            given = {"layout": cast(Tokenizer, codec.shaped()).layout.to_dict(), "classes": CLASSES, "tokenizer": codec.to_dict()}
     if "features" in recipe.config().needs:
         given["features"] = shape_of(1, CLASSES)
     return ModelSpec(recipe.kind, name, args or {}, {}, given)
-
-
-def _built(spec: ModelSpec) -> Method:
-    """The model without memory, where its parts allow that."""
-    try:
-        with torch.device("meta"):
-            return spec.build()
-    except (NotImplementedError, RuntimeError):
-        return spec.build()
 
 
 def sizes() -> str:
@@ -135,10 +124,10 @@ def sizes() -> str:
     for name in registry.names():
         spec, codec = _spec(name), registry.get(name).codec or "-"
         try:
-            model = _built(spec)
+            model = spec.shaped()
         except ConfigError:  # the codec's default arguments are not for this generator
             spec, codec = _spec(name, small_codec=True), f"{codec}, small"
-            model = _built(spec)
+            model = spec.shaped()
         layout = getattr(model, "layout", None)
         tokens = "-" if layout is None else f"{layout.length}" + (f" x {layout.codebooks}" if layout.codebooks > 1 else "")
         values = "-" if layout is None else f"{layout.channels} channels" if layout.channels else f"{layout.vocabulary}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenloom.configs.schema import DataConfig
+from tokenloom.configs.schema import DataConfig, RunConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -23,6 +23,8 @@ from tokenloom.tasks.modalities.series.served.forecast import Windows, forecast,
 from tokenloom.tasks.modalities.series.sources import borders, cuts
 from tokenloom.tasks.serving.predict import Pair, default_sampler
 from tokenloom.tasks.serving.request import ConditionSpec
+from tokenloom.tasks.steps.base import Context
+from tokenloom.tasks.steps.evaluate import EVALUATE
 from tokenloom.tasks.store.artifacts import Store
 
 SERIES = modalities.kind("series")
@@ -166,3 +168,18 @@ def test_the_packaged_series_are_read() -> None:
         source = SERIES.open_source(DataConfig(kind="series", source=name, series=cut, validation=0.2))
         assert len(list(source.items(source.entries[0]))) > least - 60
         json.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in source.notes.items()})
+
+
+@pytest.mark.parametrize(
+    ("rest", "last"),
+    [
+        ({"tokenizer": {"recipe": "series_bins", "args": {"bins": 8}}}, "tokenizer"),
+        ({"density": {"recipe": "iwae", "train": {"steps": 1}}}, "density"),
+    ],
+)
+def test_a_run_that_cannot_be_judged_is_refused_before_work(tmp_path: Path, rest: dict[str, Any], last: str) -> None:
+    given = config(table(tmp_path / "data")).model_dump(mode="json", exclude_unset=True)
+    run = RunConfig.model_validate({"name": "series", "data": given, "evaluate": {"metrics": ["mase"]}, **rest})
+    context = Context(run, Store(str(tmp_path / "store"), tmp_path / "root"))
+    with pytest.raises(ConfigError, match=f"data.kind=series: a run that ends with a {last} cannot be judged; end it with: generator"):
+        EVALUATE.check(context, {})

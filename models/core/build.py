@@ -82,6 +82,14 @@ class ModelSpec:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.kind} recipe {self.recipe!r}: {error}") from error
 
+    def shaped(self) -> Method:
+        """The model without memory for its weights, where its parts allow that (one that computes values when built needs real tensors)."""
+        try:
+            with torch.device("meta"):
+                return self.build()
+        except (NotImplementedError, RuntimeError):
+            return self.build()
+
     def resolve(self) -> ModelSpec:
         """This spec with its config decided."""
         return self if self.resolved is not None else replace(self, resolved=self.config().to_dict())

@@ -1,4 +1,4 @@
-"""Frozen configs of every part, and the marks that decide what a fingerprint sees.
+"""Frozen configs of every part, and the marks that decide what a fingerprint covers.
 
 A part nests ``Config`` (a frozen, keyword-only dataclass) and builds itself from it.  A recipe is a
 function that returns one full config; ``override`` edits it by dotted path, ``to_dict`` is its

@@ -81,7 +81,7 @@ class Draws:
         return ((bits_BN & _LOW) < int(rate * (_LOW + 1))).view(self.rows, *shape)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers: (rows, *shape), float32, within 5.4."""
+        """Standard normal numbers: (rows, *shape), float32, within 5.3."""
         return _normal(self._rows_of(shape))
 
     def permutation(self, length: int) -> Tensor:
@@ -177,7 +177,7 @@ class SampleDraws:
         return _uniform(_blocks(*self._keys(stream, step), shape))
 
     def normal(self, stream: str, step: int | Tensor, *shape: int) -> Tensor:
-        """Standard normal numbers (B, *shape), float32, within 5.4."""
+        """Standard normal numbers (B, *shape), float32, within 5.3."""
         return _normal(_blocks(*self._keys(stream, step), shape))
 
     def permutation(self, stream: str, step: int | Tensor, length: int) -> Tensor:

@@ -5,7 +5,6 @@ Samples are drawn in shards by Ray actors; a finished shard leaves a marker.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ from tokenloom.models.core.protocols import Density, Generator, Method, Tokenize
 from tokenloom.tasks.evaluation import judging, pictures, reconstruction
 from tokenloom.tasks.evaluation.judging import EvaluationRequest, Findings, Reference
 from tokenloom.tasks.evaluation.protocol import protocol
-from tokenloom.tasks.evaluation.report import page
 from tokenloom.tasks.evaluation.sampling_actor import draw_samples
 from tokenloom.tasks.evaluation.scores import Judged
 from tokenloom.tasks.runtime.errors import StepError
@@ -63,7 +61,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
             found.numbers["parameters"] = parameters(model)
     report("evaluate", 4, 5, {})
     if tokenizer is not None and coded is not None:
-        _add(found, judging.judge_codes(tokenizer, coded, reference, config))
+        found.add(judging.judge_codes(tokenizer, coded, reference, config))
     trained: dict[str, Artifact] = {role: step.inputs[role] for role in ("tokenizer", "generator", "density") if role in models}
     if series := judging.training_curves(store, trained):
         found.pictures["curves"] = pictures.curves(series)
@@ -71,7 +69,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     if broken:
         raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the samples in {work.uri}")
     found.notes["protocol"] = protocol(step, store, config, reference, judged)
-    _keep(step, found, work)
+    judging.keep(step, found, work)
     work.notes |= found.notes | {"classes": reference.names}
     store.storage.delete(f"{work.folder}/parts")  # they are all in samples.npz
     report("evaluate", 5, 5, found.numbers)
@@ -92,7 +90,7 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
     request = EvaluationRequest.of(condition_spec, reference, config, store)
     drawn, speed = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
     judged, of_samples = judging.judge_samples(drawn, speed, request, reference, config, store)
-    _add(found, of_samples)
+    found.add(of_samples)
     found.numbers["parameters"] = parameters(model)
     here.report("evaluate", 3, 5, {})
     if isinstance(model, Density):
@@ -104,22 +102,3 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
         found.numbers |= judging.generator_likelihood(model, condition_spec, coded, request, reference)
     found.notes["sampler"] = default_sampler(model).edited(**here.step.config["sample"]).to_dict()
     return judged
-
-
-def _add(found: Findings, more: Findings) -> None:
-    found.numbers |= more.numbers
-    found.pictures |= more.pictures
-    found.notes |= more.notes
-    found.arrays |= more.arrays
-
-
-def _keep(step: StepSpec, found: Findings, work: Work) -> None:
-    """Write numbers, pictures, arrays and the report into the artifact."""
-    for name, data in found.arrays.items():
-        work.put(name, data)
-    for name, data in found.pictures.items():
-        work.put(f"{name}.png", data)
-    work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
-    work.put("protocol.json", json.dumps(found.notes, indent=1, sort_keys=True).encode())
-    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
-    work.put("report.html", page(step.name, found.numbers, found.notes, lineage, found.pictures).encode())

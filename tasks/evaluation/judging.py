@@ -6,6 +6,7 @@ Shapes: N samples, M held-out images, H W C rows, columns, channels, S groups of
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from tokenloom.models.core.protocols import Batch, Density, Generator, Tokenizer
 from tokenloom.tasks import features
 from tokenloom.tasks.data.captions import in_turn
 from tokenloom.tasks.evaluation import metrics, pictures, reading, reconstruction, scores
+from tokenloom.tasks.evaluation.report import page
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.serving.predict import spread
 from tokenloom.tasks.serving.request import ConditionSpec, Request
-from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 from tokenloom.tasks.training.curves import read_curves
 
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
@@ -42,6 +44,13 @@ class Findings:
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, bytes] = field(default_factory=dict)  # file name to .npz
+
+    def add(self, more: Findings) -> None:
+        """Take over what another part of the evaluation has found."""
+        self.numbers |= more.numbers
+        self.pictures |= more.pictures
+        self.notes |= more.notes
+        self.arrays |= more.arrays
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,18 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
     found.pictures["reconstructions"] = pictures.pairs(original, decoded, ("original", "decoded"))
     found.arrays[RECONSTRUCTIONS] = arrays(original=original, decoded=decoded)
     return found
+
+
+def keep(step: StepSpec, found: Findings, work: Work) -> None:
+    """Write numbers, pictures, arrays and the report into the artifact."""
+    for name, data in found.arrays.items():
+        work.put(name, data)
+    for name, data in found.pictures.items():
+        work.put(f"{name}.png", data)
+    work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
+    work.put("protocol.json", json.dumps(found.notes, indent=1, sort_keys=True).encode())
+    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
+    work.put("report.html", page(step.name, found.numbers, found.notes, lineage, found.pictures).encode())
 
 
 def arrays(**named: NDArray[Any]) -> bytes:

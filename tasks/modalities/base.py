@@ -80,6 +80,8 @@ class Modality(ABC):
     columns: tuple[tuple[str, pa.DataType], ...]
     #: Whether samples are judged by a network that the step ``features`` trains on the data.
     needs_features: bool = True
+    #: What of a run can be judged: what it ends with is refused, before work, where it is not among these.
+    judges: tuple[str, ...] = ("generator", "density", "tokenizer")
 
     @abstractmethod
     def spec(self, config: DataConfig) -> SignalSpec:

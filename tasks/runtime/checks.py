@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
-
 from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters
@@ -208,11 +206,7 @@ def check_sharding(spec: ModelSpec, execution: ExecutionSettings) -> None:
 
 def _build(spec: ModelSpec, section: str) -> Method:
     try:
-        try:
-            with torch.device("meta"):
-                return spec.build()
-        except (NotImplementedError, RuntimeError):
-            return spec.build()  # a part that computes values when it is built needs real tensors
+        return spec.shaped()
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(section) else f"{section}: {text}") from error

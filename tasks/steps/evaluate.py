@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
+from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import evaluate as evaluating
 from tokenloom.tasks import modalities
 from tokenloom.tasks.steps import train_stage
@@ -37,8 +38,12 @@ def run(context: Context, inputs: Inputs) -> Outcome:
 
 
 def check(context: Context, _planned: Mapping[str, Planned]) -> None:
-    """Refuse a protocol that cannot be kept."""
+    """Refuse a model that this kind of data has no judge for, and a protocol that cannot be kept."""
     config = context.config
+    last = "density" if config.density is not None else "tokenizer" if config.generator is None else "generator"
+    judges = modalities.kind(config.data.kind).judges
+    if last not in judges:
+        raise ConfigError(f"data.kind={config.data.kind}: a run that ends with a {last} cannot be judged; end it with: {', '.join(judges)}")
     unknown = {role: Artifact(role, config.name, "0" * 12, "") for role in ("tokenizer", "dataset", "features")}
     models = {"density" if config.density is not None else "generator": Artifact("generator", config.name, "0" * 12, "")}
     plan(context, unknown | (models if config.density is not None or config.generator is not None else {}))

@@ -55,7 +55,7 @@ class Store:
     def __init__(self, uri: str, root: Path) -> None:
         self.storage = Storage(uri)
         self.root = Path(root).absolute()
-        self._told_of_old = False
+        self._warned_of_old = False
         self.storage.check()
 
     @property
@@ -130,8 +130,8 @@ class Store:
         else:
             found = [self._record_or_none(a) for a in artifacts]
         old = [each for each in found if isinstance(each, OldRecordError)]
-        if old and not self._told_of_old:
-            self._told_of_old = True
+        if old and not self._warned_of_old:
+            self._warned_of_old = True
             log.warning(
                 "%s: %d artifacts of an older version, whose fingerprints were others, are not used and left as they are; "
                 "what a run needs of them is made again (first: %s)",

@@ -40,7 +40,7 @@ class DiffusionSampler(HeadSampler, tag="head_sampler.diffusion"):
 
 
 class Diffusion(Head):
-    """Residual MLP blocks with adaptive norms, steered by time and hidden state; noise falls along a cosine (arXiv:2102.09672)."""
+    """Residual MLP blocks with adaptive norms, modulated by time and hidden state; noise falls along a cosine (arXiv:2102.09672)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.diffusion"):

@@ -1,7 +1,9 @@
 """Autoregressive forecasting of series: a Llama decoder over quantised values (Chronos, Ansari et al. 2024, arXiv:2403.07815).
 
 New: a decoder-only language model over the values of a window; a forecast of any horizon is the continuation of a history, sampled.
-Differs: trained on one data set instead of a corpus; windows of fixed length, longer horizons roll on with each sample's own values.
+Differs: a Llama decoder of its own size where Chronos has T5's encoder and decoder; trained on one data set instead of a corpus;
+one value a token, no patches; a window is taken less its last known value, not divided by its mean; windows of fixed length, longer
+horizons roll on with each sample's own values.
 Run: tokenloom run series_sunspots
 Expect: series_co2 (weekly, half a year ahead): MASE 0.44 where the seasonal naive forecast has 1.39, CRPS 0.32. Sunspots, eleven years
 ahead from 139 windows: CRPS 1.05 and MASE 1.38 where it has 1.20, the better of about ten settings in a training loop without the flow.

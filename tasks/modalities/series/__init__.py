@@ -33,6 +33,7 @@ class Series(Modality):
     kind = "series"
     columns = (("values", pa.list_(pa.float32())), ("channels", pa.int32()), ("history", pa.int32()))
     needs_features = False
+    judges = ("generator",)
     measured = {
         "mase": ("mase",),
         "crps": ("crps", "coverage_80"),

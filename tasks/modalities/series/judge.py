@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from typing import Any
 
@@ -19,13 +18,12 @@ from tokenloom.models.core.build import parameters
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.loader import Rows, read_shard
 from tokenloom.tasks.evaluation import pictures
-from tokenloom.tasks.evaluation.judging import training_curves
-from tokenloom.tasks.evaluation.report import page
+from tokenloom.tasks.evaluation.judging import Findings, arrays, keep, training_curves
 from tokenloom.tasks.modalities.series.served.forecast import QUANTILES, Windows, forecast, seasonal_naive
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.serving.predict import open_pair
-from tokenloom.tasks.store.artifacts import StepSpec, Store, Work
+from tokenloom.tasks.store.artifacts import Record, StepSpec, Store, Work
 from tokenloom.tasks.training.parallel import device_of
 
 Values = NDArray[np.float64]
@@ -54,47 +52,41 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     speed = len(truth) * config.samples / max(time.perf_counter() - began, 1e-9)
     naive = seasonal_naive(history, windows.horizon, windows.season)
     report("evaluate", 2, 4, {})
-    numbers = {name: value for name, value in scores(paths, future, windows).items() if _asked(name, config)}
+    numbers = {name: value for name, value in scores(paths, future, windows).items() if _measured(name, config)}
     beside = scores(naive[:, None], future, windows)
     numbers |= {f"{k}_seasonal_naive": v for k, v in beside.items() if k in config.metrics}
     numbers |= {"forecasts_per_second": speed, "parameters": float(parameters(pair.generator))}
     if broken := [name for name, value in numbers.items() if not np.isfinite(value)]:
         raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the forecasts in {work.uri}")
-    images = {"samples": plot(history, future, paths, naive, windows)}
-    roles = {role: step.inputs[role] for role in ("tokenizer", "generator")}
-    if series := training_curves(store, roles):
-        images["curves"] = pictures.curves(series)
-    notes = {
-        "protocol": {
-            "version": 1,
-            "reference": {
-                "dataset": dataset.artifact.fingerprint,
-                "windows": len(truth),
-                "sha256": hashlib.sha256(truth.astype("<f8").tobytes()).hexdigest()[:16],
-            },
-            "samples": config.samples,
-            "seed": config.seed,
-            "history": windows.history,
-            "horizon": windows.horizon,
-            "season": windows.season,
-        },
-        "sampler": pair.sampler.to_dict(),
-    }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, history=history, future=future, quantiles=np.quantile(paths, QUANTILES, axis=1))
-    work.put("forecasts.npz", buffer.getvalue())
-    for name, data in images.items():
-        work.put(f"{name}.png", data)
-    work.put("metrics.json", json.dumps(numbers, indent=1, sort_keys=True).encode())
-    work.put("protocol.json", json.dumps(notes, indent=1, sort_keys=True).encode())
-    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
-    work.put("report.html", page(step.name, numbers, notes, lineage, images).encode())
-    work.notes |= notes | {"classes": dataset.notes["classes"]}
+    found = Findings(numbers, {"samples": plot(history, future, paths, naive, windows)})
+    if series := training_curves(store, {role: step.inputs[role] for role in ("tokenizer", "generator")}):
+        found.pictures["curves"] = pictures.curves(series)
+    found.notes |= {"protocol": _protocol(dataset, truth, windows, config), "sampler": pair.sampler.to_dict()}
+    found.arrays["forecasts.npz"] = arrays(history=history, future=future, quantiles=np.quantile(paths, QUANTILES, axis=1))
+    keep(step, found, work)
+    work.notes |= found.notes | {"classes": dataset.notes["classes"]}
     report("evaluate", 4, 4, numbers)
     return numbers
 
 
-def _asked(name: str, config: EvaluateConfig) -> bool:
+def _protocol(dataset: Record, truth: Values, windows: Windows, config: EvaluateConfig) -> dict[str, Any]:
+    """All that a number depends on besides the model."""
+    return {
+        "version": 1,
+        "reference": {
+            "dataset": dataset.artifact.fingerprint,
+            "windows": len(truth),
+            "sha256": hashlib.sha256(truth.astype("<f8").tobytes()).hexdigest()[:16],
+        },
+        "samples": config.samples,
+        "seed": config.seed,
+        "history": windows.history,
+        "horizon": windows.horizon,
+        "season": windows.season,
+    }
+
+
+def _measured(name: str, config: EvaluateConfig) -> bool:
     return ("crps" if name == "coverage_80" else name) in config.metrics
 
 

@@ -73,10 +73,10 @@ def _paths(pair: Pair, windows: Windows, scaled_RHC: Values, horizon: int, seed:
     channels, rows = known.shape[1], len(known)
     keep_L = torch.arange(generator.layout.length) < windows.history * channels
     conditions = Conditions.of(Labels(torch.zeros(rows, dtype=torch.int64))).to(pair.device)
-    for turn in range(-(-horizon // windows.horizon)):
+    for block in range(-(-horizon // windows.horizon)):
         last = known[..., -1:]  # as in training, a window is less the last value that is known
         window = torch.cat([known[..., -windows.history :] - last, known.new_zeros(rows, channels, windows.horizon)], dim=2)
-        draws = SampleDraws.of(seed, start, start + rows, pair.device).fork(f"forecast.{turn}")
+        draws = SampleDraws.of(seed, start, start + rows, pair.device).fork(f"forecast.{block}")
         tokens = tokenizer.encode(window.to(pair.device))
         drawn = generator.inpaint(tokens, keep_L, conditions, pair.sampler, draws)
         known = torch.cat([known, tokenizer.decode(drawn)[..., -windows.horizon :].cpu() + last], dim=2)
