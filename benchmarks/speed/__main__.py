@@ -14,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from benchmarks.speed.page import keep
+from benchmarks.speed.timing import machine
+
 KINDS = ("sampling", "training", "loader", "loop", "start")
 
 
@@ -26,6 +29,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = importlib.import_module(f"benchmarks.speed.{given.kind}").measure(given.quick, given.only)
+    if not given.quick:
+        keep(given.kind, machine(), found)
     print(json.dumps({"kind": given.kind, "quick": given.quick, "ratios": {name: row["ratio"] for name, row in found.items()}}))
 
 

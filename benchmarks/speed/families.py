@@ -27,7 +27,7 @@ from tokenloom.models.pretrained import families
 from tokenloom.models.sampling.sampler import Sampler
 
 #: Width, depth and the side of the grid of tokens.
-SIZES = {"full": (512, 8, 16), "quick": (256, 4, 8)}
+SIZES = {"full": (256, 4, 16), "quick": (256, 4, 8), "tiny": (64, 2, 4)}
 CLASSES = 1000
 
 
@@ -55,7 +55,8 @@ def _llama(width: int, depth: int, side: int, **more: Any) -> dict[str, Any]:
 
 def _var(width: int, depth: int, side: int) -> dict[str, Any]:
     return {
-        "patch_nums": [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n <= side], "vocab_size": 4096, "Cvae": 32, "share_quant_resi": 4, "quant_resi": 0.5,
+        "patch_nums": [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if n <= side],
+        "vocab_size": 4096, "Cvae": 32, "share_quant_resi": 4, "quant_resi": 0.5,
         "num_classes": CLASSES, "depth": depth, "embed_dim": width, "num_heads": width // 64, "mlp_ratio": 4.0, "norm_eps": 1e-6,
         "shared_aln": False, "attn_l2_norm": True, "cfg_scale": 1.5,
     }  # fmt: skip
@@ -82,7 +83,12 @@ FAMILIES = {
         Family("var", VAR, _var, scale=2.5, top_k=900, top_p=0.96, dropout=0.0),
         Family("llamagen_c2i", LlamaGen, lambda w, d, s: _llama(w, d, s, cfg_scale=2.0), scale=2.0),
         Family("rar", RAR, _rar, scale=16.0),
-        Family("arpg", ARPG, lambda w, d, s: _llama(w, d, s, num_iter=s * s // 4, guidance_scale=5.0, cfg_schedule="linear", sample_schedule="arccos"), scale=5.0),
+        Family(
+            "arpg",
+            ARPG,
+            lambda w, d, s: _llama(w, d, s, num_iter=s * s // 4, guidance_scale=5.0, cfg_schedule="linear", sample_schedule="arccos"),
+            scale=5.0,
+        ),
         Family("randar", RandAR, lambda w, d, s: _llama(w, d, s, num_inference_steps=s * s * 11 // 32, cfg_scales=[1.0, 3.4]), scale=3.4),
         Family("halton_maskgit", HaltonMaskGIT, _halton, scale=2.5),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ def measure(quick: bool, only: str | None = None) -> dict[str, Any]:
             pair.same_samples()
             for rows in (4,) if quick else (1, 4, 16):
                 labels = torch.arange(rows)
-                turns = 3 if quick else 5
-                times = compare(lambda labels=labels: pair.sample_ours(labels), lambda labels=labels: pair.sample_plain(labels), turns, 0)
+                times = compare(partial(pair.sample_ours, labels), partial(pair.sample_plain, labels), turns=3, warm=0)
                 found[label := f"{name}, batch {rows}"] = times.row()
                 print(f"{label}: {found[label]}", flush=True)
     return found

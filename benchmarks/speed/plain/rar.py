@@ -1,4 +1,4 @@
-"""RAR (arXiv:2411.00776) as published: adaptive norms a position, places of the whole sequence at every step, caches that grow by ``cat``."""
+"""RAR (arXiv:2411.00776) as published: adaptive norms a position, all places at every step, caches that grow by ``cat``."""
 
 from __future__ import annotations
 
