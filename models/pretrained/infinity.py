@@ -80,9 +80,7 @@ def config(info: Info) -> GroupGenerator.Config:
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
     c = info["config"]
-    layout = TokenLayout(
-        grids=scales(c["pn"]), vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1)
-    )
+    layout = TokenLayout(grids=scales(c["pn"]), vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1))
     return config(info).build(layout, 1, _Codec(info))
 
 

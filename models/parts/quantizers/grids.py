@@ -6,6 +6,7 @@ Shapes: H W the last grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from tokenloom.models.core.config import ConfigError
 
@@ -25,7 +26,7 @@ def growing(scales: Sequence[Grid]) -> None:
         ConfigError: none given, one without positions, or two out of order.
     """
     pairs = [pair(s) for s in scales]
-    fits = all(a != b and a[0] <= b[0] and a[1] <= b[1] for a, b in zip(pairs, pairs[1:]))
+    fits = all(a != b and a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(pairs))
     if not pairs or min(pairs[0]) < 1 or not fits:
         raise ConfigError(f"quantizer.scales={list(scales)}: give growing grid sizes, e.g. [1, 2, 3, 4], or [[1, 1], [2, 1], [4, 2]]")
 
