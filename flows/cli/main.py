@@ -18,6 +18,7 @@ import click
 
 from tokenloom.flows.cli.options import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from tokenloom.flows.guard import ending, guard
+from tokenloom.tasks.runtime.surroundings import leave_here, open_streams, settle
 
 #: Command to the module that holds it: a command's module is imported when the command is used.
 COMMANDS = {
@@ -89,6 +90,9 @@ def _terminated(number: int, _frame: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; one clear message for every kind of failure."""
+    open_streams()
+    leave_here()
+    settle()
     given = sys.argv[1:] if arguments is None else arguments
     if next(iter(given), None) in GUARDED and not {"-h", "--help"} & set(given):
         guard()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -153,7 +155,7 @@ def sample_model(
     store: Store,
     tracker: Tracker | None,
     *,
-    classes: Sequence[int] | None = None,
+    classes: str | Sequence[int] | None = None,
     texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
@@ -164,6 +166,7 @@ def sample_model(
 ) -> dict[str, Any]:
     """Draw ``total`` samples spread evenly over the classes (all, if not given) or texts (captions that it has seen), and write them.
 
+    Classes are given by number, or as a person writes them (``chosen_classes``).
     ``out`` ends in ``.png`` (a grid, one row a class or text) or ``.npz`` (``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,), of
     texts their numbers, which ``texts`` tells).
 
@@ -207,11 +210,41 @@ def _write(out: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], word
             file.write(pictures.png(grid_by_class(images, labels)))
 
 
-def _kinds(pair: Pair, classes: Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:
+def chosen_classes(text: str, names: Sequence[str], title: str = "the model") -> list[int]:
+    """Numbers of the classes that a person wrote: a name, or several parts with commas between them, each ``3``, ``0-9`` or a name.
+
+    What looks like a number is one, also where classes are called by other numbers.
+
+    Raises:
+        ConfigError: nothing, or a class that there is not, naming those that are near.
+    """
+    if text in names and not re.fullmatch(r"\d+(-\d+)?", text):
+        return [names.index(text)]
+    found: list[int] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        if numbers := re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII):
+            first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+            if not first <= last < max(1, len(names)):
+                raise ConfigError(f"--classes {text!r}: {part} is none of the {len(names)} classes of {title}, numbered from 0")
+            found += range(first, last + 1)
+        elif part in names:
+            found.append(names.index(part))
+        else:
+            near = difflib.get_close_matches(part, names, n=3, cutoff=0.4) or list(names[:5])
+            hint = f"; there are e.g. {', '.join(near)}" if near else ""
+            raise ConfigError(f"--classes {text!r}: {title} has no class {part!r}{hint} (numbers do as well: 0-9, 3 or 1,4,7-9)")
+    if not found:
+        raise ConfigError(f"--classes {text!r}: names no class; write names, or numbers as 0-9, 3 or 1,4,7-9")
+    return found
+
+
+def _kinds(pair: Pair, classes: str | Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:
     """The different classes or texts to draw."""
     if pair.condition_spec.column == "class_id":
         if texts:
             raise ConfigError(f"--text {texts[0]!r}: {title} is conditioned on classes; give --classes")
+        if isinstance(classes, str):
+            classes = chosen_classes(classes, pair.classes, title)
         chosen = range(max(1, len(pair.classes))) if classes is None else dict.fromkeys(int(k) for k in classes)
         pair.condition_spec.check(np.asarray(list(chosen), np.int64))
         return list(chosen)
@@ -239,4 +272,4 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-__all__ = ["PLAN", "classes_of", "grid_by_class", "open_model", "sample_images", "sample_model", "sample_shards"]
+__all__ = ["PLAN", "chosen_classes", "classes_of", "grid_by_class", "open_model", "sample_images", "sample_model", "sample_shards"]
