@@ -186,7 +186,9 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
     except ValueError as error:
         raise ConfigError(f"--cron {cron!r}: not a cron expression (minute hour day month weekday)") from error
     with contextlib.ExitStack() as held:
-        if not os.environ.get("PREFECT_API_URL"):
+        if given := os.environ.get("PREFECT_API_URL"):
+            _check_answers(given)
+        else:
             number, log_file = free_port(4200), str(work.root / "logs" / "prefect-server.log")
             started = held.enter_context(process(server_command(number), log_file))
             wait_for(f"http://127.0.0.1:{number}/api/health", started, "Prefect server", log_file)
@@ -218,6 +220,23 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
                 "store": work.store_uri,
             },
         )
+
+
+def _check_answers(api: str) -> None:
+    """See that something answers at ``PREFECT_API_URL``; whether it wants a login is Prefect's affair.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    try:
+        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(
+            f"PREFECT_API_URL={api!r}: no answer ({reason}{proxied(api)}); start that server, or unset the variable and one is started"
+        ) from error
 
 
 def main() -> None:

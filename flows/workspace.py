@@ -130,6 +130,5 @@ def _absolute(given: str, option: str) -> Path:
     """
     try:
         return Path(given).expanduser().absolute()
-    except (RuntimeError, FileNotFoundError) as error:
-        why = "the folder where you stand is gone" if isinstance(error, FileNotFoundError) else "this user has no home folder"
-        raise ConfigError(f"{option} {given!r}: {why}; give a whole path") from error
+    except RuntimeError as error:
+        raise ConfigError(f"{option} {given!r}: there is no such user or home folder; give a whole path") from error

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
-from databases import empty_database
-from stand_ins import copy_store, world
 
-from tokenloom.configs.schema import RegisterConfig
 from tokenloom.flows.cli.main import code_of
-from tokenloom.tasks.register import plan_register, register
-from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.tracking import locations
-from tokenloom.tasks.tracking.registry import Registry
-from tokenloom.tasks.tracking.tracker import Tracker
 
 NAMES = ["root", "with blank", "ha#sh", "per%20cent", "ünï", "a&b=[c]"]
 
@@ -96,32 +88,3 @@ def test_doctor_tells_of_a_move_and_of_files_that_stayed_behind(
     (new / "mlruns" / "a" / "models" / "m-1" / "artifacts").mkdir(parents=True)
     assert code_of(["doctor", "--root", str(new)]) == 0
     assert str(old) in next(line for line in capsys.readouterr().out.splitlines() if " root " in line)
-
-
-@pytest.mark.parametrize("name", ["moved here", "co#pied%20"])
-def test_models_of_a_moved_root_are_found_and_new_ones_are_made_in_it(name: str, tmp_path: Path) -> None:
-    old = copy_store(world().store, tmp_path, "registration")
-    (old.root).mkdir(parents=True, exist_ok=True)
-    (old.root / "mlflow.db").write_bytes(empty_database())
-
-    def made(store: Store) -> None:
-        inputs = store.record(world().var).inputs
-        roles = {role: inputs[role] for role in ("generator", "tokenizer")}
-        step = plan_register("digits-var", RegisterConfig(), world().var, roles)
-        register(step, store, Tracker(None, store.root, "digits-var"))
-
-    made(old)
-    root = tmp_path / name
-    if name == "moved here":
-        old.root.rename(root)
-    else:
-        shutil.copytree(old.root, root)
-        shutil.rmtree(old.root / "mlruns")
-    shutil.rmtree(root / "cache", ignore_errors=True)
-    tracker = Tracker(None, root, "digits-var")
-    assert (Registry(tracker).download("models:/digits-var@champion") / "MLmodel").is_file()
-    assert all(place.startswith(root.as_uri()) for place in places(root))
-    run = tracker.client.create_run(tracker.experiment_id())
-    tracker.client.log_text(run.info.run_id, "here", "note.txt")
-    assert (root / "mlruns" / "digits-var" / run.info.run_id / "artifacts" / "note.txt").is_file()
-    assert not (old.root / "mlruns").exists()

@@ -94,7 +94,8 @@ def _artifacts(root: Path) -> None:
 def test_screens_of_forty_and_eighty_columns_cut_no_word(
     command: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _artifacts(tmp_path / "root")
+    if not command.startswith("plan"):
+        _artifacts(tmp_path / "root")
 
     def words(width: int) -> tuple[list[str], list[str]]:
         monkeypatch.setenv("COLUMNS", str(width))
@@ -105,7 +106,11 @@ def test_screens_of_forty_and_eighty_columns_cut_no_word(
     lines, narrow = words(columns)
     assert all(len(line) <= columns or len(line.split()) <= 2 for line in lines)  # a name, and a word that is longer than the screen
     _, wide = words(1000)
-    assert {word.rstrip(":") for word in wide if word != "-"} <= {word.rstrip(":") for word in narrow} | {"kind"}
+    assert {word.rstrip(":") for word in wide if word != "-"} <= {word.rstrip(":") for word in narrow} | {
+        "name",
+        "run",
+        "step",
+    }  # of the first column
 
 
 def test_show_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,15 +120,15 @@ def test_show_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_parts_are_packed_into_lines() -> None:
-    assert packed(["a: 1", "b: 2", "c: three four five"], 16) == ["  a: 1  b: 2", "  c: three four", "    five"]
+    assert packed(["a: 1", "b: 2", "c: three four five six"], 22) == ["  a: 1  b: 2", "  c: three four five", "    six"]
 
 
 def test_warnings_of_libraries_are_counted_with_the_first_file(tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    for at in range(8):
-        exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" if at >= 5 else b""  # five entries, and none there
+    for at in range(20):
+        exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" if at >= 17 else b""  # five entries, and none there
         picture(tmp_path / "images" / "ab"[at % 2] / f"{at}.jpg", at, exif=exif)
     with caplog.at_level(logging.WARNING, "tokenloom.tasks"):
         ingest("x", config(f"folder:{tmp_path / 'images'}"), store)
     said = [record.getMessage() for record in caplog.records if "EXIF" in record.getMessage()]
     assert len(said) == 1
-    assert re.match(r"\S*[567]\.jpg and 2 more: Corrupt EXIF data", said[0])
+    assert re.match(r"\S*1[789]\.jpg and 2 more: Corrupt EXIF data", said[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from tokenloom.flows.cli import main as cli
 from tokenloom.flows.workspace import Workspace
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime import cluster, surroundings
+from tokenloom.tasks.store import records
+from tokenloom.tasks.store.artifacts import StepSpec, Store
 
 HERE = Path(__file__).parent.parent
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -274,3 +277,78 @@ def test_a_short_plain_folder_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) ->
     assert "RAY_TMPDIR" not in os.environ
     longest = f"/{'a' * (surroundings.LONGEST_TEMPORARY - 1)}/ray/session_2026-11-29_05-10-00_123456_4194304/sockets/plasma_store"
     assert len(longest) < 108
+
+
+def test_a_folder_that_is_gone_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("PYTHONPATH", "src:/x")
+    monkeypatch.setenv("TMPDIR", "t")
+    surroundings.settle()
+    surroundings.leave_here()
+    assert cli.code_of(["runs", "--root", str(tmp_path / "root")]) == 2
+    assert "the folder where you stand is gone" in capsys.readouterr().err
+
+
+def test_a_schedule_on_a_server_that_is_away_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert cli.code_of(["serve", "smoke_var", "--cron", "0 3 * * *", "--root", str(tmp_path / "root")]) == 2
+    assert "PREFECT_API_URL='http://127.0.0.1:9/api': no answer" in capsys.readouterr().err
+
+
+def test_the_record_names_the_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        return subprocess.run(
+            ["git", *identity, "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    file = tmp_path / "tasks" / "store" / "records.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr(records, "__file__", str(file))
+    assert records.code_commit.__wrapped__() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    monkeypatch.setenv("GIT_DIR", str(HERE / ".git"))  # as within a hook
+    commit = records.code_commit.__wrapped__()
+    monkeypatch.delenv("GIT_DIR")
+    assert commit == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert records.code_commit.__wrapped__() == f"{commit}+changes"
+
+
+@pytest.mark.parametrize("command", ["runs", "show toy", "plan smoke_var", "methods"])
+def test_a_root_that_can_only_be_read_is_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    store = Store(str(root / "store"), root)
+    store.execute(StepSpec("ingest", 1, "dataset", "toy", {"a": 1}), lambda work: work.put("note.txt", b"hello") and {"train": 3})
+    before = sorted(root.rglob("*"))
+
+    def refuse(path: Path, *_: Any, **options: Any) -> None:
+        if not (options.get("exist_ok") and path.is_dir()):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setenv("TOKENLOOM_ROOT", str(root))
+    assert cli.code_of(command.split()) == 0, capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_root_that_can_only_be_read_is_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, _: bytes) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert cli.code_of(["run", "smoke_var", "--root", str(tmp_path / "root")]) == 2
+    assert re.search(r"--root '\S+': cannot be written: Read-only file system", capsys.readouterr().err)

@@ -37,13 +37,32 @@ def settle() -> None:
     """See that nothing is imported from where a person stands, and that loopback is reached without a proxy; may be called again."""
     os.environ["PYTHONSAFEPATH"] = "1"  # of the children: this process is past it
     if given := os.environ.get("PYTHONPATH"):
-        os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(each) for each in given.split(os.pathsep) if each not in ("", ".", "./"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(_whole(each) for each in given.split(os.pathsep) if each not in ("", ".", "./"))
     bypass_loopback()
     for name in _FOREIGN:
         os.environ.pop(name, None)
     drop_socks()
     if os.environ.get("TMPDIR"):
-        os.environ["TMPDIR"] = os.path.abspath(os.environ["TMPDIR"])
+        os.environ["TMPDIR"] = _whole(os.environ["TMPDIR"])
+
+
+def _whole(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # nobody knows where we stand; ``check_here`` says so
+        return path
+
+
+def check_here() -> None:
+    """Refuse to work where a person stands if that folder is gone: libraries ask for it at any moment.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the folder where you stand is gone (removed, or its disk is away): cd somewhere else first") from error
 
 
 def leave_here() -> None:
