@@ -132,9 +132,7 @@ def code_of(arguments: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _say(f"{error.strerror}: {error.filename or 'a disk of this run'}; make room, the same command goes on", EXIT_FAILED)
         if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return _say(
-                f"{error.strerror}: {error.filename}; choose another --root, --store or --out, or mend its permissions", EXIT_FAILED
-            )
+            return _say(f"{error.strerror}: {error.filename}; choose another place, or mend its permissions", EXIT_FAILED)
         logging.getLogger("tokenloom").error("unexpected", exc_info=True)
         if os.environ.get("TOKENLOOM_DEBUG"):
             traceback.print_exc()
