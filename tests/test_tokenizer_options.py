@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.layout import LayoutError, TokenLayout
 from tokenloom.models.core.protocols import Tokens
+from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Fixed
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.parts.quantizers.lfq import LFQ
@@ -221,3 +224,60 @@ def test_options_of_vector_quantize_pytorch(info: dict[str, Any]) -> None:
 def test_settings_that_would_be_passed_over_are_refused(info: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         families()["vqpt_vq"].build(info)
+
+
+PARITY = Path(__file__).parent / "fixtures" / "parity"
+
+#: Family, what its recorded settings are changed to, and official names that the checkpoint then has, or has no more (with a dash).
+CHANGED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("mar_klvae", {"resolution": 16, "attn_resolutions": [8, 4]}, ["encoder.down.1.attn.0.q.weight", "-decoder.up.1.attn.0.q.weight"]),
+    ("mar_klvae", {"resamp_with_conv": False}, ["-encoder.down.0.downsample.conv.weight", "-decoder.up.1.upsample.conv.weight"]),
+    ("llamagen_vq", {"encoder_ch_mult": [1, 2], "decoder_ch_mult": [2, 1]}, ["encoder.conv_blocks.1.attn.0.q.weight"]),
+    ("llamagen_vq", {"codebook_l2_norm": False, "entropy_loss_ratio": 0.1}, []),
+    ("llamagen_vq", {"resamp_with_conv": False}, ["-encoder.conv_blocks.0.downsample.conv.weight"]),
+    ("var_vqvae", {"share_quant_resi": 0}, ["quantize.quant_resi.4.weight"]),
+    ("var_vqvae", {"share_quant_resi": 0, "default_qresi_counts": 2}, ["quantize.quant_resi.1.weight", "-quantize.quant_resi.2.weight"]),
+    ("var_vqvae", {"share_quant_resi": 1, "quant_conv_ks": 1}, ["quantize.quant_resi.qresi.weight"]),
+    ("var_vqvae", {"using_znorm": True, "quant_resi": 0.0}, ["-quantize.quant_resi.qresi_ls.0.weight"]),
+    ("var_vqvae", {"using_sa": False, "using_mid_sa": False}, ["-encoder.down.2.attn.0.qkv.weight", "-encoder.mid.attn_1.qkv.weight"]),
+    ("maskgit_vqgan", {"num_resolutions": 2, "commitment_cost": 0.5}, ["-encoder.down.2.block.0.conv1.weight"]),
+    ("titok", {"decoder_width": 32, "decoder_layers": 1, "decoder_heads": 2}, ["-decoder.transformer.1.ln_1.weight"]),
+    ("titok", {"use_l2_norm": False, "num_latent_tokens": 3}, []),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "expected"), CHANGED, ids=lambda value: value if isinstance(value, str) else "")
+def test_options_of_the_official_tokenizers(name: str, changes: dict[str, Any], expected: list[str]) -> None:
+    """Each builds another model, names all of its state both ways, and encodes to what its ids decode from."""
+    info = json.loads((PARITY / f"{name}.json").read_text())
+    family, changed = families()[name], {"config": info["config"] | changes}
+    assert family.config(changed) != family.config(info)
+    torch.manual_seed(0)
+    model = family.build(changed).eval()
+    names, state = family.names(changed), dict(model.state_dict())
+    official = names.dump(state)
+    assert names.load(official).keys() == state.keys()
+    wrong = [key for key in expected if (key.removeprefix("-") in official) == key.startswith("-")]
+    assert not wrong, sorted(official)
+    side = info["config"].get("image") or info["config"]["crop_size"]
+    image = torch.rand(1, 3, side, side)
+    tokens = model.encode(image)
+    assert model.decode(tokens).shape == image.shape
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in CHANGED} | {"ibq", "open_magvit2_lfq", "infinity_bsq"}))
+def test_a_setting_that_a_family_does_not_know_is_refused(name: str) -> None:
+    info = json.loads((PARITY / f"{name}.json").read_text())
+    with pytest.raises(ConfigError, match=r"config\.sideways=1: the family does not know"):
+        families()[name].build({"config": info["config"] | {"sideways": 1}})
+
+
+def test_a_decoder_with_levels_of_its_own() -> None:
+    own = Geometry(channels=8, multipliers=(1, 2), decoder_multipliers=(2, 3), decoder_attention=(), attention=(1,), norm_groups=4)
+    assert own.decoding.widths == (16, 24)
+    decoder = own.decoder((8, 8), 3, 4)
+    assert decoder.conv_in.out_channels == 24
+    assert not any(level.attention for level in decoder.levels)
+    assert any(level.attention for level in own.encoder((8, 8), 3, 4).levels)
+    with pytest.raises(ConfigError, match="as many levels as the encoder, 2"):
+        Geometry(channels=8, multipliers=(1, 2), decoder_multipliers=(2,), norm_groups=4)
