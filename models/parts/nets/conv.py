@@ -68,8 +68,8 @@ class Geometry(Net, tag="net.conv"):
         if not self.decoder_multipliers and self.decoder_attention is None:
             return self
         attention = self.attention if self.decoder_attention is None else self.decoder_attention
-        own = {"multipliers": self.decoder_multipliers or self.multipliers, "attention": attention}
-        return replace(self, **own, decoder_multipliers=(), decoder_attention=None)
+        multipliers = self.decoder_multipliers or self.multipliers
+        return replace(self, multipliers=multipliers, attention=attention, decoder_multipliers=(), decoder_attention=None)
 
     @property
     def widths(self) -> tuple[int, ...]:
