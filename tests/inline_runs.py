@@ -14,7 +14,7 @@ from databases import empty_database
 from tokenloom.configs.schema import ClusterConfig, RunConfig
 from tokenloom.flows.pipeline import pipeline
 from tokenloom.models.core.settings import ExecutionSettings
-from tokenloom.tasks.features import Protocol
+from tokenloom.tasks.modalities.image.judging.features import Protocol
 from tokenloom.tasks.runtime.pool import Call
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.train_loop import train
