@@ -17,8 +17,8 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Generator, Labels, Tokenizer
 from tokenloom.models.pretrained import parity
 from tokenloom.models.sampling.sampler import Sampler
-from tokenloom.tasks.official import classes_of, export_model, import_checkpoint, read_weights
 from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.store.official import classes_of, export_model, import_checkpoint, read_weights
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 
