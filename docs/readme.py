@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
 NOTES = {
     "flows": "what runs, in which order (Prefect flows, the command line); no torch",
-    "tasks": "one file a step, and the only doors to the outside",
+    "tasks": "the steps and what they do, in rooms; the only doors to the outside",
     "models": "torch only: parts, recipes, sampling",
     "configs": "the run file's schema and the runs that ship",
     "infra": "container image, deployments, clusters",

@@ -19,7 +19,11 @@ def official_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(family: Any, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The family's model built from a fixture's description with the official weights loaded strictly, in eval mode."""
+    """The family's model built from a fixture's description with the official weights loaded strictly, in eval mode.
+
+    Raises:
+        ConfigError: a setting that the family does not know, or refuses.
+    """
     model: nn.Module = family.build(info)
     model.load_state_dict(family.names(info).load(official_state(tensors)), strict=True)
     return model.eval()
