@@ -144,7 +144,7 @@ def test_other_decoders_of_digit_sample_as_they_are_taught(args: dict[str, Any])
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     names = family.names(info)
-    official = names.dump({k: v for k, v in model.state_dict().items()})
+    official = names.dump(dict(model.state_dict().items()))
     assert ("decoder.layer_norm.weight" in official) == args.get("decoder_normalize_before", False)
     assert ("decoder.embed_positions.weight" in official) == args.get("decoder_learned_pos", True)
     assert len(official["decoder.embed_tokens.weight"]) == 24 + 1000 * args.get("class_conditional", True)
