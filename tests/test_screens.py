@@ -15,8 +15,8 @@ from tokenloom.flows.cli.main import code_of
 from tokenloom.flows.screen import packed
 from tokenloom.flows.workspace import Workspace
 from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.evaluation.sample import chosen_classes
-from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.store.artifacts import StepSpec, Store
 
 
