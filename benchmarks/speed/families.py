@@ -48,7 +48,7 @@ class Family:
 
 def _llama(width: int, depth: int, side: int, **more: Any) -> dict[str, Any]:
     return {
-        "dim": width, "n_layer": depth, "n_head": width // 64, "n_kv_head": None, "multiple_of": 256, "norm_eps": 1e-5,
+        "dim": width, "n_layer": depth, "n_head": width // 64, "multiple_of": 256, "norm_eps": 1e-5,
         "rope_base": 10000, "vocab_size": 16384, "block_size": side * side, "num_classes": CLASSES, "cls_token_num": 1, **more,
     }  # fmt: skip
 

@@ -13,13 +13,13 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "speed.json", ROOT / "docs" / 
 
 _HEAD = """# Speed
 
-Made by `python -m benchmarks.speed sampling|training|loader|loop|start` (with `--quick`: small sizes, less than a minute, nothing kept);
-the last line of each is JSON of its ratios.
+Made by `python -m benchmarks.speed sampling|training|loader|loop|start --keep`; with `--quick` sizes are small and a bench takes less
+than a minute of a thread of its own. The last line of each is JSON of its ratios.
 
 A ratio is the time of the plain way over ours: above one, ours is faster. The plain way of a family is a reading of the published
 algorithm in a file of its own (`benchmarks/speed/plain/`), step by step as the official code does it, with the same weights: greedy
-samples, losses and norms of gradients were equal before anything was timed. Both sides run turn by turn in one process on one thread; times are
-those of the processor, ratios are those of the medians, beside them the least and the largest ratio of a single turn.
+samples, losses and norms of gradients were equal before anything was timed. Both sides run turn by turn in one process on one
+thread; times are those of the processor, ratios those of the medians, and beside them stand the least and the largest of a turn.
 
 No accelerator was at hand: nothing below was seen on one.
 """
@@ -32,10 +32,11 @@ _TITLES = {
 }
 
 
-def keep(kind: str, machine: dict[str, str], rows: dict[str, Any]) -> None:
-    """Put a full bench's result into the file, and write the page."""
+def keep(kind: str, quick: bool, machine: dict[str, str], rows: dict[str, Any]) -> None:
+    """Put a bench's result into the file, and write the page."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found[kind] = {"machine": machine, "rows": {**found.get(kind, {}).get("rows", {}), **rows}}
+    earlier = found.get(kind, {"quick": quick, "rows": {}})
+    found[kind] = {"quick": quick, "machine": machine, "rows": {**(earlier["rows"] if earlier["quick"] == quick else {}), **rows}}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
 
@@ -57,5 +58,8 @@ def page(found: dict[str, Any]) -> str:
                 for name, r in rows.items()
             ]
             where = ", ".join(f"{k} {v}" if k in ("python", "torch") else v for k, v in found[kind]["machine"].items())
-            parts.append(f"## {title}\n\n{where}.\n\n{markdown_table(['', 'ratio', 'single turns', 'ours, ms', 'plain, ms'], table)}\n")
+            sizes = "Small sizes (`--quick`)" if found[kind]["quick"] else "Full sizes"
+            parts.append(
+                f"## {title}\n\n{sizes}; {where}.\n\n{markdown_table(['', 'ratio', 'single turns', 'ours, ms', 'plain, ms'], table)}\n"
+            )
     return "\n".join(parts)

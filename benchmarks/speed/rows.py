@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenloom.tasks.data import png
 from tokenloom.tasks.data.loader import Rows, Shard
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.store.artifacts import Store
 
 

@@ -97,14 +97,8 @@ class PhaseOptimizer:
         self.average = self.flat.clone() if ema else None
         self._moments = {kind: torch.zeros_like(self.flat) for kind in ("exp_avg", "exp_avg_sq")}
         pieces = [(slice(0, split), settings.weight_decay), (slice(split, end), 0.0)]
-        weights = [(part, nn.Parameter(self.flat[part]), decay) for part, decay in pieces if self.flat[part].numel()]
-        self._weights = [(part, weight) for part, weight, _ in weights]
-        groups = [{"params": [weight], "weight_decay": decay} for _, weight, decay in weights]
-        self._adam = torch.optim.AdamW(groups or [{"params": []}], lr=settings.lr, betas=settings.betas, fused=True)
-        self._counts = []
-        for part, weight in self._weights:
-            self._counts.append(torch.zeros((), dtype=torch.float32, device=device))
-            self._adam.state[weight] = {"step": self._counts[-1], **{kind: flat[part] for kind, flat in self._moments.items()}}
+        self._pieces = [(part, decay) for part, decay in pieces if self.flat[part].numel()]
+        self._count = torch.zeros((), dtype=torch.float32, device=device)
 
         self._hold(torch.zeros(end + metric_buffer(0), dtype=dtype, device=device))
 
@@ -115,8 +109,6 @@ class PhaseOptimizer:
         for name, parameter in self.parameters.items():
             start, stop = self.spans[name]
             parameter.grad = self.grad[start:stop].view(parameter.shape)
-        for part, weight in self._weights:
-            weight.grad = self.grad[part]
 
     def clear(self) -> None:
         """Zero the gradients and the tail."""
@@ -133,23 +125,33 @@ class PhaseOptimizer:
 
     def clip(self) -> Tensor:
         """Clip the gradient to the global norm of the settings; its norm before."""
-        norm = self.grad.norm()
+        norm = torch.linalg.vector_norm(self.grad)
         if self._settings.clip:
             self.grad.mul_((self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
+    @torch.no_grad()
     def step(self, step: int, steps: int) -> float:
         """One AdamW step with the learning rate of this step (parameters that rest stay as they are), then the EMA; the learning rate."""
         lr = learning_rate(self._settings, step, steps)
-        for group in self._adam.param_groups:
-            group["lr"] = lr
         kept = [(part, self.flat[part].clone()) for part in self._parts(self._frozen(step / max(1, steps)))]
-        self._adam.step()
+        self._adamw(lr)
         for part, weight in kept:
             self.flat[part].copy_(weight)
         if self.average is not None:
             self.average.lerp_(self.flat, 1 - ema_decay(self._ema, step))
         return lr
+
+    def _adamw(self, lr: float) -> None:
+        """The kernel of ``torch.optim.AdamW(fused=True)`` on the two flat pieces, without its bookkeeping, which costs more than it."""
+        first, second = self._settings.betas
+        self._count += 1
+        for part, decay in self._pieces:
+            moments = ([flat[part]] for flat in self._moments.values())
+            torch._fused_adamw_(
+                [self.flat[part]], [self.grad[part]], *moments, [], [self._count],
+                lr=lr, beta1=first, beta2=second, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
 
     def _parts(self, beginnings: tuple[str, ...]) -> list[slice]:
         """Where the parameters lie whose names begin so; neighbours are one slice."""
@@ -183,5 +185,4 @@ class PhaseOptimizer:
         """Take back ``state`` after ``step`` steps; raises ``KeyError`` for a parameter that is missing."""
         for key, view in self.state().items():
             view.copy_(state[key])
-        for count in self._counts:
-            count.fill_(step)
+        self._count.fill_(step)
