@@ -147,9 +147,9 @@ class PhaseOptimizer:
         first, second = self._settings.betas
         self._count += 1
         for part, decay in self._pieces:
-            moments = ([flat[part]] for flat in self._moments.values())
+            mean, square = (flat[part] for flat in self._moments.values())
             torch._fused_adamw_(
-                [self.flat[part]], [self.grad[part]], *moments, [], [self._count],
+                [self.flat[part]], [self.grad[part]], [mean], [square], [], [self._count],
                 lr=lr, beta1=first, beta2=second, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
 
