@@ -65,6 +65,11 @@ def _classes(text: str | None) -> list[int] | None:
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
+    "--decoder",
+    metavar="NAME",
+    help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
+)
+@click.option(
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
@@ -81,6 +86,7 @@ def sample(
     seed: int,
     guidance: float | None,
     steps: int | None,
+    decoder: str | None,
     out: Path,
     root: str | None,
     store: str | None,
@@ -98,7 +104,7 @@ def sample(
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
     wanted = _classes(classes)
-    from tokenloom.configs.load import load_cluster
+    from tokenloom.configs.load import load_cluster, parse_yaml
     from tokenloom.flows.screen import screen
     from tokenloom.tasks.evaluation.sample import sample_model
 
@@ -115,6 +121,7 @@ def sample(
             seed=seed,
             guidance=guidance,
             steps=steps,
+            decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,
         )

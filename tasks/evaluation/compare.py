@@ -25,7 +25,8 @@ COLUMNS = (
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
     "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim", "rfd_", "psnr",
     "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
-    "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second", "parameters",
+    "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second",
+    "net_calls", "tokens_per_call", "parameters",
 )  # fmt: skip
 _HIDDEN = ("_deviation", "_ceiling")
 _NLL = ("nll_bits_per_image", "nll_bits_per_dim")

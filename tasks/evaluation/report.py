@@ -44,6 +44,9 @@ MEANING = (
     ("codebook_use", "higher", "share of codes that occur in the held-out images"),
     ("codebook_perplexity", "higher", "effective number of codes"),
     ("images_per_second", "higher", "samples a second of one worker"),
+    ("net_calls", "lower", "calls of the net for one sample (a group a call, or a window of drafted tokens)"),
+    ("draft_calls", "lower", "calls of the draft model for one sample"),
+    ("tokens_per_call", "higher", "tokens of a sample that one call of the net decides on average"),
     ("parameters", "", "trainable parameters"),
 )
 TITLES = {

@@ -15,7 +15,8 @@ from tokenloom.tasks.store.artifacts import Record
 _SHOWN = (
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio", "copies",
     "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim",
-    "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "parameters",
+    "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "net_calls", "tokens_per_call",
+    "parameters",
 )  # fmt: skip
 
 
