@@ -16,13 +16,16 @@ from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Tokenizer
+from tokenloom.models.core.sized import counted
 from tokenloom.models.parts.nets.classifier import shape_of
+from tokenloom.models.pretrained import families
+from tokenloom.models.pretrained.options import RECORDED, TRAINING
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
 NOTES = {
     "flows": "what runs, in which order (Prefect flows, the command line); no torch",
-    "tasks": "one file a step, and the only doors to the outside",
+    "tasks": "the steps and what they do, in rooms; the only doors to the outside",
     "models": "torch only: parts, recipes, sampling",
     "configs": "the run file's schema and the runs that ship",
     "infra": "container image, deployments, clusters",
@@ -135,19 +138,60 @@ def sizes() -> str:
     return _table(["name", "kind", "parameters", "tokens", "vocabulary", "tokens of"], rows)
 
 
+def published() -> str:
+    """The published models of every recipe, and the number of parameters of ours, counted as the authors count them."""
+    rows = [row for name in registry.names() for row in published_rows(name)]
+    return _table(["method", "size", "published as", "tokens", "published parameters", "ours", "number from", "what it excludes"], rows)
+
+
+def published_rows(name: str) -> list[list[str]]:
+    """The rows of one recipe."""
+    rows, recipe = [], registry.get(name)
+    for size in recipe.sizes:
+        numbers = ["-" if n is None else f"{n:,}" for n in (size.tokens, size.parameters, counted(recipe, size))]
+        rows.append([f"`{name}`", size.name, size.key, *numbers, size.mark, size.excludes or "-"])
+    return rows
+
+
+def options() -> str:
+    """What each official family does with each option of its official class."""
+    modules: dict[str, list[str]] = {}
+    for name, module in families().items():
+        modules.setdefault(module.__name__, []).append(name)
+    effects = {"used": "supported", "only": "only", "none": "no effect"}
+    blocks = []
+    for names in sorted(sorted(names) for names in modules.values()):
+        declared = getattr(families()[names[0]], "OPTIONS", None)
+        if declared is None:
+            continue
+        rows = []
+        for key, option in declared.items():
+            if option in (*RECORDED.values(), *TRAINING.values()):
+                continue
+            values = ", ".join(f"`{value}`" for value in option.values)
+            rows.append([f"`{key}`", effects[option.effect] + (f" {values}" if option.effect == "only" else ""), option.words])
+            if option.effect == "used" and values:
+                rows[-1][2] += f"{'; ' if option.words else ''}one of {values}"
+        blocks.append(f"## {', '.join(f'`{n}`' for n in names)}\n\n{_table(['option', 'support', 'what it is, or why'], rows)}")
+    return "\n\n".join(blocks)
+
+
 #: Page to the blocks that it has.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"folders": folders},
     "docs/methods.md": {"methods": methods},
-    "docs/sizes.md": {"sizes": sizes},
+    "docs/sizes.md": {"published": published, "sizes": sizes},
     "docs/files.md": {"tree": tree},
+    "docs/parity.md": {"options": options},
 }
 
 
-def refreshed(page: str) -> str:
-    """A page with its blocks made anew."""
+def refreshed(page: str, without: str = "") -> str:
+    """A page with its blocks made anew, but the one named ``without``."""
     text = (ROOT / page).read_text()
     for name, make in PAGES[page].items():
+        if name == without:
+            continue
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         block = make()
         text, hits = pattern.subn(lambda m, block=block: m[1] + block + "\n" + m[2], text)  # type: ignore[misc]

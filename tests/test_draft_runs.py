@@ -13,10 +13,10 @@ from stand_ins import FEW, judge_inline, world, write_generator
 from tokenloom.configs.schema import SampleConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.tasks.evaluate import draft_model, plan_evaluate
+from tokenloom.tasks.evaluation.evaluate import draft_model, plan_evaluate
 from tokenloom.tasks.evaluation.sample import open_model, sample_model
+from tokenloom.tasks.modalities.image.served.draw import sample_shards
 from tokenloom.tasks.serving import bundle
-from tokenloom.tasks.serving.predict import sample_shards
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 
 CALLS = {"net_calls", "draft_calls", "tokens_per_call"}
