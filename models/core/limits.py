@@ -17,7 +17,7 @@ from tokenloom.models.core.marks import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included unless it is said that ``low`` is not."""
+    """Numbers from ``low`` to ``high``, both included unless ``above`` excludes ``low``."""
 
     low: float
     high: float

@@ -53,7 +53,7 @@ class Levels(Losses):
     blocks: int = 1
 
     def losses(self, channels: int | None = None) -> dict[str, Any]:
-        """The same, with a discriminator as wide as the convolutions if not told otherwise."""
+        """The same, with a discriminator by default as wide as the convolutions."""
         return super().losses(channels or self.channels)
 
 
