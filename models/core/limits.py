@@ -52,7 +52,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("dropout", "drop", "label_dropout", "condition_dropout", "decay", "decay_mean", "top_p", "stage2", "whole"), _SHARE),
     **dict.fromkeys(("none", "middle", "until", "threshold", "flips", "strength"), _SHARE),
     "drop_path": Range(0, 0.99),
-    **dict.fromkeys(("eps", "look_eps", "base", "mlp_ratio", "clip"), _POSITIVE),
+    **dict.fromkeys(("eps", "look_eps", "base", "mlp_ratio"), _POSITIVE),
 }
 
 
