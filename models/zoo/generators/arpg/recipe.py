@@ -40,7 +40,10 @@ def arpg(
     multiple_of: int = 32,
     spare: int = 0,
 ) -> GroupGenerator.Config:
-    """ARPG-L by default; half of the blocks read the content and half answer the queries; nothing reads the ``spare`` rows of the table of classes."""
+    """ARPG-L by default; half of the blocks read the content and half answer the queries.
+
+    ``spare`` rows of the official table of classes are read by nothing.
+    """
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=steps, curve=Arccos())),
         feed=Queried.Config(dropout=dropout),
