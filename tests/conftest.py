@@ -100,6 +100,12 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield current.ray
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with real servers and clusters first, so that no worker is left alone with one at the end (with --no-loadscope-reorder)."""
+    minutes = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in minutes)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Note the processor time of a contract test: how long it takes where nothing else runs."""

@@ -121,6 +121,31 @@ def test_imports_within_models_go_down_only() -> None:
             assert set(above) <= LOOK_UP.get(name, set()), f"{name} imports {above} from a room above"
 
 
+#: Neutral rooms reach what knows an image through the interface of its kind alone. Records without a kind are of images.
+OF_IMAGES, EXEMPT = (
+    ("image", "pixel", "png", "jpeg", "rgb", "grey"),
+    {("tasks/modalities/__init__.py", "image"), ("tasks/store/official.py", "image")},
+)
+
+
+def names(path: Path) -> set[str]:
+    """Every name that a file defines or uses: functions, classes, arguments, variables, attributes."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    return {str(name) for node in nodes for field in ("id", "attr", "arg", "name") if isinstance(name := getattr(node, field, None), str)}
+
+
+def test_only_its_room_knows_what_an_image_is() -> None:
+    kinds = ROOT / "tasks" / "modalities"
+    for path in FILES["tasks"]:
+        room = path.relative_to(kinds).parts[0] if path.is_relative_to(kinds) else ""
+        others = [f"tasks.modalities.{kind.name}" for kind in kinds.iterdir() if kind.is_dir() and kind.name != room]
+        wrong = [n for n in imports(path) for other in (*others, "PIL") if f"{n}.".startswith(f"{other}.") and room != "image"]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}: ask the kind's MODALITY (tasks/modalities/base.py)"
+        where = str(path.relative_to(ROOT))
+        known = {n for n in names(path) if any(word in n.lower() for word in OF_IMAGES)} - {n for file, n in EXEMPT if file == where}
+        assert room == "image" or not known, f"{where} knows {sorted(known)}: that belongs into tasks/modalities/image"
+
+
 def test_flows_do_not_import_torch() -> None:
     for path in FILES["flows"]:
         assert "torch" not in {n.split(".")[0] for n in imports(path)}, path.relative_to(ROOT)

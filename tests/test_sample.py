@@ -16,8 +16,9 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.tasks.evaluation.sample import PLAN, open_model, sample_model
+from tokenloom.tasks.modalities.image.served.draw import sample_images, to_uint8
 from tokenloom.tasks.runtime.errors import ArtifactError
-from tokenloom.tasks.serving.predict import open_pair, sample_images, spread, to_uint8
+from tokenloom.tasks.serving.predict import open_pair, spread
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.checkpoint import Checkpoints
 

@@ -36,7 +36,7 @@ def import_(
 
     FAMILY is one of tokenloom.models.pretrained; WEIGHTS is .safetensors, or .pth read with weights_only (no pickled classes).
     """
-    from tokenloom.tasks.official import import_checkpoint
+    from tokenloom.tasks.store.official import import_checkpoint
 
     work = workspace("tokenloom", root, store)
     outcome = import_checkpoint(family, weights, settings, name or family.replace("_", "-"), work.store, tokenizer)
@@ -58,7 +58,7 @@ def export(reference: str, folder: Path, root: str | None, store: str | None, as
     ARTIFACT is NAME (its generator), NAME-FINGERPRINT, KIND/NAME-FINGERPRINT or a unique prefix.
     """
     from tokenloom.flows.cli.look import run_name
-    from tokenloom.tasks.official import export_model
+    from tokenloom.tasks.store.official import export_model
 
     work = workspace("tokenloom", root, store)
     files = export_model(run_name(reference), folder, work.store)

@@ -43,16 +43,18 @@ class Attention(nn.Module):
     class Config(config.Config, tag="attention.softmax"):
         """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
 
+        ``kv_heads`` heads of keys and values, each for as many neighbouring heads of queries (arXiv:2305.13245); 0: one for each.
         ``head_width``: of one head, where it is not the width over the number of heads.
         """
 
         similarity: Similarity = Scaled()
         bias: Literal["none", "qv", "out", "qkv"] = "none"
+        kv_heads: Added[int] = 0
         head_width: Added[int | None] = None
 
-        def build(self, width: int, heads: int, kv_heads: int | None = None) -> Attention:
+        def build(self, width: int, heads: int) -> Attention:
             """The module for this width."""
-            return Attention(self, width, heads, kv_heads or heads)
+            return Attention(self, width, heads, self.kv_heads or heads)
 
     def __init__(self, config: Config, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ import numpy as np
 
 from tokenloom.tasks.runtime.errors import StepError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 ONE_CLASS = "all"  # the one class of a source without labels
 
 
@@ -45,7 +44,7 @@ class Entry:
 class Source:
     """A listing: class names, entries in order, the items of an entry, and a hash of an entry's content.
 
-    ``single`` sources hold one image an entry.  ``check`` raises before work starts when a class has nothing usable.
+    ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
     """
 

@@ -133,7 +133,7 @@ def check_density(config: RunConfig, classes: int) -> None:
     """
     method = config.density
     assert method is not None, "a run without a density has nothing to check"
-    given = {"signal": signals.image(config.data.size, config.data.channels).to_dict(), "classes": classes}
+    given = {"signal": modalities.kind(config.data.kind).spec(config.data).to_dict(), "classes": classes}
     _build(ModelSpec("density", method.recipe, dict(method.args), dict(method.set), given), "density")
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.tasks.data.conditions import check_captions
-from tokenloom.tasks.distributed import plan_generator, train_model
 from tokenloom.tasks.runtime.checks import check_generator
 from tokenloom.tasks.steps import ingest, train_tokenizer
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
+from tokenloom.tasks.training.distributed import plan_generator, train_model
 from tokenloom.tasks.training.warm_start import warm_start
 
 

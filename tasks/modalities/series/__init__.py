@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
-from tokenloom.tasks.modalities.base import Card, Fitted, Modality, Rejected, Served
+from tokenloom.tasks.modalities.base import Card, Comparison, Fitted, Modality, Rejected, SampleRequest, Served
 from tokenloom.tasks.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Series(Modality):
         "mase": ("mase",),
         "crps": ("crps", "coverage_80"),
         "mse": ("mse",),
+        "": ("forecasts_per_second",),
     }
     meanings = (
         ("mase", "lower", "mean absolute error of the median forecast over that of the seasonal naive forecast in training"),
@@ -45,6 +47,15 @@ class Series(Modality):
         ("coverage_80", "near 0.8", "share of values between the 10th and the 90th percentile of the samples"),
         ("mse", "lower", "squared error of the mean forecast, in standard deviations of the training split"),
         ("forecasts_per_second", "higher", "sample paths a second, in one process"),
+    )
+
+    comparison = Comparison(
+        headline=("mase", "crps", "mse"),
+        columns=(
+            *("mase", "mase_", "crps", "crps_", "coverage_80", "coverage_80_", "mse", "mse_"),
+            *("codebook_use", "codebook_perplexity", "forecasts_per_second", "parameters"),
+        ),
+        speed="forecasts_per_second",
     )
 
     def spec(self, config: DataConfig) -> SignalSpec:
@@ -89,6 +100,9 @@ class Series(Modality):
     def tensor(self, data: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(data)).transpose(1, 2).contiguous()
 
+    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+        raise ConfigError(f"{title}: forecasts are made by a served model, which takes a history")
+
     def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
         from tokenloom.tasks.modalities.series.judge import judge
 
@@ -124,6 +138,7 @@ class Series(Modality):
             interface="Input: column `history`, a JSON list of values; parameters `seed`, `horizon` (0: the window's), `samples`; "
             "output: columns `q10`, `median`, `q90`, JSON lists.",
             limits="It knows this series alone, in its units and its rhythm, and was judged on the time after its training data.",
+            shown=self.comparison.columns,
         )
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from tokenloom.configs.schema import DataConfig
-from tokenloom.tasks.data import png
 from tokenloom.tasks.data.columns import stored
 from tokenloom.tasks.data.listing import Item
-from tokenloom.tasks.data.sources import single_digest
 from tokenloom.tasks.modalities.base import Fitted, Rejected
+from tokenloom.tasks.modalities.image import png
+from tokenloom.tasks.modalities.image.sources import single_digest
 
 
 class UnusableError(ValueError):

@@ -13,11 +13,14 @@ import numpy as np
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import ModelSpec, load_model, parameters
 from tokenloom.models.core.protocols import Density, Generator, Method, Tokenizer
-from tokenloom.tasks.evaluation import judging, pictures, reconstruction
-from tokenloom.tasks.evaluation.judging import EvaluationRequest, Findings, Reference
-from tokenloom.tasks.evaluation.protocol import protocol
-from tokenloom.tasks.evaluation.sampling_actor import draw_samples
-from tokenloom.tasks.evaluation.scores import Judged
+from tokenloom.tasks.evaluation import plots
+from tokenloom.tasks.evaluation.findings import Findings, keep, training_curves
+from tokenloom.tasks.modalities.image.judging import measures, reconstruction
+from tokenloom.tasks.modalities.image.judging.meanings import TITLES
+from tokenloom.tasks.modalities.image.judging.measures import EvaluationRequest, Reference
+from tokenloom.tasks.modalities.image.judging.protocol import protocol
+from tokenloom.tasks.modalities.image.judging.sampling_actor import draw_samples
+from tokenloom.tasks.modalities.image.judging.scores import Judged
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.serving.predict import default_sampler
@@ -61,15 +64,15 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
             found.numbers["parameters"] = parameters(model)
     report("evaluate", 4, 5, {})
     if tokenizer is not None and coded is not None:
-        found.add(judging.judge_codes(tokenizer, coded, reference, config))
+        found.add(measures.judge_codes(tokenizer, coded, reference, config))
     trained: dict[str, Artifact] = {role: step.inputs[role] for role in ("tokenizer", "generator", "density") if role in models}
-    if series := judging.training_curves(store, trained):
-        found.pictures["curves"] = pictures.curves(series)
+    if series := training_curves(store, trained):
+        found.pictures["curves"] = plots.curves(series)
     broken = [name for name, value in found.numbers.items() if not np.isfinite(value)]
     if broken:
         raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the samples in {work.uri}")
     found.notes["protocol"] = protocol(step, store, config, reference, judged)
-    judging.keep(step, found, work)
+    keep(step, found, work, TITLES)
     work.notes |= found.notes | {"classes": reference.names}
     store.storage.delete(f"{work.folder}/parts")  # they are all in samples.npz
     report("evaluate", 5, 5, found.numbers)
@@ -89,16 +92,16 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
     condition_spec = ConditionSpec.of(spec, reference.names)
     request = EvaluationRequest.of(condition_spec, reference, config, store)
     drawn, speed = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
-    judged, of_samples = judging.judge_samples(drawn, speed, request, reference, config, store)
+    judged, of_samples = measures.judge_samples(drawn, speed, request, reference, config, store)
     found.add(of_samples)
     found.numbers["parameters"] = parameters(model)
     here.report("evaluate", 3, 5, {})
     if isinstance(model, Density):
         if "nll" in config.metrics:
-            found.numbers |= judging.density_likelihood(model, reference, config.seed)
+            found.numbers |= measures.density_likelihood(model, reference, config.seed)
         return judged
     assert coded is not None, "a generator is judged with its tokenizer"
     if "nll" in config.metrics:
-        found.numbers |= judging.generator_likelihood(model, condition_spec, coded, request, reference)
+        found.numbers |= measures.generator_likelihood(model, condition_spec, coded, request, reference)
     found.notes["sampler"] = default_sampler(model).edited(**here.step.config["sample"]).to_dict()
     return judged

@@ -24,8 +24,9 @@ import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data import class_names
-from tokenloom.tasks.data.listing import IMAGE_SUFFIXES, ONE_CLASS, Entry, Item, Source, file_digest, natural, turns
+from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural, turns
+from tokenloom.tasks.modalities.image import class_names
+from tokenloom.tasks.modalities.image.tables import IMAGE_SUFFIXES, hub_source, parquet_source, tar_source
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -243,22 +244,16 @@ def _opens(entry: Entry) -> bool:
 
 def hf(where: str) -> Source:
     """A data set of the Hugging Face hub or a local folder of one, through ``datasets``: REPO, optionally REPO:SPLIT (default train)."""
-    from tokenloom.tasks.data.tables import hub_source
-
     return hub_source(where)
 
 
 def parquet(where: str) -> Source:
     """Parquet files with a column ``image`` (bytes, or the struct {bytes, path}), and perhaps ``label`` and ``caption`` or ``text``."""
-    from tokenloom.tasks.data.tables import parquet_source
-
     return parquet_source(where, _matches(where, "parquet"))
 
 
 def webdataset(where: str) -> Source:
     """Uncompressed tar files of samples ``key.png``, ``key.cls``, ``key.txt`` (image, class, caption)."""
-    from tokenloom.tasks.data.tables import tar_source
-
     return tar_source(where, _matches(where, "webdataset"))
 
 

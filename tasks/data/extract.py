@@ -1,6 +1,6 @@
-"""Images to tokens, once: each image shard becomes one token shard, made by an actor that holds the tokenizer.
+"""Items to tokens, once: each shard of a dataset becomes one token shard, made by an actor that holds the tokenizer.
 
-A token shard is keyed by (tokenizer, image shard, views): one that an earlier artifact has is referred to, one that
+A token shard is keyed by (tokenizer, dataset shard, views): one that an earlier artifact has is referred to, one that
 is lost is made again alone, and each finished one leaves a marker.
 """
 
@@ -24,7 +24,7 @@ from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work, canonical_json, sha256_of
 
 VERSION = 1
-_ROWS = 256  # images encoded at once; fixed, so that the bytes do not depend on the machine's memory
+_ROWS = 256  # items encoded at once; fixed, so that the bytes do not depend on the machine's memory
 DEPTH = 2  # shards that a worker holds at once, one in the encoder
 
 
@@ -39,7 +39,7 @@ def plan_extract(
         kind: of the signal.
 
     Raises:
-        ConfigError: unknown views, or images that are not of the tokenizer's size (checked when both are there).
+        ConfigError: unknown views, or a signal that the tokenizer is not made for (checked when both are there).
     """
     step = StepSpec(
         "extract",
@@ -50,16 +50,16 @@ def plan_extract(
         {"dataset": dataset, "tokenizer": tokenizer},
     )
     try:
-        images, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
+        data, given = store.record(dataset).notes, store.record(tokenizer).notes["spec"]["given"]
     except (ArtifactError, KeyError):
         return step  # an input is still to be made
-    refuse_other_signal(upgraded(given)["signal"], modalities.signal_of(images), f"tokenizer {tokenizer.id}")
+    refuse_other_signal(upgraded(given)["signal"], modalities.signal_of(data), f"tokenizer {tokenizer.id}")
     return step
 
 
-def shard_key(tokenizer: str, image_shard: str, views: list[str]) -> str:
-    """Name of a token shard: 16 hex digits over the tokenizer's fingerprint, the image shard's hash and the views."""
-    return sha256_of(canonical_json([VERSION, tokenizer, image_shard, views]))[:16]
+def shard_key(tokenizer: str, of_shard: str, views: list[str]) -> str:
+    """Name of a token shard: 16 hex digits over the tokenizer's fingerprint, the dataset shard's hash and the views."""
+    return sha256_of(canonical_json([VERSION, tokenizer, of_shard, views]))[:16]
 
 
 def extract(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report = silent) -> Outcome:
@@ -74,12 +74,12 @@ def extract(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report
 
 def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
     dataset, tokenizer = step.inputs["dataset"], step.inputs["tokenizer"]
-    images, made_by = store.record(dataset), store.record(tokenizer)
+    data, made_by = store.record(dataset), store.record(tokenizer)
     layout = {**made_by.notes["layout"], "tokenizer": tokenizer.fingerprint}
     earlier = _earlier(store)
     found: dict[str, dict[str, Any]] = {}
     todo: list[tuple[str, dict[str, Any], list[str]]] = []
-    for shard in images.notes["shards"]:
+    for shard in data.notes["shards"]:
         views = step.config["views"] if shard["split"] == "train" else ["plain"]
         key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
         marked = work.done(key)
@@ -87,7 +87,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
             found[key] = have
         else:
             todo.append((key, shard, views))
-    reused, total, timings = len(found), len(images.notes["shards"]), list[dict[str, Any]]()
+    reused, total, timings = len(found), len(data.notes["shards"]), list[dict[str, Any]]()
     report("extract", reused, total, {})
     if todo:
         for key, made in _encode(todo, step, store, cluster, work.folder):
@@ -96,7 +96,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
             found[key] = made
             report("extract", len(found), total, {"rows": float(made["rows"]), **throughput(timings)})
     listed = []
-    for shard in images.notes["shards"]:
+    for shard in data.notes["shards"]:
         views = step.config["views"] if shard["split"] == "train" else ["plain"]
         key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
         made = {k: found[key][k] for k in ("path", "size", "sha256", "rows")}
@@ -104,7 +104,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         listed.append({**made, "split": shard["split"], "key": key, "images": shard["sha256"]})
     work.notes |= {
         "layout": layout,
-        "classes": images.notes["classes"],
+        "classes": data.notes["classes"],
         "shards": listed,
         "tokenizer_spec": made_by.notes["spec"],
     }
@@ -113,7 +113,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
 
 
 def throughput(timings: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Images a second over all workers, and the share of their time that was spent in the encoder; from its first image on."""
+    """Items a second over all workers, and the share of their time that was spent in the encoder; from its first item on."""
     if not timings:
         return {}
     workers = {t["worker"] for t in timings}
@@ -169,8 +169,8 @@ class Encoder:
         self._encoding = threading.Lock()
         self._warm, self._name = False, uuid.uuid4().hex
 
-    def encode(self, image_shard: dict[str, Any], views: list[str], target: str) -> dict[str, Any]:
-        """Write the token shard of one image shard; returns its entry for the record, and ``timing``."""
+    def encode(self, of_shard: dict[str, Any], views: list[str], target: str) -> dict[str, Any]:
+        """Write the token shard of one dataset shard; returns its entry for the record, and ``timing``."""
         import io
 
         import numpy as np
@@ -184,7 +184,7 @@ class Encoder:
         torch.set_num_threads(self._threads)  # a setting of the thread
         storage = self._store.storage
         began = time.monotonic()
-        shard = Shard(**{k: image_shard[k] for k in Shard.__dataclass_fields__})
+        shard = Shard(**{k: of_shard[k] for k in Shard.__dataclass_fields__})
         raw = read_shard(storage, shard)
         items, label_N = self._modality.read(raw, storage.uri(shard.path))
         names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import IMAGE_SUFFIXES, ONE_CLASS, Entry, Item, Source, file_digest, natural
+from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural
 
+#: Endings of files that are images.
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _IMAGES = ("image", "img", "jpg", "png")
 _LABELS = ("label", "labels", "class", "fine_label", "cls")
 _CAPTIONS = ("caption", "text")
@@ -52,7 +54,7 @@ def _image_bytes(value: Any, where: str) -> bytes:
 
 
 def parquet_source(where: str, paths: list[Path]) -> Source:
-    """See ``tokenloom.tasks.data.sources.parquet``."""
+    """See ``tokenloom.tasks.modalities.image.sources.parquet``."""
 
     def open_file(path: Path) -> pq.ParquetFile:
         try:
@@ -122,7 +124,7 @@ Listing = tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]
 
 
 def tar_source(where: str, paths: list[Path]) -> Source:
-    """See ``tokenloom.tasks.data.sources.webdataset``.  Nothing is ever unpacked; members are read at their offsets."""
+    """See ``tokenloom.tasks.modalities.image.sources.webdataset``.  Nothing is ever unpacked; members are read at their offsets."""
 
     @cache
     def listing(path: Path) -> Listing:
@@ -195,7 +197,7 @@ def _content(path: Path, at: tuple[int, int]) -> bytes:
 
 
 def hub_source(where: str) -> Source:
-    """See ``tokenloom.tasks.data.sources.hf``."""
+    """See ``tokenloom.tasks.modalities.image.sources.hf``."""
     try:
         import datasets
     except ImportError as error:

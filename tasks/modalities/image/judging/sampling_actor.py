@@ -80,7 +80,7 @@ class SamplingActor:
 
     def draw(self, request: Request, seed: int, start: int) -> tuple[NDArray[np.uint8], float]:
         """The images of one shard, which begins at sample number ``start``, and the seconds it took."""
-        from tokenloom.tasks.serving.predict import sample_images
+        from tokenloom.tasks.modalities.image.served.draw import sample_images
 
         conditions = request if isinstance(request, np.ndarray) else self._pair.condition_spec.conditions(request)
         began = time.perf_counter()

@@ -1,15 +1,12 @@
-"""What an evaluation finds: the held-out data, and the numbers and pictures of samples, of codes and of likelihoods.
+"""What images are judged by: the held-out data, and the numbers and pictures of samples, of codes and of likelihoods.
 
 Shapes: N samples, M held-out images, H W C rows, columns, channels, S groups of codes, K codes.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,39 +15,21 @@ from numpy.typing import NDArray
 from tokenloom.configs.schema import EvaluateConfig
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Density, Generator, Tokenizer
-from tokenloom.tasks import features
 from tokenloom.tasks.data.captions import in_turn
-from tokenloom.tasks.evaluation import metrics, pictures, reading, reconstruction, scores
-from tokenloom.tasks.evaluation.report import page
+from tokenloom.tasks.evaluation import metrics, plots
+from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays
+from tokenloom.tasks.modalities.image import pictures
+from tokenloom.tasks.modalities.image.judging import features, reading, reconstruction, scores
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.serving.predict import spread
 from tokenloom.tasks.serving.request import ConditionSpec, Request
-from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
-from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.store.artifacts import Artifact, Store
 
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
 HELD_OUT_LIMIT = 10_000
 NEAREST = 20  # samples shown beside their nearest training images
 SHOWN = 20  # held-out images shown beside their reconstructions
 RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and ``decoded``, for a comparison of tokenizers
-Numbers = dict[str, float]
-
-
-@dataclass
-class Findings:
-    """What an evaluation has found so far."""
-
-    numbers: Numbers = field(default_factory=dict)
-    pictures: dict[str, bytes] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, bytes] = field(default_factory=dict)  # file name to .npz
-
-    def add(self, more: Findings) -> None:
-        """Take over what another part of the evaluation has found."""
-        self.numbers |= more.numbers
-        self.pictures |= more.pictures
-        self.notes |= more.notes
-        self.arrays |= more.arrays
 
 
 @dataclass(frozen=True)
@@ -149,7 +128,7 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
         if rows:
             found.numbers |= reconstruction.codebook_scores(count_SK, coded.layout.codebooks)
             use = [(metrics.usage(c), metrics.perplexity(c)) for c in count_SK]
-            found.pictures["codebook"] = pictures.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
+            found.pictures["codebook"] = plots.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
     if "text" in config.metrics:
         size, channels = reference.image.shape[1], reference.image.shape[3]
         dark = bool(reference.image.mean() < 128)
@@ -162,25 +141,6 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
     found.pictures["reconstructions"] = pictures.pairs(original, decoded, ("original", "decoded"))
     found.arrays[RECONSTRUCTIONS] = arrays(original=original, decoded=decoded)
     return found
-
-
-def keep(step: StepSpec, found: Findings, work: Work) -> None:
-    """Write numbers, pictures, arrays and the report into the artifact."""
-    for name, data in found.arrays.items():
-        work.put(name, data)
-    for name, data in found.pictures.items():
-        work.put(f"{name}.png", data)
-    work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
-    work.put("protocol.json", json.dumps(found.notes, indent=1, sort_keys=True).encode())
-    lineage = {role: artifact.id for role, artifact in step.inputs.items()}
-    work.put("report.html", page(step.name, found.numbers, found.notes, lineage, found.pictures).encode())
-
-
-def arrays(**named: NDArray[Any]) -> bytes:
-    """A ``.npz`` file."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **named)
-    return buffer.getvalue()
 
 
 def sample_pictures(judged: scores.Judged, names: list[str], texts: list[str] | None) -> dict[str, bytes]:
@@ -199,18 +159,3 @@ def sample_pictures(judged: scores.Judged, names: list[str], texts: list[str] | 
         "samples": pictures.class_grid(judged.sample, which, kinds),
         "nearest": pictures.pairs(sample, judged.train_small[index], ("sample", "nearest")),
     }
-
-
-def training_curves(store: Store, models: dict[str, Artifact]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Loss and validation loss over the steps of each model that was trained here."""
-    series = {}
-    for role, artifact in models.items():
-        rows = read_curves(store.storage, artifact.folder)
-        lines = {}
-        for name in ("loss", "validation_loss"):
-            points = [(float(r["step"]), float(r[name])) for r in rows if isinstance(r.get(name), (int, float)) and np.isfinite(r[name])]
-            if points:
-                lines[name.replace("_", " ")] = ([p[0] for p in points], [p[1] for p in points])
-        if lines:
-            series[role] = lines
-    return series

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tokenloom.configs.schema import EvaluateConfig
 from tokenloom.models.core.protocols import Batch, Conditions, Generator, Tokens
-from tokenloom.tasks import features
-from tokenloom.tasks.evaluation import metrics, recognition
+from tokenloom.tasks.evaluation import metrics
+from tokenloom.tasks.modalities.image.judging import features, recognition
 
 Images = NDArray[np.uint8]
 Numbers = dict[str, float]

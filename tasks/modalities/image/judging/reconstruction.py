@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenloom.models.core.protocols import Tokenizer, TokenLayout, Tokens
-from tokenloom.tasks import features
 from tokenloom.tasks.evaluation import metrics
+from tokenloom.tasks.modalities.image.judging import features, pixels
+from tokenloom.tasks.modalities.image.served.draw import to_uint8
 
 Images = NDArray[np.uint8]
 Numbers = dict[str, float]
@@ -48,8 +49,6 @@ def device_of(model: nn.Module) -> torch.device:
 @torch.no_grad()
 def code(tokenizer: Tokenizer, image_NHWC: Images, batch: int = 100) -> Coded:
     """Encode and decode images, and time it after one small batch to warm up."""
-    from tokenloom.tasks.serving.predict import to_uint8
-
     device = device_of(tokenizer)
     tokenizer.decode(tokenizer.encode(features.to_float(image_NHWC[:4]).to(device)))
     tokens, images = [], []
@@ -81,10 +80,10 @@ def reconstruction_scores(network: features.Classifier, image: Images, coded: Co
     """``rfd_*``, PSNR, SSIM and detail of reconstructions."""
     real, fake = features.classify(network, image)[0], features.classify(network, coded.image)[0]
     result = {f"rfd_{features.NAME}": metrics.frechet_distance(*metrics.moments(real), *metrics.moments(fake))}
-    result["psnr"] = metrics.psnr(image, coded.image)
+    result["psnr"] = pixels.psnr(image, coded.image)
     if min(image.shape[1:3]) >= 11:
-        result["ssim"] = metrics.ssim(image, coded.image)
-    result["detail"] = metrics.detail(image, coded.image)
+        result["ssim"] = pixels.ssim(image, coded.image)
+    result["detail"] = pixels.detail(image, coded.image)
     return result
 
 

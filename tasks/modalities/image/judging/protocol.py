@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from tokenloom.configs.schema import EvaluateConfig
-from tokenloom.tasks import features
-from tokenloom.tasks.evaluation import reading, recognition, scores
-from tokenloom.tasks.evaluation.judging import Reference
+from tokenloom.tasks.modalities.image.judging import features, reading, recognition, scores
+from tokenloom.tasks.modalities.image.judging.measures import Reference
 from tokenloom.tasks.store.artifacts import StepSpec, Store
 
 

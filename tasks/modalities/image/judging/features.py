@@ -59,7 +59,7 @@ def read_images(
         return np.zeros((0, notes["size"], notes["size"], notes["channels"]), np.uint8), np.zeros(0, np.int64)
     loader, images, labels = Loader(rows, store.cache), [], []
     for start in range(0, len(index), 1024):
-        image, label = loader.pixels(index[start : start + 1024])
+        image, label = loader.items(index[start : start + 1024])
         images.append(prepare(image) if prepare else image)
         labels.append(label)
     return np.concatenate(images), np.concatenate(labels)
@@ -75,7 +75,7 @@ def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit:
 def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
     notes = store.record(dataset).notes
     parts = [Rows.of(notes, store.uri, split) for split in splits]
-    rows = Rows("images", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
+    rows = Rows("signals", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
     total = len(rows)
     index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
     return rows, index

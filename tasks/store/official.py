@@ -108,8 +108,8 @@ def _convert(work: Work, step: StepSpec, family: str, info: dict[str, Any], weig
     return {"parameters": parameters(model)}
 
 
-#: Names of the image size among official settings, the first that is there; 256 pixels where none is.
-IMAGE_SIZES = ("image", "image_size", "crop_size", "resolution")
+#: Names of the size of what is tokenized among official settings, the first that is there; 256 pixels where none is.
+SIZES = ("image", "image_size", "crop_size", "resolution")
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         raise ConfigError(f"--settings: config.{error.args[0]} is missing; it is a setting of the official {family} constructor") from error
     recipe, args = f"official/{family}", {"config": dict(info["config"])}
     if isinstance(built, Tokenizer):
-        sizes = [info["config"][name] for name in IMAGE_SIZES if isinstance(info["config"].get(name), int)]
+        sizes = [info["config"][name] for name in SIZES if isinstance(info["config"].get(name), int)]
         given = {"signal": signals.image((sizes or [256])[0], 3).to_dict()}
         return ModelSpec("tokenizer", recipe, args, {}, given), "tokenizer"
     if tokenizer is None:

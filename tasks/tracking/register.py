@@ -169,7 +169,7 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
     theirs = store.record(champion)
     if not list(differences(theirs.notes["protocol"], evaluation.notes["protocol"])):
         return theirs
-    from tokenloom.tasks.evaluate import evaluate, plan_density_evaluation, plan_evaluate
+    from tokenloom.tasks.evaluation.evaluate import evaluate, plan_density_evaluation, plan_evaluate
 
     for what in {"dataset", "features"} & set(evaluation.inputs):
         store.record(evaluation.inputs[what])
@@ -203,7 +203,7 @@ def lost(store: Store, registration: Artifact, tracking_uri: str) -> bool:
 
 def refill(store: Store, registration: Artifact, tracker: Tracker, report: Report = silent) -> None:
     """Put the runs and versions of a registered model back, oldest first, with the decisions that were made then."""
-    from tokenloom.tasks.evaluate import publish
+    from tokenloom.tasks.evaluation.evaluate import publish
     from tokenloom.tasks.tracking.registry import Registry
 
     tracker.sync()

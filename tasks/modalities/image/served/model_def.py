@@ -27,7 +27,7 @@ class ImageModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``class_id`` or ``text`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature, steps."""
         from tokenloom.models.core.config import ConfigError
-        from tokenloom.tasks.serving.predict import png_base64, sample_shards
+        from tokenloom.tasks.modalities.image.served.draw import png_base64, sample_shards
 
         column = self.pair.condition_spec.column
         if column not in model_input:
