@@ -50,6 +50,9 @@ class DataConfig(Section):
     validation: Identity[float] = Field(0.1, gt=0, lt=0.9, description="share of the items in the validation split, by a keyed hash")
     test: Identity[float] = Field(0.0, ge=0, lt=0.9, description="share of the items in the test split")
     seed: Identity[int] = Field(0, description="key of the split")
+    classes: Execution[int | None] = Field(
+        None, ge=1, description="number of classes that the source has; with it a run can be planned before its data is there"
+    )
     limit: Identity[int | None] = Field(None, ge=1, description="at most this many items, in the source's order")
     shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
     columns: Added[dict[str, str] | None] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 #: Of the L model; the other sizes' are not stated.
 TRAINING = Training(
@@ -24,7 +25,7 @@ def _size(name: str, depth: int, width: int, heads: int, parameters: int, fid: f
         args={"depth": depth, "width": width, "heads": heads, "multiple_of": 256, "spare": 1},
         parameters=parameters,
         layout=grid(16, 16384),
-        codec=("vq", {"codes": 16384}),
+        codec=codecs.LLAMAGEN,
         checkpoints=(file, "vq_ds16_c2i.pt"),
         headline=f"FID {fid}",
         training=TRAINING if name == "L" else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenloom.models.core.published import Size
-from tokenloom.models.zoo.published import var
+from tokenloom.models.zoo.published import codecs, var
 
 
 def _size(depth: int, parameters: int, fid: float, epochs: int) -> Size:
@@ -15,7 +15,7 @@ def _size(depth: int, parameters: int, fid: float, epochs: int) -> Size:
         args={"depth": depth, "gamma": var.gamma(depth)},
         parameters=parameters,
         layout=var.layout(var.SCALES_256, 8912),
-        codec=("flexvar_vq", {"scales": list(var.SCALES_256), "codes": 8912, "dim": 32}),
+        codec=codecs.flexvar(var.SCALES_256),
         checkpoints=(f"FlexVARd{depth}-epo{epochs - 1}.pth", "FlexVAE.pth"),
         headline=f"FID {fid}",
         training=replace(train, augmentation=("shorter side to 1 to 1.14 of the size", "random crop", "flip")),

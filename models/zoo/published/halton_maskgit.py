@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 TRAINING = Training(
     settings=TrainSettings(
@@ -45,7 +46,7 @@ def _size(name: str, image: int) -> Size:
         parameters=parameters[large],
         layout=grid(image // 16, 16384),
         image=image,
-        codec=("vq", {"codes": 16384}),
+        codec=codecs.LLAMAGEN,
         checkpoints=(f"ImageNet_{image}_{name}.pth", "vq_ds16_c2i.pt") if fid else (),
         headline=f"FID {fid}" if fid else "",
         training=TRAINING if fid else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 #: The scripts' defaults; the documentation does not state them per size.
 TRAINING = Training(
@@ -38,7 +39,7 @@ def _size(name: str, image: int) -> Size:
         parameters=parameters,
         layout=grid(image // 16, 16384),
         image=image,
-        codec=("vq", {"codes": 16384}),
+        codec=codecs.LLAMAGEN,
         checkpoints=(f"c2i_{name}_{image}.pt", "vq_ds16_c2i.pt") if fid else (),
         headline=f"FID {fid}" if fid else "",
         training=TRAINING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 
 def _size(name: str, depth: int, width: int, heads: int, inner: int, parameters: int, fid: float, **train: float) -> Size:
@@ -13,7 +14,7 @@ def _size(name: str, depth: int, width: int, heads: int, inner: int, parameters:
         args={"depth": depth, "width": width, "heads": heads, "inner": inner, "multiple_of": 256},
         parameters=parameters,
         layout=grid(16, 4096, codebooks=2, vocabularies=(64, 4096)),  # 18 bits as 6 and 12
-        codec=("lfq", {}),
+        codec=codecs.OPEN_MAGVIT2,
         checkpoints=(f"AR_256_{name}.ckpt", "imagenet_256_L.ckpt"),
         headline=f"FID {fid}",
         training=Training(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.published import Mark, Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 TRAINING = Training(
     settings=TrainSettings(
@@ -29,7 +30,7 @@ def _size(name: str, depth: int, width: int, heads: int, parameters: int, fid: f
         parameters=parameters,
         mark=mark,
         layout=grid(16, 1024 if maskgit else 16384),
-        codec=("maskgit_vqgan", {}) if maskgit else ("vq", {"codes": 16384}),
+        codec=codecs.MASKGIT if maskgit else codecs.LLAMAGEN,
         checkpoints=(f"randar_{billions}_{key.split('-')[1]}_360k_bs_1024_lr_0.0004.safetensors",) if billions else (),
         headline=f"FID {fid}" if fid else "",
         training=TRAINING if billions else None,

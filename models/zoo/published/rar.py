@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 TRAINING = Training(
     settings=TrainSettings(
@@ -31,7 +32,7 @@ def _size(name: str, depth: int, width: int, parameters: int, fid: float, hidden
         args={"depth": depth, "width": width, "heads": 16, "spare": [1, 1022, 99]} | ({"mlp_ratio": hidden / width} if hidden else {}),
         parameters=parameters,
         layout=grid(16, 1024),
-        codec=("maskgit_vqgan", {}),
+        codec=codecs.MASKGIT,
         checkpoints=(f"rar_{name.lower()}.bin", "maskgit-vqgan-imagenet-f16-256.bin"),
         headline=f"FID {fid}",
         training=TRAINING,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tokenloom.models.core.layout import TokenLayout
 from tokenloom.models.core.published import Size, Training
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -15,11 +14,6 @@ SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 def layout(scales: tuple[int, ...], vocabulary: int) -> TokenLayout:
     """Square grids of these sides."""
     return TokenLayout(grids=tuple((n, n) for n in scales), vocabulary=vocabulary)
-
-
-def codec(scales: tuple[int, ...] = SCALES_256) -> tuple[str, dict[str, Any]]:
-    """VAR's tokenizer."""
-    return "var_vq", {"scales": list(scales), "codes": 4096, "dim": 32}
 
 
 def training(depth: int, epochs: int, batch: int = 768) -> Training:
@@ -62,7 +56,7 @@ def _size(depth: int, parameters: int, fid: float, epochs: int, batch: int = 768
         parameters=parameters,
         layout=layout(scales, 4096),
         image=image,
-        codec=codec(scales),
+        codec=codecs.var(scales),
         checkpoints=(f"var_d{depth}.pth", "vae_ch160v4096z32.pth"),
         headline=f"FID {fid}",
         training=training(depth, epochs, batch),
