@@ -43,14 +43,14 @@ class Attention(nn.Module):
     class Config(config.Config, tag="attention.softmax"):
         """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
 
-        ``kv_heads`` heads of keys and values, each for as many neighbouring heads of queries (arXiv:2305.13245); 0: one for each.
-        ``head_width``: of one head, where it is not the width over the number of heads.
+        Heads are ``head_width`` wide (0: the width over their number); ``kv_heads`` of them have keys and values, each for as many
+        neighbouring heads of queries (arXiv:2305.13245; 0: all).
         """
 
         similarity: Similarity = Scaled()
         bias: Literal["none", "qv", "out", "qkv"] = "none"
         kv_heads: Added[int] = 0
-        head_width: Added[int | None] = None
+        head_width: Added[int] = 0
 
         def build(self, width: int, heads: int) -> Attention:
             """The module for this width."""

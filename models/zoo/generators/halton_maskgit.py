@@ -43,7 +43,7 @@ def halton_maskgit(
     label_dropout: float = 0.1,
     multiple_of: int = 32,
     extra: int = 0,
-    head_width: int | None = None,
+    head_width: int = 0,
 ) -> GroupGenerator.Config:
     """The base model by default; ``extra`` rows of the tied table stand for [MASK] and what is no code."""
     return GroupGenerator.Config(
