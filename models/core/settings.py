@@ -6,17 +6,32 @@ embeds them, and pydantic checks them there (``__pydantic_config__`` forbids unk
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from tokenloom.models.core.config import Added, ConfigError, Execution, Identity
+from tokenloom.models.core.limits import Range, check_number
+
+#: Of settings that are counted in steps and rows; what relates several of them stands with the settings.
+_RANGES = {
+    **dict.fromkeys(("steps", "log_every", "validate_every", "checkpoint_every", "sample_every", "keep_every"), Range(0, 1 << 31)),
+    **dict.fromkeys(("batch", "micro_batch"), Range(0, 1 << 24)),
+    "seed": Range(-(1 << 63), (1 << 63) - 1),
+    **dict.fromkeys(("workers", "threads", "max_failures"), Range(-1, 1 << 16)),
+    **dict.fromkeys(("betas", "warmup", "final", "ema"), Range(0, 1)),
+}
+
+
+def _check_ranges(settings: Any, where: str) -> None:
+    for each in fields(settings):
+        check_number(each.name, getattr(settings, each.name), f"{where}.{each.name}", _RANGES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """Adam with a learning rate that warms up linearly, holds, and then follows its schedule; shares are of all steps of a training."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     kind: Added[Literal["adamw", "adam"]] = "adamw"  # adam: weight decay joins the gradient
     lr: Identity[float] = 1e-3
@@ -35,6 +50,7 @@ class OptimizerSettings:
     restarts: Added[tuple[float, ...]] = ()  # shares of the steps at which warm-up, hold and schedule begin anew
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "optimizer")
         if self.lr <= 0:
             raise ConfigError(f"optimizer.lr={self.lr}: must be positive")
         if self.clip < 0 or not 0 <= self.warmup < 1:
@@ -58,7 +74,7 @@ class TrainSettings:
     ``phases`` are optimizers of single phases of a method (a tokenizer's ``discriminator``); the others have ``optimizer``.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     steps: Identity[int] = 0  # needed where no epochs are given
     epochs: Added[float | None] = None  # passes over the training items, whatever views there are of each; outranks steps
@@ -77,6 +93,7 @@ class TrainSettings:
     keep_every: Execution[int] = 0  # keep each N-th checkpoint for good; 0 keeps last and best
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "train")
         if self.epochs is not None:
             if self.epochs <= 0:
                 raise ConfigError(f"train.epochs={self.epochs}: must be positive")
@@ -102,7 +119,7 @@ class TrainSettings:
 class ExecutionSettings:
     """Where training runs; nothing here enters a fingerprint."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     workers: Execution[int] = 2
     threads: Execution[int] = 1  # torch threads of each worker
@@ -113,5 +130,6 @@ class ExecutionSettings:
     max_failures: Execution[int] = 3
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "execution")
         if self.workers < 1 or self.threads < 1:
             raise ConfigError(f"workers={self.workers}, threads={self.threads}: must be at least 1")
