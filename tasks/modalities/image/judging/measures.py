@@ -84,12 +84,12 @@ class EvaluationRequest:
 
 
 def judge_samples(
-    drawn: scores.Images, speed: float, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
+    drawn: scores.Images, numbers: Numbers, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
 ) -> tuple[scores.Judged, Findings]:
-    """Numbers and pictures of samples (N, H, W, C) that took 1 / ``speed`` seconds each."""
+    """Numbers and pictures of samples (N, H, W, C); ``numbers`` are those of how they were drawn."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
     judged = scores.Judged(reference.network, drawn, request.labels, reference.image, reference.label, train, train_label)
-    found = Findings({"images_per_second": speed, **scores.sample_scores(judged, config)})
+    found = Findings({**numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
     found.arrays["samples.npz"] = arrays(images=drawn, labels=request.labels, **texts)
@@ -129,8 +129,10 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
             found.numbers |= reconstruction.codebook_scores(count_SK, coded.layout.codebooks)
             use = [(metrics.usage(c), metrics.perplexity(c)) for c in count_SK]
             found.pictures["codebook"] = plots.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
-    if "text" in config.metrics:
-        size, channels = reference.image.shape[1], reference.image.shape[3]
+    size, columns, channels = reference.image.shape[1:]
+    if "text" in config.metrics and size != columns:
+        found.notes |= {"skipped": [f"text is not measured: words are drawn into square images, these are {size}x{columns}"]}
+    elif "text" in config.metrics:
         dark = bool(reference.image.mean() < 128)
         read, both, why = reading.preservation(reconstruction.through(tokenizer), size, channels, dark=dark)
         found.numbers |= read
