@@ -44,7 +44,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("scales", "steps", "trained"), Range(0, 4096)),
     "share": _COUNT,
     "quant_kernel": Range(0, 512),  # 0: there is none
-    "bits": Range(1, 64),
+    "bits": Range(1, 128),
     "levels": Range(1, 1 << 16),
     "quality": Range(1, 100),
     "seed": Range(0, (1 << 63) - 1),

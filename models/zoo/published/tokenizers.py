@@ -127,7 +127,7 @@ IBQ = (
 
 
 def _bsq(bits: int, parameters: int, name: str = "", file: str = "", headline: str = "") -> Size:
-    args = {"scales": [1, 2, 4, 6, 8, 12, 16], "bits": bits, "kernel": 0, "latent": bits} | _net([1, 2, 4, 4, 4], middle="blocks")
+    args = {"scales": [1, 2, 4, 6, 8, 12, 16], "bits": bits, "quant_kernel": 0, "latent": bits} | _net([1, 2, 4, 4, 4], middle="blocks")
     return _size(name or f"Infinity VAE d{bits}", parameters, args, tokens=521, checkpoints=(file,) if file else (), headline=headline)
 
 

@@ -33,10 +33,10 @@ def infinity_bsq(
     entropy: float = 0.02,
     diversity: float = 1.0,
     temperature: float = 0.1,
-    kernel: int = 1,
+    quant_kernel: int = 1,
     small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``scales[-1]`` is the latent grid; ``kernel`` of the convolutions around the quantizer (0: none, then ``latent`` is ``bits``)."""
+    """``scales[-1]`` is the latent grid; ``quant_kernel`` of the convolutions around the quantizer (0: none, ``latent`` is ``bits``)."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=MultiScaleBSQ.Config(
@@ -46,6 +46,6 @@ def infinity_bsq(
             entropy=Entropy(weight=entropy, diversity=diversity, temperature=temperature) if entropy else None,
         ),
         latent=small.out,
-        quant_kernel=kernel,
+        quant_kernel=quant_kernel,
         **small.losses(),
     )
