@@ -42,7 +42,7 @@ class Toy(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig, tag="test.toy"):
-        """Width, number of extra layers (for timing), the step whose loss is NaN (beyond the last: none), and how many more metrics it returns."""
+        """Width, number of extra layers (for timing), the step whose loss is NaN, and how many more metrics it returns."""
 
         width: int = 16
         depth: int = 0
