@@ -29,6 +29,11 @@ class SlotNet(nn.Module, ABC):
 
         width: int
 
+        @property
+        def hidden(self) -> int:
+            """Width of the hidden states, where it is not that of the slots."""
+            return self.width
+
         def build(self, layout: TokenLayout) -> SlotNet:
             """The net for tokens of this layout."""
             return self.construct(layout)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -31,26 +30,27 @@ class MaskedAutoencoder(SlotNet):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.masked_autoencoder"):
-        """``encoder`` and ``decoder`` have one width; ``buffer`` as the feed's."""
+        """``encoder`` and ``decoder``, which may differ in width; ``buffer`` as the feed's."""
 
         encoder: Transformer.Config
         decoder: Transformer.Config
         buffer: int = 64
 
-        def __post_init__(self) -> None:
-            if self.encoder.width != self.decoder.width:
-                raise ConfigError(f"net.encoder.width={self.encoder.width}, decoder.width={self.decoder.width}: must be the same")
-
         @property
         def width(self) -> int:  # type: ignore[override]
-            """That of both."""
+            """The encoder's."""
             return self.encoder.width
+
+        @property
+        def hidden(self) -> int:
+            """The decoder's."""
+            return self.decoder.width
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
-        width, self.buffer = config.width, config.buffer
+        width, self.buffer = config.hidden, config.buffer
         self.encoder, self.decoder = config.encoder.build(layout), config.decoder.build(layout)
-        self.between = nn.Linear(width, width)
+        self.between = nn.Linear(config.width, width)
         nn.init.xavier_uniform_(self.between.weight)
         nn.init.zeros_(self.between.bias)
         self.mask = nn.Parameter(torch.empty(1, 1, width))

@@ -1,0 +1,282 @@
+"""MAR (LTH14/mar, MIT): official weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.diffusion import Chain, evenly, look_up, noisy, reverse, step, strided
+from tokenloom.models.parts.heads.iddpm import CHAIN, IDDPM, IDDPMSampler
+from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
+from tokenloom.models.parts.orders import Masked
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule
+from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms, only
+from tokenloom.models.sampling.sampler import Constant, Linear, Schedule
+from tokenloom.models.zoo.generators.mar import blocks, mar
+
+FAMILY = "mar"
+
+Info = Mapping[str, Any]
+
+#: Settings of what a masked autoencoder over latents takes and gives, which MAR and what follows it have in common.
+OUTER = (
+    "img_size", "vae_stride", "patch_size", "encoder_embed_dim", "encoder_depth", "encoder_num_heads", "decoder_embed_dim",
+    "decoder_depth", "decoder_num_heads", "mlp_ratio", "vae_embed_dim", "class_num", "buffer_size",
+)  # fmt: skip
+#: Those of the head.
+HEAD = ("diffloss_d", "diffloss_w", "num_sampling_steps", "diffusion_batch_mul")
+#: What training alone uses, of which a loaded model has no use.
+TRAINING = ("seed", "attn_dropout", "proj_dropout", "mask_ratio_min", "label_drop_prob", "grad_checkpointing")
+#: What the recorded numbers were computed from.
+RECORDED = ("mask_rate", "labels_tf", "drop_tf", "labels_gen", "num_iter", "cfg_scale", "cfg_schedule", "temperature", "ddim_spacing")
+
+
+def settings(spacing: str) -> IDDPMSampler:
+    """The chain of an official spacing: ``100`` or ``ddim50``.
+
+    Raises:
+        ConfigError: sections of the chain with counts of their own.
+    """
+    count = spacing.removeprefix("ddim")
+    if not count.isdecimal():
+        raise ConfigError(f"config.num_sampling_steps={spacing!r}: write a number or ddim and a number")
+    return IDDPMSampler(steps=int(count), spacing="stride" if spacing != count else "even")
+
+
+def schedule(name: str, scale: float) -> Schedule:
+    """Official scale s is u + s (c - u), constant or growing with the tokens known after the step; ours is the weight w = s - 1."""
+    if name not in ("linear", "constant"):
+        raise ConfigError(f"config.cfg_schedule={name!r}: write linear or constant")
+    return Linear(value=scale - 1, clock="almost") if name == "linear" else Constant(value=scale - 1)
+
+
+def layout_of(c: Mapping[str, Any]) -> TokenLayout:
+    """Latents of an image, or patches of them."""
+    patch = c.get("patch_size", 1)
+    side = c["img_size"] // c["vae_stride"] // patch
+    return TokenLayout(grids=((side, side),), channels=c["vae_embed_dim"] * patch**2)
+
+
+def config(info: Info) -> GroupGenerator.Config:
+    """Our config for the official settings."""
+    c = info["config"]
+    only(c, (*OUTER, *HEAD, *RECORDED), TRAINING)
+    made = mar(
+        head_depth=c["diffloss_d"],
+        head_width=c["diffloss_w"],
+        repeats=c["diffusion_batch_mul"],
+        buffer=c["buffer_size"],
+        steps=c["num_iter"],
+        classes=c["class_num"],
+        dropout=0.0,
+        label_dropout=0.0,
+    )
+    net = MaskedAutoencoder.Config(encoder=half(c, "encoder"), decoder=half(c, "decoder"), buffer=c["buffer_size"])
+    own = replace(settings(c["num_sampling_steps"]), temperature=c["temperature"])
+    return replace(made, net=net, sampler=replace(made.sampler, guidance=schedule(c["cfg_schedule"], c["cfg_scale"]), head=own))
+
+
+def half(c: Mapping[str, Any], name: str) -> Any:
+    """The encoder's or the decoder's blocks."""
+    return blocks(c[f"{name}_embed_dim"], c[f"{name}_depth"], c[f"{name}_num_heads"], c["mlp_ratio"])
+
+
+def build(info: Info) -> GroupGenerator:
+    """Our model for the official settings."""
+    return config(info).build(layout_of(info["config"]), info["config"]["class_num"])
+
+
+def names(info: Info) -> NameMap:
+    """Official names to ours; the null class is the last of ours."""
+    return NameMap(*outer_names(info["config"]), *head_names("diffloss.net.", "head."))
+
+
+def class_names(c: Mapping[str, Any]) -> Rule:
+    """The null class has a parameter of its own there."""
+    return Fuse(("class_emb.weight", "fake_latent"), "condition.table.weight", sizes=(c["class_num"], 1))
+
+
+def block_names(official: str, ours: str) -> tuple[Rule, ...]:
+    """Blocks of a vision transformer and the norm after them; both are prefixes without their last character."""
+    return (
+        Rename(f"{official}_blocks.{{i}}.norm1.{{p}}", f"{ours}.norm.branches.{{i}}.0.{{p}}"),
+        Rename(f"{official}_blocks.{{i}}.norm2.{{p}}", f"{ours}.norm.branches.{{i}}.1.{{p}}"),
+        Rename(f"{official}_blocks.{{i}}.attn.{{p}}", f"{ours}.attention.{{i}}.{{p}}"),
+        Rename(f"{official}_blocks.{{i}}.mlp.fc1.{{p}}", f"{ours}.mlp.{{i}}.up.{{p}}"),
+        Rename(f"{official}_blocks.{{i}}.mlp.fc2.{{p}}", f"{ours}.mlp.{{i}}.out.{{p}}"),
+        Rename(f"{official}_norm.{{p}}", f"{ours}.norm.final.{{p}}"),
+    )
+
+
+def outer_names(c: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """All but the head."""
+    return (
+        class_names(c),
+        Rename("encoder_pos_embed_learned", "feed.position"),
+        Rename("z_proj.{p}", "feed.embed.{p}"),
+        Rename("z_proj_ln.{p}", "feed.norm.{p}"),
+        Rename("decoder_pos_embed_learned", "net.position"),
+        Rename("diffusion_pos_embed_learned", "net.position_out"),
+        Rename("mask_token", "net.mask"),
+        Rename("decoder_embed.{p}", "net.between.{p}"),
+        *block_names("encoder", "net.encoder"),
+        *block_names("decoder", "net.decoder"),
+    )
+
+
+def mlp_names(official: str, ours: str) -> tuple[Rule, ...]:
+    """The residual MLP of a head."""
+    return (
+        Rename(f"{official}input_proj.{{p}}", f"{ours}enter.{{p}}"),
+        Rename(f"{official}res_blocks.{{i}}.in_ln.{{p}}", f"{ours}norm.{{i}}.{{p}}"),
+        Rename(f"{official}res_blocks.{{i}}.mlp.{{p}}", f"{ours}mlp.{{i}}.{{p}}"),
+        Rename(f"{official}res_blocks.{{i}}.adaLN_modulation.1.{{p}}", f"{ours}modulation.{{i}}.{{p}}"),
+        Rename(f"{official}final_layer.adaLN_modulation.1.{{p}}", f"{ours}last.{{p}}"),
+        Rename(f"{official}final_layer.linear.{{p}}", f"{ours}out.{{p}}"),
+    )
+
+
+def head_names(official: str, ours: str) -> tuple[Rule, ...]:
+    """The diffusion head."""
+    return (
+        *mlp_names(official, f"{ours}net."),
+        Rename(f"{official}cond_embed.{{p}}", f"{ours}condition.{{p}}"),
+        Rename(f"{official}time_embed.mlp.{{p}}", f"{ours}time.net.{{p}}"),
+    )
+
+
+def patches(latent_BCHW: Tensor, patch: int) -> Tensor:
+    """(B, L, C) tokens of latents, channel first in each patch."""
+    return torch.nn.functional.pixel_unshuffle(latent_BCHW, patch).flatten(2).transpose(1, 2)
+
+
+def latents(token_BLC: Tensor, patch: int) -> Tensor:
+    """Latents of the tokens of a square."""
+    side = round(token_BLC.shape[1] ** 0.5)
+    return torch.nn.functional.pixel_shuffle(token_BLC.transpose(1, 2).unflatten(2, (side, side)), patch)
+
+
+def orders(inputs: Mapping[str, Tensor], name: str) -> Tensor:
+    """(B, L) recorded orders."""
+    return torch.stack([inputs[key] for key in sorted((k for k in inputs if k.startswith(name)), key=lambda k: int(k.split("_")[-1]))])
+
+
+def mask_of(order_BL: Tensor, rate: float) -> Tensor:
+    """(B, L) bool: the first positions of each order, so many rounded up."""
+    count = -int(-order_BL.shape[1] * rate // 1)
+    return torch.zeros_like(order_BL, dtype=torch.bool).scatter(1, order_BL[:, :count], True)
+
+
+def decoding_plan(order_BL: Tensor, sizes: tuple[int, ...]) -> Plan:
+    """Official orders are decoded from the back; upstream lists the positions of a step in raster order."""
+    return Plan(torch.cat([group.sort(1).values for group in order_BL.flip(1).split(list(sizes), 1)], dim=1), sizes)
+
+
+def head_outputs(head: IDDPM, c: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head alone: its net, the terms of its loss, reverse steps, and chains of both spacings."""
+    x, t, h, x0, noise = (inputs[f"head_{name}"] for name in ("x_t", "t", "c", "x0", "noise"))
+    out, n = torch.cat(head(x, t, h), 1), len(x) // 2
+    twice = torch.cat([x[:n], x[:n]])
+    eps, share = head(twice, t, h)
+    guided = torch.cat([(eps[n:] + c["cfg_scale"] * (eps[:n] - eps[n:])).repeat(2, 1), share], 1)
+    error, term = head.terms(x0, t, noise, h)
+    chain = settings(c["num_sampling_steps"]).chain()
+    index = torch.arange(len(x)) % len(chain)
+    eps, share = head(x, torch.tensor(chain.times)[index], h)
+    found = step(x, eps, share, look_up(chain.table(), index))
+    result = {
+        "head_out": out,
+        "head_out_cfg": guided,
+        "head_q_sample": noisy(x0, noise, look_up(head.table, t)),
+        "head_terms_mse": error,
+        "head_terms_vb": term,
+        "head_terms_loss": error + term,
+        "gen_timestep_map": torch.tensor(chain.times),
+        "head_p_mean": found.mean,
+        "head_p_log_variance": found.log_variance,
+        "head_p_pred_xstart": found.x0,
+    }
+    for name, spacing in (("std", c["num_sampling_steps"]), ("ddim", c["ddim_spacing"])):
+        count = int(spacing.removeprefix("ddim"))
+        chain = CHAIN.at_times((strided if spacing.startswith("ddim") else evenly)(len(CHAIN), count))
+        each = [inputs[f"head_sample_{name}_step_noise_{i}"] for i in range(count)]
+        steps = reverse(chain, noise, lambda x, time: head(x, torch.full((len(x),), time), h), each.__getitem__, c["temperature"])
+        result |= {f"head_sample_{name}_timestep_map": torch.tensor(chain.times), f"head_sample_{name}_traj": torch.stack(steps)}
+    return result
+
+
+def both_halves(head: IDDPM, chain: Chain, z: Tensor, start: Tensor, noise: list[Tensor], scale: float, temperature: float) -> Tensor:
+    """Samples (2n, C) of guided rows as upstream keeps them: the null half has noise and variance of its own, and is then dropped."""
+    n = len(start)
+
+    def predict(x: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        eps, share = head(torch.cat([x[:n], x[:n]]), torch.full((2 * n,), time), z)
+        return (eps[n:] + scale * (eps[:n] - eps[n:])).repeat(2, 1), share
+
+    return reverse(chain, start.repeat(2, 1), predict, noise.__getitem__, temperature)[-1]
+
+
+@torch.no_grad()
+def sampled(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sampling with the recorded noise, by the generator; the null half of each step, which upstream drops, by itself."""
+    c, head = info["config"], cast(IDDPM, model.head)
+    labels, chain = Labels(inputs["gen_labels"]), cast(IDDPMSampler, model.sampler.head).chain()
+    plan = decoding_plan(orders(inputs, "gen_order_"), cast(Masked, model.order).decoding.cut(model.layout.length))
+    noise = {("head", g): inputs[f"gen_init_noise_{g}"] for g in range(plan.groups)}
+    for g in range(plan.groups):
+        for i in range(len(chain) - 1):
+            noise[f"head.{i}", g] = inputs[f"gen_step_noise_{g}_{i}"][: len(noise["head", g])]
+    draws = ReplayedSamples(labels.rows, noise)
+    with calls_of(head, "draw") as calls:
+        steps = list(model.decode_steps(labels, model.sampler, draws, plan=plan))
+    result = {"gen_latent": latents(steps[-1].state[0][: labels.rows], c.get("patch_size", 1))}
+    scales = []
+    for g, ((hidden, sampler, moment, *_), drawn) in enumerate(calls):
+        scales.append(1 + sampler.guidance.on(moment))
+        z, tokens = hidden.cond_BND.flatten(0, 1), drawn.data.flatten(0, 1)
+        if hidden.null_BND is not None:
+            z = torch.cat([z, hidden.null_BND.flatten(0, 1)])
+            every = [inputs[f"gen_step_noise_{g}_{i}"] for i in range(len(chain))]
+            pair = both_halves(head, chain, z, noise["head", g], every, scales[-1], c["temperature"])
+            tokens = torch.cat([tokens, pair[len(tokens) :]])
+        result |= {f"gen_z_{g}": z, f"gen_tokens_{g}": tokens}
+    return result | {"gen_cfg_per_iter": torch.tensor(scales)}
+
+
+def masked_pass(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Tokens, mask and hidden states of the recorded training pass, and its outputs."""
+    c = info["config"]
+    x0 = patches(inputs["latent"], c.get("patch_size", 1))
+    masked = mask_of(orders(inputs, "tf_order_"), c["mask_rate"])
+    labels = Labels(torch.where(inputs["tf_label_drop_uniform"] < 0.1, c["class_num"], inputs["labels"]))
+    z = model(x0, labels, cast(Masked, model.order).of_mask(~masked, 1.0))
+    return x0, masked, z, {"tf_mask": masked.float(), "tf_z": z.detach()}
+
+
+def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every number of the fixture."""
+    c, head = info["config"], cast(IDDPM, model.head)
+    with torch.no_grad():
+        result = head_outputs(head, c, inputs)
+    with calls_of(cast(MaskedAutoencoder, model.net).encoder, "forward") as calls:
+        x0, masked, z, found = masked_pass(model, info, inputs)
+    seen = torch.cat([masked.new_ones(len(masked), c["buffer_size"]), ~masked], 1)
+    encoded = calls[0][1][seen].unflatten(0, (len(masked), -1))
+    shape = (head.config.repeats, *masked.shape)
+    t, noise = inputs["tf_t"].view(shape), inputs["tf_noise"].view(*shape, -1)
+    draws = ReplayedDraws((t.permute(1, 2, 0) + 0.5) / len(CHAIN), noise.permute(1, 2, 0, 3).contiguous())
+    loss = head.loss(z, x0, draws)[masked].mean()
+    result |= found | {
+        "tf_encoder_out": encoded.detach(),
+        "loss": loss.detach(),
+        "loss_grad_norms": gradient_norms(model, names(info), loss, info["grad_norm_keys"]),
+    }
+    return result | sampled(model, info, inputs)
