@@ -16,6 +16,7 @@ from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Tokenizer
+from tokenloom.models.core.sized import counted
 from tokenloom.models.parts.nets.classifier import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,19 +136,36 @@ def sizes() -> str:
     return _table(["name", "kind", "parameters", "tokens", "vocabulary", "tokens of"], rows)
 
 
+def published() -> str:
+    """The published models of every recipe, and the number of parameters of ours, counted as the authors count them."""
+    rows = [row for name in registry.names() for row in published_rows(name)]
+    return _table(["method", "size", "published as", "tokens", "published parameters", "ours", "number from", "what it excludes"], rows)
+
+
+def published_rows(name: str) -> list[list[str]]:
+    """The rows of one recipe."""
+    rows, recipe = [], registry.get(name)
+    for size in recipe.sizes:
+        numbers = ["-" if n is None else f"{n:,}" for n in (size.tokens, size.parameters, counted(recipe, size))]
+        rows.append([f"`{name}`", size.name, size.key, *numbers, size.mark, size.excludes or "-"])
+    return rows
+
+
 #: Page to the blocks that it has.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"folders": folders},
     "docs/methods.md": {"methods": methods},
-    "docs/sizes.md": {"sizes": sizes},
+    "docs/sizes.md": {"published": published, "sizes": sizes},
     "docs/files.md": {"tree": tree},
 }
 
 
-def refreshed(page: str) -> str:
-    """A page with its blocks made anew."""
+def refreshed(page: str, without: str = "") -> str:
+    """A page with its blocks made anew, but the one named ``without``."""
     text = (ROOT / page).read_text()
     for name, make in PAGES[page].items():
+        if name == without:
+            continue
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         block = make()
         text, hits = pattern.subn(lambda m, block=block: m[1] + block + "\n" + m[2], text)  # type: ignore[misc]

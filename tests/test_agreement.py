@@ -129,11 +129,11 @@ def test_a_part_of_another_method_is_taken_where_it_fits() -> None:
     exchanged("maskgit", "order", "halton_maskgit")
 
 
-def test_codebooks_of_different_sizes_are_refused() -> None:
+def test_codebooks_of_different_sizes_are_refused_by_a_head_that_has_one_size() -> None:
     spec = spec_of("infinity")
     layout = spec.given["layout"]
     sizes = (layout["vocabulary"],) * (layout["codebooks"] - 1) + (1,)
-    with pytest.raises(ConfigError, match="codebooks of different sizes"):
+    with pytest.raises(ConfigError, match="Bitwise predicts codebooks of one size"):
         replace(spec, given={**spec.given, "layout": {**layout, "vocabularies": sizes}}).build()
 
 

@@ -17,7 +17,8 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, LayoutError, TokenLayout, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.heads.diffusion import TIMES, Diffusion, DiffusionSampler
+from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion, Schedule, signals, spaced
+from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
@@ -39,10 +40,17 @@ def hidden_of(which: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(which, WIDTH)[:, None].float()
 
 
+#: The two forms that are published: v with the posterior's variance, and MAR's, the noise with a learned variance.
+FORMS: dict[str, dict[str, Any]] = {
+    "v": {},
+    "eps": {"predicts": "eps", "variance": "learned", "frequencies": 64, "norm": "affine"},
+}
+
+
 @cache
-def trained() -> Diffusion:
+def trained(form: str = "v") -> Diffusion:
     torch.manual_seed(0)
-    head = Diffusion.Config(width=64, depth=2, repeats=4).build(PLAIN, WIDTH, None)  # type: ignore[arg-type]
+    head = Diffusion.Config(width=64, depth=2, repeats=4, **FORMS[form]).build(PLAIN, WIDTH, None)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     steps, rows = 250, 128
     for step in range(steps):
@@ -69,12 +77,18 @@ def energy(a: Tensor, b: Tensor) -> float:
     return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_samples_are_distributed_as_the_data(which: int) -> None:
+@pytest.mark.parametrize(("form", "which"), [("v", 0), ("v", 1), ("eps", 0)])
+def test_samples_are_distributed_as_the_data(form: str, which: int) -> None:
     """Between 1000 samples and data the distance is at most that of shifting the data by a fifth of the circle's radius, and far from
     that of the other half circle; the mean over four seeds, whose spread is a tenth of the margin."""
     rows = 1000
-    found = [energy(drawn(trained(), which, rows, seed), moons(SampleDraws.of(99 + seed, 0, rows), which)) for seed in range(4)]
+    found = [
+        energy(
+            drawn(trained(form), which, rows, seed, spacing="stride" if form == "eps" else "even"),
+            moons(SampleDraws.of(99 + seed, 0, rows), which),
+        )
+        for seed in range(4)
+    ]
     data = moons(SampleDraws.of(7, 0, rows), which)
     shifted = energy(data + 0.2, moons(SampleDraws.of(8, 0, rows), which))
     other = energy(moons(SampleDraws.of(7, 0, rows), 1 - which), data)
@@ -105,12 +119,62 @@ def test_a_sample_alone_is_the_sample_in_a_batch() -> None:
     torch.testing.assert_close(alone[0], batch[40], atol=1e-5, rtol=1e-5)
 
 
-def test_noise_grows_from_almost_none_to_almost_all() -> None:
-    signal = trained().signal_T
-    assert len(signal) == TIMES
-    assert bool((signal[1:] < signal[:-1]).all())
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_noise_grows_from_almost_none_to_almost_all(schedule: Schedule) -> None:
+    signal = signals(schedule, torch.device("cpu"))
+    assert len(signal) == TIMES + 1
+    assert float(signal[-1]) == 1, "index -1 is the data"
+    assert bool((signal[1:-1] < signal[:-2]).all())
     assert float(signal[0]) > 0.999
-    assert float(signal[-1]) < 1e-6
+    assert float(signal[-2]) < 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_step_back_is_bayes_rule(schedule: Schedule) -> None:
+    """q(x_s | x_t, x_0) against the product of two normal densities on a grid, for neighbours and for far times."""
+    process = GaussianDiffusion(schedule=schedule, predicts="eps")
+    x_s = torch.linspace(-12, 12, 24001, dtype=torch.float64)
+    x0, x_t = 0.7, -0.4
+    for t, s in ((300, 299), (800, 300), (5, 4)):
+        now, then = (float(signals(schedule, torch.device("cpu"))[u]) for u in (t, s))
+        kept = now / then
+        log_p = -((x_s - then**0.5 * x0) ** 2) / (2 * (1 - then)) - (x_t - kept**0.5 * x_s) ** 2 / (2 * (1 - kept))
+        p = log_p.softmax(0)
+        mean = float((p * x_s).sum())
+        variance = float((p * (x_s - mean) ** 2).sum())
+        noise = torch.tensor([(x_t - now**0.5 * x0) / (1 - now) ** 0.5])  # the prediction that means x_0
+        for at in ((t, s), (torch.tensor([t]), torch.tensor([s]))):
+            found, log_variance = process.back(noise.expand(1, 1), torch.full((1, 1), x_t), *at)
+            assert float(found) == pytest.approx(mean, abs=2e-4)
+            assert float(log_variance.exp()) == pytest.approx(variance, rel=1e-2)
+
+
+def test_a_true_prediction_has_no_loss_and_the_bound_trains_variances_alone() -> None:
+    draws = Draws.whole(0, 0, 64)
+    t, x0, noise = (draws.uniform() * TIMES).long(), 0.5 * draws.normal(2), draws.normal(2)
+    t[0] = 0
+    for predicts in ("eps", "v"):
+        process = GaussianDiffusion(predicts=predicts, variance="learned")  # type: ignore[arg-type]
+        x_t, signal = process.noised(x0, noise, t), signals("cosine", t.device)[t].float()[:, None]
+        true = noise if predicts == "eps" else signal.sqrt() * noise - (1 - signal).sqrt() * x0
+        output = torch.cat([true, torch.full_like(true, -1.0)], -1).requires_grad_()  # the posterior's own variance
+        parts = process.losses(output, x0, noise, x_t, t)
+        assert float(parts["mse"].detach().max()) < 1e-9
+        assert float(parts["vb"][1:].detach().abs().max()) < 1e-3
+        wide = process.losses(torch.cat([true, torch.ones_like(true)], -1), x0, noise, x_t, t)["vb"]
+        assert float(wide[1:].sum()) > 10 * float(parts["vb"][1:].detach().sum()), "beta is too much where x_0 is known"
+        (gradient,) = torch.autograd.grad(parts["vb"].sum(), output)
+        assert float(gradient[:, :2].abs().max()) == 0
+        assert float(gradient[:, 2:].abs().max()) > 0
+
+
+def test_times_are_spaced_as_published() -> None:
+    assert spaced(12) == [0, 91, 182, 272, 363, 454, 545, 636, 727, 817, 908, 999]
+    assert spaced(12, "stride") == [84 * i for i in range(12)]
+    assert spaced(TIMES) == spaced(TIMES, "stride") == list(range(TIMES))
+    assert spaced(1) == [TIMES - 1]
+    with pytest.raises(ConfigError, match="steps=600: no stride"):
+        DiffusionSampler(steps=600, spacing="stride")
 
 
 def spec(**changes: Any) -> ModelSpec:

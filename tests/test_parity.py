@@ -1,6 +1,7 @@
-"""Official weights, official numbers: every fixture of a folder through the family of its name.
+"""Official weights, official numbers: every fixture of two folders through the family of its name.
 
-``TOKENLOOM_PARITY`` names another folder of fixtures.  A fixture is NAME.json (settings, tensors) and
+``parity_options`` holds the same families with other options of their constructors and samplers.  ``TOKENLOOM_PARITY`` names another
+folder in place of both.  A fixture is NAME.json (settings, tensors) and
 NAME.safetensors (``state*/…`` official weights, ``in/…``, ``out/…``).  Integers must be equal; floats within
 2e-5 of the scale of the expected tensor, gradient norms within 1e-4.
 """
@@ -18,8 +19,14 @@ from safetensors.torch import load_file
 from tokenloom.models.pretrained import families
 from tokenloom.models.pretrained.parity import load, official_state
 
-FOLDER = Path(os.environ.get("TOKENLOOM_PARITY", Path(__file__).parent / "fixtures" / "parity"))
-FIXTURES = sorted(FOLDER.glob("*.json"))
+OWN = Path(__file__).parent / "fixtures"
+FOLDERS = [Path(os.environ["TOKENLOOM_PARITY"])] if "TOKENLOOM_PARITY" in os.environ else [OWN / "parity", OWN / "parity_options"]
+FIXTURES = [path for folder in FOLDERS for path in sorted(folder.glob("*.json"))]
+
+
+def named(path: Path) -> str:
+    return path.stem if path.parent == FOLDERS[0] else f"{path.stem}-options"
+
 
 #: Fixtures whose own recorded noise (other kernels, weight noise of one part in 10^6) needs a wider bound, with it.
 WIDER: dict[str, float] = {}
@@ -31,10 +38,10 @@ LEFT_OUT: dict[str, dict[str, str]] = {}
 
 
 def test_there_are_fixtures() -> None:
-    assert FIXTURES, f"no fixtures in {FOLDER}"
+    assert all(list(folder.glob("*.json")) for folder in FOLDERS), f"no fixtures in one of {FOLDERS}"
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FIXTURES, ids=named)
 def test_official_numbers(path: Path) -> None:
     family = families().get(path.stem)
     if family is None:
@@ -54,7 +61,7 @@ def test_official_numbers(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FIXTURES, ids=named)
 def test_names_go_both_ways(path: Path) -> None:
     family = families().get(path.stem)
     if family is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,10 @@ def test_teacher_inputs_equal_incremental_inputs(name: str) -> None:
     quantizer = CONFIGS[name].build((GRID, GRID))
     assert isinstance(quantizer, MultiScale)
     quantizer.codebook.weight.data.normal_()
-    length = sum(s * s for s in quantizer.scales)
+    length = sum(h * w for h, w in quantizer.scales)
     ids = torch.randint(24, (3, length))
     taught = quantizer.next_inputs(ids)
-    assert taught.shape == (3, length - quantizer.scales[0] ** 2, DIM)
+    assert taught.shape == (3, length - math.prod(quantizer.scales[0]), DIM)
     f_hat, inputs = quantizer.start(3), []
     for scale, part in enumerate(quantizer.split(ids)):
         f_hat, following = quantizer.accumulate(f_hat, scale, part)

@@ -17,7 +17,8 @@ def test_generated_pages_are_up_to_date() -> None:
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
     for page in readme.PAGES:
-        assert readme.refreshed(page) == (ROOT / page).read_text(), f"{page}: run `make readme`"
+        # The published sizes are held row by row in test_sizes.py.
+        assert readme.refreshed(page, without="published") == (ROOT / page).read_text(), f"{page}: run `make readme`"
 
 
 def test_the_readme_stays_short_and_names_ten_methods() -> None:

@@ -14,23 +14,44 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.core.registry import get, names
 from tokenloom.models.parts.orders import Arccos, Count, Even, Steps
 from tokenloom.models.parts.orders.sizes import rule_of
-from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep
 from tokenloom.models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
 
 
 def test_top_k_keeps_the_k_largest() -> None:
     logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
-    assert keep_top_k(logits, 2).isfinite().tolist() == [[False, True, True, False]]
-    assert torch.equal(keep_top_k(logits, 0), logits)
-    assert torch.equal(keep_top_k(logits, 9), logits)
+    assert keep(logits, top_k=2).isfinite().tolist() == [[False, True, True, False]]
+    assert torch.equal(keep(logits, top_k=0), logits)
+    assert torch.equal(keep(logits, top_k=9), logits)
 
 
 def test_top_p_keeps_the_fewest_that_reach_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    assert keep_top_p(logits, 0.79).isfinite().tolist() == [True, True, False, False]
-    assert keep_top_p(logits, 0.81).isfinite().tolist() == [True, True, True, False]
-    assert keep_top_p(logits, 1e-9).isfinite().tolist() == [True, False, False, False]
-    assert torch.equal(keep_top_p(logits, 1.0), logits)
+    assert keep(logits, top_p=0.79).isfinite().tolist() == [True, True, False, False]
+    assert keep(logits, top_p=0.81).isfinite().tolist() == [True, True, True, False]
+    assert keep(logits, top_p=1e-9).isfinite().tolist() == [True, False, False, False]
+    assert torch.equal(keep(logits, top_p=1.0), logits)
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert keep(logits, top_k=2, top_p=0.62).isfinite().tolist() == [True, False, False, False]
+    assert keep(logits, top_k=2, top_p=0.63).isfinite().tolist() == [True, True, False, False]
+
+
+def test_equal_logits_stay_or_go_together() -> None:
+    logits = torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0])
+    assert keep(logits, top_k=2).isfinite().tolist() == [False, True, True, True, True]
+    assert keep(logits, top_k=2, top_p=0.9).isfinite().tolist() == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize(("k", "p"), [(0, 0.3), (40, 1.0), (40, 0.8), (1, 0.5), (64, 0.95)])
+def test_filters_by_their_definition(k: int, p: float) -> None:
+    logits = 3 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for row, got in zip(logits, keep(logits, k, p).isfinite(), strict=True):
+        ranked = row.argsort(descending=True)[: k or 64]
+        before = row[ranked].softmax(0).cumsum(0) - row[ranked].softmax(0)
+        assert set(ranked[before < p].tolist()) == set(got.nonzero().flatten().tolist())
 
 
 def test_no_number_draws_what_has_no_probability() -> None:
@@ -53,7 +74,7 @@ def test_draws_follow_the_softmax() -> None:
 
 def test_greedy_is_top_1() -> None:
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(inverse(keep_top_k(logits, 1), SampleDraws.of(2, 0, 50).uniform("head", 0)), logits.argmax(-1))
+    assert torch.equal(inverse(keep(logits, top_k=1), SampleDraws.of(2, 0, 50).uniform("head", 0)), logits.argmax(-1))
 
 
 def test_schedules() -> None:

@@ -24,7 +24,7 @@ from tokenloom.models.sampling.chain import ChainSession
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.decoders.draft import DraftModel
 from tokenloom.models.sampling.decoders.jacobi import Jacobi
-from tokenloom.models.sampling.filters import keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import keep
 from tokenloom.models.sampling.sampler import Constant, Linear, Moment, Sampler
 
 CODES, LAYOUT = 3, TokenLayout(grids=((2, 2),), vocabulary=3)
@@ -68,7 +68,7 @@ def exact(model: GroupGenerator, label: int, sampler: Sampler) -> tuple[Tensor, 
     w, t = (torch.tensor([s.on(m) for m in moments])[:, None] for s in (sampler.guidance, sampler.temperature))
     head = cast(Any, model.head)
     logits = ((1 + w) * head.logits(h) - w * head.logits(null)) / t
-    p = keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p).softmax(-1).double()
+    p = keep(logits, sampler.top_k, sampler.top_p).softmax(-1).double()
     taken = every.gather(1, plan.sequence_BL.expand(len(every), -1))
     return every, p.gather(-1, taken.unsqueeze(-1)).squeeze(-1).prod(1)
 

@@ -13,13 +13,26 @@ if TYPE_CHECKING:
     from tokenloom.tasks.store.artifacts import Store
 
 
-@click.command(epilog=epilog("tokenloom methods", "tokenloom methods --json"))
+@click.command(epilog=epilog("tokenloom methods", "tokenloom methods var", "tokenloom methods --json"))
+@click.argument("name", required=False)
 @json_option
-def methods(as_json: bool) -> None:
-    """The family: every method by its kind, and the part that it has on each axis."""
+def methods(name: str | None, as_json: bool) -> None:
+    """The family: every method by its kind, and the part that it has on each axis; of one NAME, its published sizes.
+
+    A size is written args: {size: NAME} in a run file.
+    """
     from tokenloom.flows.screen import table
     from tokenloom.models.core import registry
 
+    if name is not None:
+        text, columns, cells = registry.described(name)
+        if as_json:
+            emit(next({"method": row} for row in registry.table() if row["name"] == name))
+            return
+        click.echo(f"{text}\n")
+        if cells:
+            table(f"{len(cells)} published sizes", columns, cells)
+        return
     rows = registry.table()
     if as_json:
         emit({"methods": rows})

@@ -10,11 +10,12 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override
+from tokenloom.models.core.published import Size
 
 #: What a method is: its verbs (``models.core.protocols``).
 KINDS = ("tokenizer", "generator", "density")
@@ -29,7 +30,8 @@ class Recipe:
 
     ``tiny`` are arguments that make it small enough for the contract tests (seconds on one core);
     ``paper`` is the arXiv id or title; the docstring of the recipe's file says the rest.  ``codec`` is the recipe of the tokenizer
-    that the tests pair it with (of a tokenizer: of its base).
+    that the tests pair it with (of a tokenizer: of its base).  ``sizes`` are the published models; ``args: {size: NAME}`` stands for
+    the arguments of one of them, ``size: tiny`` for ``tiny``, and arguments beside it win.
     """
 
     name: str
@@ -38,6 +40,27 @@ class Recipe:
     function: Callable[..., Config]
     tiny: Mapping[str, Any]
     codec: str = ""
+    sizes: tuple[Size, ...] = ()
+
+    def size(self, name: str, where: str = "args.size") -> Size:
+        """The published size of this name: the dial's, or that of the published tables.
+
+        Raises:
+            ConfigError: no such size, with those that there are.
+        """
+        for size in self.sizes:
+            if name in (size.name, size.key):
+                return size
+        known = ", ".join(size.name for size in self.sizes) or "none is published; give the single arguments"
+        raise ConfigError(f"{where}: recipe {self.name!r} has no size {name!r}; sizes: {known}, or tiny")
+
+    def expanded(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with those that ``size`` stands for."""
+        if "size" not in args or "size" in inspect.signature(self.function).parameters:
+            return dict(args)
+        name = args["size"]
+        base = self.tiny if name == "tiny" else self.size(coerce(name, str, "args.size")).args
+        return {**base, **{key: value for key, value in args.items() if key != "size"}}
 
     @property
     def axes(self) -> dict[str, str]:
@@ -62,7 +85,7 @@ class Recipe:
         inside = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}
         checked: dict[str, Any] = {}
         grouped: dict[str, dict[str, Any]] = {name: {} for name in groups}
-        for key, value in (args or {}).items():
+        for key, value in self.expanded(args or {}).items():
             if key in inside:
                 grouped[inside[key]][key] = coerce(value, get_type_hints(groups[inside[key]])[key], f"args.{key}")
             elif key in parameters and key not in groups:
@@ -80,11 +103,17 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: {error}") from error
 
 
-def register(name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], codec: str = "") -> Callable[[RecipeFunction], RecipeFunction]:
+def register(
+    name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], codec: str = "", sizes: Iterable[Size] = ()
+) -> Callable[[RecipeFunction], RecipeFunction]:
     """Decorator that puts a recipe function into the zoo; a duplicate name raises.
 
     ``kind`` is one of ``KINDS``.
     """
+    sizes = tuple(sizes)
+    taken = [name for size in sizes for name in {size.name, size.key}] + ["tiny"]
+    if len(set(taken)) < len(taken):
+        raise ConfigError(f"recipe {name!r}: two sizes share a name: {', '.join(sorted(n for n in taken if taken.count(n) > 1))}")
     if kind not in KINDS:
         raise ConfigError(f"recipe {name!r}: kind {kind!r}: use one of {', '.join(KINDS)}")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -93,7 +122,7 @@ def register(name: str, *, kind: str, paper: str, tiny: Mapping[str, Any], codec
     def decorate(function: RecipeFunction) -> RecipeFunction:
         if name in _RECIPES and _RECIPES[name].function.__module__ != function.__module__:
             raise ConfigError(f"recipe {name!r} is registered twice")
-        _RECIPES[name] = Recipe(name, kind, paper, function, dict(tiny), codec)
+        _RECIPES[name] = Recipe(name, kind, paper, function, dict(tiny), codec, sizes)
         return function
 
     return decorate
@@ -132,8 +161,24 @@ def table() -> list[dict[str, Any]]:
     for name in names():
         recipe = get(name)
         axes = dict.fromkeys(AXES, "-") | recipe.axes
-        rows.append({"name": name, "kind": recipe.kind, "paper": recipe.paper, **axes, "status": "ready"})
+        sizes = [size.to_dict() for size in recipe.sizes]
+        rows.append({"name": name, "kind": recipe.kind, "paper": recipe.paper, **axes, "status": "ready", "sizes": sizes})
     return rows
+
+
+def described(name: str) -> tuple[str, list[str], list[list[str]]]:
+    """One method for people: what its file says, and its published sizes as columns and rows.
+
+    Raises:
+        ConfigError: no method has this name.
+    """
+    recipe = get(name)
+    rows = []
+    for size in recipe.sizes:
+        compute = "-" if size.flops is None else f"{size.flops:.2g}"
+        counts = ["-" if n is None else f"{n:,}" for n in (size.parameters, size.tokens)]
+        rows.append([size.name, size.key, *counts, compute, ", ".join(size.checkpoints) or "-", size.headline or "-"])
+    return recipe.doc, ["size", "published as", "parameters", "tokens", "training FLOPs", "checkpoints", "headline"], rows
 
 
 def tables() -> dict[str, tuple[list[str], list[list[str]]]]:

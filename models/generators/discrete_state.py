@@ -32,7 +32,7 @@ from tokenloom.models.parts.plan import Choice
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.time import sinusoidal_embedding
 from tokenloom.models.parts.visibility import Everything
-from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -164,7 +164,7 @@ class DiscreteState(protocols.Generator):
             if self.config.choice is None:
                 later = self._keep(time + 1 / steps)
                 warm = logits / max(sampler.temperature.on(moment), 1e-6)
-                p = keep_top_p(keep_top_k(warm, sampler.top_k), sampler.top_p).softmax(-1)
+                p = keep(warm, sampler.top_k, sampler.top_p).softmax(-1)
                 u = draws.uniform("head", step, length)
                 x = fixed(inverse(noise.posterior(p, x, later, share).log(), u), later, step + 1)
                 share = later

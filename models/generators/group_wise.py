@@ -75,7 +75,7 @@ class GroupGenerator(protocols.Generator):
         self.condition = config.condition.build(classes, config.net.width)
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
-        self.head = config.head.build(layout, config.net.hidden, self.feed)
+        self.head = config.head.build(layout, config.net.output_width, self.feed)
         agree(layout, order=self.order, feed=self.feed, net=self.net, head=self.head, condition=self.condition)
         self.objective = config.objective.build()
 

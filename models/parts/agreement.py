@@ -60,6 +60,9 @@ ASKED: dict[str, tuple[str, Any]] = {
     "several positions from one hidden state": ("head", "no"),
 }
 
+#: Trait of a head that predicts codebooks of different sizes.
+OWN_VOCABULARIES = "a vocabulary for each codebook"
+
 
 class Part(Protocol):
     """Any axis of a generator."""
@@ -95,13 +98,16 @@ def agree(layout: TokenLayout, *, order: Planning, feed: Following, net: Followi
         ConfigError, LayoutError: two parts differ in what they must share, a part lacks what another requires, or a feed or net
             cannot follow the order; with the fields and values.
     """
-    if layout.vocabularies:
-        raise LayoutError(f"vocabularies={layout.vocabularies}: no head of today predicts codebooks of different sizes")
     # On CPU, and by a fresh layout: a model that is built on the meta device would have positions without values.
     with torch.device("cpu"):
         fresh = replace(layout)
         plans = [order.plan(fresh, Draws.whole(0, 0, 1)), order.decode(fresh, 1, SampleDraws.of(0, 0, 1))]
         for plan in plans:
+            if layout.vocabularies and OWN_VOCABULARIES not in head.traits(plan):
+                raise LayoutError(
+                    f"vocabularies={layout.vocabularies}: {type(head).__name__} predicts codebooks of one size; "
+                    "take a head that has one for each codebook, such as factorised"
+                )
             feed.check(plan)
             net.check(plan)
             compare({"order": order, "feed": feed, "net": net, "head": head, "condition": condition}, plan)

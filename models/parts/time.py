@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 
 def sinusoidal_embedding(time_B: Tensor, width: int, unit: float = 1000.0) -> Tensor:
-    """(B, D) cosines and sines of ``unit`` times a time, of wavelengths from 2 pi to 60,000 (arXiv:1706.03762)."""
+    """(…, D) cosines and sines of ``unit`` times a time (…): wavelengths are from 2 pi to 60,000
+    (arXiv:1706.03762); times in [0, 1] have the unit 1000."""
     half = width // 2
     rate = torch.exp(-math.log(10_000) * torch.arange(half, device=time_B.device) / half)
-    angle = unit * time_B[..., None].float() * rate
+    angle = (unit * time_B[..., None]).float() * rate
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
 class TimeEmbedding(nn.Module):
-    """Cosines and sines of a time, then two linear maps: (…) to (…, D).  Times are in [0, 1], or numbers of steps where ``unit`` is 1."""
+    """Cosines and sines of a time, then two linear maps: (…) to (…, D).  ``unit``: see ``sinusoidal_embedding``."""
 
     def __init__(self, width: int, frequencies: int = 64, unit: float = 1000.0) -> None:
         super().__init__()

@@ -14,12 +14,12 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.orders import Arccos, Random, Steps
+from tokenloom.models.parts.orders import Arccos, CosineCurve, Random, Steps
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.pretrained.llamagen import llama_net
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Split
 from tokenloom.models.pretrained.parity import gradient_norms
-from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 from tokenloom.models.zoo.generators.arpg.feed import Queried
 from tokenloom.models.zoo.generators.arpg.net import TwoPass
 
@@ -27,19 +27,23 @@ FAMILY = "arpg"
 
 Info = Mapping[str, Any]
 
+#: Official names of the rules that say how many tokens a step takes.
+CURVES = {"arccos": Arccos(), "cosine": CosineCurve()}
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
     c = info["config"]
     content = llama_net(c)
+    # Official scale s is u + s (c - u), growing with the tokens known after the step where it is linear; ours is the weight w = s - 1.
+    weight = c["guidance_scale"] - 1
     return GroupGenerator.Config(
-        order=Random(decoding=Steps(count=c["num_iter"], curve=Arccos())),
+        order=Random(decoding=Steps(count=c["num_iter"], curve=CURVES[c["sample_schedule"]])),
         feed=Queried.Config(),
         net=TwoPass.Config(content=replace(content, depth=c["n_layer"] // 2), depth=c["n_layer"] // 2),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0, spare=1),
-        # Official scale s is u + s (c - u), growing with the tokens known after the step; ours is the weight w = s - 1.
-        sampler=Sampler(guidance=Linear(value=c["guidance_scale"] - 1, clock="after"), top_k=1),
+        sampler=Sampler(guidance=Linear(value=weight, clock="after") if c["cfg_schedule"] == "linear" else Constant(value=weight), top_k=1),
     )
 
 

@@ -18,6 +18,7 @@ from tokenloom.models.parts.quantizers.flexible import Flexible
 from tokenloom.models.pretrained import var
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename
 from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.sampling.sampler import Constant, Sampler, Schedule, Table
 from tokenloom.models.zoo.generators.flexvar.feed import FlexibleScale
 
 FAMILY = "flexvar"
@@ -35,8 +36,20 @@ class _Codec:
 
 
 def config(info: Info) -> GroupGenerator.Config:
-    """Our config for the official settings; guidance grows over at most ten scales, as ours does over all of them."""
-    return replace(var.config(info), feed=FlexibleScale.Config())
+    """Our config for the official settings, with the sampler of their inference scales."""
+    return replace(var.config(info), feed=FlexibleScale.Config(), sampler=Sampler(guidance=guidance(info["config"]), top_k=1))
+
+
+def guidance(c: Mapping[str, Any]) -> Schedule:
+    """LlamaGen's convention, a constant scale s with weight s - 1; or VAR's, a weight t that grows over the first ten scales.
+
+    Scales of more than ``max_pn`` positions a side have the whole t.
+    """
+    if c["used_llamagen_cfg"]:
+        return Constant(value=c["cfg_scale"] - 1)
+    sides = c["infer_patch_nums"]
+    steps = min(len(sides) - 1, 9)
+    return Table(value=c["cfg_scale"], factors=tuple(i / max(steps, 1) if side <= c["max_pn"] else 1.0 for i, side in enumerate(sides)))
 
 
 def build(info: Info) -> GroupGenerator:

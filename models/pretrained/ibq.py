@@ -21,7 +21,7 @@ def config(info: Mapping[str, Any]) -> IBQ.Config:
     """Our config for ``info["config"]``."""
     c = info["config"]
     sample, batch = c["sample_minimization_weight"], c["batch_maximization_weight"]
-    entropy = Entropy(weight=WEIGHT * sample, diversity=batch / sample, temperature=c["entropy_temperature"])
+    entropy = Entropy(weight=WEIGHT, confidence=sample, diversity=batch, temperature=c["entropy_temperature"])
     return IBQ.Config(codes=c["n_e"], dim=c["e_dim"], beta=c["beta"], entropy=entropy)
 
 

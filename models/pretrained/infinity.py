@@ -25,7 +25,7 @@ from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.similarity import CosineSimilarity
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Groups, Mask, Visibility
-from tokenloom.models.pretrained.infinity_bsq import SCALES
+from tokenloom.models.pretrained.infinity_bsq import scales
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Sampler
@@ -44,12 +44,12 @@ class _Codec:
 
     def __init__(self, info: Info) -> None:
         c = info["config"]
-        scales = SCALES[c["pn"]]
+        grids = scales(c["pn"])
         given: dict[str, Any] = {"bits": c["vae_dim"], "beta": 0.0, "entropy": None}
         self.quantizer: MultiScaleBSQ.Config = (
-            Patched.Config(**given, scales=tuple(2 * s for s in scales))
+            Patched.Config(**given, scales=tuple((2 * h, 2 * w) for h, w in grids))
             if c["apply_spatial_patchify"]
-            else MultiScaleBSQ.Config(**given, scales=scales)
+            else MultiScaleBSQ.Config(**given, scales=grids)
         )
 
 
@@ -80,9 +80,7 @@ def config(info: Info) -> GroupGenerator.Config:
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
     c = info["config"]
-    layout = TokenLayout(
-        grids=tuple((s, s) for s in SCALES[c["pn"]]), vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1)
-    )
+    layout = TokenLayout(grids=scales(c["pn"]), vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1))
     return config(info).build(layout, 1, _Codec(info))
 
 

@@ -8,22 +8,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.quantizers.grids import pair
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from tokenloom.models.parts.quantizers.self_correction import SelfCorrection, corrected, flipped
 from tokenloom.models.pretrained.names import Ignore, NameMap
 
 FAMILY = "infinity_bsq"
 
-#: Sides of the square grids by name of the schedule, as released.
-SCALES = {"0.06M": (1, 2, 4, 6, 8, 12, 16)}
+#: Grids of 1 megapixel by height over width, as released; smaller images use the first of them.  Wide ones are tall ones turned.
+GRIDS: dict[float, tuple[tuple[int, int], ...]] = {
+    1.0: tuple((s, s) for s in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)),
+    1.25: ((1, 1), (2, 2), (3, 3), *((5 * s, 4 * s) for s in (1, 2, 3, 4, 5, 6, 7, 9, 11, 14))),
+    1.333: ((1, 1), (2, 2), *((4 * s, 3 * s) for s in (1, 2, 3, 4, 5, 6, 7, 9, 12, 15, 18))),
+    1.5: ((1, 1), (2, 2), *((3 * s, 2 * s) for s in (1, 2, 3, 5, 7, 9, 11, 13, 16, 21, 26))),
+    1.75: ((1, 1), (2, 2), (3, 3), (7, 4), (11, 6), *((7 * s, 4 * s) for s in (2, 3, 4, 5, 6, 8, 10, 12))),
+    2.0: ((1, 1), (2, 2), *((2 * s, s) for s in (2, 3, 5, 8, 11, 15, 19, 23, 30, 37, 45))),
+    2.5: ((1, 1), (2, 2), *((5 * s, 2 * s) for s in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20))),
+    3.0: ((1, 1), (2, 2), *((3 * s, s) for s in (2, 3, 5, 7, 9, 12, 15, 18, 24, 30, 37))),
+}
+#: Number of scales by the name of the image size in megapixels.
+COUNTS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
+
+
+def scales(pn: str, h_div_w: float = 1.0) -> tuple[tuple[int, int], ...]:
+    """Grids (rows, columns) of a released schedule.
+
+    Args:
+        pn: size of the images, a key of ``COUNTS``.
+        h_div_w: height over width, a key of ``GRIDS`` or one over it to three digits.
+
+    Raises:
+        ConfigError: there is no such schedule.
+    """
+    shapes = GRIDS | {int(1000 / ratio) / 1000: tuple((w, h) for h, w in grids) for ratio, grids in GRIDS.items()}
+    if pn not in COUNTS:
+        raise ConfigError(f"pn={pn!r}: the released schedules are {', '.join(COUNTS)}")
+    if h_div_w not in shapes:
+        raise ConfigError(f"h_div_w={h_div_w}: the released shapes are {', '.join(str(r) for r in sorted(shapes))}")
+    return shapes[h_div_w][: COUNTS[pn]]
 
 
 def config(info: Mapping[str, Any]) -> MultiScaleBSQ.Config:
     """Our config for ``info["config"]``; the released code has no loss of the quantizer."""
     c = info["config"]
-    if c["h_div_w"] != 1.0 or c["pn"] not in SCALES:
-        raise ValueError(f"h_div_w={c['h_div_w']}, pn={c['pn']!r}: only square schedules of {sorted(SCALES)}")
-    return MultiScaleBSQ.Config(bits=c["dim"], scales=SCALES[c["pn"]], beta=0.0, entropy=None)
+    return MultiScaleBSQ.Config(bits=c["dim"], scales=scales(c["pn"], c["h_div_w"]), beta=0.0, entropy=None)
 
 
 def correction(info: Mapping[str, Any]) -> SelfCorrection:
@@ -35,7 +64,7 @@ def correction(info: Mapping[str, Any]) -> SelfCorrection:
 def build(info: Mapping[str, Any]) -> MultiScaleBSQ:
     """The quantizer; it has no weights."""
     settings = config(info)
-    return settings.build((settings.scales[-1],) * 2)
+    return settings.build(pair(settings.scales[-1]))
 
 
 def names(info: Mapping[str, Any]) -> NameMap:
@@ -48,8 +77,6 @@ def outputs(model: MultiScaleBSQ, info: Mapping[str, Any], inputs: Mapping[str, 
     z = inputs["z"]
     quantized = model(z)
     bits = model.split(quantized.ids)
-    rests = [z - f for f in [model.start(len(z)), *model.partial(quantized.ids)[:-1]]]
-    closest = torch.stack([model.direction(rest, scale).abs().min() for scale, rest in enumerate(rests)]).min()
     flips = [flipped(inputs[f"bsc_uniform_{s}"].flatten(1, 3), inputs[f"bsc_strength_{s}"]) for s in range(correction(info).scales)]
     plain, mended = corrected(model, z, []), corrected(model, z, flips)
     return {
@@ -62,5 +89,11 @@ def outputs(model: MultiScaleBSQ, info: Mapping[str, Any], inputs: Mapping[str, 
         "bsc_gt_bits": mended[1],
         "plain_x_BLC_wo_prefix": model.next_inputs(plain[0]),
         "plain_gt_bits": plain[1],
-        "min_abs_value_at_a_sign_decision": closest,
+        "min_abs_value_at_a_sign_decision": torch.stack([_closest(model, z, given) for given in (quantized.ids, mended[0])]).min(),
     }
+
+
+def _closest(model: MultiScaleBSQ, z_BDHW: Tensor, bit_BLD: Tensor) -> Tensor:
+    """The least absolute value whose sign is taken where ``bit_BLD`` is what the scales add up to; upstream of all that it quantizes."""
+    rests = [z_BDHW - f for f in [model.start(len(z_BDHW)), *model.partial(bit_BLD)[:-1]]]
+    return torch.stack([model.direction(rest, scale).abs().min() for scale, rest in enumerate(rests)]).min()

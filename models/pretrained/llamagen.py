@@ -24,7 +24,7 @@ from tokenloom.models.parts.slots import visibility_of
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
 from tokenloom.models.pretrained.names import NameMap, Rename
 from tokenloom.models.pretrained.parity import gradient_norms
-from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.sampling.sampler import Constant, Interval, Sampler, Schedule
 
 FAMILY = ("llamagen_c2i", "llamagen_t2i")
 
@@ -56,9 +56,19 @@ def config(info: Info) -> GroupGenerator.Config:
         condition=TextCondition.Config(features=c["caption_dim"], length=c["text_len"], dropout=0.0)
         if text
         else ClassCondition.Config(classes=c["num_classes"], dropout=0.0),
-        # Official scale s is u + s (c - u); ours is the weight w = s - 1.
-        sampler=Sampler(guidance=Constant(value=c["cfg_scale"] - 1.0), top_k=1),
+        sampler=Sampler(guidance=guidance(c), temperature=Constant(value=c.get("temperature", 1.0)), top_k=1),
     )
+
+
+def guidance(c: Mapping[str, Any]) -> Schedule:
+    """Official scale s is u + s (c - u), ours the weight w = s - 1; without guidance after the interval's end.
+
+    The official counter of steps starts at the second token, so that an end of n is guidance of the first n + 2 tokens.
+    """
+    weight, end = c["cfg_scale"] - 1.0, c.get("cfg_interval", -1) + 1
+    if end < 1 or end >= c["block_size"]:
+        return Constant(value=weight)
+    return Interval(value=weight, end=end / c["block_size"], clock="begun")
 
 
 def build(info: Info) -> GroupGenerator:

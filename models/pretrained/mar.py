@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.diffusion import Chain, evenly, look_up, noisy, reverse, step, strided
-from tokenloom.models.parts.heads.iddpm import CHAIN, IDDPM, IDDPMSampler
+from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion, spaced
+from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.orders import Masked
 from tokenloom.models.parts.plan import Plan
@@ -39,7 +39,7 @@ TRAINING = ("seed", "attn_dropout", "proj_dropout", "mask_ratio_min", "label_dro
 RECORDED = ("mask_rate", "labels_tf", "drop_tf", "labels_gen", "num_iter", "cfg_scale", "cfg_schedule", "temperature", "ddim_spacing")
 
 
-def settings(spacing: str) -> IDDPMSampler:
+def settings(spacing: str) -> DiffusionSampler:
     """The chain of an official spacing: ``100`` or ``ddim50``.
 
     Raises:
@@ -48,7 +48,7 @@ def settings(spacing: str) -> IDDPMSampler:
     count = spacing.removeprefix("ddim")
     if not count.isdecimal():
         raise ConfigError(f"config.num_sampling_steps={spacing!r}: write a number or ddim and a number")
-    return IDDPMSampler(steps=int(count), spacing="stride" if spacing != count else "even")
+    return DiffusionSampler(steps=int(count), spacing="stride" if spacing != count else "even")
 
 
 def schedule(name: str, scale: float) -> Schedule:
@@ -147,9 +147,9 @@ def mlp_names(official: str, ours: str) -> tuple[Rule, ...]:
 def head_names(official: str, ours: str) -> tuple[Rule, ...]:
     """The diffusion head."""
     return (
-        *mlp_names(official, f"{ours}net."),
+        *mlp_names(official, ours),
         Rename(f"{official}cond_embed.{{p}}", f"{ours}condition.{{p}}"),
-        Rename(f"{official}time_embed.mlp.{{p}}", f"{ours}time.net.{{p}}"),
+        Rename(f"{official}time_embed.mlp.{{p}}", f"{ours}time.{{p}}"),
     )
 
 
@@ -180,60 +180,85 @@ def decoding_plan(order_BL: Tensor, sizes: tuple[int, ...]) -> Plan:
     return Plan(torch.cat([group.sort(1).values for group in order_BL.flip(1).split(list(sizes), 1)], dim=1), sizes)
 
 
-def head_outputs(head: IDDPM, c: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def chain_of(
+    head: Diffusion, times: list[int], x: Tensor, output: Callable[[Tensor, Tensor], Tensor], noise: Sequence[Tensor], temperature: float
+) -> Tensor:
+    """(steps, …, C) samples after each reverse step, the noisiest first; ``output(x, t)`` are the net's."""
+    found = []
+    for i, (t, s) in enumerate(zip(times[::-1], [*times[-2::-1], -1])):
+        x, log_variance = head.process.back(output(x, torch.full(x.shape[:-1], t)), x, t, s)
+        if s >= 0:
+            x = x + temperature * (0.5 * log_variance).exp() * noise[i]
+        found.append(x)
+    return torch.stack(found)
+
+
+def head_outputs(head: Diffusion, c: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head alone: its net, the terms of its loss, reverse steps, and chains of both spacings."""
     x, t, h, x0, noise = (inputs[f"head_{name}"] for name in ("x_t", "t", "c", "x0", "noise"))
-    out, n = torch.cat(head(x, t, h), 1), len(x) // 2
-    twice = torch.cat([x[:n], x[:n]])
-    eps, share = head(twice, t, h)
-    guided = torch.cat([(eps[n:] + c["cfg_scale"] * (eps[:n] - eps[n:])).repeat(2, 1), share], 1)
-    error, term = head.terms(x0, t, noise, h)
-    chain = settings(c["num_sampling_steps"]).chain()
-    index = torch.arange(len(x)) % len(chain)
-    eps, share = head(x, torch.tensor(chain.times)[index], h)
-    found = step(x, eps, share, look_up(chain.table(), index))
+    out, n, channels = head(x, t, h), len(x) // 2, x.shape[1]
+    twice = head(torch.cat([x[:n], x[:n]]), t, h)
+    eps = twice[:, :channels]
+    guided = torch.cat([(eps[n:] + c["cfg_scale"] * (eps[:n] - eps[n:])).repeat(2, 1), twice[:, channels:]], 1)
+    x_t = head.process.noised(x0, noise, t)
+    terms = head.process.losses(head(x_t, t, h), x0, noise, x_t, t)
+    times = torch.tensor(times_of(settings(c["num_sampling_steps"])))
+    index = torch.arange(len(x)) % len(times)
+    later, before = times[index], torch.where(index > 0, times[(index - 1).clamp_min(0)], -1)
+    output = head(x, later, h)
+    mean, log_variance = head.process.back(output, x, later, before)
+    # Upstream's log-variance of the last step, which nothing uses, ends at that of the step before it in the shorter chain.
+    plain = GaussianDiffusion(head.process.schedule, "eps", "fixed")
+    low, true = (plain.back(eps, x, a, b)[1] for a, b in ((later, before), (times[index.clamp_min(1)], times[(index - 1).clamp_min(0)])))
     result = {
         "head_out": out,
         "head_out_cfg": guided,
-        "head_q_sample": noisy(x0, noise, look_up(head.table, t)),
-        "head_terms_mse": error,
-        "head_terms_vb": term,
-        "head_terms_loss": error + term,
-        "gen_timestep_map": torch.tensor(chain.times),
-        "head_p_mean": found.mean,
-        "head_p_log_variance": found.log_variance,
-        "head_p_pred_xstart": found.x0,
+        "head_q_sample": x_t,
+        "head_terms_mse": terms["mse"],
+        "head_terms_vb": terms["vb"],
+        "head_terms_loss": terms["mse"] + terms["vb"],
+        "gen_timestep_map": times,
+        "head_p_mean": mean,
+        "head_p_log_variance": log_variance + (1 - output[:, channels:]) / 2 * (true - low),
+        "head_p_pred_xstart": head.process.clean(output, x, later),
     }
     for name, spacing in (("std", c["num_sampling_steps"]), ("ddim", c["ddim_spacing"])):
-        count = int(spacing.removeprefix("ddim"))
-        chain = CHAIN.at_times((strided if spacing.startswith("ddim") else evenly)(len(CHAIN), count))
-        each = [inputs[f"head_sample_{name}_step_noise_{i}"] for i in range(count)]
-        steps = reverse(chain, noise, lambda x, time: head(x, torch.full((len(x),), time), h), each.__getitem__, c["temperature"])
-        result |= {f"head_sample_{name}_timestep_map": torch.tensor(chain.times), f"head_sample_{name}_traj": torch.stack(steps)}
+        kept = times_of(settings(spacing))
+        each = [inputs[f"head_sample_{name}_step_noise_{i}"] for i in range(len(kept))]
+        steps = chain_of(head, kept, noise, lambda x, t: head(x, t, h), each, c["temperature"])
+        result |= {f"head_sample_{name}_timestep_map": torch.tensor(kept), f"head_sample_{name}_traj": steps}
     return result
 
 
-def both_halves(head: IDDPM, chain: Chain, z: Tensor, start: Tensor, noise: list[Tensor], scale: float, temperature: float) -> Tensor:
+def times_of(own: DiffusionSampler) -> list[int]:
+    """The times of a chain."""
+    return spaced(own.steps, own.spacing)
+
+
+def both_halves(
+    head: Diffusion, times: list[int], z: Tensor, start: Tensor, noise: Sequence[Tensor], scale: float, temperature: float
+) -> Tensor:
     """Samples (2n, C) of guided rows as upstream keeps them: the null half has noise and variance of its own, and is then dropped."""
-    n = len(start)
+    n, channels = start.shape
 
-    def predict(x: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        eps, share = head(torch.cat([x[:n], x[:n]]), torch.full((2 * n,), time), z)
-        return (eps[n:] + scale * (eps[:n] - eps[n:])).repeat(2, 1), share
+    def output(x: Tensor, t: Tensor) -> Tensor:
+        both = head(torch.cat([x[:n], x[:n]]), t, z)
+        eps = both[:, :channels]
+        return torch.cat([(eps[n:] + scale * (eps[:n] - eps[n:])).repeat(2, 1), both[:, channels:]], 1)
 
-    return reverse(chain, start.repeat(2, 1), predict, noise.__getitem__, temperature)[-1]
+    return chain_of(head, times, start.repeat(2, 1), output, noise, temperature)[-1]
 
 
 @torch.no_grad()
 def sampled(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sampling with the recorded noise, by the generator; the null half of each step, which upstream drops, by itself."""
-    c, head = info["config"], cast(IDDPM, model.head)
-    labels, chain = Labels(inputs["gen_labels"]), cast(IDDPMSampler, model.sampler.head).chain()
+    c, head = info["config"], cast(Diffusion, model.head)
+    labels, times = Labels(inputs["gen_labels"]), times_of(cast(DiffusionSampler, model.sampler.head))
     plan = decoding_plan(orders(inputs, "gen_order_"), cast(Masked, model.order).decoding.cut(model.layout.length))
     noise = {("head", g): inputs[f"gen_init_noise_{g}"] for g in range(plan.groups)}
     for g in range(plan.groups):
-        for i in range(len(chain) - 1):
-            noise[f"head.{i}", g] = inputs[f"gen_step_noise_{g}_{i}"][: len(noise["head", g])]
+        for i in range(len(times) - 1):
+            noise[f"head.{len(times) - 1 - i}", g] = inputs[f"gen_step_noise_{g}_{i}"][: len(noise["head", g])]
     draws = ReplayedSamples(labels.rows, noise)
     with calls_of(head, "draw") as calls:
         steps = list(model.decode_steps(labels, model.sampler, draws, plan=plan))
@@ -244,8 +269,8 @@ def sampled(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         z, tokens = hidden.cond_BND.flatten(0, 1), drawn.data.flatten(0, 1)
         if hidden.null_BND is not None:
             z = torch.cat([z, hidden.null_BND.flatten(0, 1)])
-            every = [inputs[f"gen_step_noise_{g}_{i}"] for i in range(len(chain))]
-            pair = both_halves(head, chain, z, noise["head", g], every, scales[-1], c["temperature"])
+            every = [inputs[f"gen_step_noise_{g}_{i}"] for i in range(len(times))]
+            pair = both_halves(head, times, z, noise["head", g], every, scales[-1], c["temperature"])
             tokens = torch.cat([tokens, pair[len(tokens) :]])
         result |= {f"gen_z_{g}": z, f"gen_tokens_{g}": tokens}
     return result | {"gen_cfg_per_iter": torch.tensor(scales)}
@@ -263,7 +288,7 @@ def masked_pass(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor])
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture."""
-    c, head = info["config"], cast(IDDPM, model.head)
+    c, head = info["config"], cast(Diffusion, model.head)
     with torch.no_grad():
         result = head_outputs(head, c, inputs)
     with calls_of(cast(MaskedAutoencoder, model.net).encoder, "forward") as calls:
@@ -272,7 +297,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     encoded = calls[0][1][seen].unflatten(0, (len(masked), -1))
     shape = (head.config.repeats, *masked.shape)
     t, noise = inputs["tf_t"].view(shape), inputs["tf_noise"].view(*shape, -1)
-    draws = ReplayedDraws((t.permute(1, 2, 0) + 0.5) / len(CHAIN), noise.permute(1, 2, 0, 3).contiguous())
+    draws = ReplayedDraws((t.permute(1, 2, 0) + 0.5) / TIMES, noise.permute(1, 2, 0, 3).contiguous())
     loss = head.loss(z, x0, draws)[masked].mean()
     result |= found | {
         "tf_encoder_out": encoded.detach(),

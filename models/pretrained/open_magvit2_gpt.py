@@ -21,7 +21,7 @@ from tokenloom.models.pretrained.llamagen import llama_net
 from tokenloom.models.pretrained.names import NameMap, Rename
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Sampler
-from tokenloom.models.zoo.generators.open_magvit2.head import Factorised
+from tokenloom.models.zoo.generators.open_magvit2.head import Factorised, SubTokens
 
 FAMILY = "open_magvit2_gpt"
 
@@ -29,8 +29,10 @@ Info = Mapping[str, Any]
 
 
 def config(info: Info) -> GroupGenerator.Config:
-    """Our config for the official settings; one guidance scale serves all sub-tokens."""
+    """Our config for the official settings; each sub-token has its own guidance scale s, as u + s (c - u)."""
     c = info["config"]
+    weights = [s - 1.0 for s in c["cfg_scale"]]
+    most = max(weights)
     net = llama_net({**c, "n_layer": c["spatial_n_layer"]})
     return GroupGenerator.Config(
         order=Raster(),
@@ -38,7 +40,7 @@ def config(info: Info) -> GroupGenerator.Config:
         net=replace(net, norm=PreNorm.Config(kind="rms", eps=c["norm_eps"], last="raw")),
         head=Factorised.Config(net=replace(net, depth=c["factorized_n_layer"])),
         condition=ClassCondition.Config(classes=c["class_num"], dropout=0.0),
-        sampler=Sampler(guidance=Constant(value=c["cfg_scale"][0] - 1.0), top_k=1),
+        sampler=Sampler(guidance=Constant(value=most), head=SubTokens(guidance=tuple(w / (most or 1.0) for w in weights)), top_k=1),
     )
 
 
@@ -46,7 +48,9 @@ def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
     c = info["config"]
     side = round(c["block_size"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=2 ** max(c["factorized_bits"]), codebooks=c["factorized_k"])
+    sizes = tuple(2**bits for bits in c["factorized_bits"])
+    unequal = sizes if len(set(sizes)) > 1 else ()
+    layout = TokenLayout(grids=((side, side),), vocabulary=max(sizes), codebooks=c["factorized_k"], vocabularies=unequal)
     return config(info).build(layout, c["class_num"])
 
 
@@ -68,18 +72,19 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     h = model(ids, Labels(inputs["labels"].flatten()), model.order.plan(model.layout, None))
     logits = head.logits(h, ids)
     losses = [torch.nn.functional.cross_entropy(logits[:, :, q].flatten(0, 1), ids[..., q].flatten()) for q in range(2)]
+    first, second = model.layout.codebook_sizes
     start = Labels(inputs["gen_labels"].flatten())
     steps = list(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)))
     drawn, found = torch.cat([s.data for s in steps], dim=1), torch.cat([cast(Tensor, s.logits) for s in steps], dim=1)
     return {
-        "logits_pre": logits[:, :, 0].detach(),
-        "logits_post": logits[:, :, 1].detach(),
+        "logits_pre": logits[:, :, 0, :first].detach(),
+        "logits_post": logits[:, :, 1, :second].detach(),
         "loss_pre": losses[0].detach(),
         "loss_post": losses[1].detach(),
         "loss": sum(losses, start=torch.zeros(())).detach(),
         "gen_ids_pre": drawn[..., 0],
         "gen_ids_post": drawn[..., 1],
-        "gen_logits_pre": found[:, :, 0],
-        "gen_logits_post": found[:, :, 1],
+        "gen_logits_pre": found[:, :, 0, :first],
+        "gen_logits_post": found[:, :, 1, :second],
         "loss_grad_norms": gradient_norms(model, names(info), losses[0] + losses[1], info["grad_norm_keys"]),
     }

@@ -19,8 +19,8 @@ FAMILY = "open_magvit2_lfq"
 def config(info: Mapping[str, Any]) -> LFQ.Config:
     """Our config for ``info["config"]``; one codebook, and the weight of the commitment with which it is recorded."""
     c = info["config"]
-    weight = c["sample_minimization_weight"]
-    return LFQ.Config(bits=c["dim"], beta=0.25, entropy=Entropy(weight=weight, diversity=c["batch_maximization_weight"] / weight))
+    sample, batch = c["sample_minimization_weight"], c["batch_maximization_weight"]
+    return LFQ.Config(bits=c["dim"], beta=0.25, entropy=Entropy(weight=1.0, confidence=sample, diversity=batch, sums="codes"))
 
 
 def build(info: Mapping[str, Any]) -> LFQ:

@@ -24,7 +24,7 @@ from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename
 from tokenloom.models.pretrained.parity import gradient_norms, reorder
-from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
 
 FAMILY = "tokenbridge"
@@ -68,6 +68,8 @@ def _blocks(c: Mapping[str, Any], name: str) -> Transformer.Config:
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
     c = info["config"]
+    # Official scale s is u + s (c - u) of features, growing with the tokens known after the step where it is linear; ours is w = s - 1.
+    weight = c["cfg_scale"] - 1
     channel = Transformer.Config(
         width=c["channel_embed_dim"],
         depth=c["channel_depth"],
@@ -82,8 +84,9 @@ def config(info: Info) -> GroupGenerator.Config:
         net=MaskedAutoencoder.Config(encoder=_blocks(c, "encoder"), decoder=_blocks(c, "decoder"), buffer=c["buffer_size"]),
         head=Channelwise.Config(net=channel, order=CHANNELS if c["vae_embed_dim"] == len(CHANNELS) else (), eps=EPS),
         condition=ClassCondition.Config(classes=c["class_num"], dropout=0.0),
-        # Official scale s is u + s (c - u) of features, growing with the tokens known after the step; ours is w = s - 1.
-        sampler=Sampler(guidance=Linear(value=c["cfg_scale"] - 1, clock="almost"), top_k=1),
+        sampler=Sampler(
+            guidance=Linear(value=weight, clock="almost") if c["cfg_schedule"] == "linear" else Constant(value=weight), top_k=1
+        ),
     )
 
 

@@ -19,11 +19,10 @@ from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Scales
-from tokenloom.models.parts.quantizers.codebook import Codebook
-from tokenloom.models.parts.quantizers.multiscale import MultiScale
 from tokenloom.models.parts.similarity import CosineSimilarity, Scaled
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
 from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.pretrained.var_vqvae import quantizer, quantizer_rules
 from tokenloom.models.sampling.sampler import Linear, Sampler
 
 FAMILY = ("var", "var_shared_aln")
@@ -35,13 +34,7 @@ class _Codec:
     """What a next-scale feed asks of a tokenizer's config."""
 
     def __init__(self, info: Info) -> None:
-        c = info["config"]
-        self.quantizer = MultiScale.Config(
-            codebook=Codebook.Config(codes=c["vocab_size"], dim=c["Cvae"]),
-            scales=tuple(c["patch_nums"]),
-            phis=c["share_quant_resi"],
-            ratio=c["quant_resi"],
-        )
+        self.quantizer = quantizer(info["config"], info["config"]["Cvae"])
 
 
 def config(info: Info) -> GroupGenerator.Config:
@@ -83,7 +76,7 @@ def names(info: Info) -> NameMap:
         Rename("lvl_embed.weight", "feed.position_scale.weight"),
         Ignore("lvl_1L"),
         Ignore("attn_bias_for_masking"),
-        *quantizer_names("state_vae/quantize.", "feed.quantizer."),
+        *quantizer_rules("state_vae/quantize.", "feed.quantizer.", info["config"]["share_quant_resi"]),
     )
 
 
@@ -118,15 +111,6 @@ def _stacked(depth: int, width: int) -> Rule:
         lambda parts: [torch.cat([p.reshape(1, 6 * width) for p in parts])],
         lambda whole: [row.reshape(1, 1, 6, width) for row in whole[0]],
     )
-
-
-def quantizer_names(official: str, ours: str) -> list[Rule]:
-    """Names of the multi-scale quantizer below the two prefixes; the hit statistics are not kept."""
-    return [
-        Rename(f"{official}embedding.weight", f"{ours}codebook.weight"),
-        Rename(f"{official}quant_resi.qresi_ls.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}"),
-        Ignore(f"{official}ema_vocab_hit_SV"),
-    ]
 
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,23 +59,21 @@ def build(info: Mapping[str, Any]) -> Autoencoder:
     return config(info).build(signal=signals.image(info["config"]["image"], 3))
 
 
-def quantizer_rules(official: str, ours: str) -> tuple[Rule, ...]:
-    """Names of codebook and Phi; ``official`` and ``ours`` are prefixes that end in a dot.  Phi has one of three layouts."""
+def quantizer_rules(official: str, ours: str, shared: int) -> tuple[Rule, ...]:
+    """Names of codebook and Phi; ``official`` and ``ours`` are prefixes that end in a dot.
+
+    ``shared`` convolutions serve all scales; upstream has other names for one alone, and for 0, which is one a scale.
+    """
+    phi = f"{official}quant_resi."
+    phis = {
+        0: [Rename(f"{phi}{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}")],
+        1: [Rename(f"{phi}qresi.{p}", f"{ours}phi.0.{p}") for p in ("weight", "bias")],
+    }
     return (
         Rename(f"{official}embedding.weight", f"{ours}codebook.weight"),
-        Rename(f"{official}quant_resi.qresi_ls.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}"),
+        *phis.get(shared, [Rename(f"{phi}qresi_ls.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}")]),
         Ignore(f"{official}ema_vocab_hit_SV"),
     )
-
-
-def _other_phis(official: str, ours: str, phis: int, shared: int) -> tuple[Rule, ...]:
-    """Rules for one shared Phi and for one Phi a scale, whose official names differ."""
-    rules = quantizer_rules(official, ours)
-    if shared == 1:
-        return (rules[0], *(Rename(f"{official}quant_resi.qresi.{p}", f"{ours}phi.0.{p}") for p in ("weight", "bias")), rules[2])
-    if shared == 0:
-        return (rules[0], Rename(f"{official}quant_resi.{{i}}.{{p}}", f"{ours}phi.{{i}}.{{p}}"), rules[2])
-    return rules
 
 
 def residual_block(official: str, ours: str) -> tuple[Rule, ...]:
@@ -110,7 +108,7 @@ def names(info: Mapping[str, Any]) -> NameMap:
             rules += residual_block(f"{theirs}.block.{{i}}", f"{ours}.blocks.{{i}}")
             rules += _attention(f"{theirs}.attn.{{i}}", f"{ours}.attention.{{i}}")
             rules.append(Rename(f"{theirs}.{change}.conv.{{p}}", f"{ours}.change.{{p}}"))
-    return NameMap(*rules, *_other_phis("quantize.", "quantizer.", len(c["v_patch_nums"]), c["share_quant_resi"]))
+    return NameMap(*rules, *quantizer_rules("quantize.", "quantizer.", c["share_quant_resi"]))
 
 
 def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.heads.hidden import guide
+from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.visibility import Causal, Mask
-from tokenloom.models.sampling.filters import keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import keep
 from tokenloom.models.sampling.rejection import acceptable, draw_from, leading, residual
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import Decodable, DecodingSession
@@ -242,8 +242,6 @@ class ChainSession(DecodingSession):
         head, rows = cast(Categorical, self.model.head), self.rows
         entry_Bn = entry_Bn.clamp_max(self.model.layout.length - 1)
         weight, temperature = (table[entry_Bn].unsqueeze(-1) for table in (self.weight_L, self.temperature_L))
-        logits = head.logits(h_RnD)
-        if self.guided:
-            logits = guide(logits[:rows], logits[rows:], weight)
+        logits = head.guided(Hidden(h_RnD[:rows], h_RnD[rows:] if self.guided else None, weight))
         logits = logits / temperature.clamp_min(1e-6)
-        return keep_top_p(keep_top_k(logits, self.sampler.top_k), self.sampler.top_p).softmax(-1)
+        return keep(logits, self.sampler.top_k, self.sampler.top_p).softmax(-1)

@@ -6,23 +6,24 @@ import torch
 from torch import Tensor
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits with all but the k largest at -inf; 0 keeps all."""
-    if k <= 0 or k >= logits.shape[-1]:
-        return logits
-    floor = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < floor, -torch.inf)
+def keep(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits with all but the k largest, and of these all but the nucleus, at -inf; 0 and 1 keep all.
 
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Nucleus (arXiv:1904.09751): the fewest likeliest entries whose probability reaches p; 1 keeps all."""
-    if p >= 1:
+    The nucleus (arXiv:1904.09751) is the fewest likeliest of the k whose probability among the k reaches p.  Both filters are one
+    number a row, the least logit that is kept, so that only k values are sorted.  Equal logits stay or go together: those equal to
+    the least one stay, on every machine.
+    """
+    k = top_k if 0 < top_k < logits.shape[-1] else logits.shape[-1]
+    if top_p < 1:
+        top = logits.topk(k, dim=-1).values if k < logits.shape[-1] else logits.sort(dim=-1, descending=True).values
+        # From the least upwards: a value goes when it and everything below it sum to at most 1 - p; the largest always stays.
+        dropped = (top.softmax(-1).flip(-1).cumsum(-1) <= 1 - top_p).sum(-1, keepdim=True)
+        least = top.gather(-1, (k - 1 - dropped).clamp(min=0))
+    elif k < logits.shape[-1]:
+        least = logits.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    else:
         return logits
-    value, index = logits.sort(dim=-1)
-    # Ascending: an entry goes when it and everything below it sum to at most 1 - p; the largest always stays.
-    drop = value.softmax(-1).cumsum(-1) <= 1 - p
-    drop[..., -1].fill_(False)
-    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), -torch.inf)
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def inverse(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -92,6 +92,38 @@ class PowerCosine(Schedule, tag="schedule.power_cosine"):
         return self.value * (1 - math.cos(math.pi * progress**self.power)) / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interval(Schedule, tag="schedule.interval"):
+    """The value while progress is in [``start``, ``end``], else zero (arXiv:2404.07724; LlamaGen's ``cfg_interval`` sets the end)."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ConfigError(f"interval start={self.start}, end={self.end}: must be growing shares of the decoding, in [0, 1]")
+
+    def at(self, progress: float) -> float:
+        return self.value if self.start <= progress <= self.end else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Schedule, tag="schedule.table"):
+    """``value`` times a factor of each step; the last factor holds for all steps after it (FlexVAR, Infinity)."""
+
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise ConfigError("schedule factors=[]: give at least one")
+
+    def at(self, progress: float) -> float:
+        raise NotImplementedError("a table is read by steps: use on()")
+
+    def on(self, moment: Moment) -> float:
+        return self.value * self.factors[min(moment.step, len(self.factors) - 1)]
+
+
 SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "power_cosine": PowerCosine}
 
 

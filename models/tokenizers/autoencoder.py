@@ -217,8 +217,11 @@ def checked(tokens: Tokens, layout: TokenLayout) -> Tensor:
     if not layout.discrete:
         return tokens.data.float()
     ids = tokens.ids
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < layout.vocabulary:
-        raise LayoutError(f"ids from {int(ids.min())} to {int(ids.max())}, the codebook has {layout.vocabulary} codes")
+    for q, size in enumerate(layout.vocabularies or (layout.vocabulary,)):
+        part = ids[..., q] if layout.vocabularies else ids
+        if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < size:
+            which = f"codebook {q}" if layout.vocabularies else "the codebook"
+            raise LayoutError(f"ids from {int(part.min())} to {int(part.max())}, {which} has {size} codes")
     return ids
 
 

@@ -14,13 +14,17 @@ from tokenloom.models.core.layout import LayoutError, TokenLayout
 class Ids(nn.Module):
     """Embeddings of ids: one table, or one a codebook whose vectors are added.
 
-    ``spare`` rows come after the vocabulary: the first is [MASK] where a feed masks, others stand in official tables.
+    ``spare`` rows come after a codebook's vocabulary: the first is [MASK] where a feed masks, others stand in official tables.
     """
+
+    mask: Tensor
 
     def __init__(self, layout: TokenLayout, width: int, spare: int = 0, std: float = 0.02) -> None:
         super().__init__()
-        self.mask = layout.vocabulary
-        self.books = nn.ModuleList([nn.Embedding(layout.vocabulary + spare, width) for _ in range(layout.codebooks)])
+        sizes = layout.codebook_sizes
+        # One number of [MASK] a codebook; of one codebook a number alone.
+        self.register_buffer("mask", torch.tensor(sizes if len(sizes) > 1 else sizes[0]), persistent=False)
+        self.books = nn.ModuleList([nn.Embedding(size + spare, width) for size in sizes])
         for book in self.books:
             nn.init.trunc_normal_(book.weight, std=std)  # type: ignore[arg-type]
 

@@ -20,6 +20,7 @@ from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
+from tokenloom.models.sampling.head_sampler import HeadSampler
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 #: Runs the net on the group at hand again, its own slots holding these values (B, n, D) added, and says its hidden states.
@@ -33,6 +34,8 @@ class Head(nn.Module, ABC):
     likelihood: ClassVar[Likelihood] = "none"
     #: ``several``: ``draw`` runs the net again within a group and is given ``predict``.
     calls: ClassVar[Literal["one", "several"]] = "one"
+    #: Type of the sampler settings that are this head's own (None: it has none).
+    settings: ClassVar[type[HeadSampler] | None] = None
 
     class Config(config.Config, ABC):
         """What a head is made from; its tag is ``head.NAME``, by which a run file writes ``set: {head: {NAME: {field: value}}}``."""
@@ -86,5 +89,6 @@ class Head(nn.Module, ABC):
         Raises:
             ConfigError: there are some.
         """
-        if sampler.head is not None:
-            raise config.ConfigError(f"sample.head={sampler.head!r}: {type(self).__name__} has no settings of its own; leave it out")
+        if sampler.head is not None and not (self.settings and isinstance(sampler.head, self.settings)):
+            takes = f"takes {self.settings.tag.partition('.')[2]!r} alone" if self.settings else "has no settings of its own; leave it out"
+            raise config.ConfigError(f"sample.head={sampler.head!r}: {type(self).__name__} {takes}")

@@ -19,7 +19,7 @@ from tokenloom.models.parts.feeds.embedding import table_of
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
@@ -32,7 +32,7 @@ def pick(logits: Tensor, sampler: Sampler, moment: Moment, draws: SampleDraws, s
     """Ids drawn from (B, …, V) guided logits after temperature, top-k and top-p, by one number each of this stream."""
     logits = logits / max(sampler.temperature.on(moment), 1e-6)
     uniform = draws.uniform(stream, moment.step, *logits.shape[1:-1])
-    return inverse(keep_top_p(keep_top_k(logits, sampler.top_k), sampler.top_p), uniform)
+    return inverse(keep(logits, sampler.top_k, sampler.top_p), uniform)
 
 
 class Categorical(Head):
@@ -64,6 +64,15 @@ class Categorical(Head):
         """(B, N, V) logits."""
         return full(self.out(h_BND))
 
+    def guided(self, hidden: Hidden) -> Tensor:
+        """(B, N, V) logits under guidance.
+
+        The map is affine and the weights of guidance sum to one, so in full precision it is applied once, to guided hidden states:
+        ``(1 + w) (W c + b) - w (W n + b) = W ((1 + w) c - w n) + b``.  Coarser numbers would lose in the difference of states.
+        """
+        exact = hidden.cond_BND.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(hidden.cond_BND.device.type)
+        return self.logits(hidden.guided()) if exact else hidden.guided(self.logits)
+
     def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
         """Nats of targets (B, N), or (B, N, m) where m positions share a hidden state."""
         logits = self.logits(h_BND)
@@ -80,7 +89,7 @@ class Categorical(Head):
         forced: Tensor | None = None,
         predict: Predict | None = None,
     ) -> Drawn:
-        logits = hidden.guided(self.logits)
+        logits = self.guided(hidden)
         ids = pick(logits, sampler, moment, draws) if forced is None else forced
         return Drawn(ids, logits)
 

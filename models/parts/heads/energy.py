@@ -36,6 +36,8 @@ class EnergySampler(HeadSampler, tag="head_sampler.energy"):
 class EnergyScore(Head):
     """Hidden state and noise to a token, by a residual MLP that the noise modulates; guidance is of the hidden states."""
 
+    settings = EnergySampler
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.energy_score", label="energy score"):
         """``alpha`` in (0, 2): the exponent of distances; ``spread`` weighs that between two samples (1: the proper score);
@@ -71,7 +73,7 @@ class EnergyScore(Head):
 
     def forward(self, h: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
         """Tokens (…, C) of hidden states (…, D) and uniform numbers (…, Z) in [0, 1)."""
-        return self.net(h, self.noise((uniform - 0.5).to(h.dtype)), temperature).float()
+        return self.net.modulated(h, self.noise((uniform - 0.5).to(h.dtype)), temperature).float()
 
     def score(self, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
         """(…) the energy score of two samples (…, C), larger being better (equation 7)."""
@@ -104,7 +106,3 @@ class EnergyScore(Head):
         own = sampler.head if isinstance(sampler.head, EnergySampler) else EnergySampler()
         h = hidden.guided()
         return Drawn(self(h, draws.uniform("head", moment.step, h.shape[1], self.config.noise), own.temperature))
-
-    def check_sampler(self, sampler: Sampler) -> None:
-        if not isinstance(sampler.head, EnergySampler | None):
-            raise ConfigError(f"sample.head={sampler.head!r}: an energy score takes the settings `energy`")

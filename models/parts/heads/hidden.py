@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -19,11 +20,16 @@ class Hidden:
     null_BND: Tensor | None = None
     weight: float | Tensor = 0.0
 
-    def guided(self, output: Callable[[Tensor], Tensor] = lambda h: h) -> Tensor:
-        """An output of hidden states (logits, a noise prediction, …; by default the states themselves) under guidance."""
+    def guided(self, output: Callable[[Tensor], Tensor] = lambda h: h, of: int | None = None) -> Tensor:
+        """An output of hidden states (logits, a noise prediction, …; by default the states themselves) under guidance.
+
+        ``of`` (None: all) are the first channels that guidance mixes; the others are those of the conditional states.
+        """
+        cond = output(self.cond_BND)
         if self.null_BND is None:
-            return output(self.cond_BND)
-        return guide(output(self.cond_BND), output(self.null_BND), self.weight)
+            return cond
+        mixed = guide(cond[..., :of], output(self.null_BND)[..., :of], self.weight)
+        return mixed if of is None else torch.cat([mixed, cond[..., of:]], -1)
 
 
 def guide(cond: Tensor, null: Tensor | None, weight: float | Tensor) -> Tensor:

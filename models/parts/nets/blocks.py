@@ -16,14 +16,23 @@ C = TypeVar("C", bound=Transformer.Config)
 N = TypeVar("N", bound=config.Config)
 
 
-def llama(depth: int, width: int | None, heads: int | None, dropout: float, net: type[C] = Transformer.Config, **own: Any) -> C:  # type: ignore[assignment]
+def llama(
+    depth: int,
+    width: int | None,
+    heads: int | None,
+    dropout: float,
+    net: type[C] = Transformer.Config,  # type: ignore[assignment]
+    multiple_of: int = 32,
+    **own: Any,
+) -> C:
     """LlamaGen's blocks (arXiv:2406.06525): RMS pre-norm, SwiGLU, no biases, two-dimensional rotary positions.
 
-    Width is 64 times the depth and heads the depth if not given; ``own`` are fields of ``net`` that others do not have.
+    Width is 64 times the depth and heads the depth if not given; the MLP's hidden width is a multiple of ``multiple_of`` (256 of the
+    published models); ``own`` are fields of ``net`` that others do not have.
     """
     parts: dict[str, Any] = {
         "norm": PreNorm.Config(kind="rms", eps=1e-5),
-        "mlp": SwiGLU.Config(multiple_of=32),
+        "mlp": SwiGLU.Config(multiple_of=multiple_of),
         "attention": Attention.Config(bias="none"),
         "rope": Rope.Config(),
     }

@@ -1,6 +1,6 @@
 """Encoder of what is known, decoder of everything (MAE, arXiv:2111.06377; MAR, arXiv:2406.11838).
 
-Shapes: B rows, S slots of which the first are a buffer, L positions, D width.
+Shapes: B rows, S slots of which the first are a buffer, L positions, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MaskedAutoencoder(SlotNet):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.masked_autoencoder"):
-        """``encoder`` and ``decoder``, which may differ in width; ``buffer`` as the feed's."""
+        """``encoder`` and ``decoder`` may differ in width; ``buffer`` as the feed's."""
 
         encoder: Transformer.Config
         decoder: Transformer.Config
@@ -42,13 +42,13 @@ class MaskedAutoencoder(SlotNet):
             return self.encoder.width
 
         @property
-        def hidden(self) -> int:
+        def output_width(self) -> int:
             """The decoder's."""
             return self.decoder.width
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
-        width, self.buffer = config.hidden, config.buffer
+        width, self.buffer = config.output_width, config.buffer
         self.encoder, self.decoder = config.encoder.build(layout), config.decoder.build(layout)
         self.between = nn.Linear(config.width, width)
         nn.init.xavier_uniform_(self.between.weight)

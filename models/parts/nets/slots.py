@@ -25,13 +25,13 @@ class SlotNet(nn.Module, ABC):
     """The body of a generator; concrete ones nest a frozen ``Config``."""
 
     class Config(config.Config, ABC):
-        """What a net is made from; ``width`` is that of slots and hidden states."""
+        """What a net is made from; ``width`` is that of slots, and of hidden states where ``output_width`` is no other."""
 
         width: int
 
         @property
-        def hidden(self) -> int:
-            """Width of the hidden states, where it is not that of the slots."""
+        def output_width(self) -> int:
+            """Width of the hidden states."""
             return self.width
 
         def build(self, layout: TokenLayout) -> SlotNet:

@@ -18,14 +18,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
-
-#: A grid of (rows, columns), or one number for a square one.
-Grid = int | tuple[int, int]
-
-
-def pair(grid: Grid) -> tuple[int, int]:
-    """Rows and columns."""
-    return (grid, grid) if isinstance(grid, int) else grid
+from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair
 
 
 class Flexible(Quantizer):
@@ -37,14 +30,13 @@ class Flexible(Quantizer):
         below the grid), which is decoded and compared with the image at that size."""
 
         codebook: Codebook.Config
-        scales: tuple[int, ...]
-        trained: tuple[int, ...] = ()
+        scales: tuple[Grid, ...]
+        trained: tuple[Grid, ...] = ()
         beta: float = 0.25
 
         def __post_init__(self) -> None:
-            if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
-                raise ConfigError(f"quantizer.scales={list(self.scales)}: give growing grid sizes, e.g. [1, 2, 3, 4]")
-            if any(size < 1 for size in self.trained) or self.beta < 0:
+            growing(self.scales)
+            if any(min(pair(size)) < 1 for size in self.trained) or self.beta < 0:
                 raise ConfigError(f"quantizer.trained={list(self.trained)}, beta={self.beta}: sizes positive, beta not negative")
 
         @property
@@ -56,11 +48,7 @@ class Flexible(Quantizer):
             return self.dim, self.dim
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
-            if grid != pair(self.scales[-1]):
-                raise ConfigError(
-                    f"quantizer.scales={list(self.scales)}: the last scale must be the latent grid, which is {grid[0]}x{grid[1]}"
-                )
-            return TokenLayout(grids=tuple((s, s) for s in self.scales), vocabulary=self.codebook.codes)
+            return TokenLayout(grids=last(self.scales, grid), vocabulary=self.codebook.codes)
 
         def build(self, grid: tuple[int, int]) -> Flexible:
             self.layout(grid)
@@ -69,7 +57,7 @@ class Flexible(Quantizer):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.scales = config, config.scales
-        self.sizes = config.trained or tuple(range(1, config.scales[-1])) or (1,)
+        self.sizes = config.trained or tuple(range(1, min(pair(config.scales[-1])))) or (1,)
         self.codebook = config.codebook.build(("full", "drawn"), (1.0, 1.0))
 
     def _at(self, z_BCHW: Tensor, grid: Grid) -> Tensor:

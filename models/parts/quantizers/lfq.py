@@ -64,7 +64,8 @@ class LFQ(Quantizer):
             return self.bits, self.bits
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
-            return TokenLayout(grids=(grid,), vocabulary=2 ** max(self.sizes), codebooks=len(self.sizes))
+            own = tuple(2**n for n in self.sizes) if len(set(self.sizes)) > 1 else ()
+            return TokenLayout(grids=(grid,), vocabulary=2 ** max(self.sizes), codebooks=len(self.sizes), vocabularies=own)
 
     #: The absolute value of a code's entries.
     scale: float = 1.0

@@ -6,6 +6,7 @@ scales, small to large and row-major inside a scale.  ``f_hat`` is the sum of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
+from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair
 
 
 def phi_of_scale(scale: int, scales: int, phis: int) -> int:
@@ -52,14 +54,13 @@ class MultiScale(Quantizer):
         """
 
         codebook: Codebook.Config
-        scales: tuple[int, ...]
+        scales: tuple[Grid, ...]
         beta: float = 0.25
         phis: int = 4
         ratio: float = 0.5
 
         def __post_init__(self) -> None:
-            if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
-                raise ConfigError(f"quantizer.scales={list(self.scales)}: give growing grid sizes, e.g. [1, 2, 3, 4]")
+            growing(self.scales)
             if self.beta < 0 or not 0 <= self.ratio <= 1:
                 raise ConfigError(f"quantizer.beta={self.beta}, ratio={self.ratio}: beta must not be negative, ratio in [0, 1]")
             if self.phis < 1:
@@ -79,11 +80,7 @@ class MultiScale(Quantizer):
             return self.dim, self.dim
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
-            if grid != (self.scales[-1],) * 2:
-                raise ConfigError(
-                    f"quantizer.scales={list(self.scales)}: the last scale must be the latent grid, which is {grid[0]}x{grid[1]}"
-                )
-            return TokenLayout(grids=tuple((s, s) for s in self.scales), vocabulary=self.codes)
+            return TokenLayout(grids=last(self.scales, grid), vocabulary=self.codes)
 
         def build(self, grid: tuple[int, int]) -> MultiScale:
             self.layout(grid)
@@ -92,22 +89,22 @@ class MultiScale(Quantizer):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.scales = config.scales
+        self.scales = tuple(pair(s) for s in config.scales)
         # A vector of a small scale covers many positions of the last grid, and counts as many times: averages of codes then minimise
         # the error of f_hat, and the few vectors of the smallest scales shape the codebook as much as the many of the largest.
-        area = tuple((config.scales[-1] / s) ** 2 for s in config.scales)
-        self.codebook = config.codebook.build(tuple(f"{s}x{s}" for s in config.scales), area)
+        area = tuple(math.prod(self.size) / (h * w) for h, w in self.scales)
+        self.codebook = config.codebook.build(tuple(f"{h}x{w}" for h, w in self.scales), area)
         self.phi = nn.ModuleList(Phi(config.dim, config.ratio) for _ in range(config.phis if config.ratio > 0 else 0))
 
     @property
-    def size(self) -> int:
-        """Rows (= columns) of the last grid."""
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the last grid."""
         return self.scales[-1]
 
     def _up(self, scale: int, z_BChw: Tensor) -> Tensor:
         """A scale's code vectors at the size of the last grid, after Phi."""
         if scale < len(self.scales) - 1:
-            z_BChw = F.interpolate(z_BChw, size=(self.size, self.size), mode="bicubic")
+            z_BChw = F.interpolate(z_BChw, size=self.size, mode="bicubic")
         if not self.phi:
             return z_BChw
         return self.phi[phi_of_scale(scale, len(self.scales), len(self.phi))](z_BChw)
@@ -116,7 +113,7 @@ class MultiScale(Quantizer):
         """A full-size map at a scale's size; the last scale is not interpolated."""
         if scale == len(self.scales) - 1:
             return f_BCHW
-        return F.interpolate(f_BCHW, size=(self.scales[scale],) * 2, mode="area")
+        return F.interpolate(f_BCHW, size=self.scales[scale], mode="area")
 
     def _target(self, z_BCHW: Tensor, scale: int) -> Tensor:
         """What the sum of the scales up to this one should be."""
@@ -124,11 +121,11 @@ class MultiScale(Quantizer):
 
     def _vectors(self, ids_BP: Tensor, scale: int, weight: Tensor | None = None) -> Tensor:
         z_BPC = F.embedding(ids_BP, self.codebook.weight if weight is None else weight)
-        return z_BPC.transpose(1, 2).unflatten(2, (self.scales[scale], self.scales[scale]))
+        return z_BPC.transpose(1, 2).unflatten(2, self.scales[scale])
 
     def split(self, ids_BL: Tensor) -> tuple[Tensor, ...]:
         """The ids of each scale, (B, s*s)."""
-        return ids_BL.split([s * s for s in self.scales], dim=1)
+        return ids_BL.split([h * w for h, w in self.scales], dim=1)
 
     def _residual(self, f_BCHW: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """Per scale (vectors (B, P, C), ids (B, P)), and f_hat after each scale (algorithm 1)."""
@@ -199,7 +196,7 @@ class MultiScale(Quantizer):
 
     def start(self, rows: int) -> Tensor:
         """f_hat before the first scale: zeros (B, C, H, W)."""
-        return self.codebook.weight.new_zeros(rows, self.config.dim, self.size, self.size)
+        return self.codebook.weight.new_zeros(rows, self.config.dim, *self.size)
 
     def accumulate(self, f_hat_BCHW: Tensor, scale: int, ids_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Decoding one scale at a time: the new f_hat, and the next scale's input (B, P', C).

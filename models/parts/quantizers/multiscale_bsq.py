@@ -21,6 +21,7 @@ from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import exact
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.parts.quantizers.gradients import Straight
+from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair
 from tokenloom.models.parts.quantizers.lfq import pack
 from tokenloom.models.parts.quantizers.usage import Usage
 
@@ -38,13 +39,12 @@ class MultiScaleBSQ(Quantizer):
         """``beta`` weighs the commitment loss, the mean over the scales of the error of the sum so far."""
 
         bits: int = 10
-        scales: tuple[int, ...] = (1, 2, 3, 4)
+        scales: tuple[Grid, ...] = (1, 2, 3, 4)
         beta: float = 0.25
         entropy: Entropy | None = Entropy(weight=0.02, temperature=0.1)
 
         def __post_init__(self) -> None:
-            if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
-                raise ConfigError(f"quantizer.scales={list(self.scales)}: give growing grid sizes, e.g. [1, 2, 3, 4]")
+            growing(self.scales)
             if self.bits < 2 or self.beta < 0:
                 raise ConfigError(f"quantizer.bits={self.bits}, beta={self.beta}: at least 2 bits, beta not negative")
 
@@ -52,11 +52,7 @@ class MultiScaleBSQ(Quantizer):
             return self.bits, self.bits
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
-            if grid != (self.scales[-1],) * 2:
-                raise ConfigError(
-                    f"quantizer.scales={list(self.scales)}: the last scale must be the latent grid, which is {grid[0]}x{grid[1]}"
-                )
-            return TokenLayout(grids=tuple((s, s) for s in self.scales), vocabulary=2, codebooks=self.bits)
+            return TokenLayout(grids=last(self.scales, grid), vocabulary=2, codebooks=self.bits)
 
         def build(self, grid: tuple[int, int]) -> MultiScaleBSQ:
             self.layout(grid)
@@ -64,29 +60,29 @@ class MultiScaleBSQ(Quantizer):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config, self.scales = config, config.scales
+        self.config, self.scales = config, tuple(pair(s) for s in config.scales)
         self.scale = 1 / math.sqrt(config.bits)
-        self.usage = Usage(2 ** min(config.bits, WATCHED), tuple(f"{s}x{s}" for s in config.scales))
+        self.usage = Usage(2 ** min(config.bits, WATCHED), tuple(f"{h}x{w}" for h, w in self.scales))
 
     @property
-    def size(self) -> int:
-        """Rows (= columns) of the last grid."""
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the last grid."""
         return self.scales[-1]
 
     def direction(self, rest_BDHW: Tensor, scale: int) -> Tensor:
         """What a scale codes: the direction of the area-averaged rest, (B, P, D); its signs are the bits, 0 gives bit 0."""
         if scale < len(self.scales) - 1:
-            rest_BDHW = F.interpolate(rest_BDHW, size=(self.scales[scale],) * 2, mode="area")
+            rest_BDHW = F.interpolate(rest_BDHW, size=self.scales[scale], mode="area")
         return F.normalize(rest_BDHW.flatten(2).transpose(1, 2), dim=-1)
 
     def code(self, bit_BPD: Tensor, scale: int) -> Tensor:
         """A scale's codes at the size of the last grid, (B, D, H, W)."""
-        z_BDhw = ((2 * bit_BPD.long() - 1) * self.scale).transpose(1, 2).unflatten(2, (self.scales[scale],) * 2)
-        return z_BDhw if scale == len(self.scales) - 1 else F.interpolate(z_BDhw, size=(self.size,) * 2, mode="bilinear")
+        z_BDhw = ((2 * bit_BPD.long() - 1) * self.scale).transpose(1, 2).unflatten(2, self.scales[scale])
+        return z_BDhw if scale == len(self.scales) - 1 else F.interpolate(z_BDhw, size=self.size, mode="bilinear")
 
     def split(self, bit_BLD: Tensor) -> tuple[Tensor, ...]:
         """The bits of each scale, (B, P, D)."""
-        return bit_BLD.split([s * s for s in self.scales], dim=1)
+        return bit_BLD.split([h * w for h, w in self.scales], dim=1)
 
     def _residual(self, z_BDHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Directions (B, P, D), with the gradient of z, and f_hat after each scale."""
@@ -136,7 +132,7 @@ class MultiScaleBSQ(Quantizer):
 
     def start(self, rows: int) -> Tensor:
         """f_hat before the first scale: zeros (B, D, H, W)."""
-        return self.usage.usage.new_zeros(rows, self.config.bits, self.size, self.size)
+        return self.usage.usage.new_zeros(rows, self.config.bits, *self.size)
 
     def following(self, f_hat_BDHW: Tensor, scale: int, mode: str = "bilinear") -> Tensor:
         """What the scale after ``scale`` is given, (B, P', D): f_hat at its size; after the last scale f_hat itself.
@@ -145,7 +141,7 @@ class MultiScaleBSQ(Quantizer):
         """
         after = min(scale + 1, len(self.scales) - 1)
         if after < len(self.scales) - 1:
-            f_hat_BDHW = F.interpolate(f_hat_BDHW, size=(self.scales[after],) * 2, mode=mode)
+            f_hat_BDHW = F.interpolate(f_hat_BDHW, size=self.scales[after], mode=mode)
         return f_hat_BDHW.flatten(2).transpose(1, 2)
 
     def next_inputs(self, bit_BLD: Tensor, mode: str = "bilinear") -> Tensor:

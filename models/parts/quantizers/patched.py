@@ -34,14 +34,14 @@ class Patched(nn.Module):
         self.config, self.side = config, config.side
         self.cells = MultiScaleBSQ(config)
 
-    def _fold(self, data_BPD: Tensor, size: int) -> Tensor:
+    def _fold(self, data_BPD: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens of one scale to cells, (B, h w, D)."""
-        map_BDPP = data_BPD.transpose(1, 2).unflatten(2, (size // self.side,) * 2)
+        map_BDPP = data_BPD.transpose(1, 2).unflatten(2, (size[0] // self.side, size[1] // self.side))
         return F.pixel_shuffle(map_BDPP, self.side).flatten(2).transpose(1, 2)
 
-    def _unfold(self, data_BhwD: Tensor, size: int) -> Tensor:
+    def _unfold(self, data_BhwD: Tensor, size: tuple[int, int]) -> Tensor:
         """Cells of one scale to tokens, (B, P, p p D)."""
-        return F.pixel_unshuffle(data_BhwD.transpose(1, 2).unflatten(2, (size, size)), self.side).flatten(2).transpose(1, 2)
+        return F.pixel_unshuffle(data_BhwD.transpose(1, 2).unflatten(2, size), self.side).flatten(2).transpose(1, 2)
 
     def start(self, rows: int) -> Tensor:
         """The sum before the first scale: zeros (B, D, H, W) of cells."""
@@ -49,14 +49,14 @@ class Patched(nn.Module):
 
     def accumulate(self, f_hat_BDHW: Tensor, scale: int, bit_BPD: Tensor) -> tuple[Tensor, Tensor]:
         """Decoding one scale at a time: the new sum of cells, and the next scale's input of tokens (B, P', p p D)."""
-        scales = self.config.scales
+        scales = self.cells.scales
         f_hat_BDHW, following = self.cells.accumulate(f_hat_BDHW, scale, self._fold(bit_BPD, scales[scale]))
         return f_hat_BDHW, self._unfold(following, scales[min(scale + 1, len(scales) - 1)])
 
     def next_inputs(self, bit_BLD: Tensor) -> Tensor:
         """Teacher forcing: what each scale but the first is given, (B, L - first scale, p p D)."""
         f_hat, inputs = self.start(len(bit_BLD)), []
-        parts = bit_BLD.split([(s // self.side) ** 2 for s in self.config.scales], dim=1)
+        parts = bit_BLD.split([h * w // self.side**2 for h, w in self.cells.scales], dim=1)
         for scale, bits in enumerate(parts[:-1]):
             f_hat, following = self.accumulate(f_hat, scale, bits)
             inputs.append(following)

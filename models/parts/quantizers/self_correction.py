@@ -32,9 +32,9 @@ class SelfCorrection(configs.Config, tag="self_correction"):
     def draw(self, quantizer: MultiScaleBSQ, draws: Draws) -> list[Tensor]:
         """Flips (B, P, D) bool of each scale that is flipped, from the step's draws."""
         flips = []
-        for s in quantizer.scales[: self.scales]:
+        for h, w in quantizer.scales[: self.scales]:
             percent = (draws.shared_uniform() * (round(100 * self.strength) + 1)).floor()
-            flips.append(flipped(draws.uniform(s * s, quantizer.config.bits), percent))
+            flips.append(flipped(draws.uniform(h * w, quantizer.config.bits), percent))
         return flips
 
 

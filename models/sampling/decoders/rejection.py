@@ -22,7 +22,7 @@ from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.sampling.decoders.base import Decoder
-from tokenloom.models.sampling.filters import inverse, keep_top_k, keep_top_p
+from tokenloom.models.sampling.filters import inverse, keep
 from tokenloom.models.sampling.rejection import leading
 from tokenloom.models.sampling.sampler import Moment, Sampler
 from tokenloom.models.sampling.session import Decodable, DecodingSession
@@ -182,4 +182,4 @@ class RejectionSession(DecodingSession):
         if self.guided:
             logits = guide(logits[: self.rows], logits[self.rows :], weight_B11)
         logits = logits / temperature_B11.clamp_min(1e-6)
-        return keep_top_p(keep_top_k(logits, self.sampler.top_k), self.sampler.top_p).softmax(-1)
+        return keep(logits, self.sampler.top_k, self.sampler.top_p).softmax(-1)

@@ -14,7 +14,7 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.known_values import KnownValues
-from tokenloom.models.parts.heads.iddpm import IDDPM, IDDPMSampler
+from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.nets.transformer import Init, Transformer
@@ -35,6 +35,11 @@ def blocks(width: int, depth: int, heads: int, ratio: float = 4.0, dropout: floa
         dropout=dropout,
         init=Init(std=0.02),
     )
+
+
+def noise_head(width: int, depth: int, repeats: int) -> Diffusion.Config:
+    """The head of the released models: predicted noise and a learned range of variances (arXiv:2102.09672)."""
+    return Diffusion.Config(width=width, depth=depth, repeats=repeats, predicts="eps", variance="learned", frequencies=256, norm="affine")
 
 
 @register(
@@ -66,7 +71,7 @@ def mar(
         order=Masked(curve=TruncatedNormal(), decoding=Steps(count=steps), share="batch"),
         feed=KnownValues.Config(buffer=buffer),
         net=MaskedAutoencoder.Config(encoder=half, decoder=half, buffer=buffer),
-        head=IDDPM.Config(width=head_width, depth=head_depth, repeats=repeats),
+        head=noise_head(head_width, head_depth, repeats),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
-        sampler=Sampler(guidance=Linear(value=guidance, clock="almost"), head=IDDPMSampler(steps=draw_steps, temperature=temperature)),
+        sampler=Sampler(guidance=Linear(value=guidance, clock="almost"), head=DiffusionSampler(steps=draw_steps, temperature=temperature)),
     )

@@ -22,6 +22,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Annealed
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.sampling.sampler import PowerCosine, Sampler
+from tokenloom.models.zoo.published.rar import SIZES
 
 
 @register(
@@ -30,6 +31,7 @@ from tokenloom.models.sampling.sampler import PowerCosine, Sampler
     paper="2411.00776",
     tiny={"depth": 2, "width": 32, "heads": 2, "anneal": [0.0, 0.5]},
     codec="vq",
+    sizes=SIZES,
 )
 def rar(
     depth: int = 24,
@@ -40,11 +42,12 @@ def rar(
     dropout: float = 0.1,
     label_dropout: float = 0.1,
     anneal: tuple[float, float] = (0.5, 0.75),
+    spare: tuple[int, int, int] = (0, 0, 0),
 ) -> GroupGenerator.Config:
-    """RAR-B by default; L, XL and XXL are (24, 1024), (32, 1280) and (40, 1408) with 16 heads (XXL: ratio 4.36)."""
+    """RAR-B by default; ``spare`` are the rows that the official tables of tokens, places and steps have and nothing reads."""
     return GroupGenerator.Config(
         order=Annealed(start=anneal[0], end=anneal[1]),
-        feed=TargetAware.Config(dropout=dropout),
+        feed=TargetAware.Config(dropout=dropout, spare_tokens=spare[0], spare_places=spare[1], spare_steps=spare[2]),
         net=Transformer.Config(
             width=width,
             depth=depth,

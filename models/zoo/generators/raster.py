@@ -16,6 +16,7 @@ from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Raster
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.published.llamagen import SIZES
 
 
 @register(
@@ -24,6 +25,7 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2406.06525",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
+    sizes=SIZES,
 )
 def raster(
     depth: int = 12,
@@ -32,12 +34,13 @@ def raster(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    multiple_of: int = 32,
 ) -> GroupGenerator.Config:
-    """LlamaGen of this depth; width is 64 times the depth and heads the depth if not given."""
+    """LlamaGen of this depth; width is 64 times the depth and heads the depth if not given; MLPs have multiples of 256 as published."""
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
-        net=llama(depth, width, heads, dropout),
+        net=llama(depth, width, heads, dropout, multiple_of=multiple_of),
         head=Categorical.Config(bias="no"),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=1.0)),

@@ -40,7 +40,7 @@ class Frequency(MultiScale):
 
     def cutoff(self, scale: int) -> float:
         """Share of the highest frequency that a scale reaches."""
-        return self.scales[scale] / self.scales[-1]
+        return max(self.scales[scale]) / max(self.size)
 
     def _up(self, scale: int, z_BChw: Tensor) -> Tensor:
         return low_pass(super()._up(scale, z_BChw), self.cutoff(scale))

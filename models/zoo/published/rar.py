@@ -1,0 +1,42 @@
+"""Published sizes of RAR (arXiv:2411.00776; bytedance/1d-tokenizer, yucornetto/RAR)."""
+
+from __future__ import annotations
+
+from tokenloom.models.core.published import Size, Training, grid
+
+TRAINING = Training(
+    batch=2048,
+    steps=250_000,
+    lr=4e-4,
+    lr_batch=2048,
+    betas=(0.9, 0.96),
+    weight_decay=0.03,
+    exempt=("vectors", "norm", "embed", "position", "condition"),
+    clip=1.0,
+    warmup=62_500,
+    schedule="cosine",
+    final=1e-5 / 4e-4,
+    precision="bfloat16",
+    augmentation=("ten-crop",),
+)
+
+
+def _size(name: str, depth: int, width: int, parameters: int, fid: float, hidden: int | None = None) -> Size:
+    return Size(
+        name=name,
+        args={"depth": depth, "width": width, "heads": 16, "spare": [1, 1022, 99]} | ({"mlp_ratio": hidden / width} if hidden else {}),
+        parameters=parameters,
+        layout=grid(16, 1024),
+        codec=("maskgit_vqgan", {}),
+        checkpoints=(f"rar_{name.lower()}.bin", "maskgit-vqgan-imagenet-f16-256.bin"),
+        headline=f"FID {fid}",
+        training=TRAINING,
+    )
+
+
+SIZES = (
+    _size("B", 24, 768, 260_923_648, 1.95),
+    _size("L", 24, 1024, 461_668_352, 1.70),
+    _size("XL", 32, 1280, 955_425_024, 1.50),
+    _size("XXL", 40, 1408, 1_498_520_704, 1.48, hidden=6144),
+)
