@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_diffusion_head import NOW, PLAIN, WIDTH, energy, hidden_of, moons
+from half_circles import NOW, PLAIN, WIDTH, energy, hidden_of, moons
 from zoo import CLASSES, early
 
 from tokenloom.models.core.draws import Draws, SampleDraws
