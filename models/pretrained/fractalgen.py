@@ -138,13 +138,13 @@ def outputs(model: FractalGen, info: Info, inputs: Mapping[str, Tensor]) -> dict
     uniform = [inputs[k] for k in sorted((k for k in inputs if k.startswith("tf_order_uniform_")), key=lambda k: int(k.split("_")[-1]))]
     masks: list[Tensor] = []
 
-    def rule(level: Level) -> Callable[[int], Tensor] | None:
+    def rule(level: Level) -> Callable[[Tensor], Tensor] | None:
         if level.kind == "ar":
             return None
 
-        def hidden(rows: int) -> Tensor:
+        def hidden(which: Tensor) -> Tensor:
             # The shares that the fixture has in place of the truncated normal's, one a row.
-            share = 0.4 + 0.6 * ((37 * torch.arange(rows) + 11) % 100) / 100
+            share = 0.4 + 0.6 * ((37 * torch.arange(len(which)) + 11) % 100) / 100
             count = torch.ceil(level.length * share.double()).long()
             masks.append(uniform[len(masks)].argsort(1) < count[:, None])
             return masks[-1]

@@ -29,8 +29,9 @@ EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSize(configs.Config, tag="fractal.level"):
-    """``side`` of the images that the level is given, in pixels (1: single pixels; 0, of the first: the data's), and its blocks; ``kind``: patch after patch, or
-    masked patches from known ones.  Of ``steps`` masked ones are decoded."""
+    """``side`` of the images that the level is given, in pixels (1: single pixels; 0, of the first: the data's), and its blocks.
+
+    ``kind``: patch after patch, or masked patches from known ones; of ``steps`` masked ones are decoded."""
 
     side: int
     width: int

@@ -24,6 +24,8 @@ from tokenloom.models.parts.orders.sizes import Curve, Steps, TruncatedNormal
 from tokenloom.models.zoo.densities.fractalgen.level import Level, LevelSize
 from tokenloom.models.zoo.densities.fractalgen.pixel import LEVELS, PixelLevel
 
+#: Into so many parts of equal probability the shares of hidden patches are cut.
+QUANTILES = 256
 #: Values from logits (M, V) of a channel, those of the null condition (M, V) or None, and the numbers of the M pixels.
 Choose = Callable[[Tensor, SampleDraws, int], Tensor]
 
@@ -161,15 +163,19 @@ class FractalGen(Density):
         masks = [self.hidden_of(draws, cast(Level, level), i) for i, level in enumerate(self.levels)]
         return {"loss": self.trained(x, self.roots(label, len(x)), masks)}
 
-    def hidden_of(self, draws: Draws, level: Level, index: int) -> Callable[[int], Tensor] | None:
-        """A rule for the hidden patches (M, L) of the images that reach a masked level, with one share for all of them."""
+    def hidden_of(self, draws: Draws, level: Level, index: int) -> Callable[[Tensor], Tensor] | None:
+        """A rule for the hidden patches (M, L) of the images of a masked level, each with a share of its own; images are told by their
+        places (M,) among all that could reach the level."""
         if level.kind == "ar":
             return None
-        count = max(1, math.ceil(self.config.curve.masked(float(draws.shared_uniform(1).cpu())) * level.length))
+        every = math.prod(cast(Level, above).length for above in list(self.levels)[:index])
+        shares = [max(1, math.ceil(self.config.curve.masked((i + 0.5) / QUANTILES) * level.length)) for i in range(QUANTILES)]
 
-        def hidden(rows: int) -> Tensor:
-            order = draws.fork(f"mask{index}").uniform(rows // draws.rows, level.length).flatten(0, 1).argsort(1)
-            return order < count
+        def hidden(which_M: Tensor) -> Tensor:
+            inner = draws.fork(f"mask{index}")
+            quantile_M = (inner.uniform(every).flatten()[which_M] * QUANTILES).long()
+            order_ML = inner.uniform(every, level.length).flatten(0, 1)[which_M].argsort(1)
+            return order_ML < torch.tensor(shares, device=which_M.device)[quantile_M][:, None]
 
         return hidden
 
@@ -177,19 +183,20 @@ class FractalGen(Density):
         self,
         x_BCHW: Tensor,
         conds: list[Tensor],
-        hidden: list[Callable[[int], Tensor] | None],
+        hidden: list[Callable[[Tensor], Tensor] | None],
         noise: Callable[[int], Tensor] = lambda rows: torch.zeros(()),
     ) -> Tensor:
         """The loss of standardised images, with a rule for the hidden patches of each masked level; ``noise`` (rows, C) decides between
         two values of a mean pixel that are equally near."""
-        guiding = x_BCHW.new_zeros(())
+        guiding, which = x_BCHW.new_zeros(()), torch.arange(len(x_BCHW), device=x_BCHW.device)
         for level, rule in zip(cast(list[Level], list(self.levels)), hidden):
-            patches, mask = level.patches(x_BCHW), None if rule is None else rule(len(x_BCHW))
+            patches, mask = level.patches(x_BCHW), None if rule is None else rule(which)
             pixel = x_BCHW.mean((2, 3)) if level.guide is not None else None
             if level.guide is not None and pixel is not None:
                 guiding = guiding + self.weighed(level.guide.nll(self.values(pixel, noise(len(pixel))), conds[0]))
             around = level.around(level.predict(patches, None if mask is None else ~mask, conds, pixel))
             keep = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device) if mask is None else mask
+            which = (which[:, None] * level.length + torch.arange(level.length, device=which.device))[keep]
             conds, x_BCHW = [c[keep] for c in around], patches[keep].unflatten(1, (-1, level.patch, level.patch))
         return guiding + self.weighed(self.pixels.nll(self.values(x_BCHW.flatten(1)), conds[0]))
 
@@ -210,12 +217,15 @@ class FractalGen(Density):
                 total = total - level.guide.nll(self.values(pixel), conds[0]).sum(1).view(rows, -1).sum(1)
             patches = level.patches(x)
             order = draws.fork(f"order{index}").uniform(len(x) // rows, level.length).flatten(0, 1).argsort(1)
-            h = level.predict(patches, None, conds, pixel) if level.kind == "ar" else self._stepwise(level, patches, conds, pixel, order)
-            conds = [c.flatten(0, 1) for c in level.around(h)] if level.kind == "ar" or level.conditions == 1 else h
+            if level.kind == "ar":
+                around = level.around(level.predict(patches, None, conds, pixel))
+            else:
+                around = self._stepwise(level, patches, conds, pixel, order)
+            conds = [c.flatten(0, 1) for c in around]
             x = patches.flatten(0, 1).unflatten(1, (-1, level.patch, level.patch))
         return total - self.pixels.nll(self.values(x.flatten(1)), conds[0]).sum(1).view(rows, -1).sum(1)
 
-    def _stepwise(self, level: Level, patches: Tensor, conds: list[Tensor], pixel: Tensor | None, order: Tensor) -> Any:
+    def _stepwise(self, level: Level, patches: Tensor, conds: list[Tensor], pixel: Tensor | None, order: Tensor) -> list[Tensor]:
         """The conditions of all patches, each as it is when its patch is decoded."""
         known = torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
         found: list[Tensor] | None = None
@@ -226,7 +236,7 @@ class FractalGen(Density):
             found = [f.scatter(1, index, c.gather(1, index)) for f, c in zip(found, around)]
             known = known.scatter(1, members, True)
         assert found is not None
-        return found[0] if level.conditions == 1 else [c.flatten(0, 1) for c in found]
+        return found
 
     @torch.no_grad()
     def sample(self, conditions: Conditions | None, draws: SampleDraws) -> Tensor:

@@ -2,7 +2,7 @@
 
 New: a generator of patches calls the same kind of generator for each patch, down to the channels of a pixel, so that images are made
 pixel by pixel at a cost that grows slowly with their size; likelihoods in bits a dimension.
-Differs: one mask share for all images of a level (released: one a row); labels are dropped by the step's draws.
+Differs: mask shares are one of 256 quantiles; labels are dropped by the step's draws.
 Run: tokenloom run smoke_fractalgen
 Expect: ImageNet 64 3.14 bits a dimension (AR) and 3.15 (MAR), FID 5.30 and 2.72; ImageNet 256 FID 6.15 with guiding pixels (H).
 """
@@ -34,8 +34,8 @@ def fractalgen(
     dropout: float = 0.1,
     guidance: float = 0.0,
 ) -> FractalGen.Config:
-    """FractalAR of ImageNet 64 by default: image (of whatever side), patch and pixel; of kind mar with five conditions a patch, and with ``guide`` a mean
-    pixel first."""
+    """FractalAR of ImageNet 64 by default: image (of whatever side), patch and pixel; of kind mar with five conditions a patch, and with
+    ``guide`` a mean pixel first."""
     lists = zip(sides, widths, depths, heads, [*steps, *[1] * len(sides)])
     return FractalGen.Config(
         levels=tuple(LevelSize(side=s, width=w, depth=d, heads=h, kind=kind, steps=n) for s, w, d, h, n in lists),
