@@ -2,7 +2,7 @@
 
     python benchmarks/extraction.py [--images 1500] [--channels 96] [--out benchmarks/results/extraction.json]
 
-A tokenizer that takes at least 5 ms an image on one thread encodes real digits once in a plain loop, once by ``tasks/extract.py``
+A tokenizer that takes at least 5 ms an image on one thread encodes real digits once in a plain loop, once by ``tasks/data/extract.py``
 with one actor of one thread (Parquet in, Parquet out), then in the loop again; the rate of the loop is the mean of both.  On a machine
 that others use as well, the ratio of processor time says more than that of the clock.
 """
@@ -28,10 +28,10 @@ from tokenloom.configs.schema import ClusterConfig, DataConfig
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, save_model
 from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.tasks.data.extract import _ROWS, Encoder, extract, plan_extract
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.tokens import number_type, row_shape
-from tokenloom.tasks.extract import _ROWS, Encoder, extract, plan_extract
-from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 
 

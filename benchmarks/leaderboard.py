@@ -15,7 +15,7 @@ from suite import between
 from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Generator
-from tokenloom.tasks.evaluation import compare, pictures
+from tokenloom.tasks.evaluation import compare, plots
 from tokenloom.tasks.evaluation.report import markdown_table
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.store.storage import atomic
@@ -126,7 +126,7 @@ def refresh(
     compare.write(store, judged, folder)
     points = [(str(row["method"]), float(row["speed"]), float(row[QUALITY])) for row in rows]
     with atomic(folder / "leaderboard.png") as file:
-        file.write(pictures.scatter(points, "speed of sampling, raster = 1", f"{QUALITY} (lower is better)"))
+        file.write(plots.scatter(points, "speed of sampling, raster = 1", f"{QUALITY} (lower is better)"))
     with atomic(folder / "leaderboard.json") as file:
         file.write((json.dumps({"rows": rows, "settings": settings, "runs": names}, indent=1) + "\n").encode())
     protocol = store.record(store.resolve(str(judged[0]["evaluation"]), "evaluation")).notes["protocol"]

@@ -29,7 +29,7 @@ from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.tasks.data.tokens import read_tokens
 from tokenloom.tasks.evaluation.report import markdown_table
-from tokenloom.tasks.features import read_images, to_float
+from tokenloom.tasks.modalities.image.judging.features import read_images, to_float
 from tokenloom.tasks.runtime.cluster import session
 from tokenloom.tasks.runtime.errors import Preempted
 from tokenloom.tasks.store.artifacts import Artifact, Store

@@ -38,7 +38,8 @@ def _environment() -> Iterator[None]:
     """No test leaves addresses behind: MLflow and our own command line set them for the whole process."""
     before = dict(os.environ)
     yield
-    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "PREFECT_", "TOKENLOOM_"))]:
+    set_by_us = ("MLFLOW_", "PREFECT_", "TOKENLOOM_", "PYTHON", "RAY_TMPDIR", "TMPDIR", "no_proxy", "NO_PROXY")
+    for name in [n for n in os.environ if n.startswith(set_by_us)]:
         if name in before:
             os.environ[name] = before[name]
         else:
@@ -98,6 +99,12 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with session(ClusterConfig(execution=ExecutionSettings(workers=3)), tmp_path_factory.mktemp("ray-root")) as current:
         yield current.ray
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with real servers and clusters first, so that no worker is left alone with one at the end (with --no-loadscope-reorder)."""
+    minutes = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in minutes)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,8 +9,8 @@ from image_rows import write_image_rows
 
 from tokenloom.configs.schema import ClusterConfig, TokenizerConfig
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
-from tokenloom.tasks.distributed import plan_tokenizer
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
+from tokenloom.tasks.training.distributed import plan_tokenizer
 
 TINY = {"scales": [1, 2], "codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 2], "patch": 2}
 

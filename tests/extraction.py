@@ -15,8 +15,8 @@ from tokenloom.configs.schema import ClusterConfig, DataConfig
 from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, save_model
 from tokenloom.models.core.settings import ExecutionSettings
-from tokenloom.tasks import extract as module
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.data import extract as module
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenloom.tasks.data import png
 from tokenloom.tasks.data.loader import Rows, Shard
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.store.artifacts import Store
 
 
@@ -34,4 +34,4 @@ def write_image_rows(store: Store, rows: int, split: str = "train", size: int = 
     digest = hashlib.sha256(data).hexdigest()
     path = f"dataset/noise/shards/{split}-{digest[:12]}.parquet"
     store.storage.write(path, data)
-    return Rows("images", store.uri, (Shard(path, split, rows, digest, len(data)),), classes)
+    return Rows("signals", store.uri, (Shard(path, split, rows, digest, len(data)),), classes)

@@ -14,7 +14,7 @@ from databases import empty_database
 from tokenloom.configs.schema import ClusterConfig, RunConfig
 from tokenloom.flows.pipeline import pipeline
 from tokenloom.models.core.settings import ExecutionSettings
-from tokenloom.tasks.features import Protocol
+from tokenloom.tasks.modalities.image.judging.features import Protocol
 from tokenloom.tasks.runtime.pool import Call
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.train_loop import train
@@ -38,10 +38,10 @@ def here_fixture(store: Store) -> Iterator[Store]:
     """A store with MLflow's tables, in which no step starts Ray and no page is sent to Prefect."""
     (store.root / "mlflow.db").write_bytes(empty_database())
     replaced = {
-        "features.PROTOCOL": Protocol(steps=5),
-        "distributed._fit": fit_here,
-        "extract.shared_out": in_process,
-        "evaluation.sampling_actor.shared_out": in_process,
+        "modalities.image.judging.features.PROTOCOL": Protocol(steps=5),
+        "training.distributed._fit": fit_here,
+        "data.extract.shared_out": in_process,
+        "modalities.image.judging.sampling_actor.shared_out": in_process,
     }
     with ExitStack() as patches:
         for name, stand_in in replaced.items():

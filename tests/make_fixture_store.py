@@ -15,9 +15,9 @@ from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import ClusterConfig
 from tokenloom.flows.planning import plan
 from tokenloom.models.core.settings import ExecutionSettings
-from tokenloom.tasks.distributed import make_job, plan_generator
 from tokenloom.tasks.runtime.errors import Preempted
 from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.training.distributed import make_job, plan_generator
 from tokenloom.tasks.training.train_loop import train
 
 FIXTURE = Path(__file__).parent / "fixtures" / "store"

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters, save_model
-from tokenloom.tasks.data import png
-from tokenloom.tasks.evaluate import evaluate, plan_evaluate
-from tokenloom.tasks.evaluation.sampling_actor import SamplingActor
-from tokenloom.tasks.features import Protocol, features
+from tokenloom.tasks.evaluation.evaluate import evaluate, plan_evaluate
+from tokenloom.tasks.modalities.image import png
+from tokenloom.tasks.modalities.image.judging.features import Protocol, features
+from tokenloom.tasks.modalities.image.judging.sampling_actor import SamplingActor
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 
 
@@ -203,13 +203,13 @@ def judge_inline(
 ) -> Artifact:
     """An evaluation whose samples are drawn in this process."""
     step = plan_evaluate(name, generator, tokenizer, dataset, judge, sample or SampleConfig(), config, store)
-    with mock.patch("tokenloom.tasks.evaluation.sampling_actor._finished", draw_here):
+    with mock.patch("tokenloom.tasks.modalities.image.judging.sampling_actor._finished", draw_here):
         return evaluate(step, store, ClusterConfig()).artifact
 
 
 def draw_here(todo, shards, size, step, store, cluster, seed):
     """What the actors do, without actors."""
-    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
+    models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "draft") if role in step.inputs}
     actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu")
     for i in todo:
         yield (i, *actor.draw(shards[i], seed, i * size))

@@ -19,8 +19,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels, Text
 from tokenloom.tasks.data.captions import Captions, in_turn
 from tokenloom.tasks.data.conditions import check_captions, example_texts, with_conditions
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.loader import Loader, share
-from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.train_loop import train
@@ -55,7 +55,7 @@ def test_ingest_writes_the_captions_that_the_run_asks_for(
 
 
 def test_the_sets_at_hand_have_captions_in_plain_words() -> None:
-    from tokenloom.tasks.data.sources import digits
+    from tokenloom.tasks.modalities.image.sources import digits
 
     source = digits()
     assert source.of_class("7", "names") == "a handwritten seven"

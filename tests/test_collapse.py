@@ -19,9 +19,9 @@ from tokenloom.models.core.config import Config as PlainConfig
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
-from tokenloom.tasks.distributed import plan_tokenizer
 from tokenloom.tasks.training.collapse import Watch, found
 from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.distributed import plan_tokenizer
 from tokenloom.tasks.training.train_loop import train
 
 SCALES = TokenLayout(grids=((1, 1), (4, 4)), vocabulary=256)
@@ -104,7 +104,7 @@ def lazy():
 
 
 def test_training_warns_once_and_the_record_keeps_it(lazy, tmp_path, monkeypatch, caplog):
-    from tokenloom.tasks import distributed
+    from tokenloom.tasks.training import distributed
 
     store, (image, label) = new_store(tmp_path), digits()
     dataset = write_dataset(store, image[:40], label[:40], held_out=8)
@@ -150,6 +150,6 @@ def test_the_screen_shows_warnings_of_steps(capsys):
     from tokenloom.flows.screen import screen
 
     with screen():
-        logging.getLogger("tokenloom.tasks.distributed").warning("%s: %s", "toy", "scale 4x4 is collapsing")
+        logging.getLogger("tokenloom.tasks.training.distributed").warning("%s: %s", "toy", "scale 4x4 is collapsing")
     assert "warning: toy: scale 4x4 is collapsing" in capsys.readouterr().err
-    logging.getLogger("tokenloom.tasks.distributed").debug("nothing")
+    logging.getLogger("tokenloom.tasks.training.distributed").debug("nothing")

@@ -17,9 +17,9 @@ from tokenloom.models.core.config import ConfigError, override
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Values
 from tokenloom.models.core.registry import get
+from tokenloom.tasks.data.extract import Encoder, plan_extract
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.loader import Loader, Rows
-from tokenloom.tasks.extract import Encoder, plan_extract
-from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.store.artifacts import Artifact, Store
 
 SIZE = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from tokenloom.configs.schema import Metric
-from tokenloom.tasks.evaluation.compare import columns
+from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation.gate import measured_by_all
 from tokenloom.tasks.evaluation.report import meaning
 from tokenloom.tasks.steps import table
@@ -28,7 +28,8 @@ def test_every_metric_of_a_run_file_is_entered_everywhere() -> None:
     numbers = [number for made in measured.values() for number in made]
     assert [number for number in numbers if not (meaning(number)[1] or meaning(f"{number}_")[1])] == []
     hidden = {"copies", "text_accuracy"}  # beside the number that says more
-    assert [n for n in numbers if not any(n.startswith(column.rstrip("_")) for column in columns()) and n not in hidden] == []
+    columns = [column.rstrip("_") for modality in modalities.kinds().values() for column in modality.comparison.columns]
+    assert [n for n in numbers if not any(n.startswith(column) for column in columns) and n not in hidden] == []
 
 
 def test_every_step_stands_in_a_file_of_its_room() -> None:

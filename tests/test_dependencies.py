@@ -25,9 +25,9 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 from tokenloom.models.parts.nets.classifier import Classifier
-from tokenloom.tasks.distributed import make_job, plan_tokenizer, train_model
-from tokenloom.tasks.features import features
+from tokenloom.tasks.modalities.image.judging.features import features
 from tokenloom.tasks.store.artifacts import Artifact, Store
+from tokenloom.tasks.training.distributed import make_job, plan_tokenizer, train_model
 from tokenloom.tasks.training.finishing import BATCHES, build_only
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import launch

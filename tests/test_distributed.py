@@ -23,13 +23,13 @@ from distributed_steps import TINY, cluster_of, dataset_of, tokenizer_step
 from tokenloom.configs.schema import ClusterConfig, MethodConfig, TokenizerConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
-from tokenloom.tasks.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model
 from tokenloom.tasks.runtime import cluster as clusters
 from tokenloom.tasks.runtime.cluster import session
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
 from tokenloom.tasks.tracking.tracker import Tracker
 from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.distributed import make_job, plan_generator, plan_tokenizer, settings_of, train_model
 
 HERE = Path(__file__).parent
 
@@ -106,7 +106,7 @@ import json, sys
 sys.path.insert(0, {here!r})
 import distributed_steps as t
 from pathlib import Path
-from tokenloom.tasks.distributed import train_model
+from tokenloom.tasks.training.distributed import train_model
 from tokenloom.tasks.runtime.errors import Preempted
 from tokenloom.tasks.store.artifacts import Store
 store = Store({store!r}, Path({root!r}))

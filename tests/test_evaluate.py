@@ -27,9 +27,9 @@ from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, SampleConfig
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.core.settings import ExecutionSettings
-from tokenloom.tasks import features
-from tokenloom.tasks.evaluate import evaluate, plan_evaluate
-from tokenloom.tasks.evaluation import metrics, reconstruction, sampling_actor, scores
+from tokenloom.tasks.evaluation import metrics
+from tokenloom.tasks.evaluation.evaluate import evaluate, plan_evaluate
+from tokenloom.tasks.modalities.image.judging import features, reconstruction, sampling_actor, scores
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -177,7 +177,7 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing(tmp_path):
                 raise KeyboardInterrupt
             yield result
 
-    with mock.patch("tokenloom.tasks.evaluation.sampling_actor._finished", dies):
+    with mock.patch("tokenloom.tasks.modalities.image.judging.sampling_actor._finished", dies):
         with pytest.raises(KeyboardInterrupt):
             evaluate(step, store, ClusterConfig())
         resumed = evaluate(step, store, ClusterConfig())

@@ -14,11 +14,11 @@ from extraction import CLUSTER, InProcess, add_image, dataset, images_fixture, t
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks import extract as module
+from tokenloom.tasks.data import extract as module
+from tokenloom.tasks.data.extract import extract, plan_extract, shard_key
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.tokens import read_tokens
-from tokenloom.tasks.extract import extract, plan_extract, shard_key
-from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, Store
 from tokenloom.tasks.store.lineage import collect, explain

@@ -9,8 +9,7 @@ from stand_ins import digits, new_store, quick_features, world, write_dataset
 
 from tokenloom.configs.schema import EvaluateConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks import features
-from tokenloom.tasks.evaluation import recognition
+from tokenloom.tasks.modalities.image.judging import features, recognition
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -87,7 +86,7 @@ def test_read_images_takes_splits_limits_and_prepares_by_block():
 
 
 def test_bytes_and_floats_are_inverse():
-    from tokenloom.tasks.serving.predict import to_uint8
+    from tokenloom.tasks.modalities.image.served.draw import to_uint8
 
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     np.testing.assert_array_equal(to_uint8(features.to_float(every)), every)

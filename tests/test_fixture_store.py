@@ -16,10 +16,10 @@ from tokenloom.flows.planning import plan
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import canonical, from_dict
-from tokenloom.tasks.distributed import make_job, settings_of
 from tokenloom.tasks.evaluation.sample import sample_model
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.store.records import StepSpec
+from tokenloom.tasks.training.distributed import make_job, settings_of
 from tokenloom.tasks.training.train_loop import train
 
 

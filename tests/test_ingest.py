@@ -12,12 +12,12 @@ from image_files import config, paths_of, picture, rows_of, two_classes
 from PIL import Image
 
 from tokenloom.configs.schema import DataConfig
-from tokenloom.tasks import ingest as module
-from tokenloom.tasks.data import images as fitting
-from tokenloom.tasks.data import png
+from tokenloom.tasks.data import ingest as module
+from tokenloom.tasks.data.ingest import ingest, scan
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.matching import split_of
-from tokenloom.tasks.ingest import ingest, scan
+from tokenloom.tasks.modalities.image import fit as fitting
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.store.lineage import collect
 

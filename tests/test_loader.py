@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels
-from tokenloom.tasks.data import png
 from tokenloom.tasks.data.loader import Loader, Rows, Shard, indices, map_array, share
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Store, sha256_of
 
@@ -106,7 +106,7 @@ def test_images_come_in_the_asked_order_over_shards(image_rows: Callable[..., Ro
     rows = dataclasses.replace(first, shards=first.shards + second.shards)
     loader = Loader(rows, tmp_path / "cache")
     assert len(loader) == len(rows) == 12
-    pixels, label_B = loader.pixels(np.arange(12))
+    pixels, label_B = loader.items(np.arange(12))
     asked = np.array([11, 0, 5, 4, 0])
     batch = loader.get(asked)
     assert batch.signal is not None
@@ -122,7 +122,7 @@ def test_images_come_in_the_asked_order_over_shards(image_rows: Callable[..., Ro
 
 def test_black_and_white_are_minus_one_and_one(store: Store, tmp_path: Path) -> None:
     shard = write_shard(store, [np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 255, np.uint8)], [0, 1])
-    image = Loader(Rows("images", store.uri, (shard,), 2), tmp_path).get(np.array([0, 1])).signal
+    image = Loader(Rows("signals", store.uri, (shard,), 2), tmp_path).get(np.array([0, 1])).signal
     assert image is not None
     assert image[0].unique().tolist() == [-1.0]
     assert image[1].unique().tolist() == [1.0]
@@ -140,16 +140,16 @@ def write_shard(store: Store, images: list[np.ndarray], labels: list[int], **cha
 
 def test_the_cache_is_filled_once_and_made_again_when_it_is_damaged(image_rows: Callable[..., Rows], store: Store, tmp_path: Path) -> None:
     rows = image_rows(6)
-    before = Loader(rows, tmp_path).pixels(np.arange(6))[0]
+    before = Loader(rows, tmp_path).items(np.arange(6))[0]
     raw = store.storage.read(rows.shards[0].path)
     store.storage.delete(rows.shards[0].path)
-    assert np.array_equal(Loader(rows, tmp_path).pixels(np.arange(6))[0], before), "read from the cache"
+    assert np.array_equal(Loader(rows, tmp_path).items(np.arange(6))[0], before), "read from the cache"
     (cached,) = tmp_path.glob("rows/**/data.npy")
     cached.write_bytes(cached.read_bytes()[:-3])
     with pytest.raises(ArtifactError, match="missing"):
         Loader(rows, tmp_path)
     store.storage.write(rows.shards[0].path, raw)
-    assert np.array_equal(Loader(rows, tmp_path).pixels(np.arange(6))[0], before)
+    assert np.array_equal(Loader(rows, tmp_path).items(np.arange(6))[0], before)
 
 
 def test_shards_are_mapped_without_keeping_files_open(image_rows: Callable[..., Rows], tmp_path: Path) -> None:
@@ -192,11 +192,11 @@ def test_a_truncated_shard_is_named(image_rows: Callable[..., Rows], store: Stor
 def test_labels_out_of_range_and_wrong_counts_are_named(store: Store, tmp_path: Path) -> None:
     images = [np.zeros((2, 2, 1), np.uint8)] * 2
     with pytest.raises(ArtifactError, match=r"x\.parquet: labels from 0 to 3, there are 2 classes"):
-        Loader(Rows("images", store.uri, (write_shard(store, images, [0, 3]),), 2), tmp_path)
+        Loader(Rows("signals", store.uri, (write_shard(store, images, [0, 3]),), 2), tmp_path)
     with pytest.raises(ArtifactError, match=r"x\.parquet: 2 rows, 3 are recorded"):
-        Loader(Rows("images", store.uri, (write_shard(store, images, [0, 1], rows=3),), 2), tmp_path / "other")
+        Loader(Rows("signals", store.uri, (write_shard(store, images, [0, 1], rows=3),), 2), tmp_path / "other")
     mixed = [np.zeros((2, 2, 1), np.uint8), np.zeros((2, 3, 1), np.uint8)]
     with pytest.raises(ArtifactError, match=r"x\.parquet: not a whole image shard"):
-        Loader(Rows("images", store.uri, (write_shard(store, mixed, [0, 1]),), 2), tmp_path / "third")
+        Loader(Rows("signals", store.uri, (write_shard(store, mixed, [0, 1]),), 2), tmp_path / "third")
     with pytest.raises(ConfigError, match="no shards"):
-        Loader(Rows("images", store.uri, (), 2), tmp_path)
+        Loader(Rows("signals", store.uri, (), 2), tmp_path)

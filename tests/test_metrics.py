@@ -7,6 +7,7 @@ import pytest
 from scipy import linalg, ndimage
 
 from tokenloom.tasks.evaluation import metrics
+from tokenloom.tasks.modalities.image.judging import pixels
 
 
 def normal(rows: int, dims: int, seed: int = 0) -> np.ndarray:
@@ -133,8 +134,8 @@ def test_memorisation_ratio_tells_copies_from_new_samples():
 
 def test_psnr_of_a_known_error():
     x = np.zeros((2, 4, 4, 1))
-    assert metrics.psnr(x, x + 16) == pytest.approx(20 * np.log10(255 / 16))
-    assert metrics.psnr(x, x) == 100
+    assert pixels.psnr(x, x + 16) == pytest.approx(20 * np.log10(255 / 16))
+    assert pixels.psnr(x, x) == 100
 
 
 def test_ssim_agrees_with_a_gaussian_filter_of_scipy():
@@ -150,13 +151,13 @@ def test_ssim_agrees_with_a_gaussian_filter_of_scipy():
     va, vb, cab = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
     c1, c2 = 2.55**2, 7.65**2
     whole = (2 * ma * mb + c1) * (2 * cab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    assert metrics.ssim(x, y) == pytest.approx(whole[5:-5, 5:-5].mean(), rel=1e-10)
-    assert metrics.ssim(x, x) == pytest.approx(1)
+    assert pixels.ssim(x, y) == pytest.approx(whole[5:-5, 5:-5].mean(), rel=1e-10)
+    assert pixels.ssim(x, x) == pytest.approx(1)
 
 
 def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(ValueError, match="11x11"):
-        metrics.ssim(np.zeros((1, 8, 8, 1)), np.zeros((1, 8, 8, 1)))
+        pixels.ssim(np.zeros((1, 8, 8, 1)), np.zeros((1, 8, 8, 1)))
 
 
 def test_usage_and_perplexity():

@@ -16,7 +16,7 @@ from tokenloom.configs.schema import identity
 from tokenloom.flows import planning
 from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.steps.base import Context, Inputs
 from tokenloom.tasks.steps.ingest import INGEST
@@ -206,12 +206,12 @@ def test_a_tokenizer_of_another_size_is_refused(source: Path, store: Store) -> N
 
 
 def test_a_registration_that_the_registry_lost_runs_again(source: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tokenloom.tasks.register
+    import tokenloom.tasks.tracking.register
 
     config = run(source)
     complete(config, store)
     answers: Iterator[bool] = iter([False, True])
-    monkeypatch.setattr(tokenloom.tasks.register, "lost", lambda *_: next(answers))
+    monkeypatch.setattr(tokenloom.tasks.tracking.register, "lost", lambda *_: next(answers))
     assert planning.plan(config, store, "sqlite:///x.db")[-1].status == "cached"
     again = planning.plan(config, store, "sqlite:///x.db")[-1]
     assert (again.status, again.artifact) == ("run", None)

@@ -22,9 +22,9 @@ from tokenloom.models.core.protocols import Batch
 from tokenloom.models.core.registry import get
 from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
 from tokenloom.tasks.data.batches import exact_norms
-from tokenloom.tasks.distributed import make_job, plan_tokenizer
 from tokenloom.tasks.store.artifacts import Artifact, Store
 from tokenloom.tasks.training.curves import read_curves
+from tokenloom.tasks.training.distributed import make_job, plan_tokenizer
 from tokenloom.tasks.training.train_loop import train
 
 CPU = ClusterConfig(execution=ExecutionSettings(workers=1, device="cpu"))

@@ -10,9 +10,9 @@ from image_files import config, encoded, picture, quarantine, rows_of, two_class
 from PIL import Image
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.images import fit
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.matching import split_of
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.modalities.image.fit import fit
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.artifacts import Store
 

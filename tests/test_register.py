@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,10 +28,11 @@ from tokenloom.configs.schema import RegisterConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.evaluation import gate
 from tokenloom.tasks.evaluation.sample import sample_model
-from tokenloom.tasks.register import lost, plan_register, register
+from tokenloom.tasks.modalities.image.served import draw
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.serving import bundle
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
+from tokenloom.tasks.tracking.register import lost, plan_register, register
 from tokenloom.tasks.tracking.registry import Registry
 from tokenloom.tasks.tracking.tracker import Tracker
 
@@ -113,6 +115,19 @@ def test_the_logged_model_has_interface_example_and_pinned_requirements(store, t
     assert (folder / "artifacts" / "bundle" / "samples.png").is_file()
 
 
+def test_models_of_a_moved_root_are_found_and_new_ones_are_made_in_it(store, tracker, tmp_path):
+    register(plan(store, world().var), store, tracker)
+    root = tmp_path / "co#pied 20%"
+    store.root.rename(root)
+    shutil.rmtree(root / "cache", ignore_errors=True)
+    moved = Tracker(None, root, "digits-var")
+    assert (Registry(moved).download("models:/digits-var@champion") / "MLmodel").is_file()
+    run = moved.client.create_run(moved.experiment_id())
+    moved.client.log_text(run.info.run_id, "here", "note.txt")
+    assert (root / "mlruns" / "digits-var" / run.info.run_id / "artifacts" / "note.txt").is_file()
+    assert not store.root.exists()
+
+
 def test_registered_model_draws_what_the_artifact_draws(store, tracker, tmp_path):
     register(plan(store, world().var), store, tracker)
     for name, reference in (("a", "models:/digits-var@champion"), ("b", "models:/digits-var/1"), ("c", world().var.id)):
@@ -155,7 +170,7 @@ def test_a_champion_of_another_protocol_is_judged_again_under_this_one(store, tr
     inputs = store.record(world().raster).inputs
     strict = FEW.model_copy(update={"components": 8})
     other = judge_inline(store, "strict", *[inputs[r] for r in ("generator", "tokenizer", "dataset", "features")], config=strict)
-    with mock.patch("tokenloom.tasks.evaluation.sampling_actor._finished", draw_here):
+    with mock.patch("tokenloom.tasks.modalities.image.judging.sampling_actor._finished", draw_here):
         outcome = register(plan(store, other), store, tracker)
     fd = store.record(other).metrics["fd_classifier"], store.record(world().var).metrics["fd_classifier"]
     assert outcome.metrics["promoted"] is (fd[0] <= fd[1])
@@ -202,7 +217,7 @@ def test_gate_knows_which_way_is_better():
 
 def test_a_killed_registration_does_not_make_a_second_version(store, tracker):
     step = plan(store, world().var)
-    with mock.patch("tokenloom.tasks.register._decide", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with mock.patch("tokenloom.tasks.tracking.register._decide", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         register(step, store, tracker)
     assert register(step, store, tracker).metrics["version"] == 1
     assert len(tracker.client.search_model_versions("name='digits-var'")) == 1
@@ -254,10 +269,11 @@ def test_the_bundle_opens_where_only_its_code_is(tmp_path):
     bundle.write_bundle(
         tmp_path / "bundle", world().store, {role: inputs[role] for role in ("generator", "tokenizer")}, list("0123456789"), {}
     )
-    bundle.write_code(tmp_path / "code")
+    bundle.write_code(tmp_path / "code", [Path(draw.__file__).parent])
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'code')\n"
-        "import numpy as np\nfrom tokenloom.tasks.serving.predict import open_bundle, sample_shards\n"
+        "import numpy as np\nfrom tokenloom.tasks.serving.predict import open_bundle\n"
+        "from tokenloom.tasks.modalities.image.served.draw import sample_shards\n"
         "images = sample_shards(open_bundle(Path('bundle')), np.arange(4), seed=1)\n"
         "here = {m: sys.modules[m].__file__ for m in sys.modules if m.startswith('tokenloom.')}\n"
         "assert all(str(f).startswith(str(Path('code').resolve())) for f in here.values()), here\n"
@@ -312,7 +328,7 @@ def test_mlflow_serves_images_over_http(store, tracker, tmp_path):
         images = ask(address, [3, 1, 4], seed=7)
         assert [image.shape for image in images] == [(32, 32)] * 3
         pair = bundle.open_bundle(Registry(tracker).download("models:/digits-var@champion") / "artifacts" / "bundle")
-        from tokenloom.tasks.serving.predict import sample_shards
+        from tokenloom.tasks.modalities.image.served.draw import sample_shards
 
         np.testing.assert_array_equal(np.stack(images), sample_shards(pair, np.array([3, 1, 4]), seed=7)[..., 0])
         assert any((a != b).any() for a, b in zip(images, ask(address, [3, 1, 4], seed=8)))

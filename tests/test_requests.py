@@ -24,8 +24,9 @@ from tokenloom.models.parts.characters import Encoded
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.data.conditions import check_captions, with_conditions
 from tokenloom.tasks.data.loader import Loader
+from tokenloom.tasks.modalities.image.served.draw import sample_shards
 from tokenloom.tasks.serving.encoder import FrozenEncoder
-from tokenloom.tasks.serving.predict import Pair, sample_shards
+from tokenloom.tasks.serving.predict import Pair
 from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 
@@ -96,7 +97,7 @@ def test_a_served_model_takes_text_and_steps() -> None:
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
-    from tokenloom.tasks.serving.model_def import ImageModel
+    from tokenloom.tasks.modalities.image.served.model_def import ImageModel
 
     served = ImageModel()
     served.pair = pair()

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
-from tokenloom.tasks.data import png
+from tokenloom.tasks.modalities.image import png
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRAIN = {"steps": 4, "batch": 8, "log_every": 1, "validate_every": 2, "checkpoint_every": 2}
 
 

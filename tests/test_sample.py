@@ -16,8 +16,9 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.tasks.evaluation.sample import PLAN, open_model, sample_model
+from tokenloom.tasks.modalities.image.served.draw import sample_images, to_uint8
 from tokenloom.tasks.runtime.errors import ArtifactError
-from tokenloom.tasks.serving.predict import open_pair, sample_images, spread, to_uint8
+from tokenloom.tasks.serving.predict import open_pair, spread
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.checkpoint import Checkpoints
 
@@ -46,7 +47,7 @@ def test_png_is_a_grid_of_one_row_a_class(tmp_path):
 
 
 def test_a_class_with_fewer_samples_ends_in_white():
-    from tokenloom.tasks.evaluation.sample import grid_by_class
+    from tokenloom.tasks.modalities.image.sampling import grid_by_class
 
     image = np.zeros((3, 32, 32, 1), np.uint8)
     sheet = grid_by_class(image, np.array([4, 4, 9]))

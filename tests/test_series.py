@@ -16,8 +16,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.loader import Loader, Rows
-from tokenloom.tasks.ingest import ingest
 from tokenloom.tasks.modalities.series.judge import scores
 from tokenloom.tasks.modalities.series.served.forecast import Windows, forecast, seasonal_naive
 from tokenloom.tasks.modalities.series.sources import borders, cuts
@@ -80,7 +80,7 @@ def test_several_channels_and_parquet(store: Store, tmp_path: Path) -> None:
     given = config(f"parquet:{tmp_path}/*.parquet", values=None)
     record = store.record(ingest("s", given, store).artifact)
     assert record.notes["series"]["names"] == ["value", "other"]
-    data, _ = Loader(Rows.of(record.notes, store.uri, "train"), store.cache).pixels(np.array([0]))
+    data, _ = Loader(Rows.of(record.notes, store.uri, "train"), store.cache).items(np.array([0]))
     np.testing.assert_allclose(data[0, :, 0], -data[0, :, 1], atol=1e-5)
 
 

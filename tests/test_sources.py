@@ -18,9 +18,9 @@ from image_files import config, encoded, picture, quarantine, rows_of, two_class
 from PIL import Image
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data import png
-from tokenloom.tasks.data.sources import open_source
-from tokenloom.tasks.ingest import ingest, scan
+from tokenloom.tasks.data.ingest import ingest, scan
+from tokenloom.tasks.modalities.image import png
+from tokenloom.tasks.modalities.image.sources import open_source
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.artifacts import Store
 

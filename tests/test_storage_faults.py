@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.faults.proxy import Proxy
-from tokenloom.tasks.data import png
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.data.ingest import ingest
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.store import leases, retry
 from tokenloom.tasks.store.artifacts import StepSpec, Store, Work

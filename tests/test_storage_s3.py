@@ -14,9 +14,9 @@ import pytest
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data import png
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.loader import Loader, Rows
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 from tokenloom.tasks.store.leases import object_lease, object_lease_held
@@ -213,7 +213,7 @@ def test_a_dataset_is_ingested_into_s3_and_read_through_the_node_cache(s3_store:
     assert ingest("pets", config, s3_store).status == "cached"
     rows = Rows.of(s3_store.record(outcome.artifact).notes, s3_store.uri, "train")
     loader = Loader(rows, tmp_path / "cache")
-    values = {int(value) for value in loader.pixels(np.arange(len(loader)))[0][:, 0, 0, 0]}
+    values = {int(value) for value in loader.items(np.arange(len(loader)))[0][:, 0, 0, 0]}
     assert values <= {10 * i for i in range(20)}
     assert len(values) == outcome.metrics["train"]
     lost = rows.shards[0].path

@@ -15,7 +15,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
 from tokenloom.tasks.data.loader import Loader, Rows, Shard
 from tokenloom.tasks.data.tokens import read_tokens, write_tokens
-from tokenloom.tasks.data.views import parse_views
+from tokenloom.tasks.modalities.image.views import parse_views
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Store, sha256_of
 

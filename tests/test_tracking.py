@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,9 +216,10 @@ def server(root: Path) -> Iterator[tuple[str, subprocess.Popen]]:
     try:
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+            # Its first answer loads much, which on a busy machine takes longer than the tracker waits: that one is waited for here.
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=180).close()
+                break
             assert process.poll() is None, (root / "server.log").read_text()[-2000:]
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}", process

@@ -15,11 +15,11 @@ from extraction import CLUSTER, InProcess, dataset, images_fixture, tokenizer  #
 from tokenloom.configs.load import load_run
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks import extract as module
+from tokenloom.tasks.data import extract as module
+from tokenloom.tasks.data.extract import extract, plan_extract, throughput
 from tokenloom.tasks.data.loader import Loader, Rows
 from tokenloom.tasks.data.tokens import read_tokens, write_tokens
-from tokenloom.tasks.data.views import TEN_CROP, parse_views, view_of
-from tokenloom.tasks.extract import extract, plan_extract, throughput
+from tokenloom.tasks.modalities.image.views import TEN_CROP, parse_views, view_of
 from tokenloom.tasks.store.artifacts import Store
 
 
@@ -72,7 +72,7 @@ def test_a_run_says_which_views_and_their_names_are_recorded(store: Store, image
     count = len(rows.keys) // 10
     assert rows.view_N.tolist() == [view for view in range(10) for _ in range(count)]
     assert rows.lineage["views"] == list(TEN_CROP)
-    pixels = Rows("images", store.uri, tuple(s for s in Rows.of(pictures, store.uri, "train").shards if s.sha256 == shard["images"]), 2)
+    pixels = Rows("signals", store.uri, tuple(s for s in Rows.of(pictures, store.uri, "train").shards if s.sha256 == shard["images"]), 2)
     image = Loader(pixels, store.cache).get(np.arange(count)).signal
     model: Any = load_model(store.fetch(codec))[0]
     with torch.inference_mode():

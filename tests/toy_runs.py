@@ -12,7 +12,7 @@ from PIL import Image
 from tokenloom.configs.load import build
 from tokenloom.configs.schema import RunConfig
 from tokenloom.flows import planning
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.steps.base import Context
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
 

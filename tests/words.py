@@ -64,13 +64,18 @@ def token_rows(store: Store, captions: list[str | None], split: str = "train") -
     return Rows("tokens", store.uri, (Shard(path, split, len(captions), digest, len(data)),), 2, LAYOUT.to_dict())
 
 
-def trained(built: GroupGenerator, condition: Any, ids: Tensor, steps: int = 150) -> GroupGenerator:
-    """Trained on these rows, their texts dropped as in a real run."""
+def trained(built: GroupGenerator, condition: Any, ids: Tensor, steps: int = 300) -> GroupGenerator:
+    """Trained on these rows, their texts dropped as in a real run.
+
+    The learning rate falls to zero, so that what few rows show (the dropped texts) is an average over steps, not the last ones' rows.
+    """
     optimizer = torch.optim.AdamW(built.train().parameters(), lr=3e-3)
     batch = Batch(tokens=Tokens(ids, LAYOUT), conditions=condition)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for step in range(steps):
         loss = built.losses(batch, "main", Draws.whole(0, step, len(ids), steps))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     return built.eval()

@@ -21,12 +21,13 @@ import numpy as np
 from tokenloom.configs.schema import ClusterConfig, DataConfig, MethodConfig, TokenizerConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
-from tokenloom.tasks import distributed, extract
-from tokenloom.tasks.data import png
-from tokenloom.tasks.ingest import ingest
+from tokenloom.tasks.data import extract
+from tokenloom.tasks.data.ingest import ingest
+from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
 from tokenloom.tasks.store.inspection import inspect
+from tokenloom.tasks.training import distributed
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.train_loop import train
 

@@ -92,8 +92,8 @@ def _check_recipe(config: RunConfig) -> None:
     """
     from tokenloom.models.core.build import ModelSpec
     from tokenloom.models.core.config import ConfigError
-    from tokenloom.tasks.data.sources import opener
     from tokenloom.tasks.evaluation.gate import check_names
+    from tokenloom.tasks.modalities.image.sources import opener
     from tokenloom.tasks.runtime.checks import check_models, depends_on
 
     opener(config.data)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import Added
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.similarity import Scaled, Similarity
@@ -40,26 +41,32 @@ class Attention(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="attention.softmax"):
-        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv")."""
+        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
+
+        Heads are ``head_width`` wide (0: the width over their number); ``kv_heads`` of them have keys and values, each for as many
+        neighbouring heads of queries (arXiv:2305.13245; 0: all).
+        """
 
         similarity: Similarity = Scaled()
         bias: Literal["none", "qv", "out", "qkv"] = "none"
+        kv_heads: Added[int] = 0
+        head_width: Added[int] = 0
 
-        def build(self, width: int, heads: int, kv_heads: int | None = None) -> Attention:
+        def build(self, width: int, heads: int) -> Attention:
             """The module for this width."""
-            return Attention(self, width, heads, kv_heads or heads)
+            return Attention(self, width, heads, self.kv_heads or heads)
 
     def __init__(self, config: Config, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
-        if width % heads or heads % kv_heads:
+        if (width % heads and not config.head_width) or heads % kv_heads:
             raise ValueError(f"width {width} must be divisible by heads {heads}, and heads by key/value heads {kv_heads}")
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width or width // heads
         self.similarity = config.similarity.build(heads, self.head_width)
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.bias == "qkv")
-        self.proj = nn.Linear(width, width, bias=config.bias != "none")
+        self.proj = nn.Linear(heads * self.head_width, width, bias=config.bias != "none")
         if config.bias == "qv":
             # A key bias shifts all scores of a query alike, so the softmax ignores it.
-            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.q_bias = nn.Parameter(torch.zeros(heads * self.head_width))
             self.v_bias = nn.Parameter(torch.zeros(kv_heads * self.head_width))
         else:
             self.q_bias = self.v_bias = None  # type: ignore[assignment]

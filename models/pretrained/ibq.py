@@ -10,16 +10,33 @@ from torch import Tensor
 
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.pretrained.names import NameMap, Rename
+from tokenloom.models.pretrained.options import Options, inert, only, used
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
 
 FAMILY = "ibq"
 WEIGHT = 0.05  # of the entropy loss, as released
+OPTIONS = Options(
+    n_e=used("codes"),
+    e_dim=used("channels of a code"),
+    beta=used("weight of the term that moves codes", default=0.25),
+    entropy_temperature=used("divides the logits", default=0.01),
+    sample_minimization_weight=used("of each vector's entropy", default=1.0),
+    batch_maximization_weight=used("of the mean's", default=1.0),
+    use_entropy_loss=only(True, why="its numbers are recorded"),
+    l2_normalize=only(False, why="released without"),
+    remap=only(None, why="a table of codes in use, which no release has"),
+    unknown_index=inert("without `remap`"),
+    cosine_similarity=inert("upstream stores it and never reads it"),
+    hw=used("side of the recorded latents"),
+    seed=inert("weights are recorded"),
+    kind=inert("of the recording"),
+)
 
 
 def config(info: Mapping[str, Any]) -> IBQ.Config:
     """Our config for ``info["config"]``."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     sample, batch = c["sample_minimization_weight"], c["batch_maximization_weight"]
     entropy = Entropy(weight=WEIGHT, confidence=sample, diversity=batch, temperature=c["entropy_temperature"])
     return IBQ.Config(codes=c["n_e"], dim=c["e_dim"], beta=c["beta"], entropy=entropy)
@@ -27,7 +44,7 @@ def config(info: Mapping[str, Any]) -> IBQ.Config:
 
 def build(info: Mapping[str, Any]) -> IBQ:
     """The quantizer with fresh weights."""
-    return cast(IBQ, config(info).build((info["config"]["hw"],) * 2))
+    return cast(IBQ, config(info).build((OPTIONS.read(info)["hw"],) * 2))
 
 
 def names(info: Mapping[str, Any]) -> NameMap:

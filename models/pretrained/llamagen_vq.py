@@ -10,45 +10,72 @@ from torch import Tensor
 
 from tokenloom.models.core import signals
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.parts.nets.conv import Geometry
-from tokenloom.models.parts.quantizers.codebook import Codebook
-from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename, Rule
+from tokenloom.models.pretrained.options import Options, inert, only, used
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.pretrained.var_vqvae import residual_block
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import Small
+from tokenloom.models.zoo.tokenizers.vq import vq
 
 FAMILY = "llamagen_vq"
 #: Length of the official window of recently used ids, which starts as zeros.
 WINDOW = 65536
 
 
+#: Settings of the official classes, and of the recording.
+OPTIONS = Options(
+    codebook_size=used("codes"),
+    codebook_embed_dim=used("channels of a code"),
+    codebook_l2_norm=used("cosine metric", True, False, default=True),
+    codebook_show_usage=used("share of codes in a window of recent ids is recorded", True, False, default=True),
+    commit_loss_beta=used(default=0.25),
+    entropy_loss_ratio=used("weight of the entropy loss", default=0.0),
+    z_channels=used("channels between nets and quantizer", default=256),
+    ch=used("width of the first level", default=128),
+    ch_mult=used("widths of the levels, of both sides", default=None),
+    encoder_ch_mult=used("of the encoder", default=None),
+    decoder_ch_mult=used("of the decoder", default=None),
+    num_res_blocks=used("blocks a level; the decoder has one more", default=2),
+    resamp_with_conv=used("else averages and repetition", True, False, default=True),
+    norm_type=only("group", why="batch norms would tie the rows of a batch"),
+    dropout_p=only(0, why="released and recorded without"),
+    dropout=only(0, why="released and recorded without"),
+    image=used("size of the recorded images"),
+    seed=inert("weights are recorded"),
+)
+
+
 def config(info: Mapping[str, Any]) -> Autoencoder.Config:
-    """Our config for ``info["config"]``; groups of 32 channels and self-attention at the lowest level, as released."""
-    c = info["config"]
-    multipliers = tuple(c["ch_mult"])
-    return Autoencoder.Config(
-        net=Geometry(
+    """The recipe's config for ``info["config"]``: groups of 32 channels and self-attention at the lowest level and in the middle."""
+    c = OPTIONS.read(info)
+    multipliers = tuple(c["encoder_ch_mult"] or c["ch_mult"] or (1, 1, 2, 2, 4))
+    return vq(
+        codes=c["codebook_size"],
+        dim=c["codebook_embed_dim"],
+        beta=c["commit_loss_beta"],
+        entropy=c["entropy_loss_ratio"],
+        metric="cosine" if c["codebook_l2_norm"] else "l2",
+        update="learned",
+        small=Small(
             channels=c["ch"],
             multipliers=multipliers,
-            encoder_blocks=c["num_res_blocks"],
+            patch=1,
+            blocks=c["num_res_blocks"],
             decoder_blocks=c["num_res_blocks"] + 1,
+            decoder_multipliers=tuple(c["decoder_ch_mult"] or ()),
             attention=(len(multipliers) - 1,),
+            middle="attention",
+            norm_groups=32,
+            resample="conv" if c["resamp_with_conv"] else "pool",
+            latent=c["z_channels"],
         ),
-        quantizer=VQ.Config(
-            codebook=Codebook.Config(
-                codes=c["codebook_size"], dim=c["codebook_embed_dim"], metric="cosine" if c["codebook_l2_norm"] else "l2"
-            ),
-            beta=c["commit_loss_beta"],
-            entropy=c["entropy_loss_ratio"],
-        ),
-        latent=c["z_channels"],
     )
 
 
 def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
-    return config(info).build(signal=signals.image(info["config"]["image"], 3))
+    return config(info).build(signal=signals.image(OPTIONS.read(info)["image"], 3))
 
 
 def _attention(official: str, ours: str) -> tuple[Rule, ...]:
@@ -76,7 +103,7 @@ def names(info: Mapping[str, Any]) -> NameMap:
 def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number that the fixture records: latents, ids, images, losses, codebook use, gradient norms."""
     image_BCHW = inputs["image"]
-    c = info["config"]
+    c = OPTIONS.read(info)
     with torch.no_grad():
         z_BCHW = model.latents(image_BCHW)
         quantized = model.quantizer(z_BCHW)

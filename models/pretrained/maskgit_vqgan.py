@@ -9,38 +9,60 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import signals
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.nets.base import signed, unit
-from tokenloom.models.parts.quantizers.codebook import Codebook, Learned
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.pretrained.names import NameMap, Rename, Rule
+from tokenloom.models.pretrained.options import Options, inert, only, used
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv
+from tokenloom.models.zoo.tokenizers._small import Levels
+from tokenloom.models.zoo.tokenizers.maskgit_vqgan.recipe import maskgit_vqgan
 
 FAMILY = "maskgit_vqgan"
 
 
+#: Settings of the official classes, and of the recording.
+OPTIONS = Options(
+    hidden_channels=used("width of the first level", default=128),
+    channel_mult=used("widths of the levels", default=(1, 1, 2, 2, 4)),
+    num_resolutions=used("levels: the first of those of `channel_mult`", default=None),
+    num_res_blocks=used("blocks a level and in the middle", default=2),
+    num_channels=used("of the images", default=3),
+    z_channels=used("channels of a code", default=256),
+    num_embeddings=used("codes", default=1024),
+    commitment_cost=used("weight of the codebook's term", default=0.25),
+    dropout=only(0, why="released and recorded without"),
+    resolution=inert("the nets take images of any size"),
+    image=used("size of the recorded images"),
+    seed=inert("weights are recorded"),
+    kind=inert("of the recording"),
+)
+
+
 def vqgan(channels: int, multipliers: tuple[int, ...], blocks: int, codes: int, dim: int, commitment: float = 0.25) -> Autoencoder.Config:
-    """Our config for official settings; there the commitment cost weighs the codebook's term and the encoder's has weight 1."""
-    return Autoencoder.Config(
-        net=MaskGITConv(channels=channels, multipliers=multipliers, blocks=blocks),
-        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, update=Learned(weight=commitment)), beta=1.0),
-        latent=dim,
-        quant_kernel=0,
-    )
+    """The recipe's config for official settings; there the commitment cost weighs the codebook's term and the encoder's has weight 1."""
+    levels = Levels(channels=channels, multipliers=multipliers, patch=1, blocks=blocks)
+    return maskgit_vqgan(codes=codes, dim=dim, beta=1.0, weight=commitment, norm_groups=32, update="learned", levels=levels)
+
+
+def _levels(c: Mapping[str, Any]) -> tuple[int, ...]:
+    multipliers, count = tuple(c["channel_mult"]), c["num_resolutions"]
+    if count is not None and not 1 <= count <= len(multipliers):
+        raise ConfigError(f"config.num_resolutions={count}: channel_mult={list(multipliers)} has {len(multipliers)} levels")
+    return multipliers[:count]
 
 
 def config(info: Mapping[str, Any]) -> Autoencoder.Config:
     """Our config for ``info["config"]``."""
-    c = info["config"]
-    return vqgan(
-        c["hidden_channels"], tuple(c["channel_mult"]), c["num_res_blocks"], c["num_embeddings"], c["z_channels"], c["commitment_cost"]
-    )
+    c = OPTIONS.read(info)
+    return vqgan(c["hidden_channels"], _levels(c), c["num_res_blocks"], c["num_embeddings"], c["z_channels"], c["commitment_cost"])
 
 
 def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
-    return config(info).build(signal=signals.image(info["config"]["image"], info["config"]["num_channels"]))
+    c = OPTIONS.read(info)
+    return config(info).build(signal=signals.image(c["image"], c["num_channels"]))
 
 
 def _block(official: str, ours: str) -> tuple[Rule, ...]:
@@ -64,7 +86,7 @@ def side_rules(official: str, ours: str, side: str, levels: int) -> tuple[Rule, 
 
 def names(info: Mapping[str, Any]) -> NameMap:
     """Official names to ours."""
-    levels = len(info["config"]["channel_mult"])
+    levels = len(_levels(OPTIONS.read(info)))
     sides = [rule for side in ("encoder", "decoder") for rule in side_rules(side, side, side, levels)]
     return NameMap(*sides, Rename("quantize.embedding.weight", "quantizer.codebook.weight"))
 

@@ -12,20 +12,33 @@ from torch import Tensor
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.parts.quantizers.lfq import LFQ
 from tokenloom.models.pretrained.names import NameMap
+from tokenloom.models.pretrained.options import Options, inert, only, used
 
 FAMILY = "open_magvit2_lfq"
+OPTIONS = Options(
+    dim=used("bits"),
+    factorized_bits=used("of the sub-tokens, in the recorded lookups"),
+    sample_minimization_weight=used("of each vector's entropy", default=1.0),
+    batch_maximization_weight=used("of the mean's", default=1.0),
+    codebook_size=inert("2 to the number of bits"),
+    num_codebooks=only(1, why="released with one"),
+    token_factorization=inert("changes how ids are counted, which is recorded both ways"),
+    hw=used("side of the recorded latents"),
+    seed=inert("there are no weights"),
+    kind=inert("of the recording"),
+)
 
 
 def config(info: Mapping[str, Any]) -> LFQ.Config:
     """Our config for ``info["config"]``; one codebook, and the weight of the commitment with which it is recorded."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     sample, batch = c["sample_minimization_weight"], c["batch_maximization_weight"]
     return LFQ.Config(bits=c["dim"], beta=0.25, entropy=Entropy(weight=1.0, confidence=sample, diversity=batch, sums="codes"))
 
 
 def build(info: Mapping[str, Any]) -> LFQ:
     """The quantizer; it has no weights."""
-    return cast(LFQ, config(info).build((info["config"]["hw"],) * 2))
+    return cast(LFQ, config(info).build((OPTIONS.read(info)["hw"],) * 2))
 
 
 def names(info: Mapping[str, Any]) -> NameMap:
@@ -41,7 +54,7 @@ def outputs(model: LFQ, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -
     assert entropy is not None
     each, mean = entropy.of_bits(z.permute(0, 2, 3, 1).flatten(0, 2), model.scale)
     loss = quantized.losses["entropy"] + quantized.losses["commitment"]
-    sizes = tuple(info["config"]["factorized_bits"])
+    sizes = tuple(OPTIONS.read(info)["factorized_bits"])
     factorised = replace(model.config, factors=sizes).build(model.grid)
     ids_BL2 = factorised.encode(inputs["z"])
     pre, post = factorised.lookup(ids_BL2).split(list(sizes), 1)

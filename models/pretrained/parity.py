@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.pretrained.names import NameMap
+from tokenloom.models.sampling.sampler import Sampler
 
 
 def official_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -20,10 +22,19 @@ def official_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(family: Any, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The family's model built from a fixture's description with the official weights loaded strictly, in eval mode."""
+    """The family's model built from a fixture's description with the official weights loaded strictly, in eval mode.
+
+    Raises:
+        ConfigError: a setting that the family does not know, or refuses.
+    """
     model: nn.Module = family.build(info)
     model.load_state_dict(family.names(info).load(official_state(tensors)), strict=True)
     return model.eval()
+
+
+def greedy(sampler: Sampler) -> Sampler:
+    """The sampler with the likeliest code in place of a drawn one, as runs are recorded."""
+    return replace(sampler, top_k=1, top_p=1.0)
 
 
 def gradient_norms(model: nn.Module, names: NameMap, loss: Tensor, keys: Sequence[str]) -> Tensor:

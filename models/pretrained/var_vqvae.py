@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import signals
-from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.quantizers.codebook import Codebook
 from tokenloom.models.parts.quantizers.multiscale import MultiScale
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
+from tokenloom.models.pretrained.options import Options, inert, only, used
 from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.tokenizers._small import Small
+from tokenloom.models.zoo.tokenizers.var_vq import var_vq
 
 FAMILY = "var_vqvae"
 
@@ -32,31 +34,69 @@ def quantizer(settings: Mapping[str, Any], dim: int) -> MultiScale.Config:
         scales=scales,
         beta=settings.get("beta", 0.25),
         phis=settings["share_quant_resi"] or len(scales),
-        ratio=abs(settings["quant_resi"]) if abs(settings["quant_resi"]) > 1e-6 else 0.0,
+        ratio=_ratio(settings),
     )
+
+
+#: Settings of the official classes, and of the recording.
+OPTIONS = Options(
+    vocab_size=used("codes", default=4096),
+    z_channels=used("channels of a code", default=32),
+    ch=used("width of the first level", default=128),
+    ch_mult=used("widths of the levels", default=(1, 1, 2, 2, 4)),
+    num_res_blocks=used("blocks a level; the decoder has one more", default=2),
+    beta=used("weight of the commitment", default=0.25),
+    using_znorm=used("the search compares directions", True, False, default=False),
+    quant_conv_ks=used("kernel of the convolutions around the quantizer", default=3),
+    quant_resi=used("share of a residual convolution; 0 is none", default=0.5),
+    share_quant_resi=used("residual convolutions for all scales; 0 is one a scale", default=4),
+    default_qresi_counts=used("their number where `share_quant_resi` is 0; 0 is one a scale", default=0),
+    v_patch_nums=used("sides of the scales"),
+    using_sa=used("self-attention at the lowest level", True, False, default=True),
+    using_mid_sa=used("self-attention in the middle", True, False, default=True),
+    dropout=only(0, why="released and recorded without"),
+    test_mode=inert("gradients are taken by whoever asks"),
+    image=used("size of the recorded images"),
+    seed=inert("weights are recorded"),
+)
 
 
 def config(info: Mapping[str, Any]) -> Autoencoder.Config:
-    """Our config for ``info["config"]``; groups of 32 channels and self-attention at the lowest level, as released."""
-    c = info["config"]
-    multipliers = tuple(c["ch_mult"])
-    return Autoencoder.Config(
-        net=Geometry(
+    """The recipe's config for ``info["config"]``; groups of 32 channels, as released."""
+    c = OPTIONS.read(info)
+    multipliers, scales = tuple(c["ch_mult"]), tuple(c["v_patch_nums"])
+    return var_vq(
+        scales=scales,
+        codes=c["vocab_size"],
+        dim=c["z_channels"],
+        beta=c["beta"],
+        phis=c["share_quant_resi"] or c["default_qresi_counts"] or len(scales),
+        ratio=_ratio(c),
+        kernel=c["quant_conv_ks"],
+        metric="cosine" if c["using_znorm"] else "l2",
+        update="learned",
+        small=Small(
             channels=c["ch"],
             multipliers=multipliers,
-            encoder_blocks=c["num_res_blocks"],
+            patch=1,
+            blocks=c["num_res_blocks"],
             decoder_blocks=c["num_res_blocks"] + 1,
-            attention=(len(multipliers) - 1,),
+            attention=(len(multipliers) - 1,) if c["using_sa"] else (),
+            middle="attention" if c["using_mid_sa"] else "blocks",
+            norm_groups=32,
         ),
-        quantizer=quantizer(c, c["z_channels"]),
-        latent=c["z_channels"],
-        quant_kernel=c["quant_conv_ks"],
     )
+
+
+def _ratio(settings: Mapping[str, Any]) -> float:
+    """Share of a residual convolution in its blend with the identity; upstream takes the least values for none."""
+    ratio = abs(settings["quant_resi"])
+    return ratio if ratio > 1e-6 else 0.0
 
 
 def build(info: Mapping[str, Any]) -> Autoencoder:
     """The tokenizer with fresh weights."""
-    return config(info).build(signal=signals.image(info["config"]["image"], 3))
+    return config(info).build(signal=signals.image(OPTIONS.read(info)["image"], 3))
 
 
 def quantizer_rules(official: str, ours: str, shared: int) -> tuple[Rule, ...]:
@@ -94,7 +134,7 @@ def _attention(official: str, ours: str) -> tuple[Rule, ...]:
 
 def names(info: Mapping[str, Any]) -> NameMap:
     """Official names to ours; the decoder's levels count from the full resolution there, from the lowest here."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     levels = len(c["ch_mult"])
     rules: list[Rule] = [Rename(f"{part}.{{p}}", f"{part}.{{p}}") for part in ("quant_conv", "post_quant_conv")]
     for side in ("encoder", "decoder"):

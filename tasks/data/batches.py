@@ -1,4 +1,4 @@
-"""Cutting, casting and picturing batches: small pure helpers of the training loop."""
+"""Cutting and casting batches: small pure helpers of the training loop."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.protocols import Batch, Condition, Conditions, TextFeatures, Values
-from tokenloom.tasks.data import png
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:
@@ -46,18 +44,6 @@ def _floats(condition: Condition, dtype: torch.dtype) -> Condition:
     if isinstance(condition, TextFeatures):
         return TextFeatures(condition.feature_BTD.to(dtype), condition.mask_BT)
     return Values(condition.value.to(dtype), condition.given_B) if isinstance(condition, Values) else condition
-
-
-def image_png(image: Tensor) -> bytes:
-    """PNG of one image (C, H, W), or of a row-wise grid of images (B, C, H, W), in [-1, 1]."""
-    if image.ndim == 4:
-        columns = max(1, round(len(image) ** 0.5))
-        rows = -(-len(image) // columns)
-        blank = image.new_full((rows * columns - len(image), *image.shape[1:]), -1.0)
-        _, C, H, W = image.shape
-        image = torch.cat([image, blank]).view(rows, columns, C, H, W).permute(2, 0, 3, 1, 4).reshape(C, rows * H, columns * W)
-    pixels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return png.encode(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
 def exact_norms(model: nn.Module) -> None:

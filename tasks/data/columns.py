@@ -1,6 +1,6 @@
 """Further columns of items: a control image, a mask, a source image, from a shard to the conditions of a batch.
 
-Shapes: N rows of a shard, B rows of a batch, H W C image.
+Shapes: N rows of a shard, B rows of a batch, C channels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Values
-from tokenloom.tasks.data import png
+from tokenloom.tasks.modalities.base import Modality
 
 PREFIX = "column:"
 
@@ -25,10 +25,10 @@ def stored(name: str) -> str:
 
 
 def further_columns(raw: bytes, views: Sequence[str] = ("plain",)) -> dict[str, list[bytes | None]]:
-    """The further columns of an image or token shard's Parquet bytes, once for each view; PNG bytes, None where an item has none.
+    """The further columns of a dataset or token shard's Parquet bytes, once for each view, as stored; None where an item has none.
 
     Raises:
-        ConfigError: other views than the plain one, under which image and column would not belong together.
+        ConfigError: other views than the plain one, under which item and column would not belong together.
     """
     names = [name for name in pq.ParquetFile(io.BytesIO(raw)).schema_arrow.names if name.startswith(PREFIX)]
     if names and list(views) != ["plain"]:
@@ -37,21 +37,20 @@ def further_columns(raw: bytes, views: Sequence[str] = ("plain",)) -> dict[str, 
     return {name: table[name].to_pylist() for name in names}
 
 
-def arrays_of(raw: bytes) -> dict[str, np.ndarray]:
-    """The arrays of the node cache: ``column-NAME`` uint8 (N, H, W, C), zero where an item has none, and ``given-NAME`` bool (N,)."""
+def arrays_of(raw: bytes, modality: Modality) -> dict[str, np.ndarray]:
+    """The arrays of the node cache: ``column-NAME`` (N, …), zero where an item has none, and ``given-NAME`` bool (N,)."""
     found: dict[str, np.ndarray] = {}
     for name, values in further_columns(raw).items():
-        images = [None if value is None else png.decode(value) for value in values]
-        shape = next((image.shape for image in images if image is not None), (1, 1, 1))
+        items = [None if value is None else modality.column(value) for value in values]
+        blank = np.zeros_like(next((item for item in items if item is not None), np.zeros((1, 1, 1), np.uint8)))
         short = name.removeprefix(PREFIX)
-        found[f"column-{short}"] = np.stack([np.zeros(shape, np.uint8) if image is None else image for image in images])
-        found[f"given-{short}"] = np.array([image is not None for image in images])
+        found[f"column-{short}"] = np.stack([blank if item is None else item for item in items])
+        found[f"given-{short}"] = np.array([item is not None for item in items])
     return found
 
 
-def values_of(rows: Sequence[tuple[np.ndarray, bool]]) -> Values:
-    """Stored images (H, W, C) uint8 of a batch, and whether there is one, as a condition (B, C, H, W) in [-1, 1]."""
-    shape = next((image.shape for image, given in rows if given), rows[0][0].shape)
-    data = np.stack([image if given else np.zeros(shape, np.uint8) for image, given in rows])
-    value = torch.from_numpy(data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
-    return Values(value, torch.tensor([given for _, given in rows]))
+def values_of(rows: Sequence[tuple[np.ndarray, bool]], modality: Modality) -> Values:
+    """Stored items of a batch, and whether there is one, as a condition: the signal (B, C, *shape) of their kind."""
+    blank = np.zeros_like(next((item for item, given in rows if given), rows[0][0]))
+    data = np.stack([item if given else blank for item, given in rows])
+    return Values(modality.tensor(data), torch.tensor([given for _, given in rows]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,13 @@ import numpy as np
 
 from tokenloom.tasks.runtime.errors import StepError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 ONE_CLASS = "all"  # the one class of a source without labels
+
+
+def looked(where: str) -> str:
+    """What a message adds on a path that a person gave in part: the whole of it, and from where it was taken."""
+    whole = os.path.abspath(os.path.expanduser(where))
+    return "" if whole == where.rstrip("/") else f"; looked for {whole} (a relative path begins where the command is started)"
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Entry:
 class Source:
     """A listing: class names, entries in order, the items of an entry, and a hash of an entry's content.
 
-    ``single`` sources hold one image an entry.  ``check`` raises before work starts when a class has nothing usable.
+    ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
     """
 

@@ -1,6 +1,6 @@
 """Which rows each step sees, and where they come from: no state, no order to save, flat memory.
 
-B rows of a batch, N rows of a split, H W image rows and columns, C channels.  The data order is a function of
+B rows of a batch, N rows of a split, C channels.  The data order is a function of
 (seed, step); shards are copied once into the node's cache as ``.npy`` files and read through memory maps.
 """
 
@@ -47,11 +47,11 @@ class Rows:
     """The rows of one split, as plain data that can travel to a worker.
 
     ``store`` is the store's absolute address; ``classes`` the number of classes (0 without labels);
-    ``layout`` that of the tokens, None for signals, whose kind is ``modality``.  ``conditions`` are the names of those that
+    ``layout`` that of the tokens, None for signals; ``modality`` is the kind of signal.  ``conditions`` are the names of those that
     batches hold; ``encoder`` the frozen text encoder (``FrozenEncoder``'s arguments) where features of texts are among them.
     """
 
-    kind: Literal["images", "tokens"]
+    kind: Literal["signals", "tokens"]
     store: str
     shards: tuple[Shard, ...]
     classes: int
@@ -69,8 +69,8 @@ class Rows:
         """The rows of a split, from the notes of a dataset's or tokens' record."""
         shards = tuple(Shard(**{k: s[k] for k in Shard.__dataclass_fields__}) for s in notes["shards"] if s["split"] == split)
         layout = notes.get("layout")
-        modality = "image" if layout else modalities.kind_of(notes)
-        return cls("tokens" if layout else "images", store, shards, len(notes["classes"]), layout, modality=modality)
+        modality = modalities.kind_of(notes)
+        return cls("tokens" if layout else "signals", store, shards, len(notes["classes"]), layout, modality=modality)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -191,7 +191,7 @@ class Loader:
         owner = np.searchsorted(self._starts, idx, side="right") - 1
         at = list(zip(owner.tolist(), (idx - self._starts[owner]).tolist()))
         if name in self._columns:
-            return values_of([(self._columns[name][i][0][row], bool(self._columns[name][i][1][row])) for i, row in at])
+            return values_of([(self._columns[name][i][0][row], bool(self._columns[name][i][1][row])) for i, row in at], self.modality)
         if name == Text.name:
             return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
         return feature_batch([(self._features[i], row) for i, row in at])
@@ -201,8 +201,8 @@ class Loader:
         for captions in self._captions:
             yield from captions.texts()
 
-    def pixels(self, idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The stored items (B, …), images uint8 (B, H, W, C), and labels int64 (B,), for metrics and pictures."""
+    def items(self, idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The stored items (B, …) and labels int64 (B,), for metrics and pictures."""
         data, label_B = self._gather(np.asarray(idx, np.int64))
         return data, label_B.astype(np.int64)
 
@@ -273,5 +273,5 @@ def _fill(storage: Storage, shard: Shard, rows: Rows, layout: TokenLayout | None
     arrays = {"data": data, "labels": labels.astype(np.int32), "captions": captions.flat, "ends": captions.end_N}
     if lengths is not None:
         arrays["lengths"] = lengths
-    arrays |= arrays_of(raw)
+    arrays |= arrays_of(raw, modalities.kind(rows.modality))
     write_arrays(folder, arrays)

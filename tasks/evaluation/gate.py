@@ -22,8 +22,11 @@ class Decision:
 
 def measured_by_all() -> dict[str, tuple[str, ...]]:
     """What each entry of ``evaluate.metrics`` measures, of all kinds of signals; the last ones are always there."""
-    found = {group: names for modality in modalities.kinds().values() for group, names in modality.measured.items()}
-    return {**found, "": ("images_per_second", "parameters", "forecasts_per_second")}
+    found: dict[str, tuple[str, ...]] = {"": ("parameters",)}
+    for modality in modalities.kinds().values():
+        for group, names in modality.measured.items():
+            found[group] = (*found.get(group, ()), *names)
+    return found
 
 
 def check_names(floor: Mapping[str, float], gate: str, measured: Sequence[str] | None = None) -> None:

@@ -1,27 +1,27 @@
-"""Drawing samples for people: which model a reference means, and a picture or arrays of what it draws."""
+"""Samples for people: which model a reference means; its kind of signal draws and writes them."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tokenloom.models.core.build import ModelSpec, save_model
+from tokenloom.models.core.build import ModelSpec, load_model, save_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.evaluation import pictures
+from tokenloom.models.core.protocols import Generator
+from tokenloom.tasks import modalities
+from tokenloom.tasks.modalities.base import SampleRequest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.serving.predict import SHARD, Pair, open_bundle, open_pair, sample_images, sample_shards, spread
-from tokenloom.tasks.serving.request import Request
+from tokenloom.tasks.serving import drafts
+from tokenloom.tasks.serving.predict import Pair, open_bundle, open_pair, use_draft_model
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
-from tokenloom.tasks.store.storage import atomic
 from tokenloom.tasks.training.checkpoint import Checkpoints
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class ModelReference:
     classes: list[str]
     sample: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    draft: Artifact | None = None  # drafts for the generator
 
 
 def open_model(reference: str, store: Store, tracker: Tracker | None = None, device: str = "cpu") -> tuple[Pair, str]:
@@ -68,8 +69,9 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
         if training is None:
             raise error
         return _open_training(training, store, device)
-    tokenizer = None if found.tokenizer is None else store.fetch(found.tokenizer)
-    return open_pair(store.fetch(found.generator), tokenizer, found.classes, found.sample, device, found.texts), found.title
+    tokenizer, draft = (None if each is None else store.fetch(each) for each in (found.tokenizer, found.draft))
+    given = found.classes, drafts.without_reference(found.sample), device, found.texts
+    return open_pair(store.fetch(found.generator), tokenizer, *given, draft), found.title
 
 
 def _resolve(reference: str, store: Store) -> Artifact:
@@ -88,14 +90,24 @@ def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
     if generator is None:
         raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, a density, an evaluation or a registration")
     made = store.record(generator)
+    sample = _sampling(generator, record, store)
     return ModelReference(
         f"{generator.kind} {generator.id}",
         generator,
         made.inputs.get("tokenizer"),
         classes_of(made, store),
-        _sampling(generator, record, store),
+        sample,
         list(made.notes.get("texts", ())),
+        record.inputs.get("draft") or draft_of(generator, sample, store),
     )
+
+
+def draft_of(generator: Artifact, sample: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The model that drafts: the one that the settings name, or the one that the generator was last evaluated with."""
+    if reference := drafts.reference(sample):
+        return store.resolve(reference, "generator")
+    judged = [r for r in store.records("evaluation") if r.inputs.get("generator") == generator]
+    return judged[-1].inputs.get("draft") if judged else None
 
 
 def classes_of(generator: Record, store: Store) -> list[str]:
@@ -144,7 +156,10 @@ def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
     with tempfile.TemporaryDirectory() as scratch:
         save_model(Path(scratch), ModelSpec.from_dict(plan["spec"]), {name: tensor.clone() for name, tensor in weights.items()})
         tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"])) if "tokenizer" in plan else None
-        pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device, plan.get("texts", ()))
+        sample = plan.get("sample") or {}
+        draft = store.fetch(store.resolve(reference, "generator")) if (reference := drafts.reference(sample)) else None
+        given = plan["classes"], drafts.without_reference(sample), device, plan.get("texts", ())
+        pair = open_pair(Path(scratch), tokenizer, *given, draft)
     return pair, f"{folder} at step {step} (still training)"
 
 
@@ -153,90 +168,65 @@ def sample_model(
     store: Store,
     tracker: Tracker | None,
     *,
-    classes: Sequence[int] | None = None,
+    classes: str | Sequence[int] | None = None,
     texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
     guidance: float | None = None,
     steps: int | None = None,
+    decoder: str | Mapping[str, Any] | None = None,
     out: Path,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Draw ``total`` samples spread evenly over the classes (all, if not given) or texts (captions that it has seen), and write them.
+    """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
-    ``out`` ends in ``.png`` (a grid, one row a class or text) or ``.npz`` (``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,), of
-    texts their numbers, which ``texts`` tells).
+    Classes are given by number, or as a person writes them (``chosen_classes``).  ``decoder`` is a way of decoding as a run file has it.
 
     Raises:
-        ConfigError: unknown model, a class that it does not have, texts for a model of classes or the other way round, steps that it
-            fixes, another ending of ``out``.
+        ConfigError: unknown model, or a request that it cannot follow, naming the option.
     """
-    out = Path(out)
-    if out.suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out {str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)")
     if total < 1:
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
-    pair = pair.edited(guidance=guidance, steps=steps)
-    kinds = _kinds(pair, classes, texts, title)
-    which = spread(total, len(kinds))
-    words = [str(kind) for kind in kinds] if pair.condition_spec.column == "text" else None
-    labels = which if words else np.asarray(kinds, np.int64)[which]
-    request: Request = [words[i] for i in which.tolist()] if words else labels
-    parts = []
-    for start in range(0, total, SHARD):
-        report("sample", start, total, {})
-        condition = pair.condition_spec.conditions(request[start : start + SHARD])
-        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, seed, start))
-    report("sample", total, total, {})
-    _write(out, np.concatenate(parts), labels, words)
-    drawn = {"texts": words} if words else {"classes": [int(k) for k in kinds]}
-    return {"model": title, "out": str(out), "samples": total, **drawn, "seed": seed}
+    settings = {} if decoder is None else {"decoder": decoder}
+    if reference := drafts.reference(settings):
+        draft, _ = load_model(store.fetch(store.resolve(reference, "generator")), _device())
+        use_draft_model(cast(Generator, pair.generator), cast(Generator, draft))
+    pair = pair.edited(guidance=guidance, steps=steps, **drafts.without_reference(settings))
+    if isinstance(classes, str):
+        classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
+    return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)
 
 
-def _write(out: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], words: list[str] | None) -> None:
-    """Samples as arrays (``.npz``) or as a grid, one row a class or text."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(out) as file:
-        if out.suffix == ".npz":
-            arrays: dict[str, Any] = {"images": images, "labels": labels, **({"texts": np.array(words)} if words else {})}
-            np.savez_compressed(file, **arrays)
-        elif words:
-            file.write(pictures.class_grid(images, labels, words, per_class=len(images), most=len(words)))
+def chosen_classes(text: str, names: Sequence[str], title: str = "the model") -> list[int]:
+    """Numbers of the classes that a person wrote: a name, or several parts with commas between them, each ``3``, ``0-9`` or a name.
+
+    What looks like a number is one, also where classes are called by other numbers.
+
+    Raises:
+        ConfigError: nothing, or a class that there is not, naming those that are near.
+    """
+    if text in names and not re.fullmatch(r"\d+(-\d+)?", text):
+        return [names.index(text)]
+    found: list[int] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        if numbers := re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII):
+            first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+            if not first <= last < max(1, len(names)):
+                raise ConfigError(f"--classes {text!r}: {part} is none of the {len(names)} classes of {title}, numbered from 0")
+            found += range(first, last + 1)
+        elif part in names:
+            found.append(names.index(part))
         else:
-            file.write(pictures.png(grid_by_class(images, labels)))
-
-
-def _kinds(pair: Pair, classes: Sequence[int] | None, texts: Sequence[str] | None, title: str) -> list[Any]:
-    """The different classes or texts to draw."""
-    if pair.condition_spec.column == "class_id":
-        if texts:
-            raise ConfigError(f"--text {texts[0]!r}: {title} is conditioned on classes; give --classes")
-        chosen = range(max(1, len(pair.classes))) if classes is None else dict.fromkeys(int(k) for k in classes)
-        pair.condition_spec.check(np.asarray(list(chosen), np.int64))
-        return list(chosen)
-    if classes is not None:
-        raise ConfigError(f"--classes: {title} is conditioned on texts; give --text")
-    words = list(dict.fromkeys(texts or pair.condition_spec.texts))
-    if not words:
-        raise ConfigError(f"--text: {title} is conditioned on texts; give at least one")
-    pair.condition_spec.check(words)
-    return words
-
-
-def grid_by_class(image_NHWC: NDArray[np.uint8], label_N: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """One row a class in the order of the classes; a class with fewer images than another ends in white."""
-    kinds, counts = np.unique(label_N, return_counts=True)
-    sheet = np.full((len(kinds), counts.max(), *image_NHWC.shape[1:]), 255, np.uint8)
-    for row, kind in enumerate(kinds):
-        sheet[row, : counts[row]] = image_NHWC[label_N == kind]
-    return pictures.grid(sheet.reshape(-1, *image_NHWC.shape[1:]), int(counts.max()))
+            near = difflib.get_close_matches(part, names, n=3, cutoff=0.4) or list(names[:5])
+            hint = f"; there are e.g. {', '.join(near)}" if near else ""
+            raise ConfigError(f"--classes {text!r}: {title} has no class {part!r}{hint} (numbers do as well: 0-9, 3 or 1,4,7-9)")
+    if not found:
+        raise ConfigError(f"--classes {text!r}: names no class; write names, or numbers as 0-9, 3 or 1,4,7-9")
+    return found
 
 
 def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-__all__ = ["PLAN", "classes_of", "grid_by_class", "open_model", "sample_images", "sample_model", "sample_shards"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.signals import upgraded
 
 if TYPE_CHECKING:
     from tokenloom.tasks.modalities.base import Modality
@@ -44,7 +45,9 @@ def signal_of(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(notes: Mapping[str, Any]) -> str:
-    """Name of a dataset's kind, from its record's notes: image where they do not say it."""
+    """Name of the kind of a dataset or of its tokens, from the record's notes: image where they do not say it."""
+    if "tokenizer_spec" in notes:
+        return str(upgraded(notes["tokenizer_spec"]["given"])["signal"]["kind"])
     return str(notes["signal"]["kind"]) if "signal" in notes else "image"
 
 

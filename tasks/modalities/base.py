@@ -19,11 +19,11 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
 
 if TYPE_CHECKING:  # training and loading import this file on machines that have torch, numpy and pyarrow alone
-    from tokenloom.configs.schema import ClusterConfig, DataConfig
+    from tokenloom.configs.schema import ClusterConfig, DataConfig, EvaluateConfig
     from tokenloom.tasks.data.listing import Item, Source
     from tokenloom.tasks.runtime.progress import Report
     from tokenloom.tasks.serving.predict import Pair
-    from tokenloom.tasks.store.artifacts import Record, StepSpec, Store, Work
+    from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,31 @@ class Card:
     commands: Sequence[str]
     interface: str
     limits: str
+    shown: Sequence[str] = ()  # metrics of its table, in order: names, or beginnings that end in ``_``
+    remarks: Sequence[str] = ()  # below the table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a leaderboard shows the runs of a kind; metrics are names, or beginnings that end in ``_``."""
+
+    headline: Sequence[str]  # what ranks: the first of these that all runs have, best first
+    columns: Sequence[str]  # in the order in which they are shown, where there are values
+    speed: str  # what quality is plotted against
+    within_tokenizer: Sequence[str] = ()  # metrics that compare only between runs of one tokenizer
+    of_samples: Sequence[str] = ()  # parts of the protocol that tokenizers alone do not have
+    budget: str = ""  # within which tokenizers are ranked
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What ``tokenloom sample`` asks of a model: how many, from which seed, and what of; kinds refuse what they do not know."""
+
+    out: Path
+    total: int
+    seed: int = 0
+    classes: Sequence[int] | None = None
+    texts: Sequence[str] | None = None
 
 
 class Modality(ABC):
@@ -76,6 +101,7 @@ class Modality(ABC):
     #: What each entry of ``evaluate.metrics`` measures; what a reader should know of metrics that only this kind has.
     measured: Mapping[str, tuple[str, ...]]
     meanings: tuple[tuple[str, str, str], ...]
+    comparison: Comparison
     #: The kind's columns of a dataset shard, beside key, label, caption and source.
     columns: tuple[tuple[str, pa.DataType], ...]
     #: Whether samples are judged by a network that the step ``features`` trains on the data.
@@ -118,6 +144,38 @@ class Modality(ABC):
         if list(views) != ["plain"]:
             raise ConfigError(f"extract.views={list(views)}: {self.kind} has the view plain alone")
         return ("plain",)
+
+    def column(self, value: bytes) -> np.ndarray:
+        """The stored form of one item of a further column (``data.columns``); ``fit`` made the bytes.
+
+        Raises:
+            ConfigError: this kind has no further columns.
+        """
+        raise ConfigError(f"data.columns: items of kind {self.kind} have no further columns")
+
+    def picture(self, drawn: Tensor) -> bytes | None:
+        """PNG of what a model draws to show its progress in training; None for a kind that shows none."""
+        return None
+
+    def plan_features(self, dataset: Artifact, config: EvaluateConfig, store: Store) -> StepSpec:
+        """The step that trains the network by which samples are judged (``needs_features``); raises ``ConfigError``."""
+        raise ConfigError(f"data.kind={self.kind}: it is judged without a network")
+
+    def features(self, step: StepSpec, store: Store, report: Report) -> Outcome:
+        """Train that network, or find it."""
+        raise ConfigError(f"data.kind={self.kind}: it is judged without a network")
+
+    @abstractmethod
+    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+        """Draw samples for people and write them (``tokenloom sample``); what was drawn, as plain data.
+
+        Raises:
+            ConfigError: a request that this kind or model cannot follow.
+        """
+
+    def side_by_side(self, store: Store, judged: Sequence[tuple[str, Artifact]]) -> dict[str, bytes]:
+        """Pictures of a comparison, by file name, of runs by name with their evaluations."""
+        return {}
 
     @abstractmethod
     def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What travels with a registered model: torch, numpy, pillow and the package ``models`` are all that it needs."""
+"""What travels with a registered model: torch, numpy, the package ``models`` and its kind's room ``served`` are all that it needs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenloom.configs.schema import RunConfig
-from tokenloom.tasks import extract as extracting
+from tokenloom.tasks.data import extract as extracting
 from tokenloom.tasks.steps.base import Context, Inputs, Step, roles
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
-from tokenloom.tasks import features as judging
 from tokenloom.tasks import modalities
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
@@ -18,12 +17,12 @@ def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:
     """The network of the dataset under this protocol."""
-    return judging.plan_features(inputs["dataset"], context.config.evaluate, context.store)
+    return modalities.kind(context.config.data.kind).plan_features(inputs["dataset"], context.config.evaluate, context.store)
 
 
 def run(context: Context, inputs: Inputs) -> Outcome:
     """Train the network, or find it."""
-    return judging.features(plan(context, inputs), context.store, context.report)
+    return modalities.kind(context.config.data.kind).features(plan(context, inputs), context.store, context.report)
 
 
 def check(context: Context, _planned: Mapping[str, Planned]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
-from tokenloom.tasks import ingest as ingesting
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data import ingest as ingesting
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
 from tokenloom.tasks.store.artifacts import Outcome, Store
 

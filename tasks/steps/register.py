@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import DENSITY_METRICS, RunConfig
-from tokenloom.tasks import register as registering
 from tokenloom.tasks.evaluation.gate import check_names
 from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
+from tokenloom.tasks.tracking import register as registering
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
-from tokenloom.tasks.distributed import train_model
 from tokenloom.tasks.runtime.checks import check_density
 from tokenloom.tasks.steps import ingest
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
+from tokenloom.tasks.training.distributed import train_model
 from tokenloom.tasks.training.plans import plan_density
 
 

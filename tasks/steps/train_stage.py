@@ -11,11 +11,11 @@ from functools import partial
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.distributed import plan_generator, train_model
 from tokenloom.tasks.runtime.checks import check_stage
 from tokenloom.tasks.steps import ingest, train_tokenizer
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
+from tokenloom.tasks.training.distributed import plan_generator, train_model
 from tokenloom.tasks.training.plans import plan_stage
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from tokenloom.configs.schema import RunConfig, TokenizerConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.distributed import plan_tokenizer, train_model
 from tokenloom.tasks.runtime.checks import check_tokenizer, depends_on
 from tokenloom.tasks.steps import ingest
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Planned, Step, roles, used
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, canonical_json
+from tokenloom.tasks.training.distributed import plan_tokenizer, train_model
 
 BASE = "tokenizer.base"  # what a record notes of a tokenizer that was trained for another one
 

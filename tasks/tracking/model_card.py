@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tokenloom.models.core import registry
@@ -12,12 +12,6 @@ from tokenloom.tasks.evaluation.report import meaning, number
 from tokenloom.tasks.modalities.base import Card
 from tokenloom.tasks.store.artifacts import Record
 
-_SHOWN = (
-    "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio", "copies",
-    "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim",
-    "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "parameters",
-)  # fmt: skip
-
 
 def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, evaluation: Record, fingerprint: str) -> str:
     """The card as Markdown, without anything that differs between two runs of the same recipe on the same numbers.
@@ -26,8 +20,7 @@ def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, eval
     """
     main = next(iter(models.values()))
     texts = list(main.notes.get("texts", ()))
-    modality = modalities.of(dataset.notes)
-    card = modality.card(dataset, evaluation, texts)
+    card = modalities.of(dataset.notes).card(dataset, evaluation, texts)
     made = {**models, "dataset": dataset, "evaluation": evaluation}
     parts = [
         f"# {name}",
@@ -36,7 +29,7 @@ def model_card(name: str, *, models: Mapping[str, Record], dataset: Record, eval
         "",
         *([f"It is conditioned on texts, e.g. {', '.join(map(repr, texts[:5]))}.", ""] if texts else []),
         *_ingredients(models, dataset, card),
-        *_numbers(evaluation, card, (*_SHOWN, *(known for known, _, _ in modality.meanings))),
+        *_numbers(evaluation, card),
         *_use(name, card),
         "## Limits",
         "",
@@ -60,18 +53,17 @@ def _ingredients(models: Mapping[str, Record], dataset: Record, card: Card) -> l
     return [*lines, f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}", ""]
 
 
-def _numbers(evaluation: Record, card: Card, shown: Sequence[str]) -> list[str]:
+def _numbers(evaluation: Record, card: Card) -> list[str]:
     """The table of numbers, and the protocol that they were made under."""
-    ceiling = evaluation.metrics.get("recognition_ceiling")
     rows = [
         f"| {key} | {number(evaluation.metrics[key])} | {meaning(key)[0]} |"
-        for prefix in shown
+        for prefix in card.shown
         for key in sorted(evaluation.metrics)
         if (key.startswith(prefix) if prefix.endswith("_") else key == prefix) and not key.endswith("_deviation")
     ]
     return [
         *("## Numbers", "", "| metric | value | better |", "|---|---|---|", *rows, ""),
-        *([f"The recognising machine itself is right on {ceiling:.1%} of held-out real images.", ""] if ceiling is not None else []),
+        *(line for remark in card.remarks for line in (remark, "")),
         f"{card.protocol} Sampling: {_sampling(evaluation)}.",
         "",
     ]

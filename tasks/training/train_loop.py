@@ -23,7 +23,7 @@ from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, seed_of
 from tokenloom.models.core.protocols import Batch, Method, Tokenizer
-from tokenloom.tasks.data.batches import exact_norms, floats_to, image_png, pieces
+from tokenloom.tasks.data.batches import exact_norms, floats_to, pieces
 from tokenloom.tasks.data.loader import Loader, indices, share
 from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.storage import Storage
@@ -246,13 +246,13 @@ class _Run:
         if hook is None:
             return
         loader = self.held_out if self.held_out is not None and len(self.held_out) else self.loader
-        image = None
+        drawn = None
         with self.state.exported(), self._autocast():  # on all workers, as it may have to be put together
             if self.group.first:
                 batch = self._place(loader.get(np.arange(0, min(16, len(loader)))))
-                image = hook(batch, Draws.whole(self.settings.seed, 0, batch.rows, device=self.device, stream="preview"))
-        if image is not None:
-            self.storage.write(f"{self.job.folder}/previews/step-{self.step:07d}.png", image_png(image))
+                drawn = hook(batch, Draws.whole(self.settings.seed, 0, batch.rows, device=self.device, stream="preview"))
+        if drawn is not None and (picture := self.loader.modality.picture(drawn)) is not None:
+            self.storage.write(f"{self.job.folder}/previews/step-{self.step:07d}.png", picture)
 
     # --- state ------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.register import CHAMPION
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
+from tokenloom.tasks.tracking.register import CHAMPION
 from tokenloom.tasks.tracking.registry import tags_of
 
 

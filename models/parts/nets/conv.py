@@ -5,14 +5,15 @@ Shapes: B rows, C channels, H W image, h w latent grid.  Level 0 has the highest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 
@@ -23,7 +24,9 @@ class Geometry(Net, tag="net.conv"):
 
     ``channels`` times ``multipliers[i]`` is the width of level i; the first and the last convolution take and give ``patch`` by
     ``patch`` pixels (1 as published; 2 saves the costly full resolution); ``attention`` lists the levels whose blocks are followed by
-    self-attention; ``middle`` is what stands at the lowest resolution between encoder and latents (and back).
+    self-attention; ``middle`` is what stands at the lowest resolution between encoder and latents (and back).  The decoder's own
+    ``decoder_multipliers`` and ``decoder_attention`` stand for it alone (empty or none: as the encoder's).  Where ``resample`` is by
+    ``pool`` resolutions change by averages and repetition, without convolutions.
     """
 
     channels: int
@@ -34,21 +37,38 @@ class Geometry(Net, tag="net.conv"):
     attention: tuple[int, ...] = ()
     middle: Literal["attention", "blocks", "none"] = "attention"
     norm_groups: int = 32
+    decoder_multipliers: Added[tuple[int, ...]] = ()
+    decoder_attention: Added[tuple[int, ...] | None] = None
+    resample: Added[Literal["conv", "pool"]] = "conv"
 
     def __post_init__(self) -> None:
-        if not self.multipliers or min(self.multipliers) < 1 or self.channels < 1:
+        if not self.multipliers or min(self.multipliers + self.decoder_multipliers) < 1 or self.channels < 1:
             raise ConfigError(f"net.channels={self.channels}, multipliers={list(self.multipliers)}: must be positive")
+        if len(self.decoding.multipliers) != len(self.multipliers):
+            raise ConfigError(
+                f"net.decoder_multipliers={list(self.decoder_multipliers)}: as many levels as the encoder, {len(self.multipliers)}"
+            )
         if self.patch < 1:
             raise ConfigError(f"net.patch={self.patch}: must be at least 1")
         if self.encoder_blocks < 1 or self.decoder_blocks < 1:
             raise ConfigError(
                 f"net.encoder_blocks={self.encoder_blocks}, decoder_blocks={self.decoder_blocks}: a level needs at least 1 block"
             )
-        for width in self.widths:
+        for width in self.widths + self.decoding.widths:
             if self.norm_groups < 1 or width % self.norm_groups:
                 raise ConfigError(f"net.norm_groups={self.norm_groups}: does not divide the width {width}")
-        if any(not 0 <= level < len(self.multipliers) for level in self.attention):
-            raise ConfigError(f"net.attention={list(self.attention)}: levels are 0 to {len(self.multipliers) - 1}")
+        for name, levels in (("attention", self.attention), ("decoder_attention", self.decoding.attention)):
+            if any(not 0 <= level < len(self.multipliers) for level in levels):
+                raise ConfigError(f"net.{name}={list(levels)}: levels are 0 to {len(self.multipliers) - 1}")
+
+    @property
+    def decoding(self) -> Geometry:
+        """The geometry as the decoder has it."""
+        if not self.decoder_multipliers and self.decoder_attention is None:
+            return self
+        attention = self.attention if self.decoder_attention is None else self.decoder_attention
+        multipliers = self.decoder_multipliers or self.multipliers
+        return replace(self, multipliers=multipliers, attention=attention, decoder_multipliers=(), decoder_attention=None)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -59,6 +79,10 @@ class Geometry(Net, tag="net.conv"):
     def downsampling(self) -> int:
         """Image pixels a latent position, in each direction."""
         return int(self.patch * 2 ** (len(self.multipliers) - 1))
+
+    def change(self, conv: Callable[[int], nn.Module], pool: nn.Module, width: int) -> nn.Module:
+        """How a level of this width changes to the next."""
+        return conv(width) if self.resample == "conv" else pool
 
     def grid(self, shape: Shape) -> Shape:
         down = self.downsampling
@@ -73,7 +97,7 @@ class Geometry(Net, tag="net.conv"):
         return Encoder(self, channels, latent)
 
     def decoder(self, shape: Shape, channels: int, latent: int) -> Decoder:
-        return Decoder(self, channels, latent)
+        return Decoder(self.decoding, channels, latent)
 
 
 class SingleGroupNorm(nn.GroupNorm):
@@ -178,7 +202,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(channels, geometry.channels, patch + 2, stride=patch, padding=1)
         self.levels = nn.ModuleList()
         for i, width in enumerate(widths):
-            change = Downsample(width) if i + 1 < len(widths) else nn.Identity()
+            change = geometry.change(Downsample, nn.AvgPool2d(2), width) if i + 1 < len(widths) else nn.Identity()
             self.levels.append(Level(geometry, i, widths[i - 1] if i else geometry.channels, geometry.encoder_blocks, change))
         self.middle = middle(geometry)
         self.norm_out = norm(widths[-1], geometry.norm_groups)
@@ -201,7 +225,7 @@ class Decoder(PixelDecoder):
         self.middle = middle(geometry)
         self.levels = nn.ModuleList()
         for i in reversed(range(len(widths))):
-            change = Upsample(widths[i]) if i else nn.Identity()
+            change = geometry.change(Upsample, nn.UpsamplingNearest2d(scale_factor=2), widths[i]) if i else nn.Identity()
             self.levels.append(Level(geometry, i, widths[min(i + 1, len(widths) - 1)], geometry.decoder_blocks, change))
         self.norm_out = norm(widths[0], geometry.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], channels * geometry.patch**2, 3, padding=1)

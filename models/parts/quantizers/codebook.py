@@ -50,6 +50,11 @@ class EMA(configs.Config, tag="codebook.ema", label="moving averages"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fixed(configs.Config, tag="codebook.fixed", label="fixed codes"):
+    """The codebook stays as it is, e.g. while the nets around a trained one are tuned."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Revival(configs.Config, tag="codebook.revival"):
     """A code used less than ``threshold`` times its fair share becomes an encoder vector of the present batch.
 
@@ -70,7 +75,7 @@ class Revival(configs.Config, tag="codebook.revival"):
 
 
 class Codebook(nn.Module):
-    """K vectors of C channels; ``weight`` is a parameter (``Learned``) or a buffer (``EMA``)."""
+    """K vectors of C channels; ``weight`` is a parameter (``Learned``) or a buffer (``EMA``, ``Fixed``)."""
 
     weight: Tensor
     count: Tensor
@@ -90,7 +95,7 @@ class Codebook(nn.Module):
         codes: int
         dim: int
         metric: Literal["l2", "cosine"] = "l2"
-        update: Learned | EMA = Learned()
+        update: Learned | EMA | Fixed = Learned()
         start: KMeans | None = None
         revival: Revival | None = None
         decay: float = 0.95
@@ -112,12 +117,13 @@ class Codebook(nn.Module):
         weight = torch.empty(k, c).uniform_(-1 / k, 1 / k)
         if config.metric == "cosine":
             weight = F.normalize(torch.randn(k, c), dim=-1)
-        if isinstance(config.update, EMA):
+        if isinstance(config.update, Learned):
+            self.weight = nn.Parameter(weight)
+        else:
             self.register_buffer("weight", weight)
+        if isinstance(config.update, EMA):
             self.register_buffer("count", torch.zeros(k))
             self.register_buffer("sums", torch.zeros(k, c))
-        else:
-            self.weight = nn.Parameter(weight)
         # Statistics that shape later steps are saved; those that are only reported are not.
         self.register_buffer("usage", torch.zeros(g, k), persistent=config.revival is not None)
         if config.revival is not None:
@@ -155,19 +161,19 @@ class Codebook(nn.Module):
         return nearest(z_NC, table)
 
     @torch.no_grad()
-    def observe(self, groups: list[tuple[Tensor, Tensor]], draws: Draws) -> None:
-        """Add one micro-batch to the step's statistics: per group vectors (B, P, C) and their ids (B, P)."""
-        self._counts += counts([ids for _, ids in groups], self.config.codes).to(self._counts)
+    def observe(self, groups: list[tuple[Tensor, Tensor]], draws: Draws, first: int = 0) -> None:
+        """Add one micro-batch to the step's statistics: vectors (B, P, C) and their ids (B, P) of each group from the ``first`` given."""
+        self._counts[first : first + len(groups)] += counts([ids for _, ids in groups], self.config.codes).to(self._counts)
         if isinstance(self.config.update, EMA):
-            for g, (z_BPC, ids_BP) in enumerate(groups):
+            for g, (z_BPC, ids_BP) in enumerate(groups, first):
                 self._sums.index_add_(0, ids_BP.flatten(), z_BPC.flatten(0, 1).to(self._sums) * self._weights[g])
-        if not self.ready:
+        if not self.ready and first == 0:  # later groups, if they come apart, wait for codes that have started
             assert self.config.start is not None
             taken = sample([z for z, _ in groups], self.config.start.samples * self.config.codes, draws)
             self._sample = taken if self._sample is None else self._sample + taken
         if self.config.revival is not None:
             group_K, row_K, u_K = self._choices(draws)
-            for g, (z_BPC, _) in enumerate(groups):
+            for g, (z_BPC, _) in enumerate(groups, first):
                 code = ((group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)).nonzero()[:, 0]
                 position = (u_K[code] * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
                 index = torch.stack([code, row_K[code] - draws.start, position]).to(z_BPC.device, non_blocking=True)

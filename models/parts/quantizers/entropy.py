@@ -60,8 +60,12 @@ class Entropy(configs.Config, tag="loss.entropy"):
 
     def of_logits(self, logits_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Mean entropy of each vector's distribution, and entropy of their mean; the temperature divides the logits."""
-        log_NK = (logits_NK / self.temperature).log_softmax(-1)
-        p_NK = log_NK.exp()
+        return self._of_scaled(logits_NK / self.temperature)
+
+    def _of_scaled(self, logits_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of logits that the temperature has divided; what keeps the mean's logarithm finite stands in those of vectors too."""
+        p_NK = logits_NK.softmax(-1)
+        log_NK = (logits_NK + 1e-5).log_softmax(-1) if self.floor == "added" else self._floored(p_NK).log()
         return -(p_NK * log_NK).sum(-1).mean(), self.of_mean(p_NK.mean(0))
 
     def of_bits(self, z_ND: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -71,19 +75,12 @@ class Entropy(configs.Config, tag="loss.entropy"):
         distributions is one matrix product, with memory N 2^(span / 2) + 2^span.
         """
         if self.sums == "codes":
-            return self._of_codes(z_ND, scale)
+            return self._of_scaled(2 * (z_ND @ ((2 * _values(z_ND) - 1) * scale).T) / self.temperature)
         logit_ND = 4 * scale * z_ND / self.temperature  # log p(+) - log p(-)
         log_p, log_q = F.logsigmoid(logit_ND), F.logsigmoid(-logit_ND)
         each = -(log_p.exp() * log_p + log_q.exp() * log_q).sum(-1).mean()
         spans = range(0, z_ND.shape[1], self.span)
         return each, torch.stack([self.of_mean(joint_mean(logit_ND[:, i : i + self.span])) for i in spans]).sum()
-
-    def _of_codes(self, z_ND: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The same over a table of all codes; what keeps the mean's logarithm finite stands in those of the vectors too."""
-        logits_NK = 2 * (z_ND @ ((2 * _values(z_ND) - 1) * scale).T) / self.temperature
-        p_NK = logits_NK.softmax(-1)
-        log_NK = (logits_NK + 1e-5).log_softmax(-1) if self.floor == "added" else self._floored(p_NK).log()
-        return -(p_NK * log_NK).sum(-1).mean(), self.of_mean(p_NK.mean(0))
 
 
 def joint_mean(logit_ND: Tensor) -> Tensor:

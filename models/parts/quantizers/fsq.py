@@ -57,6 +57,14 @@ class Clamp(configs.Config, tag="bound.clamp"):
         return digits * 2 / (levels_C - 1) - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Symmetric(Clamp, tag="bound.symmetric"):
+    """The same levels after a tanh (arXiv:2411.19842, section 3.2)."""
+
+    def digits(self, z: Tensor, levels_C: Tensor) -> Tensor:
+        return super().digits(torch.tanh(z), levels_C)
+
+
 class FSQ(Quantizer):
     """The id counts the first channel as its lowest digit."""
 
@@ -68,7 +76,7 @@ class FSQ(Quantizer):
         """``levels`` of each channel; the vocabulary is their product."""
 
         levels: tuple[int, ...] = (8, 5, 5, 5)
-        bound: Tanh | Clamp = Tanh()
+        bound: Tanh | Clamp | Symmetric = Tanh()
 
         def __post_init__(self) -> None:
             if not self.levels or min(self.levels) < 2:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
@@ -40,20 +40,24 @@ class LFQ(Quantizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Quantizer.Config, tag="quantizer.lfq", label="signs"):
-        """``bits`` channels; ``factors`` are the bits of each of several codebooks (none: one of ``2 ** bits`` codes)."""
+        """``bits`` channels; ``factors`` are the bits of each of several codebooks (none: one of ``2 ** bits`` codes).
+
+        A code's entries are plus and minus ``scale``.
+        """
 
         bits: int = 10
         factors: tuple[int, ...] = ()
         beta: float = 0.25
         entropy: Entropy | None = Entropy(weight=0.02)
+        scale: Added[float] = 1.0
 
         def __post_init__(self) -> None:
             if self.factors and (min(self.factors) < 1 or sum(self.factors) != self.bits):
                 raise ConfigError(f"quantizer.factors={list(self.factors)}: must be positive and add up to bits={self.bits}")
             if self.bits < 1 or max(self.sizes) > 24:
                 raise ConfigError(f"quantizer.bits={self.bits}, factors={list(self.factors)}: a codebook has 1 to 24 bits")
-            if self.beta < 0:
-                raise ConfigError(f"quantizer.beta={self.beta}: must not be negative")
+            if self.beta < 0 or self.scale <= 0:
+                raise ConfigError(f"quantizer.beta={self.beta}, scale={self.scale}: beta must not be negative, scale positive")
 
         @property
         def sizes(self) -> tuple[int, ...]:
@@ -67,16 +71,14 @@ class LFQ(Quantizer):
             own = tuple(2**n for n in self.sizes) if len(set(self.sizes)) > 1 else ()
             return TokenLayout(grids=(grid,), vocabulary=2 ** max(self.sizes), codebooks=len(self.sizes), vocabularies=own)
 
-    #: The absolute value of a code's entries.
-    scale: float = 1.0
-
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid
+        self.scale = config.scale  # the absolute value of a code's entries
         books = tuple(f"book{q}" for q in range(len(config.sizes))) if len(config.sizes) > 1 else ("",)
         self.usage = Usage(2 ** max(config.sizes), books)
 
-    def _enter(self, z_BCHW: Tensor) -> Tensor:
+    def enter(self, z_BCHW: Tensor) -> Tensor:
         """Latents as they are compared to codes, (B, H, W, D)."""
         return exact(z_BCHW).permute(0, 2, 3, 1)
 
@@ -87,7 +89,7 @@ class LFQ(Quantizer):
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
         """Quantize; losses are commitment and entropy (equations 4 and 5 of arXiv:2310.05737)."""
         with torch.autocast(z_BCHW.device.type, enabled=False):
-            z_BHWD = self._enter(z_BCHW)
+            z_BHWD = self.enter(z_BCHW)
             q_BHWD = torch.where(z_BHWD > 0, self.scale, -self.scale).to(z_BHWD)
             losses = {"commitment": self.config.beta * F.mse_loss(z_BHWD, q_BHWD)}
             if self.config.entropy is not None:
@@ -103,7 +105,7 @@ class LFQ(Quantizer):
     def encode(self, z_BCHW: Tensor) -> Tensor:
         """Ids (B, L), or (B, L, Q) for several codebooks."""
         with torch.autocast(z_BCHW.device.type, enabled=False):
-            return self._ids(self._enter(z_BCHW))
+            return self._ids(self.enter(z_BCHW))
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Codes (B, D, H, W) of ids (B, L) or (B, L, Q)."""
@@ -116,7 +118,7 @@ class LFQ(Quantizer):
 
 
 class BSQ(LFQ):
-    """Latents are scaled to unit length, codes are the corners of a cube in the unit sphere: entries ±1 / sqrt(D)."""
+    """Latents have length ``scale``, codes are the corners of a cube in the sphere: entries ±scale / sqrt(D)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LFQ.Config, tag="quantizer.bsq", label="signs on a sphere"):
@@ -126,7 +128,7 @@ class BSQ(LFQ):
 
     def __init__(self, config: LFQ.Config, grid: tuple[int, int]) -> None:
         super().__init__(config, grid)
-        self.scale = 1 / math.sqrt(config.bits)
+        self.scale = config.scale / math.sqrt(config.bits)
 
-    def _enter(self, z_BCHW: Tensor) -> Tensor:
-        return F.normalize(super()._enter(z_BCHW), dim=-1)
+    def enter(self, z_BCHW: Tensor) -> Tensor:
+        return F.normalize(super().enter(z_BCHW), dim=-1) * self.config.scale

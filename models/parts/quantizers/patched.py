@@ -39,7 +39,7 @@ class Patched(nn.Module):
         map_BDPP = data_BPD.transpose(1, 2).unflatten(2, (size[0] // self.side, size[1] // self.side))
         return F.pixel_shuffle(map_BDPP, self.side).flatten(2).transpose(1, 2)
 
-    def _unfold(self, data_BhwD: Tensor, size: tuple[int, int]) -> Tensor:
+    def unfold(self, data_BhwD: Tensor, size: tuple[int, int]) -> Tensor:
         """Cells of one scale to tokens, (B, P, p p D)."""
         return F.pixel_unshuffle(data_BhwD.transpose(1, 2).unflatten(2, size), self.side).flatten(2).transpose(1, 2)
 
@@ -51,7 +51,7 @@ class Patched(nn.Module):
         """Decoding one scale at a time: the new sum of cells, and the next scale's input of tokens (B, P', p p D)."""
         scales = self.cells.scales
         f_hat_BDHW, following = self.cells.accumulate(f_hat_BDHW, scale, self._fold(bit_BPD, scales[scale]))
-        return f_hat_BDHW, self._unfold(following, scales[min(scale + 1, len(scales) - 1)])
+        return f_hat_BDHW, self.unfold(following, scales[min(scale + 1, len(scales) - 1)])
 
     def next_inputs(self, bit_BLD: Tensor) -> Tensor:
         """Teacher forcing: what each scale but the first is given, (B, L - first scale, p p D)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
+from tokenloom.models.parts.adversarial.loss import Adversarial
+from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
+from tokenloom.models.parts.losses import Perceptual, Pixels
 from tokenloom.models.parts.nets.conv import Geometry
-from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
+from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 
 #: Arguments with which such a recipe is small enough for the contract tests.
 TINY: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "patch": 2}
@@ -57,22 +59,55 @@ class Levels(Losses):
 
 @dataclass(frozen=True, kw_only=True)
 class Small(Levels):
-    """The same for VQGAN's convolutions; ``attention`` lists the levels that have it."""
+    """The same for VQGAN's convolutions; ``attention`` lists the levels that have it.
+
+    ``decoder_…`` is the decoder's own (0, empty or none: as the encoder's); ``middle`` what stands at the lowest resolution;
+    ``latent`` channels leave the encoder (0: as many as its first level has).
+    """
 
     attention: tuple[int, ...] = ()
+    decoder_blocks: int = 0
+    decoder_multipliers: tuple[int, ...] = ()
+    decoder_attention: tuple[int, ...] | None = None
+    middle: Literal["attention", "blocks", "none"] = "none"
+    norm_groups: int = 8
+    resample: Literal["conv", "pool"] = "conv"
+    latent: int = 0
 
     def net(self) -> Geometry:
-        """The encoder's and decoder's geometry, with nothing in the middle."""
+        """The encoder's and decoder's geometry."""
         return Geometry(
             channels=self.channels,
             multipliers=self.multipliers,
             patch=self.patch,
             encoder_blocks=self.blocks,
-            decoder_blocks=self.blocks,
+            decoder_blocks=self.decoder_blocks or self.blocks,
             attention=self.attention,
-            middle="none",
-            norm_groups=8,
+            middle=self.middle,
+            norm_groups=self.norm_groups,
+            decoder_multipliers=self.decoder_multipliers,
+            decoder_attention=self.decoder_attention,
+            resample=self.resample,
         )
+
+    @property
+    def out(self) -> int:
+        """Channels that leave the encoder."""
+        return self.latent or self.channels
+
+
+#: Arguments of VQGAN's convolutions as published (arXiv:2012.09841), for a net of so many levels; LlamaGen's and VAR's have attention at
+#: the lowest one.
+def published(levels: int) -> dict[str, Any]:
+    """Arguments of the published geometry, of which widths and levels differ from one model to the other."""
+    return {"patch": 1, "blocks": 2, "decoder_blocks": 3, "attention": [levels - 1], "middle": "attention", "norm_groups": 32}
+
+
+def codebook(codes: int, dim: int, metric: Literal["l2", "cosine"], update: Literal["averages", "learned"]) -> Codebook.Config:
+    """A codebook of moving averages, whose codes out of use are revived, or one that is learned, as published."""
+    if update == "learned":
+        return Codebook.Config(codes=codes, dim=dim, metric=metric)
+    return Codebook.Config(codes=codes, dim=dim, metric=metric, update=EMA(), revival=Revival(threshold=0.2))
 
 
 #: Defaults of the recipes' arguments.

@@ -41,6 +41,6 @@ def bsq(
             beta=beta,
             entropy=Entropy(weight=entropy, diversity=diversity, temperature=temperature) if entropy else None,
         ),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

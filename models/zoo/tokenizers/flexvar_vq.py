@@ -42,6 +42,6 @@ def flexvar_vq(
             trained=trained,
             beta=beta,
         ),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -29,6 +29,6 @@ def fsq(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=FSQ.Config(levels=levels),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

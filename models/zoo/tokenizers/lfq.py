@@ -42,6 +42,6 @@ def lfq(
             beta=beta,
             entropy=Entropy(weight=entropy, diversity=diversity, temperature=temperature) if entropy else None,
         ),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -35,6 +35,6 @@ def tokenbridge(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Dimensionwise.Config(dim=dim, kl=kl, levels=levels, clip=clip),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

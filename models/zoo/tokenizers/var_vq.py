@@ -12,11 +12,12 @@ Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3, about 50 CP
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.multiscale import MultiScale
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
 
 
 @register(
@@ -30,18 +31,21 @@ def var_vq(
     codes: int = 256,
     dim: int = 8,
     beta: float = 0.25,
+    phis: int = 4,
+    ratio: float = 0.5,
+    kernel: int = 3,
+    metric: Literal["l2", "cosine"] = "l2",
+    update: Literal["averages", "learned"] = "averages",
     small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``scales[-1]`` must be the latent grid."""
+    """``scales[-1]`` must be the latent grid; ``phis`` convolutions, at most one a scale, are blended in by ``ratio``; ``kernel`` of the
+    convolutions before and after the quantizer."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=MultiScale.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)),
-            scales=scales,
-            beta=beta,
-            phis=min(4, len(scales)),
+            codebook=codebook(codes, dim, metric, update), scales=scales, beta=beta, phis=min(phis, len(scales)), ratio=ratio
         ),
-        latent=dim,
-        quant_kernel=3,
+        latent=small.latent or dim,
+        quant_kernel=kernel,
         **small.losses(2 * small.channels),
     )

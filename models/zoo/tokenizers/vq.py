@@ -11,11 +11,12 @@ on [-1, 1], PSNR 21 dB, all codes in use; ``multipliers: [1]`` gives an 8x8 grid
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
 
 
 @register(
@@ -28,14 +29,15 @@ def vq(
     codes: int = 512,
     dim: int = 8,
     beta: float = 0.25,
+    entropy: float = 0.0,
+    metric: Literal["cosine", "l2"] = "cosine",
+    update: Literal["averages", "learned"] = "averages",
     small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``codes`` of ``dim`` channels at each position."""
+    """``codes`` of ``dim`` channels at each position; ``entropy`` weighs LlamaGen's entropy loss."""
     return Autoencoder.Config(
         net=small.net(),
-        quantizer=VQ.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
-        ),
-        latent=small.channels,
+        quantizer=VQ.Config(codebook=codebook(codes, dim, metric, update), beta=beta, entropy=entropy),
+        latent=small.out,
         **small.losses(),
     )

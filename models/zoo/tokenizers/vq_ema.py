@@ -46,6 +46,6 @@ def vq_ema(
             beta=beta,
             gradient=Rotation() if gradient == "rotation" else Straight(),
         ),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -33,6 +33,6 @@ def vq_ste(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, update=Learned()), beta=beta),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

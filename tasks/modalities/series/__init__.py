@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
-from tokenloom.tasks.modalities.base import Card, Fitted, Modality, Rejected, Served
+from tokenloom.tasks.modalities.base import Card, Comparison, Fitted, Modality, Rejected, SampleRequest, Served
 from tokenloom.tasks.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Series(Modality):
         "mase": ("mase",),
         "crps": ("crps", "coverage_80"),
         "mse": ("mse",),
+        "": ("forecasts_per_second",),
     }
     meanings = (
         ("mase", "lower", "mean absolute error of the median forecast over that of the seasonal naive forecast in training"),
@@ -47,10 +49,24 @@ class Series(Modality):
         ("forecasts_per_second", "higher", "sample paths a second, in one process"),
     )
 
+    comparison = Comparison(
+        headline=("mase", "crps", "mse"),
+        columns=(
+            *("mase", "mase_", "crps", "crps_", "coverage_80", "coverage_80_", "mse", "mse_"),
+            *("codebook_use", "codebook_perplexity", "forecasts_per_second", "parameters"),
+        ),
+        speed="forecasts_per_second",
+    )
+
     def spec(self, config: DataConfig) -> SignalSpec:
         assert config.series is not None, "checked by the schema"
-        channels = len(self.open_source(config).notes["names"])
-        return SignalSpec(kind=self.kind, shape=(config.series.history + config.series.horizon,), channels=channels, range=None)
+        values, names = config.series.history + config.series.horizon, self.open_source(config).notes["names"]
+        if config.size != 0 and config.shape != (values, len(names)):
+            raise ConfigError(
+                f"data.size={list(config.shape)}: these windows have {values} values (series.history + series.horizon) of {len(names)} "
+                f"channels ({', '.join(names)}); write [{values}, {len(names)}], or leave size out"
+            )
+        return SignalSpec(kind=self.kind, shape=(values,), channels=len(names), range=None)
 
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.series.sources import open_source
@@ -89,6 +105,9 @@ class Series(Modality):
     def tensor(self, data: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(data)).transpose(1, 2).contiguous()
 
+    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+        raise ConfigError(f"{title}: forecasts are made by a served model, which takes a history")
+
     def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
         from tokenloom.tasks.modalities.series.judge import judge
 
@@ -124,6 +143,7 @@ class Series(Modality):
             interface="Input: column `history`, a JSON list of values; parameters `seed`, `horizon` (0: the window's), `samples`; "
             "output: columns `q10`, `median`, `q90`, JSON lists.",
             limits="It knows this series alone, in its units and its rhythm, and was judged on the time after its training data.",
+            shown=self.comparison.columns,
         )
 
 

@@ -17,8 +17,8 @@ from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import parameters
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.loader import Rows, read_shard
-from tokenloom.tasks.evaluation import pictures
-from tokenloom.tasks.evaluation.judging import Findings, arrays, keep, training_curves
+from tokenloom.tasks.evaluation import plots
+from tokenloom.tasks.evaluation.findings import Findings, arrays, keep, training_curves
 from tokenloom.tasks.modalities.series.served.forecast import QUANTILES, Windows, forecast, seasonal_naive
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
@@ -29,6 +29,7 @@ from tokenloom.tasks.training.parallel import device_of
 Values = NDArray[np.float64]
 LIMIT = 64  # held-out windows, evenly spread
 SHOWN = 6
+TITLES = {"samples": "Forecasts of held-out windows", "curves": "Training curves"}
 
 
 def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
@@ -44,7 +45,9 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     windows = Windows.of(dataset.notes["series"])
     truth = _held_out(dataset.notes, store, windows, modalities.of(dataset.notes))
     generator, tokenizer = (store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer"))
-    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], str(device_of(cluster.execution.device)))
+    device = str(device_of(cluster.execution.device))
+    draft = store.fetch(step.inputs["draft"], "model.json", "weights.safetensors") if "draft" in step.inputs else None
+    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], device, draft=draft)
     report("evaluate", 1, 4, {})
     history, future = truth[:, : windows.history], truth[:, windows.history :]
     began = time.perf_counter()
@@ -60,10 +63,10 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the forecasts in {work.uri}")
     found = Findings(numbers, {"samples": plot(history, future, paths, naive, windows)})
     if series := training_curves(store, {role: step.inputs[role] for role in ("tokenizer", "generator")}):
-        found.pictures["curves"] = pictures.curves(series)
+        found.pictures["curves"] = plots.curves(series)
     found.notes |= {"protocol": _protocol(dataset, truth, windows, config), "sampler": pair.sampler.to_dict()}
     found.arrays["forecasts.npz"] = arrays(history=history, future=future, quantiles=np.quantile(paths, QUANTILES, axis=1))
-    keep(step, found, work)
+    keep(step, found, work, TITLES)
     work.notes |= found.notes | {"classes": dataset.notes["classes"]}
     report("evaluate", 4, 4, numbers)
     return numbers

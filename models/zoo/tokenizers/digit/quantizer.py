@@ -32,7 +32,7 @@ class Clusters(VQ):
             if not isinstance(self.codebook.update, EMA) or self.beta or self.entropy:
                 raise ConfigError("quantizer: centres follow averages (codebook.update is EMA) and have no losses (beta, entropy are 0)")
 
-    def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
+    def forward(self, z_BCHW: Tensor, draws: Draws | None = None, group: int = 0) -> Quantized:
         """Centres in place of features; in training with ``draws`` the centres' statistics take the batch in."""
         with torch.no_grad(), torch.autocast(z_BCHW.device.type, enabled=False):
             z_BLC = self.codebook.placed(exact(z_BCHW).flatten(2).transpose(1, 2))

@@ -36,6 +36,6 @@ def ibq(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=IBQ.Config(codes=codes, dim=dim, beta=beta, entropy=Entropy(weight=entropy, temperature=temperature)),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -12,11 +12,14 @@ Expect: held-out digits (32x32, 400 steps of 64, learning rate 4e-3, about 26 CP
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.codebook import Learned
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers._small import LEVELS, TINY, Levels
+from tokenloom.models.zoo.tokenizers._small import LEVELS, TINY, Levels, codebook
 from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv
 
 
@@ -30,12 +33,21 @@ def maskgit_vqgan(
     codes: int = 512,
     dim: int = 16,
     beta: float = 1.0,
+    weight: float = 0.25,
+    norm_groups: int = 8,
+    update: Literal["averages", "learned"] = "averages",
     levels: Levels = LEVELS,
 ) -> Autoencoder.Config:
-    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``."""
+    """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``; ``weight`` is that of a learned codebook's own term."""
+    book = codebook(codes, dim, "l2", update)
+    if update == "learned":
+        book = replace(book, update=Learned(weight=weight))
+    net = MaskGITConv(
+        channels=levels.channels, multipliers=levels.multipliers, blocks=levels.blocks, patch=levels.patch, norm_groups=norm_groups
+    )
     return Autoencoder.Config(
-        net=MaskGITConv(channels=levels.channels, multipliers=levels.multipliers, blocks=levels.blocks, patch=levels.patch, norm_groups=8),
-        quantizer=VQ.Config(codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(), revival=Revival(threshold=0.2)), beta=beta),
+        net=net,
+        quantizer=VQ.Config(codebook=book, beta=beta),
         latent=dim,
         quant_kernel=0,
         **levels.losses(),

@@ -44,6 +44,6 @@ def pq(
             ),
             groups=groups,
         ),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -6,24 +6,48 @@ Shapes: B rows, C channels, H W grid, L = H W, Q codebooks (stages times those o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer, joined
-from tokenloom.models.parts.quantizers.codebook import exact
+from tokenloom.models.parts.quantizers.codebook import EMA, exact
 from tokenloom.models.parts.quantizers.fsq import FSQ, Clamp
 from tokenloom.models.parts.quantizers.gradients import Rotation, Straight
+from tokenloom.models.parts.quantizers.vq import VQ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Each(configs.Config, tag="residual.each"):
     """Every stage passes its own gradient, and they add up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout(configs.Config, tag="residual.dropout"):
+    """In training only the first stages code, as many for the whole batch as a draw says (SoundStream, arXiv:2107.03312, section III.C).
+
+    The last one is any from stage ``first``, counted from 0, or the next that completes a group of ``multiple`` stages.
+    """
+
+    first: int = 0
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or self.multiple < 1:
+            raise ConfigError(f"dropout.first={self.first}, multiple={self.multiple}: first not negative, multiple at least 1")
+
+    def kept(self, stages: int, u: float) -> int:
+        """How many of the stages code, by a uniform draw."""
+        return self.completed(self.first + int(u * (stages - self.first)), stages)
+
+    def completed(self, last: int, stages: int) -> int:
+        """How many of the stages code if the ``last`` one, counted from 0, was drawn."""
+        return min(-(-(last + 1) // self.multiple) * self.multiple, stages)
 
 
 class Residual(Quantizer):
@@ -37,6 +61,7 @@ class Residual(Quantizer):
         """``gradient`` is that of the sum, or each stage's own.
 
         ``shrink``, one a channel, makes stage i work on the residual times ``shrink ** i``; ``limit`` bounds the input smoothly to ±limit.
+        ``shared`` books are one codebook for all stages (RQ-VAE, arXiv:2203.01941, section 3.1), whose averages decay once a stage.
         """
 
         stage: Quantizer.Config
@@ -44,6 +69,8 @@ class Residual(Quantizer):
         gradient: Straight | Rotation | Each = Straight()
         shrink: tuple[float, ...] = ()
         limit: tuple[float, ...] = ()
+        books: Added[Literal["separate", "shared"]] = "separate"
+        dropout: Added[Dropout | None] = None
 
         def __post_init__(self) -> None:
             taken, given = self.stage.channels()
@@ -52,6 +79,10 @@ class Residual(Quantizer):
             for name, values in (("shrink", self.shrink), ("limit", self.limit)):
                 if values and (len(values) != taken or min(values) <= 0):
                     raise ConfigError(f"quantizer.{name}={list(values)}: give {taken} positive numbers, or none")
+            if self.books == "shared" and not isinstance(self.stage, VQ.Config):
+                raise ConfigError(f"quantizer.books='shared', stage={type(self.stage).__qualname__}: stages without a codebook share none")
+            if self.dropout is not None and self.dropout.first >= self.stages:
+                raise ConfigError(f"quantizer.dropout.first={self.dropout.first}: there are {self.stages} stages, counted from 0")
 
         def channels(self) -> tuple[int, int]:
             return self.stage.channels()
@@ -66,7 +97,9 @@ class Residual(Quantizer):
         super().__init__()
         self.config, self.grid = config, grid
         self.books = config.layout(grid).codebooks // config.stages
-        self.stages = nn.ModuleList(config.stage.build(grid) for _ in range(config.stages))
+        self.shared = config.books == "shared"
+        made = [_shared(config, grid)] if self.shared else [config.stage.build(grid) for _ in range(config.stages)]
+        self.stages = nn.ModuleList(made)
 
     @property
     def ready(self) -> bool:
@@ -86,17 +119,35 @@ class Residual(Quantizer):
     def run(self, z_BCHW: Tensor, draws: Draws | None = None) -> list[Quantized]:
         """What each stage says of what is left over, in units of the input."""
         rest, found, ready = self._enter(z_BCHW), [], True
-        for i, module in enumerate(self.stages):
-            stage, factor = cast(Quantizer, module), self._factor(i, rest)
-            quantized = stage(rest / factor, draws.fork(f"stage{i}") if draws is not None and ready else None)
+        kept = self.kept(draws)
+        for i in range(self.config.stages):
+            stage, factor = self._stage(i), self._factor(i, rest)
+            own = draws.fork(f"stage{i}") if draws is not None and ready and i < kept else None
+            quantized = stage(rest / factor, own, *([i] if self.shared else []))
             quantized.z = quantized.z * factor
+            if i >= kept:  # coded all the same, so that every parameter has a gradient, and counts for nothing
+                quantized.z, quantized.ids = quantized.z * 0, torch.full_like(quantized.ids, -1)
+                quantized.losses = {name: loss * 0 for name, loss in quantized.losses.items()}
+                quantized.stats["usage"] = torch.zeros_like(quantized.stats["usage"])
             rest = rest - quantized.z.detach()
             ready = ready and stage.ready
             found.append(quantized)
         return found
 
+    def _stage(self, stage: int) -> Quantizer:
+        return cast(Quantizer, self.stages[0 if self.shared else stage])
+
+    def kept(self, draws: Draws | None) -> int:
+        """How many stages code."""
+        if self.config.dropout is None or draws is None or not self.training:
+            return self.config.stages
+        return self.config.dropout.kept(self.config.stages, float(draws.fork("stages").shared_uniform(1)))
+
+    def given(self, z_BCHW: Tensor, draws: Draws) -> Tensor:
+        return torch.stack([q.z for q in self.run(z_BCHW)[: self.kept(draws)]]).sum(0)
+
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
-        """Quantize; the losses of the stages are added."""
+        """Quantize; the losses of the stages are added.  Ids of stages that are dropped are -1, here as in ``lookup``."""
         with torch.autocast(z_BCHW.device.type, enabled=False):
             found = self.run(z_BCHW, draws)
             total = torch.stack([q.z for q in found]).sum(0)
@@ -116,9 +167,9 @@ class Residual(Quantizer):
     def partial(self, ids_BLQ: Tensor) -> list[Tensor]:
         """The sum of the codes (B, C, H, W) after each stage."""
         sums: list[Tensor] = []
-        for i, (module, ids) in enumerate(zip(self.stages, ids_BLQ.split(self.books, -1))):
-            z_BCHW = cast(Quantizer, module).lookup(ids if self.books > 1 else ids[..., 0])
-            z_BCHW = z_BCHW * self._factor(i, z_BCHW)
+        for i, ids in enumerate(ids_BLQ.split(self.books, -1)):
+            z_BCHW = self._stage(i).lookup((ids if self.books > 1 else ids[..., 0]).clamp_min(0))
+            z_BCHW = z_BCHW * self._factor(i, z_BCHW) * (ids[..., 0] >= 0).view(len(ids), 1, *self.grid)
             sums.append(z_BCHW if i == 0 else sums[-1] + z_BCHW)
         return sums
 
@@ -128,8 +179,22 @@ class Residual(Quantizer):
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         """Each stage's update; metrics by codebook."""
+        if self.shared:
+            return self._stage(0).after_step(draws)
         found = [cast(Quantizer, stage).after_step(draws) for stage in self.stages]
         return {f"{name}_book{i}": value for i, metrics in enumerate(found) for name, value in metrics.items()}
+
+
+def _shared(config: Residual.Config, grid: tuple[int, int]) -> VQ:
+    """The one quantizer of all stages: its averages end where they would after an update a stage, the last stage's decayed least."""
+    assert isinstance(config.stage, VQ.Config)
+    stage, count = config.stage, config.stages
+    groups, weights = tuple(f"book{i}" for i in range(count)), (1.0,) * count
+    if isinstance(update := stage.codebook.update, EMA):
+        share = (1 - update.decay) / (1 - update.decay**count)
+        weights = tuple(share * update.decay ** (count - 1 - i) for i in range(count))
+        stage = replace(stage, codebook=replace(stage.codebook, update=replace(update, decay=update.decay**count)))
+    return VQ(stage, grid, groups, weights)
 
 
 def residual_fsq(levels: tuple[int, ...], stages: int) -> Residual.Config:

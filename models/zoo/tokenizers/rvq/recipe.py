@@ -44,6 +44,6 @@ def rvq(
             ),
             stages=stages,
         ),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
@@ -27,17 +27,21 @@ class SimVQ(Quantizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Quantizer.Config, tag="codebook.simvq", label="VQ, mapped table"):
-        """``weight`` is that of the codebook loss, ``beta`` that of the commitment loss beside it."""
+        """``weight`` is that of the codebook loss, ``beta`` that of the commitment loss beside it; ``table`` channels of the table that is
+        mapped (0: as many as a code has)."""
 
         codes: int
         dim: int
         weight: float = 1.0
         beta: float = 0.25
         gradient: Gradient = Straight()
+        table: Added[int] = 0
 
         def __post_init__(self) -> None:
-            if self.codes < 2 or self.dim < 1:
-                raise ConfigError(f"quantizer.codes={self.codes}, dim={self.dim}: at least 2 codes of at least 1 channel")
+            if self.codes < 2 or self.dim < 1 or self.table < 0:
+                raise ConfigError(
+                    f"quantizer.codes={self.codes}, dim={self.dim}, table={self.table}: at least 2 codes of at least 1 channel"
+                )
             if self.weight <= 0 or self.beta < 0:
                 raise ConfigError(f"quantizer.weight={self.weight}, beta={self.beta}: weight positive, beta not negative")
 
@@ -50,8 +54,9 @@ class SimVQ(Quantizer):
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.grid = config, grid
-        self.register_buffer("table", torch.randn(config.codes, config.dim) * config.dim**-0.5)
-        self.codebook = nn.Linear(config.dim, config.dim, bias=False)
+        width = config.table or config.dim
+        self.register_buffer("table", torch.randn(config.codes, width) * width**-0.5)
+        self.codebook = nn.Linear(width, config.dim, bias=False)
         self.usage = Usage(config.codes)
 
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:

@@ -31,6 +31,6 @@ def simvq(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=SimVQ.Config(codes=codes, dim=dim, beta=beta),
-        latent=small.channels,
+        latent=small.out,
         **small.losses(),
     )

@@ -1,0 +1,158 @@
+"""Images: pictures of 8 bits, grey or RGB, stored as PNG; judged by a classifier of the data, shown as grids."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from tokenloom.models.core import signals
+from tokenloom.models.core.signals import SignalSpec
+from tokenloom.tasks.modalities import signal_of
+from tokenloom.tasks.modalities.base import Card, Fitted, Modality, Rejected, SampleRequest, Served
+from tokenloom.tasks.modalities.image import png
+from tokenloom.tasks.modalities.image.judging.meanings import CARD, COMPARISON, MEANINGS, MEASURED
+from tokenloom.tasks.modalities.image.views import parse_views, view_of
+from tokenloom.tasks.runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from tokenloom.configs.schema import ClusterConfig, DataConfig, EvaluateConfig
+    from tokenloom.tasks.data.listing import Item, Source
+    from tokenloom.tasks.runtime.progress import Report
+    from tokenloom.tasks.serving.predict import Pair
+    from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work
+
+
+class Image(Modality):
+    """Signals (B, C, H, W) in [-1, 1]; see ``fit.py`` for how a raw image is made to fit."""
+
+    kind = "image"
+    measured, meanings, comparison = MEASURED, MEANINGS, COMPARISON
+    columns = (("image", pa.binary()),)
+
+    def spec(self, config: DataConfig) -> SignalSpec:
+        rows, columns = config.shape
+        return signals.image(rows, config.channels, columns)
+
+    def open_source(self, config: DataConfig) -> Source:
+        from tokenloom.tasks.modalities.image.sources import open_source
+
+        return open_source(config)
+
+    def fit(self, item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitted | Rejected:
+        from tokenloom.tasks.modalities.image.fit import fit_item
+
+        return fit_item(item, config, classes)
+
+    def notes(self, config: DataConfig, source: Source) -> dict[str, Any]:
+        if isinstance(config.size, int):
+            return {"size": config.size, "channels": config.channels}
+        return {"signal": self.spec(config).to_dict()}
+
+    def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (N, H, W, C) and labels int32 (N,); images of different sizes are an error."""
+        try:
+            table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
+            images = [png.decode(value.as_py()) for value in table["image"]]
+            return np.stack(images), table["label"].to_numpy()
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{where}: not a whole image shard ({error})") from error
+
+    def tensor(self, data: np.ndarray) -> Tensor:
+        return torch.from_numpy(data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+    def view(self, signal: Tensor, name: str) -> Tensor:
+        return view_of(signal, name).contiguous()
+
+    def parse_views(self, views: Sequence[str]) -> tuple[str, ...]:
+        return parse_views(views)
+
+    def column(self, value: bytes) -> np.ndarray:
+        return png.decode(value)
+
+    def picture(self, drawn: Tensor) -> bytes:
+        """PNG of one image (C, H, W), or of a row-wise grid of images (B, C, H, W), in [-1, 1]."""
+        if drawn.ndim == 4:
+            columns = max(1, round(len(drawn) ** 0.5))
+            rows = -(-len(drawn) // columns)
+            blank = drawn.new_full((rows * columns - len(drawn), *drawn.shape[1:]), -1.0)
+            _, C, H, W = drawn.shape
+            drawn = torch.cat([drawn, blank]).view(rows, columns, C, H, W).permute(2, 0, 3, 1, 4).reshape(C, rows * H, columns * W)
+        pixels = ((drawn.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return png.encode(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+    def plan_features(self, dataset: Artifact, config: EvaluateConfig, store: Store) -> StepSpec:
+        from tokenloom.tasks.modalities.image.judging.features import plan_features
+
+        return plan_features(dataset, config, store)
+
+    def features(self, step: StepSpec, store: Store, report: Report) -> Outcome:
+        from tokenloom.tasks.modalities.image.judging.features import features
+
+        return features(step, store, report)
+
+    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+        from tokenloom.tasks.modalities.image.sampling import sample
+
+        return sample(pair, title, request, report)
+
+    def side_by_side(self, store: Store, judged: Sequence[tuple[str, Artifact]]) -> dict[str, bytes]:
+        from tokenloom.tasks.modalities.image.judging.side_by_side import side_by_side
+
+        return side_by_side(store, judged)
+
+    def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
+        from tokenloom.tasks.modalities.image.judging.judge import judge
+
+        return judge(step, store, cluster, report, work)
+
+    def served(self, pair: Pair, dataset: Record) -> Served:
+        from tokenloom.tasks.serving.bundle import REQUIRED
+
+        column, room = pair.condition_spec.column, Path(__file__).parent / "served"
+        numbered = column == "class_id"
+        return Served(
+            inputs={column: "long" if numbered else "string"},
+            outputs={"png_base64": "string"},
+            params={
+                "seed": ("long", 0),
+                "guidance": ("double", float(pair.sampler.guidance.value)),
+                "temperature": ("double", float(pair.sampler.temperature.value)),
+                "steps": ("long", 0),
+            },
+            example={column: list(range(len(pair.classes)) if numbered else pair.condition_spec.texts)[:2]},
+            code=room / "model_def.py",
+            packages=(*REQUIRED, *(["transformers"] if pair.condition_spec.encoder is not None else [])),
+            rooms=(room,),
+        )
+
+    def card(self, dataset: Record, evaluation: Record, texts: Sequence[str]) -> Card:
+        signal = SignalSpec.from_dict(signal_of(dataset.notes))
+        size, channels = signals.text(signal.shape), signal.channels
+        classes, protocol = list(evaluation.notes["classes"]), evaluation.notes["protocol"]
+        ceiling = evaluation.metrics.get("recognition_ceiling")
+        return Card(
+            makes=f"Draws {size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
+            f"({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}).",
+            items=f"images, fitted by `{dataset.config['data']['fit']}`",
+            protocol=f"Protocol: {protocol.get('samples', 0)} samples, classes even, seed {protocol.get('seed', 0)}, against "
+            f"{protocol['reference']['images']} held-out images (hash {protocol['reference']['sha256']}); features: "
+            f"{protocol['features']['network']} {protocol['features']['sha256']}, trained on this data, so its distances are not FID.",
+            commands=("tokenloom sample models:/{name}@challenger --n 100 --out samples.png",),
+            interface=f"Input: column `{'text' if texts else 'class_id'}`; parameters `seed`, `guidance`, `temperature`, `steps` "
+            "(0: its own); output: column `png_base64`.",
+            limits=f"It knows these {len(classes)} classes at {size} pixels and nothing else. Samples are drawn, not checked: "
+            "some are of no class. It was judged on data of the same source only.",
+            shown=CARD,
+            remarks=[] if ceiling is None else [f"The recognising machine itself is right on {ceiling:.1%} of held-out real images."],
+        )
+
+
+MODALITY = Image()

@@ -1,0 +1,1 @@
+"""How images are judged: a feature network, numbers of samples, of reconstructions and of likelihoods, pictures."""

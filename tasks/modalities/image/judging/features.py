@@ -1,0 +1,172 @@
+"""Step ``features``: the network whose features the Fréchet and kernel distances compare.
+
+A small convolutional classifier trained on the dataset's own training split. Its artifact depends on the dataset and on
+this protocol alone, so every method on that data is judged by the same network. Numbers made with it are named
+``fd_classifier``, ``kid_classifier`` and ``is_classifier``: they are no FID and compare only with themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenloom.configs.schema import EvaluateConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import seed_of
+from tokenloom.models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
+from tokenloom.tasks import modalities
+from tokenloom.tasks.data.loader import Loader, Rows, indices
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
+
+Images = NDArray[np.uint8]
+VERSION = 1
+PROTOCOL = Protocol()
+
+__all__ = [
+    "NAME",
+    "VERSION",
+    "Classifier",
+    "Protocol",
+    "classify",
+    "features",
+    "load_classifier",
+    "plan_features",
+    "read_captions",
+    "read_images",
+]
+
+
+def read_images(
+    store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None, prepare: Callable[[Images], Images] | None = None
+) -> tuple[Images, NDArray[np.int64]]:
+    """Images (N, H, W, C) uint8 and labels (N,) of some splits.
+
+    ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block, so that large images need not all
+    be in memory before they are made smaller.
+    """
+    rows, index = _selected(store, dataset, splits, limit)
+    if not len(index):
+        signal = modalities.signal_of(store.record(dataset).notes)
+        return np.zeros((0, *signal["shape"], signal["channels"]), np.uint8), np.zeros(0, np.int64)
+    loader, images, labels = Loader(rows, store.cache), [], []
+    for start in range(0, len(index), 1024):
+        image, label = loader.items(index[start : start + 1024])
+        images.append(prepare(image) if prepare else image)
+        labels.append(label)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
+    """The captions of the images that ``read_images`` gives; the empty text where there is none."""
+    rows, index = _selected(store, dataset, splits, limit)
+    texts = list(Loader(replace(rows, conditions=("text",)), store.cache).captions()) if len(index) else []
+    return [texts[i] for i in index]
+
+
+def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+    notes = store.record(dataset).notes
+    parts = [Rows.of(notes, store.uri, split) for split in splits]
+    rows = Rows("signals", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
+    total = len(rows)
+    index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
+    return rows, index
+
+
+def to_float(image_NHWC: Images) -> Tensor:
+    """Bytes (N, H, W, C) to float32 images (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> StepSpec:
+    """The step that trains the feature network of a dataset.
+
+    Raises:
+        ConfigError: ``evaluate.features`` asks for weights that cannot be used.
+    """
+    if config.features != "auto":
+        raise ConfigError(
+            f"evaluate.features={config.features!r}: Inception weights are not supported yet; "
+            "use auto, a classifier trained on the data (its numbers are named fd_classifier)"
+        )
+    return StepSpec("features", VERSION, "features", dataset.name, {"protocol": asdict(PROTOCOL)}, {"dataset": dataset})
+
+
+def features(step: StepSpec, store: Store, report: Report = silent) -> Outcome:
+    """Train the feature network, or find it; a few seconds in one process."""
+    return store.execute(step, lambda work: _train(step, store, work, report))
+
+
+def _train(step: StepSpec, store: Store, work: Work, report: Report) -> dict[str, Any]:
+    dataset, protocol = step.inputs["dataset"], Protocol(**step.config["protocol"])
+    classes = len(store.record(dataset).notes["classes"])
+    image, label = read_images(store, dataset, ["train"], 50_000)
+    held_image, held_label = read_images(store, dataset, ["validation", "test"], 10_000)
+    if len(image) < 2:
+        raise StepError(f"dataset {dataset.id}: {len(image)} training images, the feature network needs at least 2")
+    network = train_classifier(image, label, classes, protocol, report)
+    accuracy = float((classify(network, held_image)[1].argmax(1) == held_label).mean()) if len(held_label) else float("nan")
+    from safetensors.torch import save
+
+    work.put("classifier.safetensors", save({k: v.contiguous() for k, v in network.state_dict().items()}))
+    shape = shape_of(image.shape[3], classes, protocol)
+    work.put("classifier.json", json.dumps(shape, indent=1, sort_keys=True).encode())
+    work.notes.update(network=NAME, features=protocol.features)
+    return {"accuracy": accuracy} if np.isfinite(accuracy) else {}
+
+
+def train_classifier(
+    image: Images,
+    label: NDArray[np.int64],
+    classes: int,
+    protocol: Protocol = PROTOCOL,
+    report: Report = silent,
+) -> Classifier:
+    """A classifier of these images, the same weights for the same input (one thread: sums keep their order)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(protocol.seed, "classifier"))
+            network = Classifier(image.shape[3], classes, protocol)
+        steps = min(5000, max(protocol.steps, 5 * len(image) // protocol.batch))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=protocol.lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.lr, total_steps=steps, pct_start=0.1)
+        shift = np.random.default_rng(seed_of(protocol.seed, "shift"))
+        batch = min(protocol.batch, len(image))
+        for i in range(steps):
+            rows = indices(protocol.seed, i, batch, len(image))
+            by = shift.integers(-protocol.shift, protocol.shift + 1, 2)
+            x = to_float(np.roll(image[rows], tuple(by), axis=(1, 2)))
+            loss = F.cross_entropy(network(x)[1], torch.from_numpy(label[rows]))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if i % 20 == 0 or i + 1 == steps:
+                report("features", i + 1, steps, {"loss": float(loss.detach())})
+    finally:
+        torch.set_num_threads(threads)
+    return network.eval()
+
+
+@torch.no_grad()
+def classify(network: Classifier, image: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features (N, D) and class probabilities (N, K) of images (N, H, W, C) uint8."""
+    feature, probability = [], []
+    for start in range(0, len(image), 256):
+        f, logits = network(to_float(image[start : start + 256]))
+        feature.append(f.double().numpy())
+        probability.append(logits.double().softmax(1).numpy())
+    if not feature:
+        return np.zeros((0, network.features.out_features)), np.zeros((0, network.logits.out_features))
+    return np.concatenate(feature), np.concatenate(probability)

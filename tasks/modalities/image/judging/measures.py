@@ -1,0 +1,163 @@
+"""What images are judged by: the held-out data, and the numbers and pictures of samples, of codes and of likelihoods.
+
+Shapes: N samples, M held-out images, H W C rows, columns, channels, S groups of codes, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokenloom.configs.schema import EvaluateConfig
+from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import Batch, Density, Generator, Tokenizer
+from tokenloom.tasks.data.captions import in_turn
+from tokenloom.tasks.evaluation import metrics, plots
+from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays
+from tokenloom.tasks.modalities.image import pictures
+from tokenloom.tasks.modalities.image.judging import features, reading, reconstruction, scores
+from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.serving.predict import spread
+from tokenloom.tasks.serving.request import ConditionSpec, Request
+from tokenloom.tasks.store.artifacts import Artifact, Store
+
+TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
+HELD_OUT_LIMIT = 10_000
+NEAREST = 20  # samples shown beside their nearest training images
+SHOWN = 20  # held-out images shown beside their reconstructions
+RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and ``decoded``, for a comparison of tokenizers
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every model on a dataset is judged against: its held-out images (M, H, W, C) uint8, and the network that compares."""
+
+    dataset: Artifact
+    names: list[str]
+    image: scores.Images
+    label: NDArray[np.int64]
+    network_folder: Path
+
+    @classmethod
+    def of(cls, store: Store, dataset: Artifact, network: Artifact, config: EvaluateConfig) -> Reference:
+        """The held-out splits of a dataset.
+
+        Raises:
+            StepError: they are too few to judge by.
+        """
+        image, label = features.read_images(store, dataset, ["validation", "test"], HELD_OUT_LIMIT)
+        if len(image) < config.neighbours + 2:
+            raise StepError(f"dataset {dataset.id}: {len(image)} held-out images are too few to judge by; raise data.validation")
+        return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network))
+
+    @property
+    def network(self) -> features.Classifier:
+        """The network whose features are compared."""
+        return features.load_classifier(self.network_folder)
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """The samples of an evaluation: ``labels`` (N,) in turn over the classes and, of a model of texts, held-out captions of them."""
+
+    labels: NDArray[np.int64]
+    texts: list[str] | None = None
+    held_out_texts: list[str] | None = None
+
+    @classmethod
+    def of(cls, condition_spec: ConditionSpec, reference: Reference, config: EvaluateConfig, store: Store) -> EvaluationRequest:
+        """The request of a protocol to a model."""
+        labels = spread(config.samples, len(reference.names))
+        if condition_spec.column != "text":
+            return cls(labels)
+        captions = features.read_captions(store, reference.dataset, ["validation", "test"], HELD_OUT_LIMIT)
+        return cls(labels, list(in_turn(labels, reference.label, captions)), captions)
+
+    @property
+    def request(self) -> Request:
+        """Labels or texts, one a sample."""
+        return self.labels if self.texts is None else self.texts
+
+
+def judge_samples(
+    drawn: scores.Images, numbers: Numbers, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
+) -> tuple[scores.Judged, Findings]:
+    """Numbers and pictures of samples (N, H, W, C); ``numbers`` are those of how they were drawn."""
+    train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
+    judged = scores.Judged(reference.network, drawn, request.labels, reference.image, reference.label, train, train_label)
+    found = Findings({**numbers, **scores.sample_scores(judged, config)})
+    found.pictures |= sample_pictures(judged, reference.names, request.texts)
+    texts = {} if request.texts is None else {"texts": np.array(request.texts)}
+    found.arrays["samples.npz"] = arrays(images=drawn, labels=request.labels, **texts)
+    return judged, found
+
+
+def generator_likelihood(
+    generator: Generator, condition_spec: ConditionSpec, coded: reconstruction.Coded, request: EvaluationRequest, reference: Reference
+) -> Numbers:
+    """Bits to code the held-out images' tokens, where the generator has a likelihood."""
+    if generator.likelihood != "exact":
+        return {}
+    conditions = condition_spec.conditions(reference.label if request.held_out_texts is None else request.held_out_texts)
+    return scores.likelihood(generator, coded.tokens, conditions, int(np.prod(reference.image.shape[1:])))
+
+
+@torch.no_grad()
+def density_likelihood(density: Density, reference: Reference, seed: int, rows: int = 100) -> Numbers:
+    """Bits to code the held-out images themselves, a value: the negative log-likelihood, or an upper bound of it."""
+    device, total = reconstruction.device_of(density), 0.0
+    for start in range(0, len(reference.image), rows):
+        signal = features.to_float(reference.image[start : start + rows]).to(device)
+        draws = Draws.whole(seed, start, len(signal), device=device, stream="likelihood")
+        total += float(density.bits_per_dimension(density.log_prob(Batch(signal), draws)).double().sum())
+    bits = total / len(reference.image)
+    return {"nll_bits_per_dim" if density.likelihood == "exact" else "bound_bits_per_dim": bits}
+
+
+def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Reference, config: EvaluateConfig) -> Findings:
+    """Numbers and pictures of what a tokenizer keeps of the held-out images."""
+    found = Findings()
+    if "reconstruction" in config.metrics:
+        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.image, coded)
+        found.numbers |= reconstruction.cost_scores(coded)
+        count_SK, rows = reconstruction.code_counts(coded.tokens)
+        if rows:
+            found.numbers |= reconstruction.codebook_scores(count_SK, coded.layout.codebooks)
+            use = [(metrics.usage(c), metrics.perplexity(c)) for c in count_SK]
+            found.pictures["codebook"] = plots.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
+    size, columns, channels = reference.image.shape[1:]
+    if "text" in config.metrics and size != columns:
+        found.notes |= {"skipped": [f"text is not measured: words are drawn into square images, these are {size}x{columns}"]}
+    elif "text" in config.metrics:
+        dark = bool(reference.image.mean() < 128)
+        read, both, why = reading.preservation(reconstruction.through(tokenizer), size, channels, dark=dark)
+        found.numbers |= read
+        found.pictures["text"] = pictures.pairs(both[0, :20], both[1, :20], ("text", "decoded"))
+        found.notes |= {"skipped": [why]} if why else {}
+    shown = np.linspace(0, len(reference.image) - 1, min(SHOWN, len(reference.image))).astype(int)
+    original, decoded = reference.image[shown], coded.image[shown]
+    found.pictures["reconstructions"] = pictures.pairs(original, decoded, ("original", "decoded"))
+    found.arrays[RECONSTRUCTIONS] = arrays(original=original, decoded=decoded)
+    return found
+
+
+def sample_pictures(judged: scores.Judged, names: list[str], texts: list[str] | None) -> dict[str, bytes]:
+    """Samples by class, or by text; and beside their nearest training images."""
+    shown = np.linspace(0, len(judged.sample) - 1, min(NEAREST, len(judged.sample))).astype(int)
+    sample = scores.small(judged.sample[shown])
+    if judged.nearest_index is None:
+        index = metrics.nearest(sample, judged.train_small)[1]
+    else:
+        index = judged.nearest_index[shown]
+    kinds, which = names, judged.sample_label
+    if texts is not None:
+        kinds = list(dict.fromkeys(texts))
+        which = np.array([kinds.index(text) for text in texts])
+    return {
+        "samples": pictures.class_grid(judged.sample, which, kinds),
+        "nearest": pictures.pairs(sample, judged.train_small[index], ("sample", "nearest")),
+    }

@@ -1,0 +1,88 @@
+"""Drawing images from a generator and its tokenizer, or from a density: the same code for evaluation, the command line and a server.
+
+Shapes: N images, H W rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.tasks.serving.predict import Pair
+from tokenloom.tasks.serving.request import Request
+
+SHARD = 250  # images drawn at once
+
+
+def sample_images(
+    generator: Generator | Density,
+    tokenizer: Tokenizer | None,
+    request: NDArray[np.int64] | Conditions,
+    sampler: Sampler,
+    seed: int,
+    start: int = 0,
+) -> NDArray[np.uint8]:
+    """The images of ``traced_images`` alone."""
+    return traced_images(generator, tokenizer, request, sampler, seed, start)[0]
+
+
+@torch.no_grad()
+def traced_images(
+    generator: Generator | Density,
+    tokenizer: Tokenizer | None,
+    request: NDArray[np.int64] | Conditions,
+    sampler: Sampler,
+    seed: int,
+    start: int = 0,
+) -> tuple[NDArray[np.uint8], dict[str, float]]:
+    """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
+
+    Each one is a function of its label or condition, the request's seed and its number: how the request is cut into batches, or
+    which worker draws it, changes nothing.
+
+    Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].  Beside them stand the numbers of the decoding's trace,
+    where the generator keeps one.
+    """
+    device = next(generator.parameters()).device
+    conditions = Conditions.of(Labels(torch.tensor(request, dtype=torch.int64))) if isinstance(request, np.ndarray) else request
+    draws = SampleDraws.of(seed, start, start + conditions.rows, device)
+    if isinstance(generator, Density):
+        return to_uint8(generator.sample(conditions.to(device), draws)), {}
+    assert tokenizer is not None, "a generator's tokens need their tokenizer"
+    if not isinstance(generator, GroupGenerator):
+        return to_uint8(tokenizer.decode(generator.generate(conditions.to(device), sampler, draws))), {}
+    tokens, trace = generator.decode(conditions.to(device), sampler, draws)
+    return to_uint8(tokenizer.decode(tokens)), trace.numbers()
+
+
+def sample_shards(pair: Pair, request: Request, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
+    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on the request and the seed alone."""
+    pair.condition_spec.check(request)
+    parts = []
+    for start in range(0, len(request), rows):
+        conditions = pair.condition_spec.conditions(request[start : start + rows])
+        parts.append(sample_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start))
+    return np.concatenate(parts)
+
+
+def to_uint8(image_NCHW: torch.Tensor) -> NDArray[np.uint8]:
+    """Images in [-1, 1] to bytes (N, H, W, C): ``round((x + 1) * 127.5)``, clipped."""
+    x = ((image_NCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def png_base64(image_HWC: NDArray[np.uint8]) -> str:
+    """One image as PNG in base64 text."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()

