@@ -14,8 +14,8 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
 from tokenloom.models.parts.orders import Masked
 from tokenloom.models.pretrained.mar import (
-    RECORDED,
-    TRAINING,
+    COMMON,
+    DECODER,
     block_names,
     class_names,
     decoding_plan,
@@ -28,24 +28,30 @@ from tokenloom.models.pretrained.mar import (
     schedule,
 )
 from tokenloom.models.pretrained.names import NameMap, Rename
-from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms, only
+from tokenloom.models.pretrained.options import Options, used
+from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms
 from tokenloom.models.zoo.generators.ear import ear
 
 FAMILY = "ear"
 
 Info = Mapping[str, Any]
 
-_USED = (
-    "img_size", "vae_stride", "patch_size", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "mlp_ratio", "vae_embed_dim",
-    "class_num", "buffer_size", "scoreloss_d", "scoreloss_w", "score_batch_mul", "alpha", "noise_channels", "train_temperature",
-    "infer_temperature",
-)  # fmt: skip
+OPTIONS = Options(
+    COMMON,
+    DECODER,
+    scoreloss_d=used("blocks of the head"),
+    scoreloss_w=used("width of the head"),
+    score_batch_mul=used("pairs of samples of a target"),
+    alpha=used("exponent of distances"),
+    noise_channels=used("numbers of noise"),
+    train_temperature=used("weight of the distance between two samples"),
+    infer_temperature=used("of the head's shifts"),
+)
 
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
-    only(c, (*_USED, *RECORDED), TRAINING)
+    c = OPTIONS.read(info)
     made = ear(
         head_depth=c["scoreloss_d"],
         head_width=c["scoreloss_w"],

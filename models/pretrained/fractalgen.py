@@ -13,7 +13,8 @@ from tokenloom.models.core import signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.pretrained.names import NameMap, Rename, Rule
-from tokenloom.models.pretrained.parity import calls_of, gradient_norms, only
+from tokenloom.models.pretrained.options import RECORDED, Options, inert, used
+from tokenloom.models.pretrained.parity import calls_of, gradient_norms
 from tokenloom.models.zoo.densities.fractalgen.level import Level, LevelSize
 from tokenloom.models.zoo.densities.fractalgen.module import FractalGen, FractalSampler
 from tokenloom.models.zoo.densities.fractalgen.recipe import fractalgen
@@ -22,25 +23,38 @@ FAMILY = ("fractalgen_ar", "fractalgen_mar", "fractalgen_guiding")
 
 Info = Mapping[str, Any]
 
-_USED = (
-    "img_size_list", "embed_dim_list", "num_blocks_list", "num_heads_list", "generator_type_list", "class_num", "guiding_pixel",
-    "num_conds", "r_weight", "num_iter_list", "cfg", "cfg_schedule", "temperature", "filter_threshold", "guiding_pixel_loss",
-)  # fmt: skip
+OPTIONS = Options(
+    RECORDED,
+    {k: inert("of training alone") for k in ("label_drop_prob", "attn_dropout", "proj_dropout", "grad_checkpointing")},
+    img_size_list=used("sides of the levels, from the image to a pixel"),
+    embed_dim_list=used("their widths"),
+    num_blocks_list=used("their blocks"),
+    num_heads_list=used("their heads"),
+    generator_type_list=used("their kinds: ar or mar"),
+    class_num=used("classes"),
+    guiding_pixel=used("whether a mean pixel is drawn first"),
+    guiding_pixel_loss=used("size of its head", default=None),
+    num_conds=used("conditions of a patch", 1, 5),
+    r_weight=used("weight of the first channel"),
+    num_iter_list=used("steps of masked levels"),
+    cfg=used("scale s of guidance, u + s (c - u)"),
+    cfg_schedule=used("of guidance: growing over the outermost level, or the same", "linear", "constant"),
+    temperature=used("factor of logits"),
+    filter_threshold=used("probability below which guidance does not raise a value"),
+)
+GUIDE = Options(width=used("width", default=128), depth=used("blocks", default=3), num_heads=used("heads", default=4))
 
 
 def config(info: Info) -> FractalGen.Config:
     """Our config for the official settings."""
-    c = info["config"]
-    only(c, _USED, ("seed", "labels_tf", "drop_tf", "labels_gen", "label_drop_prob", "attn_dropout", "proj_dropout", "grad_checkpointing"))
-    if c["cfg_schedule"] not in ("linear", "constant"):
-        raise ConfigError(f"config.cfg_schedule={c['cfg_schedule']!r}: write linear or constant")
+    c = OPTIONS.read(info)
     count = len(c["img_size_list"])
     lists = [c[f"{name}_list"] for name in ("img_size", "embed_dim", "num_blocks", "num_heads", "generator_type")]
     sizes = tuple(
         LevelSize(side=side, width=width, depth=depth, heads=heads, kind=kind, steps=steps)
         for side, width, depth, heads, kind, steps in zip(*lists, [*c["num_iter_list"], *[1] * count])
     )
-    inner = c.get("guiding_pixel_loss") or {"width": 128, "depth": 3, "num_heads": 4}
+    inner = GUIDE.read({"config": c["guiding_pixel_loss"] or {}})
     guide = (inner["width"], inner["depth"], inner["num_heads"]) if c["guiding_pixel"] else None
     sampler = FractalSampler(weight=c["cfg"] - 1, schedule=c["cfg_schedule"], sharpness=c["temperature"], threshold=c["filter_threshold"])
     made = fractalgen(classes=c["class_num"])

@@ -18,7 +18,8 @@ from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.orders import Masked
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule
-from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms, only
+from tokenloom.models.pretrained.options import RECORDED, Options, inert, used
+from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Linear, Schedule
 from tokenloom.models.zoo.generators.mar import blocks, mar
 
@@ -26,17 +27,41 @@ FAMILY = "mar"
 
 Info = Mapping[str, Any]
 
-#: Settings of what a masked autoencoder over latents takes and gives, which MAR and what follows it have in common.
-OUTER = (
-    "img_size", "vae_stride", "patch_size", "encoder_embed_dim", "encoder_depth", "encoder_num_heads", "decoder_embed_dim",
-    "decoder_depth", "decoder_num_heads", "mlp_ratio", "vae_embed_dim", "class_num", "buffer_size",
-)  # fmt: skip
-#: Those of the head.
-HEAD = ("diffloss_d", "diffloss_w", "num_sampling_steps", "diffusion_batch_mul")
-#: What training alone uses, of which a loaded model has no use.
-TRAINING = ("seed", "attn_dropout", "proj_dropout", "mask_ratio_min", "label_drop_prob", "grad_checkpointing")
-#: What the recorded numbers were computed from.
-RECORDED = ("mask_rate", "labels_tf", "drop_tf", "labels_gen", "num_iter", "cfg_scale", "cfg_schedule", "temperature", "ddim_spacing")
+#: Of training and of what was recorded.
+COMMON = Options(
+    RECORDED,
+    {k: inert("of training alone") for k in ("attn_dropout", "proj_dropout", "mask_ratio_min", "label_drop_prob", "grad_checkpointing")},
+    mask_rate=used("share of the recorded training pass that is masked"),
+    num_iter=used("steps of sampling"),
+    cfg_scale=used("scale s of guidance, u + s (c - u)"),
+    cfg_schedule=used("of guidance: growing with the tokens known after the step, or the same", "linear", "constant"),
+)
+#: Of a masked autoencoder over latents.
+DECODER = Options(
+    img_size=used("side of an image"),
+    vae_stride=used("pixels of a latent"),
+    patch_size=used("latents of a token", default=1),
+    vae_embed_dim=used("channels of a latent"),
+    class_num=used("classes"),
+    buffer_size=used("slots of the class before the tokens"),
+    mlp_ratio=used("hidden width of an MLP over its width"),
+    decoder_embed_dim=used("width of the decoder"),
+    decoder_depth=used("its blocks"),
+    decoder_num_heads=used("its heads"),
+)
+OPTIONS = Options(
+    COMMON,
+    DECODER,
+    encoder_embed_dim=used("width of the encoder"),
+    encoder_depth=used("its blocks"),
+    encoder_num_heads=used("its heads"),
+    diffloss_d=used("blocks of the head"),
+    diffloss_w=used("width of the head"),
+    num_sampling_steps=used("times of the head's chain: a number, or ddim and a number for equal strides"),
+    diffusion_batch_mul=used("noise levels of a target"),
+    temperature=used("of the head's noise"),
+    ddim_spacing=used("times of a second recorded chain"),
+)
 
 
 def settings(spacing: str) -> DiffusionSampler:
@@ -53,8 +78,6 @@ def settings(spacing: str) -> DiffusionSampler:
 
 def schedule(name: str, scale: float) -> Schedule:
     """Official scale s is u + s (c - u), constant or growing with the tokens known after the step; ours is the weight w = s - 1."""
-    if name not in ("linear", "constant"):
-        raise ConfigError(f"config.cfg_schedule={name!r}: write linear or constant")
     return Linear(value=scale - 1, clock="almost") if name == "linear" else Constant(value=scale - 1)
 
 
@@ -67,8 +90,7 @@ def layout_of(c: Mapping[str, Any]) -> TokenLayout:
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
-    only(c, (*OUTER, *HEAD, *RECORDED), TRAINING)
+    c = OPTIONS.read(info)
     made = mar(
         head_depth=c["diffloss_d"],
         head_width=c["diffloss_w"],

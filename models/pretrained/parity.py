@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.pretrained.names import NameMap
 from tokenloom.models.sampling.sampler import Sampler
@@ -110,16 +109,3 @@ def calls_of(holder: Any, method: str) -> Iterator[list[tuple[tuple[Any, ...], A
         yield calls
     finally:
         object.__delattr__(holder, method)
-
-
-def only(config: Mapping[str, Any], used: Sequence[str], without_effect: Sequence[str] = (), **fixed: Any) -> None:
-    """Refuse official settings that a family does not know, or that have another value than the one it can follow.
-
-    Raises:
-        ConfigError: naming the key and the value.
-    """
-    for key, value in config.items():
-        if key in fixed and value != fixed[key]:
-            raise ConfigError(f"config.{key}={value!r}: only {fixed[key]!r} can be followed")
-        if key not in fixed and key not in used and key not in without_effect:
-            raise ConfigError(f"config.{key}={value!r}: this family does not know the setting")

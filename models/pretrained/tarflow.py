@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import signals
-from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.flows.autoregressive import FlowGuidance
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename
-from tokenloom.models.pretrained.parity import gradient_norms, only
+from tokenloom.models.pretrained.options import RECORDED, Options, inert, used
+from tokenloom.models.pretrained.parity import gradient_norms
 from tokenloom.models.zoo.densities.tarflow.module import TarFlow
 from tokenloom.models.zoo.densities.tarflow.recipe import tarflow
 
@@ -23,18 +23,27 @@ FAMILY = "tarflow"
 
 Info = Mapping[str, Any]
 
-_USED = (
-    "in_channels", "img_size", "patch_size", "channels", "num_blocks", "layers_per_block", "nvp", "num_classes", "guidance", "guide_what",
-    "attn_temp", "annealed_guidance",
-)  # fmt: skip
+OPTIONS = Options(
+    RECORDED,
+    {k: inert("of training alone") for k in ("proj_out_gain", "noise_std", "noise_type", "drop_label")},
+    in_channels=used("channels of an image"),
+    img_size=used("side of an image"),
+    patch_size=used("side of a patch"),
+    channels=used("width, in heads of 64"),
+    num_blocks=used("flows"),
+    layers_per_block=used("blocks of a flow"),
+    nvp=used("affine flows, or shifts alone"),
+    num_classes=used("classes; 0: none"),
+    guidance=used("weight of guidance"),
+    guide_what=used("what is guided: log-scales a, shifts b", "", "a", "b", "ab"),
+    attn_temp=used("temperature of attention without a class"),
+    annealed_guidance=used("guidance that grows along the patches"),
+)
 
 
 def config(info: Info) -> TarFlow.Config:
     """Our config for the official settings."""
-    c = info["config"]
-    only(c, _USED, ("seed", "labels", "gen_labels", "proj_out_gain", "noise_std", "noise_type", "drop_label"))
-    if c["guide_what"] not in ("", "a", "b", "ab"):
-        raise ConfigError(f"config.guide_what={c['guide_what']!r}: write a, b, ab or nothing")
+    c = OPTIONS.read(info)
     made = tarflow(
         width=c["channels"],
         depth=c["layers_per_block"],
