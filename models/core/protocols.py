@@ -168,6 +168,10 @@ class Method(nn.Module, ABC):
         """
         return ()
 
+    def begins(self, phase: str) -> int:
+        """The step at which a phase begins (default: the first); until then its optimizer rests and counts no steps."""
+        return 0
+
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a parameter is free of weight decay (default: vectors, scalars and embeddings of position)."""
         return parameter.ndim < 2 or "position" in name
@@ -218,7 +222,7 @@ class Generator(Method):
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
 
         Raises:
-            ConfigError: other steps or another decoder than its own are asked for, and they are fixed.
+            ConfigError: other steps or another decoder than its own are requested, and they are fixed.
         """
         if sampler.decoder is not None:
             raise ConfigError(f"sample.decoder={sampler.decoder.name}: this generator decodes in a way of its own; leave it out")
