@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -352,3 +353,24 @@ def test_a_root_that_can_only_be_read_is_refused_before_work(
     monkeypatch.setattr(Path, "write_bytes", refuse)
     assert cli.code_of(["run", "smoke_var", "--root", str(tmp_path / "root")]) == 2
     assert re.search(r"--root '\S+': cannot be written: Read-only file system", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_the_pages_open_where_modules_lie_about_and_proxies_are_set(trap: Path, tmp_path: Path) -> None:
+    """Both servers, asked over loopback; the proxies lead nowhere."""
+    root = tmp_path / "ha#sh and blank%20"
+    proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"ALL_PROXY": "socks5://127.0.0.1:9"}
+    command = [str(Path(sys.executable).parent / "tokenloom"), "ui", "--json", "--root", str(root)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=trap, env=os.environ | proxies | {"PYTHONPATH": ":"})
+    try:
+        assert started.stdout is not None
+        lines = [started.stdout.readline() for _ in range(4)]
+        addresses = json.loads("".join(lines))
+        plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for address, health in ((addresses["mlflow"], "/health"), (addresses["prefect"], "/api/health")):
+            assert plain.open(address + health, timeout=20).status == 200
+    finally:
+        started.terminate()
+        started.wait(60)
+    assert (root / "mlflow.db").is_file()
+    assert not any("TRAPPED" in log.read_text() for log in (root / "logs").glob("*.log"))
