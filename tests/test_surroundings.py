@@ -22,8 +22,10 @@ from tokenloom.flows.cli import main as cli
 from tokenloom.flows.workspace import Workspace
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime import cluster, surroundings
+from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store import records
 from tokenloom.tasks.store.artifacts import StepSpec, Store
+from tokenloom.tasks.store.storage import Storage
 
 HERE = Path(__file__).parent.parent
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -374,3 +376,45 @@ def test_the_pages_open_where_modules_lie_about_and_proxies_are_set(trap: Path, 
         started.wait(60)
     assert (root / "mlflow.db").is_file()
     assert not any("TRAPPED" in log.read_text() for log in (root / "logs").glob("*.log"))
+
+
+def test_variables_that_hold_a_path_mean_the_same_to_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PREFECT_HOME": "p",
+        "RAY_TMPDIR": "../r",
+        "AWS_CONFIG_FILE": "~/.aws/config",
+        "SSL_CERT_FILE": "/etc/x.pem",
+    }.items():
+        monkeypatch.setenv(name, value)
+    surroundings.settle()
+    made = [os.environ[name] for name in ("PREFECT_HOME", "RAY_TMPDIR", "AWS_CONFIG_FILE", "SSL_CERT_FILE")]
+    assert made == [str(tmp_path / "p"), str(tmp_path.parent / "r"), "~/.aws/config", "/etc/x.pem"]
+
+
+def test_a_root_that_is_too_long_for_a_database_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.code_of(["runs", "--root", str(tmp_path / ("a" * 200) / ("b" * 200))]) == 2
+    assert "its path has" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_a_terminal_has_no_letters_for_are_shown_all_the_same() -> None:
+    code = "from tokenloom.tasks.runtime.surroundings import open_streams; open_streams(); print('ünï …')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, r"\xfcn\xef \u2026"), done.stderr
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "local"])
+def test_a_store_that_cannot_be_reached_names_the_proxy(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+
+    def broken() -> None:
+        raise OSError("timed out: no such thing")
+
+    monkeypatch.setattr("tokenloom.tasks.store.storage.retry", lambda call, *_: call())
+    with pytest.raises(StepError) as caught:
+        Storage(uri if "://" in uri else str(tmp_path))._do("read", "x", broken, broken)
+    assert ("proxy:3128 (https_proxy)" in str(caught.value)) == (uri != "local")
+    assert "secret" not in str(caught.value)
