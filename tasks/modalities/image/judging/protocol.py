@@ -16,6 +16,7 @@ from tokenloom.tasks.store.artifacts import StepSpec, Store
 def protocol(step: StepSpec, store: Store, config: EvaluateConfig, reference: Reference, judged: scores.Judged | None) -> dict[str, Any]:
     """Two evaluations compare only when these agree."""
     dataset, image = store.record(reference.dataset), reference.image
+    rows, columns = image.shape[1:3]
     weights = reference.network_folder / "classifier.safetensors"
     found: dict[str, Any] = {
         "version": step.version,
@@ -25,14 +26,14 @@ def protocol(step: StepSpec, store: Store, config: EvaluateConfig, reference: Re
             "images": len(image),
             "sha256": hashlib.sha256(image.tobytes() + reference.label.astype("<i8").tobytes()).hexdigest()[:16],
         },
-        "image": {"size": image.shape[1], "channels": image.shape[3], "fit": dataset.config["data"]["fit"]},
+        "image": {"size": rows if rows == columns else [rows, columns], "channels": image.shape[3], "fit": dataset.config["data"]["fit"]},
         "rounding": "uint8 = round((x + 1) * 127.5), no resize",
         "features": {
             "network": features.NAME,
             "artifact": step.inputs["features"].fingerprint,
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
         },
-        "text": reading.protocol(image.shape[1]),
+        "text": reading.protocol(min(rows, columns)),
     }
     return found if judged is None else found | _of_samples(config, reference, judged)
 
