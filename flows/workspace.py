@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable
@@ -67,10 +68,16 @@ class Workspace:
         """See that a run finds what it needs around it.
 
         Raises:
-            ConfigError: a folder that cannot be written or is full, or an address of tracking that cannot be one.
+            ConfigError: a folder that cannot be written or is full, an address of tracking that cannot be one, or settings of Prefect.
         """
         surroundings.check(self.root)
         addresses.check(self.tracker.uri)
+        try:
+            importlib.import_module("prefect.settings").Settings()  # of everything; a run needs Prefect anyway
+        except Exception as error:
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            where = "the variables PREFECT_*, the profile, and .env or prefect.toml where you stand"
+            raise ConfigError(f"Prefect's settings cannot be used: {said}; look at {where}") from error
 
     @cached_property
     def store(self) -> Store:

@@ -418,3 +418,25 @@ def test_a_store_that_cannot_be_reached_names_the_proxy(uri: str, tmp_path: Path
         Storage(uri if "://" in uri else str(tmp_path))._do("read", "x", broken, broken)
     assert ("proxy:3128 (https_proxy)" in str(caught.value)) == (uri != "local")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_SERVER_API_PORT", "PREFECT_LOGGING_LEVEL"])
+def test_settings_of_prefect_that_it_refuses_are_one_message(name: str, tmp_path: Path) -> None:
+    code = "import sys; from tokenloom.flows.cli.main import main; main()"
+    environment = os.environ | {name: "no such thing"}
+    command = [sys.executable, "-c", code, "run", "smoke_var", "--root", str(tmp_path / "root")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("tokenloom: Prefect's settings cannot be used: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pictures_do_not_follow_a_person_s_settings_of_matplotlib() -> None:
+    import matplotlib
+
+    from tokenloom.tasks.evaluation import plots
+
+    given = {"generator": {"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}}
+    before = plots.curves(given)
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20.0}):
+        assert plots.curves(given) == before

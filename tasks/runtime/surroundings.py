@@ -50,6 +50,7 @@ def settle() -> None:
     for name in _FOREIGN:
         os.environ.pop(name, None)
     drop_socks()
+    os.environ["MPLBACKEND"] = "agg"  # the only one that draws here; a notebook leaves the name of its own
     for name in _PATHS:
         if (path := os.environ.get(name)) and not path.startswith("~"):
             os.environ[name] = _whole(path)
