@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from tokenloom.configs.load import load_cluster
 from tokenloom.configs.schema import ClusterConfig
@@ -73,11 +77,13 @@ class Workspace:
         surroundings.check(self.root)
         addresses.check(self.tracker.uri)
         try:
-            importlib.import_module("prefect.settings").Settings()  # of everything; a run needs Prefect anyway
-        except Exception as error:
-            said = " ".join(str(error).split())[:300] or type(error).__name__
+            with contextlib.redirect_stderr(io.StringIO()):  # it says the same at length
+                importlib.import_module("prefect.settings").Settings()  # of everything; a run needs Prefect anyway
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = f"{error.title}, {'.'.join(map(str, first['loc']))}={first['input']!r}"
             where = "the variables PREFECT_*, the profile, and .env or prefect.toml where you stand"
-            raise ConfigError(f"Prefect's settings cannot be used: {said}; look at {where}") from error
+            raise ConfigError(f"Prefect's settings cannot be used: {field}: {first['msg']}; look at {where}") from error
 
     @cached_property
     def store(self) -> Store:
