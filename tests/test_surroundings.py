@@ -209,28 +209,33 @@ def test_a_root_that_no_database_address_can_hold_is_refused(name: str, tmp_path
     assert not (tmp_path / name).exists()
 
 
+BAD = [
+    ("TMPDIR", "/nonexistent/tmp", "there is no such folder"),
+    ("TMPDIR", __file__, "is not a folder"),
+    ("TEMP", "/nonexistent/tmp", "there is no such folder"),
+    ("RAY_TMPDIR", "/nonexistent", "there is no such folder"),
+    ("RAY_TMPDIR", "/" + "a" * 60, "sockets need a folder of at most"),
+    ("SSL_CERT_FILE", "/nonexistent.pem", "there is no such file"),
+    ("SSL_CERT_DIR", "/nonexistent", "there is no such folder"),
+    ("REQUESTS_CA_BUNDLE", "/nonexistent.pem", "there is no such file"),
+    ("MLFLOW_TRACKING_URI", "./mlruns", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "file:///x/mlruns", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "foo://host", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "databricks", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "sqlite:///x/a?b.db", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "sqlite://", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "sqlite:////nonexistent/x.db", "there is no folder"),
+    ("MLFLOW_TRACKING_URI", f"sqlite:///{__file__}", "is no SQLite database"),
+]
+
+
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("command", "variable", "value", "said"),
     [
-        ("TMPDIR", "/nonexistent/tmp", "there is no such folder"),
-        ("TMPDIR", __file__, "is not a folder"),
-        ("TEMP", "/nonexistent/tmp", "there is no such folder"),
-        ("RAY_TMPDIR", "/nonexistent", "there is no such folder"),
-        ("RAY_TMPDIR", "/" + "a" * 60, "sockets need a folder of at most"),
-        ("SSL_CERT_FILE", "/nonexistent.pem", "there is no such file"),
-        ("SSL_CERT_DIR", "/nonexistent", "there is no such folder"),
-        ("REQUESTS_CA_BUNDLE", "/nonexistent.pem", "there is no such file"),
-        ("MLFLOW_TRACKING_URI", "./mlruns", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "file:///x/mlruns", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "foo://host", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "databricks", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "sqlite:///x/a?b.db", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "sqlite://", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "sqlite:////nonexistent/x.db", "there is no folder"),
-        ("MLFLOW_TRACKING_URI", f"sqlite:///{__file__}", "is no SQLite database"),
+        *(("run smoke_var", *bad) for bad in BAD),
+        *((other, *BAD[at]) for other in ("serve smoke_var --cron", "ui", "doctor") for at in (0, 5, 10)),
     ],
 )
-@pytest.mark.parametrize("command", ["run smoke_var", "serve smoke_var --cron", "ui", "doctor"])
 def test_bad_surroundings_are_one_message_before_work(
     command: str, variable: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,8 +336,8 @@ def test_a_root_that_can_only_be_read_is_read(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
-    store = Store(str(root / "store"), root)
-    store.execute(StepSpec("ingest", 1, "dataset", "toy", {"a": 1}), lambda work: work.put("note.txt", b"hello") and {"train": 3})
+    step = StepSpec("train", 1, "tokenizer", "toy", {"a": 1})
+    Store(str(root / "store"), root).execute(step, lambda work: work.put("note.txt", b"hello") and {"train": 3})
     before = sorted(root.rglob("*"))
 
     def refuse(path: Path, *_: Any, **options: Any) -> None:
@@ -363,7 +368,7 @@ def test_the_pages_open_where_modules_lie_about_and_proxies_are_set(trap: Path, 
     root = tmp_path / "ha#sh and blank%20"
     proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"ALL_PROXY": "socks5://127.0.0.1:9"}
     command = [str(Path(sys.executable).parent / "tokenloom"), "ui", "--json", "--root", str(root)]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=trap, env=os.environ | proxies | {"PYTHONPATH": ":"})
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=trap, env=os.environ | proxies)
     try:
         assert started.stdout is not None
         lines = [started.stdout.readline() for _ in range(4)]
