@@ -10,16 +10,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from tokenloom.configs.section import Section as Section
 from tokenloom.models.core.config import Added, Execution, Identity
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 
 NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"  # a folder, an experiment and a registered model can have it
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SeriesConfig(Section):
@@ -259,7 +254,7 @@ class RunConfig(Section):
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
     register_: Identity[RegisterConfig] = Field(default_factory=RegisterConfig, alias="register")
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @property
     def codec(self) -> TokenizerConfig:
@@ -289,9 +284,9 @@ class RunConfig(Section):
                 f"generator.warm_start={self.generator.warm_start!r}: a generator knows the codes of one tokenizer, and new data would "
                 "train another; add tokenizer.pinned: true, or use: ARTIFACT"
             )
-        names = [stage.name for stage in self.stages]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"stages: two of them are named {twice[0]!r}; names tell them apart")
+        names = [stage.name.lower() for stage in self.stages]  # folders whose names differ by case are one on some disks
+        if twice := sorted({stage.name for stage in self.stages if names.count(stage.name.lower()) > 1}):
+            raise ValueError(f"stages: two of them are named {' and '.join(map(repr, twice))}; names tell them apart, whatever their case")
         return self
 
 

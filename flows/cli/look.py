@@ -64,6 +64,11 @@ def methods(name: str | None, as_json: bool) -> None:
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
+    "--decoder",
+    metavar="NAME",
+    help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
+)
+@click.option(
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
@@ -80,6 +85,7 @@ def sample(
     seed: int,
     guidance: float | None,
     steps: int | None,
+    decoder: str | None,
     out: Path,
     root: str | None,
     store: str | None,
@@ -96,7 +102,7 @@ def sample(
         raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
-    from tokenloom.configs.load import load_cluster
+    from tokenloom.configs.load import load_cluster, parse_yaml
     from tokenloom.flows.screen import screen
     from tokenloom.tasks.evaluation.sample import sample_model
 
@@ -113,6 +119,7 @@ def sample(
             seed=seed,
             guidance=guidance,
             steps=steps,
+            decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,
         )

@@ -6,17 +6,32 @@ embeds them, and pydantic checks them there (``__pydantic_config__`` forbids unk
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from tokenloom.models.core.config import ConfigError, Execution, Identity
+from tokenloom.models.core.limits import Range, check_number
+
+#: Of settings that are counted in steps and rows; what relates several of them stands with the settings.
+_RANGES = {
+    **dict.fromkeys(("steps", "log_every", "validate_every", "checkpoint_every", "sample_every", "keep_every"), Range(0, 1 << 31)),
+    **dict.fromkeys(("batch", "micro_batch"), Range(0, 1 << 24)),
+    "seed": Range(-(1 << 63), (1 << 63) - 1),
+    **dict.fromkeys(("workers", "threads", "max_failures"), Range(-1, 1 << 16)),
+    **dict.fromkeys(("betas", "warmup", "final", "ema"), Range(0, 1)),
+}
+
+
+def _check_ranges(settings: Any, where: str) -> None:
+    for each in fields(settings):
+        check_number(each.name, getattr(settings, each.name), f"{where}.{each.name}", _RANGES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """AdamW with a learning rate that warms up linearly and then holds, falls linearly or by a cosine."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     lr: Identity[float] = 1e-3
     betas: Identity[tuple[float, float]] = (0.9, 0.95)
@@ -27,6 +42,7 @@ class OptimizerSettings:
     final: Identity[float] = 0.05  # last learning rate as a share of lr
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "optimizer")
         if self.lr <= 0:
             raise ConfigError(f"optimizer.lr={self.lr}: must be positive")
         if self.clip < 0 or not 0 <= self.warmup < 1:
@@ -37,7 +53,7 @@ class OptimizerSettings:
 class TrainSettings:
     """One training run: what shapes the weights (Identity) and how it is carried out (Execution)."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     steps: Identity[int]
     batch: Identity[int] = 64  # rows of the global batch, over all workers
@@ -53,6 +69,7 @@ class TrainSettings:
     keep_every: Execution[int] = 0  # keep each N-th checkpoint for good; 0 keeps last and best
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "train")
         for name in ("steps", "batch", "checkpoint_every", "validate_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)}: must be at least 1")
@@ -64,7 +81,7 @@ class TrainSettings:
 class ExecutionSettings:
     """Where training runs; nothing here enters a fingerprint."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     workers: Execution[int] = 2
     threads: Execution[int] = 1  # torch threads of each worker
@@ -75,5 +92,6 @@ class ExecutionSettings:
     max_failures: Execution[int] = 3
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "execution")
         if self.workers < 1 or self.threads < 1:
             raise ConfigError(f"workers={self.workers}, threads={self.threads}: must be at least 1")

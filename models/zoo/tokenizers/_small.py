@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
+from tokenloom.models.parts.adversarial.loss import Adversarial
+from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
+from tokenloom.models.parts.losses import Perceptual, Pixels
 from tokenloom.models.parts.nets.conv import Geometry
-from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 
 #: Arguments with which such a recipe is small enough for the contract tests.

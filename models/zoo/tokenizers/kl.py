@@ -33,11 +33,12 @@ def kl(
     small: Small = SMALL,
 ) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, with self-attention at that resolution; a position has
-    ``dim`` channels; ``divergence`` weighs the divergence summed over an image; ``scale`` of the tokens is
+    ``dim`` channels; ``divergence`` weighs the divergence summed over an image beside the error summed over its
+    values; ``scale`` of the tokens is
     measured if not given."""
     return Autoencoder.Config(
         net=replace(small.net(), middle="attention", decoder_blocks=small.decoder_blocks or small.blocks + 1),
-        quantizer=Gaussian.Config(dim=dim, kl=divergence, scale=scale),
+        quantizer=Gaussian.Config(dim=dim, kl=divergence, scale=scale, per="value"),
         latent=2 * dim,
         decoder_latent=dim,
         **small.losses(),
