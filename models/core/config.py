@@ -271,10 +271,16 @@ def identity_of(settings: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, field.default):
-            marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
-            result[field.name] = identity_of(value) if marked else canonical(value)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, default):
+            several = isinstance(value, Mapping)
+            result[field.name] = {k: _identity(v) for k, v in sorted(value.items())} if several else _identity(value)
     return result
+
+
+def _identity(value: Any) -> Any:
+    marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
+    return identity_of(value) if marked else canonical(value)
 
 
 def override(config: T, changes: Mapping[str, Any], where: str = "set") -> T:

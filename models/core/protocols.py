@@ -168,6 +168,10 @@ class Method(nn.Module, ABC):
         """
         return ()
 
+    def begins(self, phase: str) -> int:
+        """The step at which a phase begins (default: the first); until then its optimizer rests and counts no steps."""
+        return 0
+
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a parameter is free of weight decay (default: vectors, scalars and embeddings of position)."""
         return parameter.ndim < 2 or "position" in name

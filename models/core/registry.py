@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override, shortened
 from tokenloom.models.core.limits import check_number
-from tokenloom.models.core.published import Size
+from tokenloom.models.core.published import Size, Training
 
 #: What a method is: its verbs (``models.core.protocols``).
 KINDS = ("tokenizer", "generator", "density")
@@ -54,6 +54,22 @@ class Recipe:
                 return size
         known = ", ".join(size.name for size in self.sizes) or "none is published; give the single arguments"
         raise ConfigError(f"{where}: recipe {self.name!r} has no size {name!r}; sizes: {known}, or tiny")
+
+    def training(self, args: Mapping[str, Any], where: str = "args") -> Training:
+        """The published training of the size that the arguments name, or the one that all sizes share.
+
+        Raises:
+            ConfigError: none is published, or it depends on the size and the arguments name none.
+        """
+        if "size" in args and args["size"] != "tiny":
+            found = [self.size(args["size"], f"{where}.size").training]
+        else:
+            found = [size.training for size in self.sizes]
+        if not any(found):
+            raise ConfigError(f"train.as: paper: no training of recipe {self.name!r} is published; give its fields")
+        if found[0] is None or any(each != found[0] for each in found):
+            raise ConfigError(f"train.as: paper: the published training of recipe {self.name!r} depends on its size: give {where}.size")
+        return found[0]
 
     def expanded(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with those that ``size`` stands for."""
