@@ -19,6 +19,7 @@ _RANGES = {
     "seed": Range(-(1 << 63), (1 << 63) - 1),
     **dict.fromkeys(("workers", "threads", "max_failures"), Range(-1, 1 << 16)),
     **dict.fromkeys(("betas", "warmup", "final", "ema"), Range(0, 1)),
+    "clip": Range(0, 1_000_000.0),  # 0 is off
 }
 
 
