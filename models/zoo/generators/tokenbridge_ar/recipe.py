@@ -43,7 +43,7 @@ def tokenbridge_ar(
     inner_heads: int = 8,
     buffer: int = 64,
     steps: int = 64,
-    channels: tuple[int, ...] = (),
+    channel_order: tuple[int, ...] = (),
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
@@ -70,7 +70,7 @@ def tokenbridge_ar(
         order=Masked(decoding=Steps(count=steps)),
         feed=KnownValues.Config(buffer=buffer),
         net=MaskedAutoencoder.Config(encoder=half, decoder=half, buffer=buffer),
-        head=Channelwise.Config(net=channel, order=channels),
+        head=Channelwise.Config(net=channel, order=channel_order),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Linear(value=2.1, clock="almost")),
     )
