@@ -155,14 +155,13 @@ def sample_model(
     texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
-    guidance: float | None = None,
-    steps: int | None = None,
     out: Path,
     report: Report = silent,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
-    Classes are given by number, or as a person writes them (``chosen_classes``).
+    ``settings`` are those of ``Sampler.edited``.  Classes are given by number, or as a person writes them (``chosen_classes``).
 
     Raises:
         ConfigError: unknown model, or a request that it cannot follow, naming the option.
@@ -170,7 +169,7 @@ def sample_model(
     if total < 1:
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
-    pair = pair.edited(guidance=guidance, steps=steps)
+    pair = pair.edited(**settings)
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
     return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)
