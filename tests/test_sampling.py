@@ -203,5 +203,5 @@ def test_the_sequence_of_positions_is_chosen_where_the_order_is_open() -> None:
     model.check_sampler(model.sampler.edited(order="raster"))
     for name in ("raster", "maskgit"):
         closed = get(name).config({"depth": 1, "width": 16, "heads": 2}).build(layout, 3)
-        with pytest.raises(ConfigError, match="sample.order=Halton sequence: the order of this model, .*, is not open to another"):
+        with pytest.raises(ConfigError, match=r"sample\.order=Halton sequence: the order of this model, .*, is not open to another"):
             closed.check_sampler(closed.sampler.edited(order="halton"))
