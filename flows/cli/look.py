@@ -71,6 +71,11 @@ def methods(name: str | None, as_json: bool) -> None:
 @click.option("--order", type=click.Choice(["raster", "random", "halton"]), help="Sequence of positions, of models that start anywhere.")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
+    "--decoder",
+    metavar="NAME",
+    help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
+)
+@click.option(
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
@@ -85,6 +90,12 @@ def sample(
     texts: tuple[str, ...],
     total: int,
     seed: int,
+<<<<<<< HEAD
+=======
+    guidance: float | None,
+    steps: int | None,
+    decoder: str | None,
+>>>>>>> main
     out: Path,
     root: str | None,
     store: str | None,
@@ -102,7 +113,7 @@ def sample(
         raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
-    from tokenloom.configs.load import load_cluster
+    from tokenloom.configs.load import load_cluster, parse_yaml
     from tokenloom.flows.screen import screen
     from tokenloom.tasks.evaluation.sample import sample_model
 
@@ -117,6 +128,12 @@ def sample(
             texts=texts or None,
             total=total,
             seed=seed,
+<<<<<<< HEAD
+=======
+            guidance=guidance,
+            steps=steps,
+            decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
+>>>>>>> main
             out=out,
             report=shown.report,
             **{name: value or None if name == "guidance_interval" else value for name, value in settings.items()},

@@ -165,6 +165,11 @@ class Autoencoder(Tokenizer):
         wanted = phase == "discriminator"
         return [(n, p) for n, p in super().phase_parameters(phase) if n.startswith("adversarial.") == wanted]
 
+    def begins(self, phase: str) -> int:
+        """The discriminator's phase begins when the generator meets it."""
+        adversarial = self.config.adversarial
+        return adversarial.start if phase == "discriminator" and adversarial is not None else 0
+
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Vectors and the codebook are free of weight decay."""
         return super().no_decay(name, parameter) or "codebook" in name

@@ -133,6 +133,8 @@ class _Run:
             torch.cuda.manual_seed(seed)
         numbers: dict[str, float] = {}
         for index, phase in enumerate(self.state.phases):
+            if self.step < phase.begins:
+                continue
             phase.clear()
             with self.state.only(phase):
                 names = self._accumulate(batch, phase, start)
