@@ -105,7 +105,7 @@ def test_an_unknown_kind_of_method_is_refused() -> None:
 
 def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
     for name, changes, message in (
-        ("raster", {"objective": {"whole_grid": {}}}, r"asked for any position: objective \(the objective\) requires yes, net .* has no"),
+        ("raster", {"objective": {"whole_grid": {}}}, r"states with queries of positions: objective .* requires yes, net .* has no"),
         ("raster", {"objective": {"distilled_order": {}}}, r"orders that the model finds: objective .* requires yes, order .* has no"),
         ("oar", {"objective": {"whole_grid": {}}}, r"positions in storage order: objective .* requires yes, order .* has no"),
     ):

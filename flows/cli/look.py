@@ -51,7 +51,7 @@ def methods(name: str | None, as_json: bool) -> None:
 )
 @click.argument("model")
 @click.option("--classes", metavar="NAMES", help="Classes to draw, by name or number, e.g. cat,dog or 0-9 or 1,4 [default: all].")
-@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a model asked in words; may be given again.")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a text model; may be given again.")
 @click.option(
     "--n",
     "total",
@@ -106,7 +106,7 @@ def sample(
     """Draw samples from a model.
 
     MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
-    still training.  A model that is asked in words draws captions that it has seen, unless --text says which.
+    still training.  A model that is conditioned on text draws captions of its training data, unless --text says which.
     Of a cluster file only its tracking_uri counts here: where the registry is.
     """
     if out.suffix not in (".png", ".npz"):

@@ -17,7 +17,7 @@ from tokenloom.models.core.marks import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included unless it is said that ``low`` is not."""
+    """Numbers from ``low`` to ``high``, both included unless ``above`` excludes ``low``."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Range:
 INTEGER, FLOAT = Range(0, 1 << 16), Range(0, 1e6)
 _SIZE, _COUNT, _MANY, _SHARE, _POSITIVE = Range(1, 1 << 15), Range(1, 512), Range(0, 1 << 20), Range(0, 1), Range(0, 1e6, above=True)
 RANGES: dict[str, Range] = {
-    **dict.fromkeys(("width", "widths", "channels", "dim", "inner_width", "norm_groups", "multiple_of"), _SIZE),
+    **dict.fromkeys(("width", "widths", "dim", "inner_width", "norm_groups", "multiple_of"), _SIZE),
     **dict.fromkeys(
         ("depth", "depths", "layers", "blocks", "encoder_blocks", "decoder_blocks", "fine_depth", "semantic_depth"), Range(0, 512)
     ),
@@ -43,6 +43,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("codes", "classes", "labels", "bins", "top_k"), _MANY),
     **dict.fromkeys(("scales", "steps", "trained"), Range(0, 4096)),
     "share": _COUNT,
+    "channels": Range(0, 1 << 15),  # 0: as many as the tokens have, where a type allows it
     "quant_kernel": Range(0, 512),  # 0: there is none
     "bits": Range(1, 64),
     "levels": Range(1, 1 << 16),
@@ -52,7 +53,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("dropout", "drop", "label_dropout", "condition_dropout", "decay", "decay_mean", "top_p", "stage2", "whole"), _SHARE),
     **dict.fromkeys(("none", "middle", "until", "threshold", "flips", "strength"), _SHARE),
     "drop_path": Range(0, 0.99),
-    **dict.fromkeys(("eps", "look_eps", "base", "mlp_ratio", "clip"), _POSITIVE),
+    **dict.fromkeys(("eps", "look_eps", "base", "mlp_ratio"), _POSITIVE),
 }
 
 

@@ -222,7 +222,7 @@ class Generator(Method):
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
 
         Raises:
-            ConfigError: other steps or another decoder than its own are asked for, and they are fixed.
+            ConfigError: other steps or another decoder than its own are requested, and they are fixed.
         """
         if sampler.decoder is not None:
             raise ConfigError(f"sample.decoder={sampler.decoder.name}: this generator decodes in a way of its own; leave it out")

@@ -60,7 +60,7 @@ ASKED: dict[str, tuple[str, Any]] = {
     "several positions from one hidden state": ("head", "no"),
     "positions in storage order": ("order", "no"),
     "orders that the model finds": ("order", "no"),
-    "states that are asked for any position": ("net", "no"),
+    "states with queries of positions": ("net", "no"),
 }
 
 #: Trait of a head that predicts codebooks of different sizes.

@@ -1,4 +1,4 @@
-"""Conditions: what a sample is asked to be, and the null condition for classifier-free guidance.
+"""Conditions of a sample, and the null condition for classifier-free guidance.
 
 Shapes: B rows, P prefix slots, T text length, D width.
 """
@@ -55,7 +55,7 @@ def stack(first: Conditioned, second: Conditioned) -> Conditioned:
 
 
 class Conditioner(nn.Module, ABC):
-    """From what is asked for to what the net is given; concrete ones nest a frozen ``Config``."""
+    """From the conditions of a request to the inputs of the net; concrete ones nest a frozen ``Config``."""
 
     class Config(config.Config, ABC):
         """What a condition is made from."""

@@ -259,7 +259,7 @@ class DecodingSession:
         return states
 
     def _unpadded(self, visible_BST: Tensor, index_BS: Tensor) -> Tensor:
-        """Padded prefix slots are hidden, but a slot always sees itself."""
+        """Padded prefix slots are hidden, but a slot always attends to itself."""
         if self.cond.seen_BP is None:
             return visible_BST
         seen = self.cond.seen_BP

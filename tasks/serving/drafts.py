@@ -14,7 +14,7 @@ def reference(sample: Mapping[str, Any]) -> str:
 
 
 def without_reference(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without that name: which model it is, is told by an input."""
+    """The settings without that name: the model itself is an input."""
     fields = _fields(sample)
     if fields is None:
         return dict(sample)

@@ -85,7 +85,7 @@ class TargetAware(Shifted):
         return Slots(x, group, place, reads, visibility=slots.visibility, condition_BSD=cond.vector_BD[:, None] + step)
 
 
-class Instructed(Shifted):
+class PositionInstructions(Shifted):
     """Before each token stands an instruction: a learned vector rotated by the position that is to be predicted (RandAR, arXiv:2412.01827).
 
     In a parallel step instructions attend to the earlier ones of the step; once the tokens are known, all but the first are given

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.core.limits import Range
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 
@@ -28,6 +29,8 @@ class Geometry(Net, tag="net.conv"):
     ``decoder_multipliers`` and ``decoder_attention`` stand for it alone (empty or none: as the encoder's).  Where ``resample`` is by
     ``pool`` resolutions change by averages and repetition, without convolutions.
     """
+
+    limits: ClassVar = {"channels": Range(1, 1 << 15)}
 
     channels: int
     multipliers: tuple[int, ...]

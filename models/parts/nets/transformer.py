@@ -31,7 +31,7 @@ from tokenloom.models.parts.visibility import Visibility
 
 @dataclass(frozen=True, kw_only=True)
 class Init(config.Config, tag="init.normal"):
-    """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if asked."""
+    """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if set."""
 
     std: float = 0.02
     scale_residual: bool = False

@@ -20,7 +20,7 @@ from tokenloom.models.parts.quantizers.codebook import exact
 
 
 class Gaussian(Quantizer):
-    """The encoder says mean and log-variance; training sees a sample, tokens are means times ``scale``."""
+    """The encoder predicts mean and log-variance; training uses a sample, tokens are means times ``scale``."""
 
     scale: Tensor
 

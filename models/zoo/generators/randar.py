@@ -12,7 +12,7 @@ from __future__ import annotations
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.aimed import Instructed
+from tokenloom.models.parts.feeds.aimed import PositionInstructions
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.nets.blocks import llama
 from tokenloom.models.parts.orders import Even, Random, Steps
@@ -41,7 +41,7 @@ def randar(
     """RandAR-L by default; ``steps`` of parallel decoding follow a cosine, None decodes one token a step."""
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=steps) if steps else Even()),
-        feed=Instructed.Config(heads=heads, dropout=dropout),
+        feed=PositionInstructions.Config(heads=heads, dropout=dropout),
         net=llama(depth, width, heads, dropout, multiple_of=multiple_of),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),

@@ -1,7 +1,7 @@
 """ARPG: random-order generation with position queries (Li et al. 2025, arXiv:2503.10568).
 
-New: where to predict and what is known are told apart.  Causal self-attention over the known tokens gives keys and values once;
-queries that hold nothing but a place look at them, never at each other, so any number is asked at once, in any order.
+New: where to predict and what is known are separate inputs.  Causal self-attention over the known tokens gives keys and values once;
+queries that hold nothing but a place look at them, never at each other, so any number is predicted at once, in any order.
 Differs: dropout masks come from the step's draws; groups of the last token are not fed, which no query would see.
 Run: tokenloom run smoke_arpg
 Expect: ImageNet 256 FID 2.44 (L), 2.10 (XL), 1.94 (XXL) with 64 steps; the same model decodes in raster order, or fills in an image.

@@ -1,4 +1,4 @@
-"""A causal transformer whose every state can be asked for any position.
+"""A causal transformer whose every state can be combined with a query of any position.
 
 Shapes: B rows, S slots, N pairs of a state and a position, L positions, D width.
 """
@@ -42,7 +42,7 @@ class QueryHeads(Transformer):
         self.rms = nn.RMSNorm(config.width, eps=1e-5)
 
     def traits(self, plan: Plan) -> Traits:
-        return {**super().traits(plan), "states that are asked for any position": Trait("yes", "net")}
+        return {**super().traits(plan), "states with queries of positions": Trait("yes", "net")}
 
     def trunk(
         self,

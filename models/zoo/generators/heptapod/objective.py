@@ -43,7 +43,7 @@ class WholeGrid(Objective):
         self.config = config
 
     def requires(self, plan: Plan) -> Traits:
-        names = "positions in storage order", "states that are asked for any position"
+        names = "positions in storage order", "states with queries of positions"
         return dict.fromkeys(names, Trait("yes", "objective"))
 
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from tokenloom.models.parts.plan import Choice, Plan, known_first
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Random, tag="order.found"):
+class ConfidenceOrder(Random, tag="order.found"):
     """Training in random orders; decoding takes in each step the positions of which ``choice`` is surest (OAR, arXiv:2504.17069)."""
 
     choice: Choice = Confidence(noise=0.0)
