@@ -90,12 +90,7 @@ def sample(
     texts: tuple[str, ...],
     total: int,
     seed: int,
-<<<<<<< HEAD
-=======
-    guidance: float | None,
-    steps: int | None,
     decoder: str | None,
->>>>>>> main
     out: Path,
     root: str | None,
     store: str | None,
@@ -128,12 +123,7 @@ def sample(
             texts=texts or None,
             total=total,
             seed=seed,
-<<<<<<< HEAD
-=======
-            guidance=guidance,
-            steps=steps,
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
->>>>>>> main
             out=out,
             report=shown.report,
             **{name: value or None if name == "guidance_interval" else value for name, value in settings.items()},
