@@ -74,7 +74,7 @@ def _vq(name: str, parameters: int, net: dict[str, Any], codes: int, dim: int, d
 def _llamagen(name: str, parameters: int, multipliers: list[int], down: int, file: str, headline: str) -> Size:
     net = _net(multipliers, attention=[len(multipliers) - 1], latent=256)
     args = {"codes": 16384, "dim": 8, "update": "learned"} | net | _LLAMAGEN_LOSSES
-    more = {"training": _LLAMAGEN_TRAINING, "without": ("adversarial.",), "excludes": "the discriminator"}
+    more: dict[str, Any] = {"training": _LLAMAGEN_TRAINING, "without": ("adversarial.",), "excludes": "the discriminator"}
     return _size(name, parameters, args, down=down, checkpoints=(file,), headline=headline, **more)
 
 
