@@ -14,15 +14,15 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.known_values import KnownValues
 from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN, PreNorm
 from tokenloom.models.parts.orders import Masked, Steps
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.sampling.sampler import Linear, Sampler
-from tokenloom.models.zoo.generators.tokenbridge_ar.feed import KnownValues
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
-from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
 from tokenloom.models.zoo.published.tokenbridge import SIZES
 
 
