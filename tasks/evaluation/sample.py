@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,8 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
             raise error
         return _open_training(training, store, device)
     tokenizer = None if found.tokenizer is None else store.fetch(found.tokenizer)
-    return open_pair(store.fetch(found.generator), tokenizer, found.classes, found.sample, device, found.texts), found.title
+    pair = open_pair(store.fetch(found.generator), tokenizer, found.classes, found.sample, device, found.texts)
+    return _with_data(pair, dataset_of(store.record(found.generator), store), store), found.title
 
 
 def _resolve(reference: str, store: Store) -> Artifact:
@@ -94,6 +95,20 @@ def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
         _sampling(generator, record, store),
         list(made.notes.get("texts", ())),
     )
+
+
+def dataset_of(made: Record, store: Store) -> Artifact | None:
+    """The dataset that a model was trained on, by way of its tokens; None for one that was imported."""
+    if "dataset" in made.inputs:
+        return made.inputs["dataset"]
+    return store.record(made.inputs["tokens"]).inputs["dataset"] if "tokens" in made.inputs else None
+
+
+def _with_data(pair: Pair, dataset: Artifact | None, store: Store) -> Pair:
+    """The models with what their kind of signal keeps of the data, and the dataset itself."""
+    if dataset is None:
+        return pair
+    return replace(pair, known={**modalities.kind(pair.kind).serving(store.record(dataset)), "dataset": dataset.to_dict()})
 
 
 def classes_of(generator: Record, store: Store) -> list[str]:
@@ -143,6 +158,7 @@ def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
         save_model(Path(scratch), ModelSpec.from_dict(plan["spec"]), {name: tensor.clone() for name, tensor in weights.items()})
         tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"])) if "tokenizer" in plan else None
         pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device, plan.get("texts", ()))
+        pair = _with_data(pair, Artifact.from_dict(plan["dataset"]) if "dataset" in plan else None, store)
     return pair, f"{folder} at step {step} (still training)"
 
 
@@ -157,6 +173,8 @@ def sample_model(
     seed: int = 0,
     guidance: float | None = None,
     steps: int | None = None,
+    history: Path | None = None,
+    horizon: int | None = None,
     out: Path,
     report: Report = silent,
 ) -> dict[str, Any]:
@@ -173,7 +191,8 @@ def sample_model(
     pair = pair.edited(guidance=guidance, steps=steps)
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
-    return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)
+    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon)
+    return modalities.kind(pair.kind).sample(pair, title, request, store, report)
 
 
 def chosen_classes(text: str, names: Sequence[str], title: str = "the model") -> list[int]:

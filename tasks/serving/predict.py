@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ class Pair:
     sampler: Sampler
     condition_spec: ConditionSpec
     kind: str = "image"  # of the signal
+    known: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps of the data in ``serving.json``
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,7 +84,7 @@ def open_bundle(folder: Path, device: str = "cpu") -> Pair:
     serving = json.loads((folder / "serving.json").read_text())
     alone = (folder / "density").is_dir()
     model, tokenizer = (folder / "density", None) if alone else (folder / "generator", folder / "tokenizer")
-    return open_pair(model, tokenizer, serving["classes"], serving["sample"], device, serving.get("texts", ()))
+    return replace(open_pair(model, tokenizer, serving["classes"], serving["sample"], device, serving.get("texts", ())), known=serving)
 
 
 def default_sampler(generator: Generator) -> Sampler:
