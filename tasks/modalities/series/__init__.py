@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.tasks.modalities.base import Card, Comparison, Fitted, Modality, Rejected, SampleRequest, Served
-from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.modalities.series.shards import windows_of
 
 if TYPE_CHECKING:
     from tokenloom.configs.schema import ClusterConfig, DataConfig, RunConfig
@@ -103,18 +101,8 @@ class Series(Modality):
 
     def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Windows float32 (N, T, C), each less the last value of its history, and labels."""
-        data, labels, history = self.windows(raw, where)
+        data, labels, history = windows_of(raw, where)
         return data - data[:, history - 1 : history], labels
-
-    def windows(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Windows float32 (N, T, C) as they are stored, standardised; labels, and the length of the history."""
-        try:
-            table = pq.read_table(io.BytesIO(raw), columns=["values", "channels", "history", "label"])
-            flat = table["values"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            data = flat.reshape(len(table), -1, table["channels"][0].as_py())
-            return np.ascontiguousarray(data, np.float32), table["label"].to_numpy(), table["history"][0].as_py()
-        except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
-            raise ArtifactError(f"{where}: not a whole shard of series ({error})") from error
 
     def tensor(self, data: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(data)).transpose(1, 2).contiguous()

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import parameters
-from tokenloom.tasks import modalities
 from tokenloom.tasks.data.loader import Rows, read_shard
 from tokenloom.tasks.evaluation import plots
 from tokenloom.tasks.evaluation.findings import Findings, arrays, keep, training_curves
 from tokenloom.tasks.modalities.series.served.forecast import QUANTILES, Windows, forecast, seasonal_naive
+from tokenloom.tasks.modalities.series.shards import windows_of
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.serving.predict import open_pair
@@ -96,10 +96,10 @@ def held_out(
     notes: Mapping[str, Any], store: Store, windows: Windows, splits: Sequence[str] = ("validation", "test"), limit: int = LIMIT
 ) -> Values:
     """Windows (N, T, C) of these splits, evenly spread, in the data's units."""
-    found, modality = [], modalities.kind("series")
+    found = []
     for split in splits:
         for shard in Rows.of(notes, store.uri, split).shards:
-            found.append(modality.windows(read_shard(store.storage, shard), store.storage.uri(shard.path))[0])
+            found.append(windows_of(read_shard(store.storage, shard), store.storage.uri(shard.path))[0])
     if not found:
         raise StepError("no held-out windows: raise data.validation")
     scaled = np.concatenate(found)
