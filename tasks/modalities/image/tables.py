@@ -90,7 +90,7 @@ def parquet_source(where: str, paths: list[Path], further: Mapping[str, str]) ->
         image, _, caption, _ = columns(path)
         file, classes = open_file(path), labels(path)
         texts = file.read([caption])[caption].to_pylist() if caption else [None] * len(classes)
-        given = {name: [value is not None for value in file.read([column])[column]] for name, column in further.items()}
+        given = {name: file.read([column])[column].is_valid().to_pylist() for name, column in further.items()}
         row = 0
         for number in range(file.metadata.num_row_groups):
             for within in range(file.metadata.row_group(number).num_rows):
