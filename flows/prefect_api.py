@@ -59,10 +59,10 @@ def free_port(preferred: int | None = None) -> int:
 
 
 def port(option: str, given: int | None, preferred: int) -> int:
-    """The port that a person asked for, or a free one.
+    """The requested port, or a free one.
 
     Raises:
-        ConfigError: the port asked for is in use.
+        ConfigError: the requested port is in use.
     """
     found = free_port(given or preferred)
     if given and found != given:
@@ -87,7 +87,7 @@ def process(command: list[str], log_file: str, environment: dict[str, str] | Non
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | (environment or {}) | {"PYTHONSAFEPATH": "1"},
+            env=os.environ | (environment or {}),
             cwd=neutral_folder(Path(log_file).absolute().parent.parent),
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # nothing is left behind when this process is killed
         )

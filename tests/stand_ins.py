@@ -209,7 +209,7 @@ def judge_inline(
 
 def draw_here(todo, shards, size, step, store, cluster, seed):
     """What the actors do, without actors."""
-    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
+    models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "draft") if role in step.inputs}
     actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu")
     for i in todo:
         yield (i, *actor.draw(shards[i], seed, i * size))

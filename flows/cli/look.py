@@ -52,7 +52,7 @@ def methods(name: str | None, as_json: bool) -> None:
 )
 @click.argument("model")
 @click.option("--classes", metavar="NAMES", help="Classes to draw, by name or number, e.g. cat,dog or 0-9 or 1,4 [default: all].")
-@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a model asked in words; may be given again.")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a text model; may be given again.")
 @click.option(
     "--n",
     "total",
@@ -70,6 +70,11 @@ def methods(name: str | None, as_json: bool) -> None:
 @click.option("--horizon", type=click.IntRange(min=1), help="Of a forecaster: values to forecast [default: the run's].")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
+@click.option(
+    "--decoder",
+    metavar="NAME",
+    help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
+)
 @click.option(
     "--out",
     required=True,
@@ -89,6 +94,7 @@ def sample(
     horizon: int | None,
     guidance: float | None,
     steps: int | None,
+    decoder: str | None,
     out: Path,
     root: str | None,
     store: str | None,
@@ -98,7 +104,7 @@ def sample(
     """Draw samples from a model.
 
     MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
-    still training.  A model that is asked in words draws captions that it has seen, unless --text says which.
+    still training.  A model that is conditioned on text draws captions of its training data, unless --text says which.
     Of a cluster file only its tracking_uri counts here: where the registry is.
     """
     if out.suffix not in (".png", ".npz", ".csv"):
@@ -107,7 +113,7 @@ def sample(
         )
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
-    from tokenloom.configs.load import load_cluster
+    from tokenloom.configs.load import load_cluster, parse_yaml
     from tokenloom.flows.screen import screen
     from tokenloom.tasks.evaluation.sample import sample_model
 
@@ -126,6 +132,7 @@ def sample(
             steps=steps,
             history=history,
             horizon=horizon,
+            decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,
         )

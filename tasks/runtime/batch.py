@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import proxied
 from tokenloom.tasks.store.artifacts import canonical_json, sha256_of
 from tokenloom.tasks.store.storage import Storage
 
@@ -89,11 +90,11 @@ class Job:
         container: dict[str, Any] = {"command": list(self.command)}
         if self.environment:
             container["environment"] = [{"name": name, "value": value} for name, value in sorted(self.environment.items())]
-        asked: dict[str, Any] = {"jobName": self.name, "jobQueue": self.queue, "jobDefinition": self.definition, "retryStrategy": RETRY}
+        job: dict[str, Any] = {"jobName": self.name, "jobQueue": self.queue, "jobDefinition": self.definition, "retryStrategy": RETRY}
         if self.nodes == 1:
-            return asked | {"containerOverrides": container}
+            return job | {"containerOverrides": container}
         overrides = [{"targetNodes": "0:", "containerOverrides": container}]
-        return asked | {"nodeOverrides": {"numNodes": self.nodes, "nodePropertyOverrides": overrides}}
+        return job | {"nodeOverrides": {"numNodes": self.nodes, "nodePropertyOverrides": overrides}}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def submit(job: Job, submission: Submission, region: str | None = None) -> Queue
         text = f"AWS Batch, queue {job.queue!r}, job definition {job.definition!r}: {problem.get('Message', error)}"
         raise (ConfigError if problem.get("Code") == "ClientException" else StepError)(text) from error
     except BotoCoreError as error:
-        raise StepError(f"AWS Batch cannot be reached: {error}") from error
+        raise StepError(f"AWS Batch cannot be reached: {error}{proxied('https://batch.amazonaws.com')}") from error
 
 
 def _live(client: Any, job: Job) -> QueuedJob | None:

@@ -1,7 +1,7 @@
 """The one training loop: every tokenizer and generator, one worker or many, interrupted or not.
 
 Nothing random has state. The rows of a step and every draw are functions of (seed, step) made for the global batch and
-cut to the worker's share, so any number of workers sees the same batches and draws, and a run goes on from its step alone.
+cut to the worker's share, so any number of workers uses the same batches and draws, and a run goes on from its step alone.
 With a fixed number of workers the weights are the same bits, however often the run was killed.
 """
 
@@ -53,7 +53,7 @@ def train(
         job: what to train.
         rank: this worker of ``world``; more than one needs a ``torch.distributed`` group.
         report: called on the first worker with each logged row of metrics.
-        stop: asked once a step on every worker; true on any one checkpoints and ends the run.
+        stop: called once a step on every worker; true on any one checkpoints and ends the run.
 
     Returns:
         The run's final metrics; nothing on other workers than the first.
@@ -61,7 +61,7 @@ def train(
     Raises:
         StepError: a loss or gradient that is not finite (naming step, phase and the last checkpoint), workers whose
             weights differ, a store that cannot be written.
-        Preempted: ``stop`` said so; the state is saved.
+        Preempted: ``stop`` was true; the state is saved.
     """
     with repeatable(job.execution.threads):
         run = _Run(job, Group(rank, world))
@@ -133,10 +133,13 @@ class _Run:
             torch.cuda.manual_seed(seed)
         numbers: dict[str, float] = {}
         for index, phase in enumerate(self.state.phases):
+            if self.step < phase.begins:
+                continue
             phase.clear()
             with self.state.only(phase):
                 names = self._accumulate(batch, phase, start)
-            phase.tail[-1] = float(stopping)
+            if stopping:
+                phase.tail[-1] = 1.0
             phase.reduce(self.group.sum)
             norm = phase.clip()
             *values, flag, gradient = torch.cat([phase.tail, norm.view(1)]).tolist()
@@ -147,7 +150,8 @@ class _Run:
             prefix = "" if index == 0 else f"{phase.phase}/"
             numbers |= {f"{prefix}{name}": value for name, value in parts.items()}
             numbers |= {f"{prefix}lr": lr, f"{prefix}gradient_norm": gradient}
-        numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
+        if type(self.model).after_step is not Method.after_step:
+            numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
         self.state.step += 1
         seconds = time.perf_counter() - began
         self.window_rows += total
@@ -165,7 +169,7 @@ class _Run:
             with self._autocast():
                 parts = self.losses(piece, phase.phase, draws)
             if parts["loss"].requires_grad:  # not that of a codec without parameters
-                (parts["loss"] * weight).backward()
+                (parts["loss"] if weight == 1 else parts["loss"] * weight).backward()
             names = sorted(parts)
             values = torch.stack([parts[name].detach().to(phase.tail.dtype).reshape(()) for name in names])
             phase.fit_tail(len(names) + 1)  # its last number says whether to stop

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -108,8 +108,8 @@ def gumbel(uniform: Tensor) -> Tensor:
 class Masked(Order, tag="order.masked"):
     """Predict what is masked from what is known (MaskGIT, arXiv:2202.04200).
 
-    Training masks the share ``curve.masked(u)`` of each row, u uniform; ``seen_weight`` weighs the loss at known
-    positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
+    Training masks the share ``curve.masked(u)`` of each row, u uniform and drawn for each ``row`` or once a ``batch``; ``seen_weight``
+    weighs the loss at known positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
     ``choice`` finds surest.
     """
 
@@ -118,6 +118,7 @@ class Masked(Order, tag="order.masked"):
     decoding: Sizes = Steps(count=8)
     visit: Visit = Shuffled()
     choice: Choice | None = None
+    share: Added[Literal["row", "batch"]] = "row"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seen_weight <= 1:
@@ -135,7 +136,7 @@ class Masked(Order, tag="order.masked"):
         if draws is None:
             raise ValueError("a masked order needs draws")
         # The ratios of all rows are drawn by everyone, so that everyone knows how many positions the whole batch masks.
-        ratio = draws.shared_uniform(draws.total).cpu()
+        ratio = draws.shared_uniform(draws.total if self.share == "row" else 1).cpu().expand(draws.total)
         masked = torch.tensor([max(1, round(self.curve.masked(u) * layout.length)) for u in ratio.tolist()])
         mine = masked[draws.start : draws.stop].to(draws.device)
         known_BL = draws.permutation(layout.length) >= mine[:, None]

@@ -46,7 +46,9 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     windows = Windows.of(dataset.notes["series"])
     truth = held_out(dataset.notes, store, windows)
     generator, tokenizer = (store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer"))
-    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], str(device_of(cluster.execution.device)))
+    device = str(device_of(cluster.execution.device))
+    draft = store.fetch(step.inputs["draft"], "model.json", "weights.safetensors") if "draft" in step.inputs else None
+    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], device, draft=draft)
     report("evaluate", 1, 4, {})
     history, future = truth[:, : windows.history], truth[:, windows.history :]
     began = time.perf_counter()
@@ -128,6 +130,7 @@ def scores(paths_NSFC: Values, future_NFC: Values, windows: Windows) -> dict[str
     return {"mase": float(error.mean()), "crps": float(crps.mean()), "mse": float(square.mean()), "coverage_80": float(inside.mean())}
 
 
+@plots.plain
 def plot(history: Values, future: Values | None, paths: Values, naive: Values, windows: Windows) -> bytes:
     """Some windows of the first channel: history, truth if it is known, median, 10th to 90th percentile, naive forecast."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -84,12 +84,12 @@ class EvaluationRequest:
 
 
 def judge_samples(
-    drawn: scores.Images, speed: float, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
+    drawn: scores.Images, numbers: Numbers, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
 ) -> tuple[scores.Judged, Findings]:
-    """Numbers and pictures of samples (N, H, W, C) that took 1 / ``speed`` seconds each."""
+    """Numbers and pictures of samples (N, H, W, C); ``numbers`` are those of how they were drawn."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
     judged = scores.Judged(reference.network, drawn, request.labels, reference.image, reference.label, train, train_label)
-    found = Findings({"images_per_second": speed, **scores.sample_scores(judged, config)})
+    found = Findings({**numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
     found.arrays["samples.npz"] = arrays(images=drawn, labels=request.labels, **texts)
