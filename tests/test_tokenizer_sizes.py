@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenloom.models.core import registry
+from tokenloom.models.parts.adversarial.patch import parameters
 
 #: Family of the published tables to size to parameters, None where no source says.
 PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "published_tokenizers.json").read_text())
@@ -53,15 +54,36 @@ def test_every_family_of_the_published_tables_is_looked_at() -> None:
 def test_every_published_tokenizer_is_there_with_its_numbers(family: str) -> None:
     """That ours have these numbers is held beside those of the generators."""
     ours = {size.key: size for name in FAMILIES[family] for size in registry.get(name).sizes}
-    for key, parameters in PUBLISHED[family].items():
+    for key, count in PUBLISHED[family].items():
         if key.startswith(tuple(ABSENT.get(family, {"\n": ""}))):
             assert key not in ours, "no longer absent: take it off the list"
             continue
         assert key in ours, key
-        assert parameters is None or ours[key].parameters == parameters, key
+        assert count is None or ours[key].parameters == count, key
 
 
 def test_every_size_of_a_tokenizer_is_published() -> None:
     known = {key for sizes in PUBLISHED.values() for key in sizes}
     ours = {size.key for name in registry.names("tokenizer") for size in registry.get(name).sizes}
     assert ours <= known, ours - known
+
+
+def test_a_published_training_has_an_optimizer_for_each_phase() -> None:
+    """LlamaGen's discriminator is PatchGAN, starts at step 20,000 with Adam of its own, and outweighs nothing by itself."""
+    recipe = registry.get("vq")
+    size = next(size for size in recipe.sizes if size.name == "VQ-16")
+    assert size.training is not None
+    settings = size.training.settings
+    assert (settings.batch, settings.epochs) == (128, 40)
+    assert settings.of("discriminator").betas == (0.9, 0.95)
+    assert settings.of("discriminator").weight_decay == settings.of("autoencoder").weight_decay == 0.0
+    adversarial = recipe.config({"size": "VQ-16"}).adversarial  # type: ignore[attr-defined]
+    assert (adversarial.start, adversarial.weight, adversarial.balance) == (20_000, 0.5, "constant")
+    assert parameters(adversarial.discriminator) == 2_765_633
+
+
+def test_published_losses_are_values() -> None:
+    adversarial = registry.get("ibq").config({"size": "IBQ 16384"}).adversarial  # type: ignore[attr-defined]
+    assert (adversarial.generator, adversarial.lecam.weight, adversarial.lecam.decay) == ("non_saturating", 0.05, 0.999)
+    drops = next(size for size in registry.get("ibq").sizes if size.training).training.settings.optimizer.drops  # type: ignore[union-attr]
+    assert [round(330 * share) for share, _ in drops] == [250, 300]

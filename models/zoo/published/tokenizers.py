@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenloom.models.core.published import Size
+from tokenloom.models.core.published import Size, Training
+from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 
 _F16, _F8 = [1, 1, 2, 2, 4], [1, 2, 2, 4]
 
@@ -14,6 +15,48 @@ def _net(multipliers: list[int], channels: int = 128, **more: Any) -> dict[str, 
     """VQGAN's convolutions (arXiv:2012.09841): two blocks a level, three in the decoder, attention in the middle."""
     common = {"patch": 1, "blocks": 2, "decoder_blocks": 3, "middle": "attention", "norm_groups": 32}
     return {"channels": channels, "multipliers": multipliers} | common | more
+
+
+def _adam(betas: tuple[float, float], drops: tuple[tuple[float, float], ...] = (), clip: float = 0.0) -> OptimizerSettings:
+    """Adam at 1e-4 without weight decay or warm-up, of either side."""
+    schedule: Any = "drops" if drops else "constant"
+    return OptimizerSettings(kind="adam", lr=1e-4, betas=betas, weight_decay=0.0, clip=clip, warmup=0.0, schedule=schedule, drops=drops)
+
+
+_LPIPS = "without the perceptual loss unless the run names its weights (args.perceptual)"
+#: Losses and trainings; both sides have an optimizer of their own, which rests until the discriminator begins.
+_LLAMAGEN_LOSSES = {"pixels": 1.0, "adversarial": 0.5, "adversarial_start": 20_000, "balance": "constant", "judge": "patchgan"}
+_LLAMAGEN_TRAINING = Training(
+    settings=TrainSettings(
+        epochs=40,
+        batch=128,
+        precision="bfloat16",
+        optimizer=_adam((0.9, 0.95), clip=1.0),
+        phases={"discriminator": _adam((0.9, 0.95), clip=1.0)},
+    ),
+    augmentation=("random crop of 0.8 to 1.0 of the shorter side", "flip"),
+    departs=(_LPIPS,),
+)
+_SEED_VOKEN_LOSSES = {
+    **{"pixels": 1.0, "reconstruction": "l1", "adversarial": 0.1, "balance": "constant", "judge": "patchgan"},
+    **{"deceit": "non_saturating", "lecam": 0.05},
+}
+_IBQ_TRAINING = Training(
+    settings=TrainSettings(
+        epochs=330,
+        batch=256,
+        precision="bfloat16",
+        ema=0.999,
+        optimizer=_adam((0.5, 0.9), ((250 / 330, 0.1), (300 / 330, 0.01))),
+        phases={"discriminator": _adam((0.5, 0.9), ((250 / 330, 0.1), (300 / 330, 0.01)))},
+    ),
+    augmentation=("resize", "random crop"),
+    departs=(
+        _LPIPS,
+        "the cross-entropy of deceiving the discriminator is that of each logit, not of an image's mean",
+        "the tokenizer takes its step before the discriminator",
+    ),
+)
 
 
 def _size(name: str, parameters: int, args: Mapping[str, Any], *, down: int = 16, tokens: int | None = None, **more: Any) -> Size:
@@ -30,8 +73,9 @@ def _vq(name: str, parameters: int, net: dict[str, Any], codes: int, dim: int, d
 
 def _llamagen(name: str, parameters: int, multipliers: list[int], down: int, file: str, headline: str) -> Size:
     net = _net(multipliers, attention=[len(multipliers) - 1], latent=256)
-    args = {"codes": 16384, "dim": 8, "update": "learned"} | net
-    return _size(name, parameters, args, down=down, checkpoints=(file,), headline=headline)
+    args = {"codes": 16384, "dim": 8, "update": "learned"} | net | _LLAMAGEN_LOSSES
+    more: dict[str, Any] = {"training": _LLAMAGEN_TRAINING, "without": ("adversarial.",), "excludes": "the discriminator"}
+    return _size(name, parameters, args, down=down, checkpoints=(file,), headline=headline, **more)
 
 
 #: LlamaGen's (arXiv:2406.06525), VQGAN's and those of latent diffusion.
@@ -111,9 +155,11 @@ TOKENBRIDGE = (
 
 
 def _ibq(codes: int, parameters: int, rfid: float, name: str = "IBQ", file: str = "imagenet256") -> Size:
+    training = _IBQ_TRAINING if name == "IBQ" else None  # that of the other is not told in full
     net = _net(_F16, attention=[4], latent=256) | {"blocks": 4, "decoder_blocks": 5}
-    args = {"codes": codes, "dim": 256} | net
-    return _size(f"{name} {codes}", parameters, args, checkpoints=(f"{file}_{codes}.ckpt",), headline=f"rFID {rfid}")
+    args = {"codes": codes, "dim": 256} | net | _SEED_VOKEN_LOSSES
+    more: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator", "training": training}
+    return _size(f"{name} {codes}", parameters, args, checkpoints=(f"{file}_{codes}.ckpt",), headline=f"rFID {rfid}", **more)
 
 
 IBQ = (
