@@ -13,7 +13,7 @@ from tokenloom.configs.schema import DENSITY_METRICS, TOKENIZER_METRICS, Cluster
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work, sha256_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Tracker
@@ -46,9 +46,10 @@ def plan_evaluate(
         alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
         return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
     _check_neighbours(evaluate)
-    config = {"evaluate": identity(evaluate), "sample": identity(sample)}
+    protocol, notes = _by_content(evaluate)
+    config = {"evaluate": protocol, "sample": identity(sample)}
     inputs["generator"] = generator
-    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs, notes)
 
 
 def plan_density_evaluation(
@@ -63,9 +64,24 @@ def plan_density_evaluation(
     measured = [name for name in evaluate.metrics if name in DENSITY_METRICS]
     if not measured:
         raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a density; add {DENSITY_METRICS[0]}")
-    config = {"evaluate": identity(evaluate) | {"metrics": measured}}
+    protocol, notes = _by_content(evaluate)
     inputs = {"density": density, "dataset": dataset} | ({} if features is None else {"features": features})
-    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
+    return StepSpec("evaluate", VERSION, "evaluation", name, {"evaluate": protocol | {"metrics": measured}}, inputs, notes)
+
+
+def _by_content(evaluate: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The protocol, in which a reference file is its content, and notes that say where it lies.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    protocol = identity(evaluate)
+    if evaluate.reference in ("held_out", "train"):
+        return protocol, {}
+    path = Path(evaluate.reference).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"evaluate.reference={evaluate.reference!r}: no file {path}; write held_out, train, or a reference FILE.npz")
+    return protocol | {"reference": f"sha256:{sha256_of(path)}"}, {"reference": str(path)}
 
 
 def _check_neighbours(evaluate: EvaluateConfig) -> None:
