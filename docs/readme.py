@@ -18,6 +18,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.models.core.sized import counted
 from tokenloom.models.parts.nets.classifier import shape_of
+from tokenloom.models.pretrained import families
+from tokenloom.models.pretrained.options import RECORDED, TRAINING
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
@@ -151,12 +153,36 @@ def published_rows(name: str) -> list[list[str]]:
     return rows
 
 
+def options() -> str:
+    """What each official family does with each option of its official class."""
+    modules: dict[str, list[str]] = {}
+    for name, module in families().items():
+        modules.setdefault(module.__name__, []).append(name)
+    effects = {"used": "supported", "only": "only", "none": "no effect"}
+    blocks = []
+    for names in sorted(sorted(names) for names in modules.values()):
+        declared = getattr(families()[names[0]], "OPTIONS", None)
+        if declared is None:
+            continue
+        rows = []
+        for key, option in declared.items():
+            if option in (*RECORDED.values(), *TRAINING.values()):
+                continue
+            values = ", ".join(f"`{value}`" for value in option.values)
+            rows.append([f"`{key}`", effects[option.effect] + (f" {values}" if option.effect == "only" else ""), option.words])
+            if option.effect == "used" and values:
+                rows[-1][2] += f"{'; ' if option.words else ''}one of {values}"
+        blocks.append(f"## {', '.join(f'`{n}`' for n in names)}\n\n{_table(['option', 'support', 'what it is, or why'], rows)}")
+    return "\n\n".join(blocks)
+
+
 #: Page to the blocks that it has.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"folders": folders},
     "docs/methods.md": {"methods": methods},
     "docs/sizes.md": {"published": published, "sizes": sizes},
     "docs/files.md": {"tree": tree},
+    "docs/parity.md": {"options": options},
 }
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import Added
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.similarity import Scaled, Similarity
@@ -40,14 +41,18 @@ class Attention(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="attention.softmax"):
-        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv")."""
+        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
+
+        ``kv_heads`` heads of keys and values, each for as many neighbouring heads of queries (arXiv:2305.13245); 0: one for each.
+        """
 
         similarity: Similarity = Scaled()
         bias: Literal["none", "qv", "out", "qkv"] = "none"
+        kv_heads: Added[int] = 0
 
-        def build(self, width: int, heads: int, kv_heads: int | None = None) -> Attention:
+        def build(self, width: int, heads: int) -> Attention:
             """The module for this width."""
-            return Attention(self, width, heads, kv_heads or heads)
+            return Attention(self, width, heads, self.kv_heads or heads)
 
     def __init__(self, config: Config, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()

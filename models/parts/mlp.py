@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import Added
 
 
 class MLP(nn.Module, ABC):
@@ -29,18 +30,22 @@ class MLP(nn.Module, ABC):
 
 
 class SwiGLU(MLP):
-    """Gated SiLU (arXiv:2002.05202), hidden width 2/3 ``ratio`` D rounded up to ``multiple_of``, no biases."""
+    """Gated SiLU (arXiv:2002.05202), hidden width 2/3 ``ratio`` D times ``multiplier``, rounded up to ``multiple_of``; no biases."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLP.Config, tag="mlp.swiglu"):
-        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights."""
+        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights.
+
+        Both factors of the hidden width are cut to whole numbers, one after the other, as Llama's are.
+        """
 
         multiple_of: int = 256
         ratio: float = 4.0
+        multiplier: Added[float] = 1.0
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
-        hidden = -(-int(2 * config.ratio * width / 3) // config.multiple_of) * config.multiple_of
+        hidden = -(-int(config.multiplier * int(2 * config.ratio * width / 3)) // config.multiple_of) * config.multiple_of
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.out = nn.Linear(hidden, width, bias=False)

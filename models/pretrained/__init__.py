@@ -3,6 +3,7 @@
 A family's module defines
 
 - ``FAMILY``: its name, or a tuple of names (one a fixture file),
+- ``OPTIONS``: every key of its official config, as ``options.py`` declares them, read strictly by the functions below,
 - ``build(info) -> nn.Module``: our model for the settings in ``info["config"]``,
 - ``names(info) -> NameMap``: official names to ours and back,
 - ``outputs(model, info, inputs) -> dict[str, Tensor]``: every number that the fixture records.

@@ -9,16 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Arccos, CosineCurve, Random, Steps
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.pretrained.llamagen import llama_net
+from tokenloom.models.pretrained import llamagen
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Split
-from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.pretrained.options import Options, at_most, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
 from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 from tokenloom.models.zoo.generators.arpg.feed import Queried
 from tokenloom.models.zoo.generators.arpg.net import TwoPass
@@ -29,34 +31,48 @@ Info = Mapping[str, Any]
 
 #: Official names of the rules that say how many tokens a step takes.
 CURVES = {"arccos": Arccos(), "cosine": CosineCurve()}
+OPTIONS = Options(
+    llamagen.LLAMA.without("cfg_scale", "cfg_interval", "n_kv_head", "ffn_dim_multiplier"),
+    n_layer=used("blocks, half of self- and half of cross-attention"),
+    guidance_scale=used("scale s of guidance, u + s (c - u)"),
+    cfg_schedule=used("of guidance: growing with the tokens known after the step, or the same", "linear", "constant"),
+    sample_schedule=used("tokens of a step", *CURVES),
+    num_iter=used("steps"),
+)
 
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
-    content = llama_net(c)
+    c = OPTIONS.read(info)
+    if c["n_layer"] % 2:
+        raise ConfigError(f"config.n_layer={c['n_layer']}: must be even, since half of the blocks are of each kind")
+    content = llamagen.llama_net(c)
+    steps = at_most("num_iter", c["num_iter"], c["block_size"])
     # Official scale s is u + s (c - u), growing with the tokens known after the step where it is linear; ours is the weight w = s - 1.
     weight = c["guidance_scale"] - 1
     return GroupGenerator.Config(
-        order=Random(decoding=Steps(count=c["num_iter"], curve=CURVES[c["sample_schedule"]])),
+        order=Random(decoding=Steps(count=steps, curve=CURVES[c["sample_schedule"]])),
         feed=Queried.Config(),
         net=TwoPass.Config(content=replace(content, depth=c["n_layer"] // 2), depth=c["n_layer"] // 2),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0, spare=1),
-        sampler=Sampler(guidance=Linear(value=weight, clock="after") if c["cfg_schedule"] == "linear" else Constant(value=weight), top_k=1),
+        sampler=Sampler(
+            guidance=Linear(value=weight, clock="after") if c["cfg_schedule"] == "linear" else Constant(value=weight),
+            temperature=Constant(value=c["temperature"]),
+            top_k=c["top_k"],
+            top_p=c["top_p"],
+        ),
     )
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    side = round(info["config"]["block_size"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
-    return config(info).build(layout, info["config"]["num_classes"])
+    return llamagen.built(config(info), OPTIONS.read(info))
 
 
 def names(info: Info) -> NameMap:
     """Official names to ours; one official table holds tokens, the query vector and classes."""
-    c = info["config"]
+    c = OPTIONS.read(info)
 
     def query(t: Tensor) -> Tensor:
         return t.view(1, 1, -1)
@@ -100,10 +116,10 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = head.logits(model(ids, Labels(inputs["labels"]), plan))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
     raster = Plan(torch.arange(length)[None], (1,) * length)
-    null = head.logits(model(ids, Labels(torch.full((rows,), info["config"]["num_classes"])), raster))
+    null = head.logits(model(ids, Labels(torch.full((rows,), OPTIONS.read(info)["num_classes"])), raster))
     parallel = Plan(inputs["gen_order_uniform"].argsort()[None], order.decoding.cut(length))
     labels = Labels(inputs["gen_labels"])
-    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=parallel))
+    steps = list(model.decode_steps(labels, greedy(model.sampler), SampleDraws.of(0, 0, labels.rows), plan=parallel))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "logits": logits.detach(),

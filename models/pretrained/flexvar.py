@@ -17,27 +17,41 @@ from tokenloom.models.parts.quantizers.codebook import Codebook
 from tokenloom.models.parts.quantizers.flexible import Flexible
 from tokenloom.models.pretrained import var
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename
-from tokenloom.models.pretrained.parity import gradient_norms
-from tokenloom.models.sampling.sampler import Constant, Sampler, Schedule, Table
+from tokenloom.models.pretrained.options import Options, filters, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
+from tokenloom.models.sampling.sampler import Constant, Linear, Sampler, Schedule, Table
 from tokenloom.models.zoo.generators.flexvar.feed import FlexibleScale
 
 FAMILY = "flexvar"
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    var.BLOCKS,
+    filters(900, 0.95),
+    vocab_size=used("codes"),
+    tf_patch_nums=used("scales of a taught pass, if other", default=None),
+    infer_patch_nums=used("scales of sampling, if other", default=None),
+    used_llamagen_cfg=used(
+        "guidance u + s (c - u) at all scales, or VAR's (1 + t) c - t u that grows over ten", True, False, default=False
+    ),
+    max_pn=used("largest side at which guidance still grows", default=16),
+)
+
 
 class _Codec:
     """What the feed asks of a tokenizer's config."""
 
     def __init__(self, info: Info) -> None:
-        c = info["config"]
+        c = OPTIONS.read(info)
         codebook = Codebook.Config(codes=c["vocab_size"], dim=c["Cvae"], metric="cosine")
         self.quantizer = Flexible.Config(codebook=codebook, scales=tuple(c["patch_nums"]))
 
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings, with the sampler of their inference scales."""
-    return replace(var.config(info), feed=FlexibleScale.Config(), sampler=Sampler(guidance=guidance(info["config"]), top_k=1))
+    c = OPTIONS.read(info)
+    return replace(var.of(c), feed=FlexibleScale.Config(), sampler=Sampler(guidance=guidance(c), top_k=c["top_k"], top_p=c["top_p"]))
 
 
 def guidance(c: Mapping[str, Any]) -> Schedule:
@@ -47,14 +61,16 @@ def guidance(c: Mapping[str, Any]) -> Schedule:
     """
     if c["used_llamagen_cfg"]:
         return Constant(value=c["cfg_scale"] - 1)
-    sides = c["infer_patch_nums"]
+    sides = c["infer_patch_nums"] or c["patch_nums"]
     steps = min(len(sides) - 1, 9)
+    if len(sides) <= 10 and max(sides) <= c["max_pn"]:
+        return Linear(value=c["cfg_scale"])
     return Table(value=c["cfg_scale"], factors=tuple(i / max(steps, 1) if side <= c["max_pn"] else 1.0 for i, side in enumerate(sides)))
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     layout = TokenLayout(grids=_grids(c["patch_nums"]), vocabulary=c["vocab_size"])
     return config(info).build(layout, c["num_classes"], _Codec(info))
 
@@ -65,7 +81,7 @@ def _grids(sizes: list[int]) -> tuple[tuple[int, int], ...]:
 
 def names(info: Info) -> NameMap:
     """Official names to ours; ``state_vae/`` is the tokenizer's part that the generator carries."""
-    rules = var.transformer_names(info)
+    rules = var.transformer_names(OPTIONS.read(info))
     return NameMap(
         *rules,
         Rename("word_embed.{p}", "feed.embed.{p}"),
@@ -78,17 +94,18 @@ def names(info: Info) -> NameMap:
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: ids and inputs of some scales, teacher-forced logits, generation on others, gradient norms."""
-    c = info["config"]
-    taught = model.on(_grids(c["tf_patch_nums"]))
+    c = OPTIONS.read(info)
+    sides = c["tf_patch_nums"] or c["patch_nums"]
+    taught = model.on(_grids(sides))
     quantizer, head = cast(FlexibleScale, taught.feed).quantizer, cast(Categorical, taught.head)
-    ids = quantizer.encode(inputs["latent"], c["tf_patch_nums"])
+    ids = quantizer.encode(inputs["latent"], sides)
     logits = head.logits(taught(ids, Labels(inputs["label_B"]), taught.order.plan(taught.layout, None)))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-    drawn = model.on(_grids(c["infer_patch_nums"]))
-    steps = list(drawn.decode_steps(Labels(inputs["gen_label_B"]), drawn.sampler, SampleDraws.of(0, 0, len(inputs["gen_label_B"]))))
+    drawn = model.on(_grids(c["infer_patch_nums"] or c["patch_nums"]))
+    steps = list(drawn.decode_steps(Labels(inputs["gen_label_B"]), greedy(drawn.sampler), SampleDraws.of(0, 0, len(inputs["gen_label_B"]))))
     return {
         "gt_idx_BL": ids,
-        "x_BLCv_wo_first_l": quantizer.next_inputs(ids, c["tf_patch_nums"]),
+        "x_BLCv_wo_first_l": quantizer.next_inputs(ids, sides),
         "logits_BLV": logits.detach(),
         "loss": loss.detach(),
         "gen_final_quant": steps[-1].state[0][: len(inputs["gen_label_B"])],

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -22,19 +23,49 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Arccos, Halton, Masked, Steps
 from tokenloom.models.parts.similarity import RootMean
 from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename
-from tokenloom.models.pretrained.parity import gradient_norms, reorder
-from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.pretrained.options import RECORDED, TRAINING, Options, at_most, only, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy, reorder
+from tokenloom.models.sampling.sampler import Constant, Sampler, Table
 
 FAMILY = "halton_maskgit"
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    RECORDED,
+    TRAINING,
+    input_size=used("side of the grid"),
+    hidden_dim=used("width"),
+    codebook_size=used("codes"),
+    depth=used("blocks"),
+    heads=used("heads"),
+    mlp_dim=used("width whose two thirds, in multiples of 256, are the MLP's hidden width"),
+    nclass=used("classes", default=1000),
+    register=used("slots after the tokens", default=1),
+    proj=only(1, why="the official branch for others raises an error"),
+    step=used("steps", default=32),
+    w=used("constant weight of guidance, (1 + w) c - w u"),
+    sm_temp_min=used("factor of the logits at the first step", default=1.0),
+    sm_temp_max=used("factor of the logits at the last step", default=1.0),
+    temp_pow=used("curve of the factor; with top_k=1 it changes nothing, else 1 alone is known", default=1),
+    temp_warmup=used("first steps of another factor; with top_k=1 they change nothing, else 0 alone is known", default=0),
+    top_k=used("likeliest codes to draw from", default=1),
+    randomize=only(False, why="the random start of the sequence is not among what is recorded"),
+)
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings; its sampler may draw [MASK] too."""
-    c = info["config"]
+    c = OPTIONS.read(info)
+    if c["top_k"] != 1 and (c["temp_pow"], c["temp_warmup"]) != (1, 0):
+        raise ConfigError(
+            f"config.temp_pow={c['temp_pow']}, temp_warmup={c['temp_warmup']}: with top_k={c['top_k']} only 1 and 0 are supported"
+        )
+    steps = at_most("step", c["step"], c["input_size"] ** 2)
+    # Upstream multiplies the logits by a factor that goes from one number to the other.
+    factors = [c["sm_temp_min"] + (c["sm_temp_max"] - c["sm_temp_min"]) * i / max(1, steps - 1) for i in range(steps)]
     return GroupGenerator.Config(
-        order=Masked(decoding=Steps(count=c["step"], curve=Arccos(), rounding="down"), visit=Halton()),
+        order=Masked(decoding=Steps(count=steps, curve=Arccos(), rounding="down"), visit=Halton()),
         feed=MaskToken.Config(registers=c["register"]),
         net=Transformer.Config(
             width=c["hidden_dim"],
@@ -46,13 +77,17 @@ def config(info: Info) -> GroupGenerator.Config:
         ),
         head=Tied.Config(extra=1),
         condition=ClassCondition.Config(classes=c["nclass"], dropout=0.0),
-        sampler=Sampler(guidance=Constant(value=c["w"]), top_k=c["top_k"]),
+        sampler=Sampler(
+            guidance=Constant(value=c["w"]),
+            temperature=Table(value=1.0, factors=tuple(1 / f for f in factors)) if set(factors) != {1.0} else Constant(value=1.0),
+            top_k=max(0, c["top_k"]),
+        ),
     )
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     return config(info).build(TokenLayout(grids=((c["input_size"],) * 2,), vocabulary=c["codebook_size"]), c["nclass"])
 
 
@@ -80,10 +115,11 @@ def names(info: Info) -> NameMap:
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: logits and loss of a masked pass, the Halton order, each step of guided greedy sampling."""
-    side, codes = info["config"]["input_size"], info["config"]["codebook_size"]
+    c = OPTIONS.read(info)
+    side, codes = c["input_size"], c["codebook_size"]
     head, feed, order = cast(Tied, model.head), cast(MaskToken, model.feed), cast(Masked, model.order)
     ids, masked = inputs["code"].flatten(1), inputs["mask"].flatten(1)
-    labels = Labels(torch.where(inputs["drop_label"], info["config"]["nclass"], inputs["labels"]))
+    labels = Labels(torch.where(inputs["drop_label"], c["nclass"], inputs["labels"]))
     logits = head.logits(model(ids, labels, order.of_mask(~masked, 1.0)))
     loss = torch.nn.functional.cross_entropy(logits[masked], ids[masked])
     visited = order.visit.sequence(model.layout, 1, None)[0]
@@ -97,9 +133,9 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     labels = Labels(inputs["gen_labels"])
     rows = len(inputs["gen_labels"])
     code, predicted, written = torch.zeros(rows, side * side, dtype=torch.long), [], []
-    null, weight = model.condition.null(labels), info["config"]["w"]
+    null, weight = model.condition.null(labels), c["w"]
     known = torch.zeros(rows, side * side, dtype=torch.bool)
-    for step in model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows)):
+    for step in model.decode_steps(labels, greedy(model.sampler), SampleDraws.of(0, 0, labels.rows)):
         # Upstream predicts every position at each step and then writes the group; the net's input before the step gives all of them.
         plan = order.of_mask(known, 1.0)
         with torch.no_grad():

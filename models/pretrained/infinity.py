@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import Decoded, GroupGenerator
@@ -27,8 +28,9 @@ from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Groups, Mask, Visibility
 from tokenloom.models.pretrained.infinity_bsq import scales
 from tokenloom.models.pretrained.names import Ignore, NameMap, Rename, Rule
-from tokenloom.models.pretrained.parity import gradient_norms
-from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.pretrained.options import RECORDED, TRAINING, Options, filters, inert, only, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
+from tokenloom.models.sampling.sampler import Constant, Moment, Sampler, Schedule, Table
 from tokenloom.models.zoo.generators.infinity.cross_attention import CrossAttention
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
 from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
@@ -38,13 +40,62 @@ FAMILY = ("infinity", "infinity_patchify")
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    RECORDED,
+    TRAINING,
+    filters(900, 0.97),
+    vae_dim=used("bits of a code"),
+    apply_spatial_patchify=used("whether a position has the codes of two by two", 0, 1, default=0),
+    text_channels=used("features of the text encoder, a multiple of 128", default=2048),
+    text_maxlen=used("longest text", default=512),
+    embed_dim=used("width"),
+    depth=used("blocks"),
+    num_heads=used("heads"),
+    mlp_ratio=used("of the MLP's hidden width, which is rounded to a multiple of 256", default=4.0),
+    block_chunks=used("chunks of blocks, which names of weights count", default=1),
+    h_div_w=used("height over width", default=1.0),
+    pn=used("size of the images in megapixels", default="1M"),
+    trunk_scale=used("scales that a recorded run makes", default=1000),
+    cfg=used("scale s of guidance, u + s (c - u): one, or one a scale"),
+    tau=used("temperature: one, or one a scale", default=1.0),
+    cfg_insertion_layer=only([0], why="guidance inside the net mixes hidden states, which no sampler here does"),
+    norm_eps=only(1e-6, why="released models have no other"),
+    shared_aln=only(True, why="the class has no other branch that runs"),
+    cos_attn=only(True, why="released models have no other"),
+    use_bit_label=only(1, why="a vocabulary of 2^d is not predicted whole"),
+    rope2d_each_sa_layer=only(1, why="released models have no other"),
+    rope2d_normalized_by_hw=only(2, why="released models have no other"),
+    add_lvl_embeding_only_first_block=only(1, why="released models have no other"),
+    always_training_scales=inert("of training alone"),
+    customized_flash_attn=inert("of speed"),
+    use_flex_attn=inert("of speed"),
+    checkpointing=inert("of memory"),
+)
+
+
+def settings(info: Info) -> dict[str, Any]:
+    """The official settings, read strictly, with the grids of the schedule."""
+    c = OPTIONS.read(info)
+    if c["text_channels"] % 128:
+        raise ConfigError(f"config.text_channels={c['text_channels']}: must be a multiple of 128, the width of a pooling head")
+    if c["depth"] % c["block_chunks"]:
+        raise ConfigError(f"config.block_chunks={c['block_chunks']}: must divide depth={c['depth']}")
+    return {**c, "grids": scales(c["pn"], c["h_div_w"])}
+
+
+def by_scale(value: float | Sequence[float], shift: float = 0.0) -> Schedule:
+    """One number at all scales, or a list of one a scale, less ``shift``."""
+    if not isinstance(value, Sequence):
+        return Constant(value=value - shift)
+    return Table(value=1.0, factors=tuple(v - shift for v in value))
+
 
 class _Codec:
     """What the feed asks of a tokenizer's config."""
 
     def __init__(self, info: Info) -> None:
-        c = info["config"]
-        grids = scales(c["pn"])
+        c = settings(info)
+        grids = c["grids"]
         given: dict[str, Any] = {"bits": c["vae_dim"], "beta": 0.0, "entropy": None}
         self.quantizer: MultiScaleBSQ.Config = (
             Patched.Config(**given, scales=tuple((2 * h, 2 * w) for h, w in grids))
@@ -55,7 +106,7 @@ class _Codec:
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
+    c = settings(info)
     return GroupGenerator.Config(
         order=Scales(),
         feed=RotaryScale.Config(scales=15),
@@ -66,27 +117,27 @@ def config(info: Info) -> GroupGenerator.Config:
             norm=AdaLN.Config(eps=1e-6, sharing="shared"),
             mlp=GELU.Config(ratio=round(c["embed_dim"] * c["mlp_ratio"] / 256) * 256 / c["embed_dim"]),
             attention=Attention.Config(similarity=CosineSimilarity(), bias="qv"),
-            # The largest map of the 1M schedule has 64 positions a side.
-            rope=Rope.Config(reach=64),
+            # Places are spread over the largest map of 1 megapixel of this shape.
+            rope=Rope.Config(reach=max(scales("1M", c["h_div_w"])[-1])),
             init=Init(std=0.0),
         ),
         head=Bitwise.Config(),
         condition=PooledText.Config(features=c["text_channels"], heads=c["text_channels"] // 128, length=c["text_maxlen"], dropout=0.0),
         # Official guidance is cfg cond + (1 - cfg) null; ours is the weight w = cfg - 1.
-        sampler=Sampler(guidance=Constant(value=c["cfg"] - 1), temperature=Constant(value=c["tau"]), top_k=1),
+        sampler=Sampler(guidance=by_scale(c["cfg"], 1.0), temperature=by_scale(c["tau"]), top_k=c["top_k"], top_p=c["top_p"]),
     )
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    c = info["config"]
-    layout = TokenLayout(grids=scales(c["pn"]), vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1))
+    c = settings(info)
+    layout = TokenLayout(grids=c["grids"], vocabulary=2, codebooks=c["vae_dim"] * (4 if c["apply_spatial_patchify"] else 1))
     return config(info).build(layout, 1, _Codec(info))
 
 
 def names(info: Info) -> NameMap:
     """Official names to ours; blocks are numbered by chunk and inside the chunk."""
-    c = info["config"]
+    c = settings(info)
     a_chunk = c["depth"] // c["block_chunks"]
     blocks = [f"block_chunks.{i // a_chunk}.module.{i % a_chunk}." for i in range(c["depth"])]
     return NameMap(
@@ -146,7 +197,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
 
     Decoding is repeated with the places of the unfused code path, whose rotary rows start anew at each scale.
     """
-    c, bits = info["config"], inputs["gt_bits"]
+    c, bits = settings(info), inputs["gt_bits"]
     head, feed = cast(Bitwise, model.head), cast(RotaryScale, model.feed)
     text = padded(inputs["kv_compact"], c["lens"])
 
@@ -173,13 +224,16 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         "logits_bf16_cross_attention": rounded.flatten(2),
         "loss_grad_norms": gradient_norms(model, names(info), each.mean(), info["grad_norm_keys"]),
     }
-    fused = feed.step
+    fused, grids = feed.step, model.layout.grids
     for name, step in (("gen", fused), ("gen_unfused", lambda *given: _from_zero(fused(*given)))):
         feed.step = step  # type: ignore[method-assign]
         start = padded(inputs["gen_kv_compact"], c["gen_lens"])
-        steps: list[Decoded] = list(islice(model.decode_steps(start, model.sampler, SampleDraws.of(0, 0, start.rows)), c["trunk_scale"]))
+        every = model.decode_steps(start, greedy(model.sampler), SampleDraws.of(0, 0, start.rows))
+        steps: list[Decoded] = list(islice(every, c["trunk_scale"]))
         result |= {
-            f"{name}_logits": torch.cat([cast(Tensor, s.logits) for s in steps], dim=1) / c["tau"],
+            f"{name}_logits": torch.cat(
+                [cast(Tensor, s.logits) / model.sampler.temperature.on(Moment(s.group, len(grids), 0, 0, 1)) for s in steps], dim=1
+            ),
             f"{name}_bits": torch.cat([s.data for s in steps], dim=1),
             f"{name}_summed_codes": steps[-1].state[0][: len(c["gen_lens"])],
         }

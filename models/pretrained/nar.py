@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.heads.categorical import Directions
 from tokenloom.models.parts.orders import Diagonals
@@ -18,7 +18,8 @@ from tokenloom.models.parts.visibility import Groups
 from tokenloom.models.pretrained import llamagen
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
 from tokenloom.models.pretrained.names import NameMap, Rename, Rule
-from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.pretrained.options import Options, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
 from tokenloom.models.zoo.generators.nar.feed import Neighbours
 from tokenloom.models.zoo.generators.nar.net import Branched
 
@@ -26,12 +27,14 @@ FAMILY = "nar"
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(llamagen.LLAMA, medusa_attention_num=used("blocks of the second head's branch"))
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     return replace(
-        llamagen.config(info),
+        llamagen.of(c),
         order=Diagonals(),
         feed=Neighbours.Config(),
         net=Branched.Config(trunk=llamagen.llama_net(c), branches=(c["medusa_attention_num"],)),
@@ -41,9 +44,7 @@ def config(info: Info) -> GroupGenerator.Config:
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    side = round(info["config"]["block_size"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
-    return config(info).build(layout, info["config"]["num_classes"])
+    return llamagen.built(config(info), OPTIONS.read(info))
 
 
 def names(info: Info) -> NameMap:
@@ -79,7 +80,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
     # Official slots are the condition and all tokens in raster order; ours leave out the last group, which predicts nothing.
     group = torch.cat([torch.zeros(1, 1, dtype=torch.long), plan.group_BL + 1], dim=1)
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), greedy(model.sampler), SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "proximity_mask": Groups(group, group, plan.window).seen_BST[0],

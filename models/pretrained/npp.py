@@ -10,35 +10,41 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.shifted import Averages
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Patches
 from tokenloom.models.pretrained import llamagen
-from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.pretrained.options import Options, square, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
 
 FAMILY = "npp"
 
 Info = Mapping[str, Any]
+
+OPTIONS = Options(
+    llamagen.LLAMA,
+    cfg_interval=llamagen.OPTIONS["cfg_interval"],
+    patch_sizes=used("tokens of a patch, large to small; sampling has patches of one"),
+)
 
 names = llamagen.names
 
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings; official patch sizes count tokens, ours are sides."""
-    sizes = info["config"]["patch_sizes"]
-    sides = tuple(round(n**0.5) for n in sizes)
-    until = tuple((i + 1) / len(sizes) for i in range(len(sizes) - 1))
-    return replace(llamagen.config(info), order=Patches(sides=sides, until=until), feed=Averages.Config())
+    c = OPTIONS.read(info)
+    sides = tuple(square("patch_sizes", n) for n in c["patch_sizes"])
+    sides = sides if sides[-1] == 1 else (*sides, 1)
+    until = tuple((i + 1) / len(sides) for i in range(len(sides) - 1))
+    return replace(llamagen.of(c), order=Patches(sides=sides, until=until), feed=Averages.Config())
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    side = round(info["config"]["block_size"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
-    return config(info).build(layout, info["config"]["num_classes"])
+    return llamagen.built(config(info), OPTIONS.read(info))
 
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +57,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         h = model(ids, Labels(inputs["labels"]), plan)
         losses.append(head.loss(h, take(ids, plan.sequence_BL).unflatten(1, (h.shape[1], -1))).mean())
         result |= {f"logits_patch{tokens}": head.logits(h).detach(), f"loss_patch{tokens}": losses[-1].detach()}
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), greedy(model.sampler), SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     return result | {
         "loss": losses[0].detach(),
         "gen_ids": torch.cat([s.data for s in steps], dim=1),

@@ -9,33 +9,41 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.shifted import Registers
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Regions
 from tokenloom.models.pretrained import llamagen
 from tokenloom.models.pretrained.names import NameMap, Rename
-from tokenloom.models.pretrained.parity import gradient_norms
+from tokenloom.models.pretrained.options import Options, square, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
 
 FAMILY = "par"
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    llamagen.LLAMA,
+    spe_token_num=used("learned tokens of a group: its size less one"),
+    ar_token_num=used("regions, a square number; the first token of each comes alone"),
+)
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
-    across = round(c["ar_token_num"] ** 0.5)
-    return replace(llamagen.config(info), order=Regions(across=across), feed=Registers.Config(registers=c["spe_token_num"]))
+    c = OPTIONS.read(info)
+    across = square("ar_token_num", c["ar_token_num"])
+    if c["spe_token_num"] != c["ar_token_num"] - 1:
+        raise ConfigError(f"config.spe_token_num={c['spe_token_num']}: a group has a token of each region, so it is ar_token_num - 1")
+    return replace(llamagen.of(c), order=Regions(across=across), feed=Registers.Config(registers=c["spe_token_num"]))
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    side = round(info["config"]["block_size"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
-    return config(info).build(layout, info["config"]["num_classes"])
+    return llamagen.built(config(info), OPTIONS.read(info))
 
 
 def names(info: Info) -> NameMap:
@@ -54,7 +62,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     logits = cast(Categorical, model.head).logits(model(ids, Labels(inputs["labels"]), plan))
     grouped = ids.gather(1, plan.sequence_BL.expand_as(ids))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), grouped.flatten())
-    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
+    steps = list(model.decode_steps(Labels(inputs["gen_labels"]), greedy(model.sampler), SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "grouped_ids": grouped,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.pretrained.names import NameMap
+from tokenloom.models.sampling.sampler import Sampler
 
 
 def official_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -25,6 +27,11 @@ def load(family: Any, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     model: nn.Module = family.build(info)
     model.load_state_dict(family.names(info).load(official_state(tensors)), strict=True)
     return model.eval()
+
+
+def greedy(sampler: Sampler) -> Sampler:
+    """The sampler with the likeliest code in place of a drawn one, as runs are recorded."""
+    return replace(sampler, top_k=1, top_p=1.0)
 
 
 def gradient_norms(model: nn.Module, names: NameMap, loss: Tensor, keys: Sequence[str]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Labels, TokenLayout
+from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.aimed import Instructed
@@ -17,36 +17,49 @@ from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Random, Steps
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope
+from tokenloom.models.pretrained import llamagen
 from tokenloom.models.pretrained.llama_blocks import llama_blocks
-from tokenloom.models.pretrained.llamagen import llama_net
 from tokenloom.models.pretrained.names import NameMap, Rename
-from tokenloom.models.pretrained.parity import gradient_norms
-from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.pretrained.options import Options, at_most, inert, only, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
+from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 
 FAMILY = "randar"
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    llamagen.LLAMA.without("cfg_scale", "cfg_interval"),
+    cfg_scales=used("first and last scale of guidance, linear in the tokens known"),
+    num_inference_steps=used("steps along a cosine"),
+    zero_class_qk=only(True, why="released models zero query and key of the class slot"),
+    position_order=inert("orders are given; sampling draws one for each sample"),
+)
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
+    steps = at_most("num_inference_steps", c["num_inference_steps"], c["block_size"])
     return GroupGenerator.Config(
-        order=Random(decoding=Steps(count=c["num_inference_steps"])),
+        order=Random(decoding=Steps(count=steps)),
         feed=Instructed.Config(heads=c["n_head"], rope=Rope.Config(base=float(c["rope_base"]))),
-        net=llama_net(c),
+        net=llamagen.llama_net(c),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0),
         # Official scale s is u + s (c - u), growing with the tokens known; ours is the weight w = s - 1.
-        sampler=Sampler(guidance=Linear(start=c["cfg_scales"][0] - 1, value=c["cfg_scales"][1] - 1, clock="before"), top_k=1),
+        sampler=Sampler(
+            guidance=Linear(start=c["cfg_scales"][0] - 1, value=c["cfg_scales"][1] - 1, clock="before"),
+            temperature=Constant(value=c["temperature"]),
+            top_k=c["top_k"],
+            top_p=c["top_p"],
+        ),
     )
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    side = round(info["config"]["block_size"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["vocab_size"])
-    return config(info).build(layout, info["config"]["num_classes"])
+    return llamagen.built(config(info), OPTIONS.read(info))
 
 
 def names(info: Info) -> NameMap:
@@ -68,7 +81,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.gather(1, plan.sequence_BL).flatten())
     parallel = Plan(inputs["gen_token_order"], order.decoding.cut(length))
     labels = Labels(inputs["gen_labels"])
-    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=parallel))
+    steps = list(model.decode_steps(labels, greedy(model.sampler), SampleDraws.of(0, 0, labels.rows), plan=parallel))
     drawn = torch.cat([s.data for s in steps], dim=1)
     return {
         "logits": logits.detach(),

@@ -24,6 +24,7 @@ from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.parts.visibility import Causal
 from tokenloom.models.pretrained.names import NameMap, Rename, Split
+from tokenloom.models.pretrained.options import RECORDED, TRAINING, Options, inert, square, used
 from tokenloom.models.pretrained.parity import gradient_norms, reorder
 from tokenloom.models.sampling.sampler import Constant, PowerCosine, Sampler
 
@@ -31,10 +32,27 @@ FAMILY = "rar"
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    RECORDED,
+    TRAINING,
+    codebook_size=used("codes", default=1024),
+    hidden_size=used("width"),
+    num_hidden_layers=used("blocks"),
+    num_attention_heads=used("heads"),
+    intermediate_size=used("hidden width of the MLP"),
+    image_seq_len=used("positions, a square grid", default=256),
+    condition_num_classes=used("classes", default=1000),
+    guidance_scale=used("scale of guidance at the end, u + s (c - u); 0: none"),
+    guidance_scale_pow=used("power of progress in its cosine", default=1.0),
+    temperature=used("of sampling", default=1.0),
+    kv_cache=inert("of speed"),
+    use_checkpoint=inert("of memory"),
+)
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     return GroupGenerator.Config(
         order=Annealed(),
         feed=TargetAware.Config(spare_tokens=1, spare_places=1022, spare_steps=99),
@@ -48,9 +66,11 @@ def config(info: Info) -> GroupGenerator.Config:
         ),
         head=Categorical.Config(bias="yes"),
         condition=ClassCondition.Config(classes=c["condition_num_classes"], dropout=0.0),
-        # Official guidance is null + w (cond - null) with w - 1 = (scale - 1) (1 - cos) / 2; the clock is t / L.
+        # Official guidance is null + w (cond - null) with w - 1 = (scale - 1) (1 - cos) / 2; the clock is t / L.  A scale of 0 is none.
         sampler=Sampler(
-            guidance=PowerCosine(value=c["guidance_scale"] - 1, power=c["guidance_scale_pow"], clock="begun"),
+            guidance=PowerCosine(
+                value=c["guidance_scale"] - 1 if c["guidance_scale"] else 0.0, power=c["guidance_scale_pow"], clock="begun"
+            ),
             temperature=Constant(value=c["temperature"]),
         ),
     )
@@ -58,14 +78,14 @@ def config(info: Info) -> GroupGenerator.Config:
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    side = round(info["config"]["image_seq_len"] ** 0.5)
-    layout = TokenLayout(grids=((side, side),), vocabulary=info["config"]["codebook_size"])
-    return config(info).build(layout, info["config"]["condition_num_classes"])
+    c = OPTIONS.read(info)
+    side = square("image_seq_len", c["image_seq_len"])
+    return config(info).build(TokenLayout(grids=((side, side),), vocabulary=c["codebook_size"]), c["condition_num_classes"])
 
 
 def names(info: Info) -> NameMap:
     """Official names to ours; official modulation is shift, scale, gate twice, ours gamma, scale, shift of both branches."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     table = (c["codebook_size"] + 1, c["condition_num_classes"] + 1)
     return NameMap(
         Split("embeddings.weight", ("feed.table.books.0.weight", "condition.table.weight"), sizes=table),
@@ -112,7 +132,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten())
     torch.testing.assert_close(head.logits(model(ids, labels, plan)), logits[:, :-1], atol=1e-4, rtol=1e-4)
     steps = list(model.decode_steps(Labels(inputs["gen_labels"]), model.sampler, SampleDraws.of(0, 0, len(inputs["gen_labels"]))))
-    c = info["config"]
+    c = OPTIONS.read(info)
     return {
         "condition_ids": inputs["labels"] + c["codebook_size"] + 1,
         "logits": logits.detach(),

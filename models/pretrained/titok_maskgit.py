@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -23,8 +24,9 @@ from tokenloom.models.parts.norms import PostNorm, PreNorm
 from tokenloom.models.parts.orders import Arccos, LogitConfidence, Masked, Steps
 from tokenloom.models.parts.orders.masked import gumbel
 from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule, Split
-from tokenloom.models.pretrained.parity import gradient_norms
-from tokenloom.models.sampling.sampler import Linear, Moment, PowerCosine, Sampler, Schedule
+from tokenloom.models.pretrained.options import RECORDED, TRAINING, Options, at_most, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy
+from tokenloom.models.sampling.sampler import Constant, Fading, Linear, Moment, PowerCosine, Sampler, Schedule
 from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
 from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
 
@@ -32,10 +34,32 @@ FAMILY = ("titok_imagebert", "titok_uvitbert")
 
 Info = Mapping[str, Any]
 
+OPTIONS = Options(
+    RECORDED,
+    TRAINING,
+    cls=used("which of the two nets", "ImageBert", "UViTBert"),
+    codebook_size=used("codes"),
+    hidden_size=used("width"),
+    num_hidden_layers=used("blocks; of the U-ViT the even number below, and one in the middle"),
+    num_attention_heads=used("heads"),
+    intermediate_size=used("hidden width of the MLP"),
+    image_seq_len=used("tokens of an image"),
+    condition_num_classes=used("classes", default=1000),
+    guidance_scale=used("scale of guidance: c + s (c - u) if linear or constant, u + s (c - u) if power-cosine"),
+    guidance_decay=used("of guidance", "linear", "constant", "power-cosine"),
+    guidance_scale_pow=used("power of progress in its cosine", default=3.0),
+    num_sample_steps=used("steps"),
+    randomize_temperature=used("noise on logits and on confidence, which fades"),
+    softmax_temperature_annealing=used("whether logits are sharpened over the steps, from 1.3 to 0.5", True, False, default=False),
+    label_smoothing=used("of the loss", default=0.1),
+    loss_weight_unmasked_token=used("of known tokens in the loss", default=0.1),
+)
+
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
+    steps = at_most("num_sample_steps", c["num_sample_steps"], c["image_seq_len"])
     bert = c["cls"] == "ImageBert"
     blocks: dict[str, Any] = {
         "width": c["hidden_size"],
@@ -53,38 +77,43 @@ def config(info: Info) -> GroupGenerator.Config:
             norm=PreNorm.Config(kind="layer", eps=1e-5),
             attention=Attention.Config(bias="out"),
         )
-    # Linear guidance is cond + s (cond - null), our form; the power cosine is null + w (cond - null), with w - 1 ours.
-    scale = c["guidance_scale"]
-    guidance: Schedule = (
-        Linear(value=scale, clock="begun")
-        if c["guidance_decay"] == "linear"
-        else PowerCosine(value=scale - 1, power=c["guidance_scale_pow"], clock="begun")
-    )
+    # Linear and constant guidance are cond + s (cond - null), our form; the power cosine is null + w (cond - null), with w - 1 ours.
+    scale, (last, span) = c["guidance_scale"], softness(c)
+    guidance: Schedule = {
+        "linear": Linear(value=scale, clock="begun"),
+        "constant": Constant(value=scale),
+        "power-cosine": PowerCosine(value=scale - 1, power=c["guidance_scale_pow"], clock="begun"),
+    }[c["guidance_decay"]]
     return GroupGenerator.Config(
         order=Masked(
             curve=Arccos(),
             seen_weight=c["loss_weight_unmasked_token"],
-            decoding=Steps(count=c["num_sample_steps"], curve=Arccos()),
-            choice=LogitConfidence(noise=0.0),
+            decoding=Steps(count=steps, curve=Arccos()),
+            choice=LogitConfidence(noise=c["randomize_temperature"], last=last, span=span),
         ),
         feed=BertTokens.Config(segments=2) if bert else MaskToken.Config(prefix=1),
         net=net,
         head=Categorical.Config(bias="yes"),
         condition=ClassCondition.Config(classes=c["condition_num_classes"], dropout=0.0),
-        sampler=Sampler(guidance=guidance, top_k=1),
+        sampler=Sampler(guidance=guidance, temperature=Fading(value=c["randomize_temperature"], last=last, span=span)),
     )
+
+
+def softness(c: Mapping[str, Any]) -> tuple[float, float]:
+    """What logits are divided by at the last step, and how much more at the start."""
+    return (0.5, 0.8) if c["softmax_temperature_annealing"] else (1.0, 0.0)
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     layout = TokenLayout(grids=((1, c["image_seq_len"]),), vocabulary=c["codebook_size"], axis="sequence")
     return config(info).build(layout, c["condition_num_classes"])
 
 
 def names(info: Info) -> NameMap:
     """Official names to ours; one official table holds tokens, [MASK] and classes."""
-    c = info["config"]
+    c = OPTIONS.read(info)
     parts = ("feed.table.books.0.weight", "condition.table.weight")
     sizes = (c["codebook_size"] + 1, c["condition_num_classes"] + 1)
     if c["cls"] == "ImageBert":
@@ -127,7 +156,7 @@ def _block(official: str, index: int) -> list[Rule]:
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: masked logits and loss, decoding by confidence without and with given noise, gradient norms."""
-    c, ids, mask = info["config"], inputs["ids"], inputs["mask"]
+    c, ids, mask = OPTIONS.read(info), inputs["ids"], inputs["mask"]
     head, feed, order = cast(Categorical, model.head), cast(MaskToken, model.feed), cast(Masked, model.order)
     labels, plan = Labels(inputs["labels"]), order.of_mask(~mask, 1.0)
     logits = head.logits(model(ids, labels, plan))
@@ -139,7 +168,9 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     starts = Labels(inputs["gen_labels"])
     data, known, fed = torch.zeros(len(inputs["gen_labels"]), ids.shape[1], dtype=torch.long), None, []
     known = torch.zeros_like(data, dtype=torch.bool)
-    for step in model.decode_steps(starts, model.sampler, SampleDraws.of(0, 0, starts.rows)):
+    choice = replace(cast(LogitConfidence, order.choice), noise=0.0)
+    still = replace(order, choice=choice).decode(model.layout, starts.rows)
+    for step in model.decode_steps(starts, greedy(model.sampler), SampleDraws.of(0, 0, starts.rows), plan=still):
         fed.append(cast(Ids, feed.table).inputs(data, known))
         data, known = step.state[0][: len(data)], step.state[1][: len(data)]
     return {
@@ -157,16 +188,17 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
 @torch.no_grad()
 def _sampled(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> Tensor:
     """Decoding with the fixture's noise: Gumbel noise on logits and on confidence that fades, logits sharpened over the steps."""
-    c, head, order = info["config"], cast(Categorical, model.head), cast(Masked, model.order)
+    c, head, order = OPTIONS.read(info), cast(Categorical, model.head), cast(Masked, model.order)
     labels = Labels(inputs["gen_labels"])
     ids = torch.zeros(len(inputs["gen_labels"]), c["image_seq_len"], dtype=torch.long)
     known = torch.zeros_like(ids, dtype=torch.bool)
-    sizes = order.decoding.cut(ids.shape[1])
+    sizes, (last, span) = order.decoding.cut(ids.shape[1]), softness(c)
     for step, size in enumerate(sizes):
         share, plan = (step + 1) / len(sizes), order.of_mask(known, 1.0)
         moment = Moment(step, len(sizes), sum(sizes[:step]), sum(sizes[: step + 1]), ids.shape[1])
         null = head.logits(model(ids, model.condition.null(labels), plan))
-        logits = guide(head.logits(model(ids, labels, plan)), null, model.sampler.guidance.on(moment)) / (0.5 + 0.8 * (1 - share))
+        guided = guide(head.logits(model(ids, labels, plan)), null, model.sampler.guidance.on(moment))
+        logits = guided / (last + span * (1 - share))
         noise = c["randomize_temperature"] * (1 - share)
         drawn = (logits + noise * gumbel(inputs[f"gen_noise_uniform_{2 * step}"])).argmax(-1)
         sure = logits.gather(-1, drawn[..., None])[..., 0] + noise * gumbel(inputs[f"gen_noise_uniform_{2 * step + 1}"])

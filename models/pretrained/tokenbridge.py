@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -21,7 +22,8 @@ from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename
-from tokenloom.models.pretrained.parity import gradient_norms, reorder
+from tokenloom.models.pretrained.options import RECORDED, TRAINING, Options, at_most, filters, inert, only, used
+from tokenloom.models.pretrained.parity import gradient_norms, greedy, reorder
 from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 from tokenloom.models.zoo.generators.tokenbridge_ar.feed import KnownValues
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
@@ -30,6 +32,41 @@ from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
 FAMILY = "tokenbridge"
 
 Info = Mapping[str, Any]
+
+OPTIONS = Options(
+    RECORDED,
+    TRAINING,
+    filters(),
+    img_size=used("side of the images", default=256),
+    vae_stride=used("pixels of a position", default=16),
+    patch_size=only(1, why="the official channel order is of single positions"),
+    encoder_embed_dim=used("width of the encoder"),
+    encoder_depth=used("its blocks"),
+    encoder_num_heads=used("its heads"),
+    decoder_embed_dim=used("width of the decoder"),
+    decoder_depth=used("its blocks"),
+    decoder_num_heads=used("its heads"),
+    channel_embed_dim=used("width of the channel predictor"),
+    channel_depth=used("its blocks"),
+    channel_heads=used("its heads"),
+    mlp_ratio=used("of the MLPs' hidden width", default=4.0),
+    quant_levels=used("levels of a channel"),
+    vae_embed_dim=only(16, why="the official channel order lists sixteen channels"),
+    class_num=used("classes", default=1000),
+    buffer_size=used("slots of the class", default=64),
+    quant_min=used("lowest latent", default=-5.0),
+    quant_max=used("highest latent", default=5.0),
+    std_range=used("where the normal is cut", default=3.0),
+    mask_rate=used("share of masked positions of the taught pass", default=1.0),
+    num_iter=used("steps along a cosine", default=64),
+    cfg_scale=used("scale s of guidance of features, u + s (c - u)", default=1.0),
+    cfg_schedule=used("of guidance: growing with the tokens known after the step, or the same", "linear", "constant", default="linear"),
+    temperature=used("of sampling", default=1.0),
+    label_drop_prob=inert("of training alone"),
+    mask_ratio_min=inert("of training alone"),
+    proj_dropout=inert("of training alone"),
+    grad_checkpointing=inert("of memory"),
+)
 
 #: The channels as the released models predict them.
 CHANNELS = (8, 1, 10, 9, 6, 12, 4, 0, 3, 11, 7, 14, 2, 15, 13, 5)
@@ -40,13 +77,22 @@ class _Codec:
     """What the feed asks of a tokenizer's config."""
 
     def __init__(self, info: Info) -> None:
-        c = info["config"]
+        c = settings(info)
         self.quantizer = Dimensionwise.Config(dim=c["vae_embed_dim"], levels=c["quant_levels"], clip=c["std_range"])
+
+
+def settings(info: Info) -> dict[str, Any]:
+    """The official settings, read strictly."""
+    c = OPTIONS.read(info)
+    if c["img_size"] % c["vae_stride"]:
+        raise ConfigError(f"config.img_size={c['img_size']}: must be a multiple of vae_stride={c['vae_stride']}")
+    at_most("num_iter", c["num_iter"], (c["img_size"] // c["vae_stride"]) ** 2)
+    return {**c, "vae_embed_dim": len(CHANNELS)}
 
 
 def quantizer(info: Info) -> Dimensionwise:
     """The released levels: the range of the latents is that of the cut normal."""
-    c = info["config"]
+    c = settings(info)
     side = c["img_size"] // c["vae_stride"]
     made = cast(Dimensionwise, _Codec(info).quantizer.build((side, side)))
     made.std.fill_((c["quant_max"] - c["quant_min"]) / (2 * c["std_range"]))
@@ -67,7 +113,7 @@ def _blocks(c: Mapping[str, Any], name: str) -> Transformer.Config:
 
 def config(info: Info) -> GroupGenerator.Config:
     """Our config for the official settings."""
-    c = info["config"]
+    c = settings(info)
     # Official scale s is u + s (c - u) of features, growing with the tokens known after the step where it is linear; ours is w = s - 1.
     weight = c["cfg_scale"] - 1
     channel = Transformer.Config(
@@ -82,17 +128,20 @@ def config(info: Info) -> GroupGenerator.Config:
         order=Masked(decoding=Steps(count=c["num_iter"])),
         feed=KnownValues.Config(buffer=c["buffer_size"]),
         net=MaskedAutoencoder.Config(encoder=_blocks(c, "encoder"), decoder=_blocks(c, "decoder"), buffer=c["buffer_size"]),
-        head=Channelwise.Config(net=channel, order=CHANNELS if c["vae_embed_dim"] == len(CHANNELS) else (), eps=EPS),
+        head=Channelwise.Config(net=channel, order=CHANNELS, eps=EPS),
         condition=ClassCondition.Config(classes=c["class_num"], dropout=0.0),
         sampler=Sampler(
-            guidance=Linear(value=weight, clock="almost") if c["cfg_schedule"] == "linear" else Constant(value=weight), top_k=1
+            guidance=Linear(value=weight, clock="almost") if c["cfg_schedule"] == "linear" else Constant(value=weight),
+            temperature=Constant(value=c["temperature"]),
+            top_k=c["top_k"],
+            top_p=c["top_p"],
         ),
     )
 
 
 def build(info: Info) -> GroupGenerator:
     """Our model for the official settings."""
-    c = info["config"]
+    c = settings(info)
     side = c["img_size"] // c["vae_stride"]
     layout = TokenLayout(grids=((side, side),), vocabulary=c["quant_levels"], codebooks=c["vae_embed_dim"])
     return config(info).build(layout, c["class_num"], _Codec(info))
@@ -103,7 +152,8 @@ class _Names(NameMap):
 
     def __init__(self, info: Info, *rules: Any) -> None:
         super().__init__(*rules)
-        levels = torch.arange(info["config"]["quant_levels"])[:, None].expand(-1, info["config"]["vae_embed_dim"])
+        c = settings(info)
+        levels = torch.arange(c["quant_levels"])[:, None].expand(-1, c["vae_embed_dim"])
         self.values = quantizer(info).dequantise(levels).T.contiguous()
 
     def load(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,7 +168,7 @@ def names(info: Info) -> NameMap:
     channel = "head.net."
     return _Names(
         info,
-        Fuse(("class_emb.weight", "fake_latent"), "condition.table.weight", sizes=(info["config"]["class_num"], 1)),
+        Fuse(("class_emb.weight", "fake_latent"), "condition.table.weight", sizes=(settings(info)["class_num"], 1)),
         Rename("encoder_pos_embed_learned", "feed.position"),
         Rename("z_proj.{p}", "feed.embed.{p}"),
         Rename("z_proj_ln.{p}", "feed.norm.{p}"),
@@ -160,7 +210,7 @@ def names(info: Info) -> NameMap:
 
 def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: ids and values, a masked pass with its loss, guided greedy sampling step by step, gradient norms."""
-    c, head, feed = info["config"], cast(Channelwise, model.head), cast(KnownValues, model.feed)
+    c, head, feed = settings(info), cast(Channelwise, model.head), cast(KnownValues, model.feed)
     order, rows = cast(Masked, model.order), len(inputs["latent"])
     ids = quantizer(info).quantise(inputs["latent"].flatten(2).transpose(1, 2))
     length = ids.shape[1]
@@ -193,7 +243,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
     head.first = first  # type: ignore[method-assign]
     hook = head.features.register_forward_pre_hook(lambda module, given: features.append(given[0]))
     labels = Labels(inputs["gen_labels"])
-    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, labels.rows), plan=plan))
+    steps = list(model.decode_steps(labels, greedy(model.sampler), SampleDraws.of(0, 0, labels.rows), plan=plan))
     hook.remove()
     for i, (step, feature) in enumerate(zip(steps, features, strict=True)):
         # Upstream lists the positions of a step in raster order.

@@ -18,7 +18,7 @@ from tokenloom.models.parts.orders.sizes import Count, Sizes
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.head_sampler import HeadSampler
 
-Clock = Literal["steps", "begun", "before", "after", "almost"]
+Clock = Literal["steps", "begun", "done", "before", "after", "almost"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Moment:
     length: int
 
     def share(self, clock: Clock) -> float:
-        """Progress in [0, 1]: ``steps`` is 0 at the first and 1 at the last step, ``begun`` the share of steps done,
-        ``before`` and ``after`` the share of positions known before and after this step, ``almost`` the latter as if one
-        were always left (MAR)."""
+        """Progress in [0, 1]: ``steps`` is 0 at the first and 1 at the last step, ``begun`` the share of steps before this one and
+        ``done`` that with it, ``before`` and ``after`` the share of positions known before and after this step, ``almost`` the latter
+        as if one were always left (MAR)."""
         match clock:
             case "steps":
                 return self.step / max(1, self.steps - 1)
             case "begun":
                 return self.step / self.steps
+            case "done":
+                return (self.step + 1) / self.steps
             case "before":
                 return self.before / self.length
             case "after":
@@ -90,6 +92,22 @@ class PowerCosine(Schedule, tag="schedule.power_cosine"):
 
     def at(self, progress: float) -> float:
         return self.value * (1 - math.cos(math.pi * progress**self.power)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fading(Schedule, tag="schedule.fading"):
+    """``value (1 - p) (last + span (1 - p))`` at progress p: to nothing at the end.
+
+    With last 0.5 and span 0.8 it is the temperature of TiTok's generators (arXiv:2406.07550, released samplers): Gumbel noise of size
+    ``value (1 - p)`` on logits that were divided by ``0.5 + 0.8 (1 - p)``.
+    """
+
+    last: float = 1.0
+    span: float = 0.0
+    clock: Clock = "done"
+
+    def at(self, progress: float) -> float:
+        return self.value * (1 - progress) * (self.last + self.span * (1 - progress))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import config
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
@@ -69,16 +69,22 @@ def _halton(index: int, base: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence(Choice, tag="choice.confidence", label="by confidence"):
-    """The likeliest tokens are kept: the drawn one's log-probability plus Gumbel noise that fades over the steps (MaskGIT, appendix)."""
+    """The likeliest tokens are kept: the drawn one's log-probability plus Gumbel noise that fades over the steps (MaskGIT, appendix).
+
+    Noise is ``noise (1 - p) (last + span (1 - p))``, p being the share of steps done after this one.
+    """
 
     noise: float = 4.5
+    last: Added[float] = 1.0
+    span: Added[float] = 0.0
 
     def confidence(self, drawn: Drawn, step: int, steps: int, draws: SampleDraws) -> Tensor:
         sure_BN = self.sure(drawn)
         if self.noise == 0:
             return sure_BN
         uniform = draws.uniform("confidence", step, sure_BN.shape[1])
-        return sure_BN + self.noise * (1 - (step + 1) / steps) * gumbel(uniform)
+        left = 1 - (step + 1) / steps
+        return sure_BN + self.noise * left * (self.last + self.span * left) * gumbel(uniform)
 
     def sure(self, drawn: Drawn) -> Tensor:
         """(B, N) before the noise."""
