@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from tokenloom.models.core.config import Added, Execution, Identity
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
@@ -40,7 +40,11 @@ class DataConfig(Section):
         description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, hf:REPO; "
         "series: sunspots, co2, csv:GLOB, parquet:GLOB"
     )
-    size: Identity[int] = Field(0, ge=0, le=4096, description="rows and columns of the square image, in pixels (4 to 4096)")
+    size: Identity[int | tuple[int, int]] = Field(
+        0,
+        description="images: rows and columns in pixels, 4 to 4096, a number of a square one or [rows, columns]; "
+        "series: [values, channels] of a window, a check that may be left out",
+    )
     series: Added[SeriesConfig | None] = Field(None, description="windows of a series; for kind: series")
     channels: Identity[Literal[1, 3]] = Field(1, description="1 grey, 3 RGB")
     fit: Identity[Literal["pad", "crop", "resize"]] = Field(
@@ -63,10 +67,28 @@ class DataConfig(Section):
     max_pixels: Identity[int] = Field(100_000_000, ge=1, description="larger images are quarantined unread")
     on_bad: Execution[Literal["quarantine", "stop"]] = Field("quarantine", description="what a bad image does")
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``size`` as two numbers: rows and columns of an image, values and channels of a series."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _one_form(cls, size: Any, info: ValidationInfo) -> Any:
+        """An image of ``[32, 32]`` is one of 32, so that one dataset has one fingerprint."""
+        sides = list(size) if isinstance(size, (list, tuple)) else [size]
+        if len(sides) > 2 or not sides or not all(type(side) is int for side in sides):
+            raise ValueError("give a whole number, or two: [rows, columns] of an image, [values, channels] of a series")
+        square = len(sides) == 2 and sides[0] == sides[1] and info.data.get("kind") == "image"
+        return sides[0] if square or len(sides) == 1 else size
+
     @model_validator(mode="after")
     def _of_its_kind(self) -> DataConfig:
-        if self.kind == "image" and self.size < 4:
-            raise ValueError(f"size={self.size}: give rows and columns of the image, 4 to 4096 pixels")
+        if self.kind == "image" and not all(4 <= side <= 4096 for side in self.shape):
+            given = list(self.shape) if isinstance(self.size, tuple) else self.size
+            raise ValueError(f"size={given}: give rows and columns of the image, 4 to 4096 pixels: a number, or [rows, columns]")
+        if self.kind == "series" and self.size != 0 and not isinstance(self.size, tuple):
+            raise ValueError(f"size={self.size}: a window of a series has the size [values, channels]; give both, or leave size out")
         if (self.kind == "series") != (self.series is not None):
             raise ValueError("series: {history, horizon, …} goes with kind: series")
         return self

@@ -21,6 +21,7 @@ from typing import Any
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.batch import FOLDER, Submission
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import shorten_temporary
 from tokenloom.tasks.store.storage import Storage
 
 JOIN_TIMEOUT = 900.0  # seconds in which all nodes have to be there: machines start one by one
@@ -120,6 +121,7 @@ def _ray(options: list[str], address: str, root: Path) -> Iterator[Any]:
     from tokenloom.flows.prefect_api import process
 
     (root / "logs").mkdir(parents=True, exist_ok=True)
+    shorten_temporary()
     kinds = ("node-manager", "object-manager", "metrics-export", "runtime-env-agent", "dashboard-agent-grpc", "min-worker", "max-worker")
     ports = [f"--{kind}-port=0" for kind in kinds]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *ports, f"--node-ip-address={address.rpartition(':')[0]}"]

@@ -32,9 +32,13 @@ def prepare(root: Path) -> None:
 
 
 def log_to(root: Path) -> Path:
-    """Send the log records of this process to a file under the root folder; returns it."""
+    """Send the log records of this process to a file under the root folder, if it can be written; returns it."""
     path = root / "logs" / "tokenloom.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a log that cannot be written (a full disk) must not fill the screen
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a root that can only be read, as `show` does; what has to write says so itself
+        return path
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -83,6 +83,7 @@ def retrain(
 def _carry_out(config: RunConfig, cluster: ClusterConfig | None, root: str | None, store: str | None) -> "State[list[dict[str, Any]]]":
     work = Workspace.open(config.name, root, store, cluster)
     planned = planning.plan(config, work.store, work.tracker.uri)
+    work.check()
     planning.check(config, work.store, planned)  # a deployment has no command line that would have refused it
     pages.plan(config, planned)
     with work:

@@ -13,11 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloom.flows.guard import end_with_parent
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import neutral, neutral_folder, proxied
 
 if TYPE_CHECKING:
     from tokenloom.configs.schema import RunConfig
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def reachable(warn: Callable[[str], None]) -> bool:
+def reachable(warn: Callable[[str], None], root: Path) -> bool:
     """Whether Prefect's API answers (the configured one, else one that is started for this process); warns once if not."""
     try:
         from prefect.client.orchestration import get_client
 
-        with get_client(sync_client=True) as client:
+        with neutral(root), get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
             if problem is not None:
                 raise problem
@@ -40,7 +42,9 @@ def reachable(warn: Callable[[str], None]) -> bool:
     except Exception as error:
         log.warning("Prefect API", exc_info=True)
         text = str(error).strip().splitlines()
-        warn(f"Prefect's API cannot be used ({text[0] if text else type(error).__name__}); the run goes on without it (--no-prefect).")
+        via = proxied(os.environ.get("PREFECT_API_URL", ""))
+        reason = text[0] if text else type(error).__name__
+        warn(f"Prefect's API cannot be used ({reason}{via}); the run goes on without it (--no-prefect).")
         return False
 
 
@@ -73,14 +77,18 @@ def server_command(number: int) -> list[str]:
 
 @contextlib.contextmanager
 def process(command: list[str], log_file: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process for the length of a block; it leads a group of its own, which is ended with the block."""
+    """A server process for the length of a block; it leads a group of its own, which is ended with the block.
+
+    It stands in an empty folder beside its log and imports nothing from there.
+    """
     with open(log_file, "ab") as out:
         started = subprocess.Popen(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | (environment or {}),
+            env=os.environ | (environment or {}) | {"PYTHONSAFEPATH": "1"},
+            cwd=neutral_folder(Path(log_file).absolute().parent.parent),
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # nothing is left behind when this process is killed
         )
     try:
@@ -178,7 +186,9 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
     except ValueError as error:
         raise ConfigError(f"--cron {cron!r}: not a cron expression (minute hour day month weekday)") from error
     with contextlib.ExitStack() as held:
-        if not os.environ.get("PREFECT_API_URL"):
+        if given := os.environ.get("PREFECT_API_URL"):
+            _check_answers(given)
+        else:
             number, log_file = free_port(4200), str(work.root / "logs" / "prefect-server.log")
             started = held.enter_context(process(server_command(number), log_file))
             wait_for(f"http://127.0.0.1:{number}/api/health", started, "Prefect server", log_file)
@@ -210,6 +220,23 @@ def serve(config: RunConfig, work: Workspace, cron: str) -> None:
                 "store": work.store_uri,
             },
         )
+
+
+def _check_answers(api: str) -> None:
+    """See that something answers at ``PREFECT_API_URL``; whether it wants a login is Prefect's affair.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    try:
+        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(
+            f"PREFECT_API_URL={api!r}: no answer ({reason}{proxied(api)}); start that server, or unset the variable and one is started"
+        ) from error
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def where(work: Workspace, evaluation: Artifact | None) -> dict[str, str]:
 def _root_option(work: Workspace) -> str:
     from tokenloom.flows.workspace import ROOT
 
-    return "" if work.root == Path(ROOT).absolute() else f" --root {work.root}"
+    return "" if work.root == Path(ROOT).absolute() else f" --root {shlex.quote(str(work.root))}"
 
 
 def steps_of(planned: tuple[Planned, ...]) -> list[Done]:

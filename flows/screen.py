@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
+import shutil
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -195,18 +196,50 @@ def clock(seconds: float) -> str:
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]], console: Console | None = None) -> None:
-    """Print a table on stdout; columns are never cut, so that a reference can be copied."""
+    """Print a table on stdout or, where it is wider than the screen, one paragraph a row; no word of it is ever cut."""
+    from rich.measure import Measurement
     from rich.table import Table
 
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     made = Table(title=title or None, title_justify="left", show_edge=False, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*["" if cell is None else str(cell) for cell in row])
-    out = console or Console(highlight=False)
-    if not out.is_terminal:
-        out = Console(highlight=False, width=200, file=sys.stdout) if console is None else out
-    out.print(made, markup=False)
+        made.add_column(column, no_wrap=True)
+    for row in cells:
+        made.add_row(*row)
+    out = console or Console(highlight=False, width=width())
+    if Measurement.get(out, out.options.update(max_width=10_000), made).maximum <= out.width:
+        out.print(made, markup=False)
+        return
+    if title:
+        out.print(title, style="italic", markup=False)
+    for row in cells:
+        out.print(row[0], style="bold", markup=False, soft_wrap=True)
+        named = [f"{column}: {cell}" if column else cell for column, cell in zip(columns[1:], row[1:]) if cell not in ("", "-")]
+        for line in packed(named, out.width):
+            out.print(line, markup=False, soft_wrap=True)
+
+
+def width() -> int:
+    """Columns of the screen that stdout is, or that ``COLUMNS`` says; 200 where it is none."""
+    return shutil.get_terminal_size((200, 24)).columns
+
+
+def packed(parts: Sequence[str], columns: int, indent: str = "  ") -> list[str]:
+    """Parts side by side as far as they fit; one that is too long for a line is broken between words."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= columns:
+            lines[-1] += f"  {part}"
+        else:
+            lines += textwrap.wrap(
+                part,
+                max(columns, 20),
+                initial_indent=indent,
+                subsequent_indent=f"{indent}  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return lines
 
 
 _fallback = Screen(live=False)

@@ -86,6 +86,7 @@ def run_alone(name: str, config: RunConfig, work: Workspace) -> list[dict[str, A
     Raises:
         ConfigError: an earlier step has to run first, or the run has no such step.
     """
+    work.check()
     with work:
         inputs = planning.inputs(name, config, work.store)
         step = next(link.step for link in planning.chain(config, work.store) if link.step.name == name)

@@ -16,6 +16,8 @@ from tokenloom.configs.schema import ClusterConfig
 from tokenloom.flows import screen
 from tokenloom.flows.screen import Done
 from tokenloom.models.core.config import ConfigError
+from tokenloom.tasks.runtime import surroundings
+from tokenloom.tasks.tracking import addresses
 
 if TYPE_CHECKING:
     from tokenloom.tasks.store.artifacts import Artifact, Store
@@ -43,9 +45,11 @@ class Workspace:
         """From options or, where they are None, ``TOKENLOOM_ROOT``, ``TOKENLOOM_STORE`` and the defaults.
 
         Raises:
-            ConfigError: the root folder cannot be made.
+            ConfigError: the root folder cannot be made, or holds what a database's address cannot.
         """
-        folder = Path(root or os.environ.get("TOKENLOOM_ROOT") or ROOT).expanduser().absolute()
+        surroundings.settle()
+        folder = _absolute(root or os.environ.get("TOKENLOOM_ROOT") or ROOT, "--root")
+        surroundings.refuse_root(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -56,8 +60,17 @@ class Workspace:
         if re.match(r"\w+:/(?!/)", uri):
             raise ConfigError(f"--store {uri!r}: an address has two slashes after the colon, as in s3://bucket/prefix")
         if "://" not in uri:
-            uri = str(Path(uri).expanduser().absolute())
+            uri = str(_absolute(uri, "--store"))
         return cls(name, folder, uri, cluster or load_cluster())
+
+    def check(self) -> None:
+        """See that a run finds what it needs around it.
+
+        Raises:
+            ConfigError: a folder that cannot be written or is full, or an address of tracking that cannot be one.
+        """
+        surroundings.check(self.root)
+        addresses.check(self.tracker.uri)
 
     @cached_property
     def store(self) -> Store:
@@ -107,3 +120,15 @@ class Workspace:
             self.tracker.sync()
         finally:
             self._held.close()
+
+
+def _absolute(given: str, option: str) -> Path:
+    """A folder that a person named, in full.
+
+    Raises:
+        ConfigError: it cannot be said where that is.
+    """
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{option} {given!r}: there is no such user or home folder; give a whole path") from error

@@ -38,7 +38,8 @@ def _environment() -> Iterator[None]:
     """No test leaves addresses behind: MLflow and our own command line set them for the whole process."""
     before = dict(os.environ)
     yield
-    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "PREFECT_", "TOKENLOOM_"))]:
+    set_by_us = ("MLFLOW_", "PREFECT_", "TOKENLOOM_", "PYTHON", "RAY_TMPDIR", "TMPDIR", "no_proxy", "NO_PROXY")
+    for name in [n for n in os.environ if n.startswith(set_by_us)]:
         if name in before:
             os.environ[name] = before[name]
         else:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.protocols import Labels
 from tokenloom.models.pretrained import families
 from tokenloom.models.pretrained.options import Option, Options, at_most, inert, only, square, used
 
@@ -20,7 +22,7 @@ DECLARED = {name: family.OPTIONS for name, family in families().items() if hasat
 #: Used options on which the config and the weights do not depend: recorded numbers do, or checks, or names of weights.
 ELSEWHERE = {
     *("tf_patch_nums", "infer_patch_nums", "mask_rate", "label_smoothing", "trunk_scale", "quant_min", "quant_max", "max_pn"),
-    *("block_chunks", "cls_token_num", "temp_pow", "temp_warmup", "spe_token_num", "ar_token_num", "guidance_scale_pow"),
+    *("args", "gen_len", "block_chunks", "cls_token_num", "temp_pow", "temp_warmup", "spe_token_num", "ar_token_num", "guidance_scale_pow"),
 }
 #: Other values of options that few values fit.
 EXAMPLES: dict[str, list[Any]] = {"patch_sizes": [[4, 1]]}
@@ -117,6 +119,41 @@ def test_every_used_option_of_a_fixture_changes_something(name: str) -> None:
 def test_options_that_fit_together_change_something(name: str) -> None:
     info = fixture(name)
     assert settled(name, {**info, "config": {**info["config"], **TOGETHER[name]}}) != settled(name, info)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"mystery": 1}, "config.mystery=1: the family does not know"),
+        ({"decoder_output_dim": 16}, "config.decoder_output_dim=16: only 32"),
+        ({"share_decoder_input_output_embed": True}, "config.share_decoder_input_output_embed=True: only False"),
+    ],
+)
+def test_options_inside_options_are_read_too(args: dict[str, Any], words: str) -> None:
+    info = fixture("digit_gpt")
+    with pytest.raises(ConfigError, match=words):
+        families()["digit_gpt"].build({"config": {**info["config"], "args": {**info["config"]["args"], **args}}})
+
+
+@pytest.mark.parametrize("args", [{"decoder_learned_pos": False}, {"decoder_normalize_before": True}, {"class_conditional": False}])
+def test_other_decoders_of_digit_sample_as_they_are_taught(args: dict[str, Any]) -> None:
+    family, info = families()["digit_gpt"], fixture("digit_gpt")
+    info["config"]["args"] |= args
+    torch.manual_seed(1)
+    model = family.build(info).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    names = family.names(info)
+    official = names.dump(dict(model.state_dict().items()))
+    assert ("decoder.layer_norm.weight" in official) == args.get("decoder_normalize_before", False)
+    assert ("decoder.embed_positions.weight" in official) == args.get("decoder_learned_pos", True)
+    assert len(official["decoder.embed_tokens.weight"]) == 24 + 1000 * args.get("class_conditional", True)
+    labels = Labels(torch.zeros(2, dtype=torch.long))
+    steps = list(model.decode_steps(labels, model.sampler, SampleDraws.of(0, 0, 2)))
+    ids = torch.cat([step.data for step in steps], 1)
+    assert ids.min() >= 4
+    taught = model(ids, labels, model.order.plan(model.layout, None))
+    torch.testing.assert_close(torch.cat([step.h_BnD for step in steps], 1), taught, atol=1e-4, rtol=1e-4)
 
 
 def test_options_say_what_is_wrong() -> None:

@@ -57,7 +57,7 @@ def test_a_server_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
     assert Path(log).read_text().strip() == "no"
 
 
-def test_an_api_that_cannot_be_used_costs_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_cannot_be_used_costs_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import prefect.client.orchestration
 
     def broken(**_: Any) -> Any:
@@ -65,5 +65,5 @@ def test_an_api_that_cannot_be_used_costs_one_warning(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(prefect.client.orchestration, "get_client", broken)
     said: list[str] = []
-    assert prefect_api.reachable(said.append) is False
+    assert prefect_api.reachable(said.append, tmp_path) is False
     assert said == ["Prefect's API cannot be used (Failed to reach API); the run goes on without it (--no-prefect)."]

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -112,6 +113,19 @@ def test_the_logged_model_has_interface_example_and_pinned_requirements(store, t
     assert (folder / "code" / "tokenloom" / "models" / "core" / "protocols.py").is_file()
     assert not list(folder.rglob("*.pkl"))
     assert (folder / "artifacts" / "bundle" / "samples.png").is_file()
+
+
+def test_models_of_a_moved_root_are_found_and_new_ones_are_made_in_it(store, tracker, tmp_path):
+    register(plan(store, world().var), store, tracker)
+    root = tmp_path / "co#pied 20%"
+    store.root.rename(root)
+    shutil.rmtree(root / "cache", ignore_errors=True)
+    moved = Tracker(None, root, "digits-var")
+    assert (Registry(moved).download("models:/digits-var@champion") / "MLmodel").is_file()
+    run = moved.client.create_run(moved.experiment_id())
+    moved.client.log_text(run.info.run_id, "here", "note.txt")
+    assert (root / "mlruns" / "digits-var" / run.info.run_id / "artifacts" / "note.txt").is_file()
+    assert not store.root.exists()
 
 
 def test_registered_model_draws_what_the_artifact_draws(store, tracker, tmp_path):

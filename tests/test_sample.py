@@ -47,7 +47,7 @@ def test_png_is_a_grid_of_one_row_a_class(tmp_path):
 
 
 def test_a_class_with_fewer_samples_ends_in_white():
-    from tokenloom.tasks.evaluation.sample import grid_by_class
+    from tokenloom.tasks.modalities.image.sampling import grid_by_class
 
     image = np.zeros((3, 32, 32, 1), np.uint8)
     sheet = grid_by_class(image, np.array([4, 4, 9]))

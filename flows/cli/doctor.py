@@ -6,6 +6,7 @@ import http.client
 import os
 import shutil
 import sys
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -51,6 +52,9 @@ def doctor(ctx: click.Context, verify: bool, schema: bool, root: str | None, sto
         ("cores", lambda: _cores(work)),
         ("gpus", lambda: _gpus(work)),
         ("disk", lambda: _disk(work)),
+        ("root", lambda: _root(work)),
+        ("temporary", _temporary),
+        ("proxies", _proxies),
         ("store", lambda: _store(work)),
         ("tracking", lambda: _tracking(work)),
         ("artifacts", lambda: _artifacts(work, verify)),
@@ -122,6 +126,32 @@ def _disk(work: Workspace) -> str:
     return f"{free / 1e9:.1f} GB free at {work.root}"
 
 
+def _root(work: Workspace) -> str:
+    from tokenloom.tasks.runtime import surroundings
+    from tokenloom.tasks.tracking import locations
+
+    surroundings.check_root(work.root)
+    moved = locations.stray(work.root)
+    if lost := locations.missing(work.root):
+        raise RuntimeError(f"{work.root}: {len(lost)} registered models have no files ({lost[0]}); take the folder mlruns along, too")
+    return f"{work.root} can be written" + (f"; it was at {', '.join(moved)}, which the next run sees to" if moved else "")
+
+
+def _temporary() -> str:
+    from tokenloom.tasks.runtime import surroundings
+
+    return f"{surroundings.check_temporary()} for Ray, {tempfile.gettempdir()} for the rest"
+
+
+def _proxies() -> str:
+    from tokenloom.tasks.runtime import surroundings
+
+    surroundings.check_certificates()
+    found = {name: address for name, address in urllib.request.getproxies().items() if name != "no"}
+    shown = ", ".join(f"{name}_proxy {address.rpartition('@')[2]}" for name, address in sorted(found.items()))
+    return f"{shown}; not for {os.environ.get('no_proxy')}" if found else "none"
+
+
 def _store(work: Workspace) -> str:
     storage, path = work.store.storage, f".doctor-{uuid.uuid4().hex[:8]}"
     storage.write(path, b"tokenloom")
@@ -134,18 +164,33 @@ def _store(work: Workspace) -> str:
 
 
 def _tracking(work: Workspace) -> str:
+    from tokenloom.tasks.runtime.surroundings import proxied
     from tokenloom.tasks.tracking import addresses
 
     address, shown = work.tracker.uri, work.tracker.shown
+    addresses.check(address)
+    if address.startswith("sqlite"):
+        return f"{shown} (no server needed)"
     if not address.startswith("http"):
-        return f"{shown} (no server needed)" if address.startswith("sqlite") else f"{shown} (not asked)"
+        return _database(address, shown)
     wanted = addresses.request(address, "api/2.0/mlflow/registered-models/search?max_results=1")  # /health answers without a login
     try:
         with urllib.request.urlopen(wanted, timeout=5):
             return f"{shown} answers"
     except (OSError, http.client.HTTPException) as error:
         said = "answers, but wants a login that it knows" if getattr(error, "code", 0) in (401, 403) else "does not answer"
-        raise RuntimeError(f"{shown} {said} ({error}); runs go on, metrics wait, registration fails") from error
+        raise RuntimeError(f"{shown} {said} ({error}{proxied(address)}); runs go on, metrics wait, registration fails") from error
+
+
+def _database(address: str, shown: str) -> str:
+    from sqlalchemy import create_engine
+
+    try:
+        create_engine(address).connect().close()
+    except Exception as error:  # no driver, no host, no login
+        said = str(error).strip().splitlines()[0].replace(address, shown)
+        raise RuntimeError(f"{shown} cannot be used ({said}); runs go on, metrics wait, registration fails") from error
+    return f"{shown} answers"
 
 
 def _artifacts(work: Workspace, deep: bool) -> str:

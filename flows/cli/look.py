@@ -41,30 +41,16 @@ def methods(name: str | None, as_json: bool) -> None:
         table(f"{kind}: {len(cells)}", columns, cells)
 
 
-def _classes(text: str | None) -> list[int] | None:
-    """``0-9``, ``3`` or ``1,4,7-9`` as a list."""
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise click.BadParameter(f"{text!r}: write class numbers as 0-9, 3 or 1,4,7-9", param_hint="--classes")
-        found += range(int(first), int(last if dash else first) + 1)
-    if not found:
-        raise click.BadParameter(f"{text!r} names no class", param_hint="--classes")
-    return found
-
-
 @click.command(
     epilog=epilog(
         "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
         "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
+        "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
     )
 )
 @click.argument("model")
-@click.option("--classes", metavar="0-9", help="Classes to draw, e.g. 0-9 or 1,4 [default: all].")
+@click.option("--classes", metavar="NAMES", help="Classes to draw, by name or number, e.g. cat,dog or 0-9 or 1,4 [default: all].")
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a model asked in words; may be given again.")
 @click.option(
     "--n",
@@ -110,7 +96,6 @@ def sample(
         raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
-    wanted = _classes(classes)
     from tokenloom.configs.load import load_cluster
     from tokenloom.flows.screen import screen
     from tokenloom.tasks.evaluation.sample import sample_model
@@ -122,7 +107,7 @@ def sample(
             model,
             work.store,
             tracker,
-            classes=wanted,
+            classes=classes,
             texts=texts or None,
             total=total,
             seed=seed,

@@ -18,6 +18,7 @@ import click
 
 from tokenloom.flows.cli.options import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from tokenloom.flows.guard import ending, guard
+from tokenloom.tasks.runtime.surroundings import check_here, leave_here, open_streams, settle
 
 #: Command to the module that holds it: a command's module is imported when the command is used.
 COMMANDS = {
@@ -89,6 +90,9 @@ def _terminated(number: int, _frame: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; one clear message for every kind of failure."""
+    open_streams()
+    leave_here()
+    settle()
     given = sys.argv[1:] if arguments is None else arguments
     if next(iter(given), None) in GUARDED and not {"-h", "--help"} & set(given):
         guard()
@@ -105,6 +109,7 @@ def code_of(arguments: list[str] | None = None) -> int:
     from tokenloom.tasks.runtime.errors import Preempted, StepError
 
     try:
+        check_here()
         result = cli.main(args=arguments, prog_name="tokenloom", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ended:
@@ -126,6 +131,8 @@ def code_of(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _say(f"{error.strerror}: {error.filename or 'a disk of this run'}; make room, the same command goes on", EXIT_FAILED)
+        if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return _say(f"{error.strerror}: {error.filename}; choose another place, or mend its permissions", EXIT_FAILED)
         logging.getLogger("tokenloom").error("unexpected", exc_info=True)
         if os.environ.get("TOKENLOOM_DEBUG"):
             traceback.print_exc()

@@ -63,6 +63,7 @@ def run(
         else:
             results.show(config, work, done)
         return
+    work.check()
     planning.check(config, work.store, planned)
     with screen() as shown:
         _say_plan(planned, shown)
@@ -85,7 +86,7 @@ def _say_plan(planned: tuple[Any, ...], shown: Screen) -> None:
 def _execute(config: RunConfig, work: Workspace, only: str | None, no_prefect: bool, shown: Screen) -> None:
     from tokenloom.flows import pipeline, prefect_api, steps
 
-    prefect = not no_prefect and prefect_api.reachable(shown.warn)
+    prefect = not no_prefect and prefect_api.reachable(shown.warn, work.root)
     where: dict[str, Any] = {"cluster": work.cluster, "root": str(work.root), "store": work.store_uri}
     if only and prefect:
         steps.flow_of(only)(config, **where)
@@ -147,6 +148,7 @@ def serve(run: str, sets: tuple[str, ...], root: str | None, store: str | None, 
 
     config = load_run(run, sets)
     work = workspace(config.name, root, store, load_cluster(cluster, sets))
+    work.check()
     planning.check(config, work.store, planning.plan(config, work.store))
     from tokenloom.flows import prefect_api
 

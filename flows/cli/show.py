@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 GLANCE = ("fd_classifier", "fid", "precision", "recall", "recognition", "nll_bits_per_image")
 
 
+_CLASSES = 20  # names that `show` prints; --json has all
+
+
 @click.command(epilog=epilog("tokenloom runs", "tokenloom runs --json"))
 @place_options
 @json_option
@@ -94,6 +97,7 @@ def _describe(store: Store, artifact: Artifact) -> dict[str, Any]:
         "seconds": record.seconds,
         "config": record.config,
         "metrics": record.metrics,
+        "classes": list(record.notes.get("classes", ())),
         "made from": {role: f"{a.kind}/{a.id}" for role, a in record.inputs.items()},
         "ancestors": [f"{a.kind}/{a.id}" for a in lineage["ancestors"]],
         "descendants": [f"{a.kind}/{a.id}" for a in lineage["descendants"]],
@@ -106,22 +110,26 @@ def _describe(store: Store, artifact: Artifact) -> dict[str, Any]:
 
 
 def _print(one: dict[str, Any]) -> None:
-    from tokenloom.flows.screen import clock
+    from tokenloom.flows.screen import clock, packed, width
 
+    columns = width()
     click.secho(one["id"], bold=True)
     made, size = one["created"][:19].replace("T", " "), one["bytes"] / 1e6
-    click.echo(f"  {one['status']}, made {made} UTC in {clock(one['seconds'])}, {one['files']} files, {size:.2f} MB")
-    for problem in one["problems"]:
-        click.echo(f"  problem: {problem}")
+    status = f"{one['status']}, made {made} UTC in {clock(one['seconds'])}, {one['files']} files, {size:.2f} MB"
+    for line in (*packed([status], columns), *(line for problem in one["problems"] for line in packed([f"problem: {problem}"], columns))):
+        click.echo(line)
     click.echo(f"  at {one['uri']}")
     numbers = [
         f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in one["metrics"].items() if isinstance(v, (int, float, str))
     ]
-    for start in range(0, len(numbers), 4):
-        click.echo(f"  {'  '.join(numbers[start : start + 4])}")
+    for line in packed(numbers, min(columns, 110)):
+        click.echo(line)
+    if one["classes"]:
+        shown = ", ".join(one["classes"][:_CLASSES]) + (", …" if len(one["classes"]) > _CLASSES else "")
+        click.echo("\n".join(packed([f"{len(one['classes'])} classes: {shown}"], columns)))
     for label in ("ancestors", "descendants"):
         if one[label]:
-            click.echo(f"  {label}: {', '.join(one[label])}")
+            click.echo("\n".join(packed([f"{label}: {', '.join(one[label])}"], columns)))
     for picture in one["pictures"]:
         click.echo(f"  picture: {picture}")
     click.echo("")

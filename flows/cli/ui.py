@@ -27,6 +27,7 @@ def ui(mlflow_port: int | None, prefect_port: int | None, root: str | None, stor
     from tokenloom.flows import prefect_api as servers
 
     work = workspace("tokenloom", root, store, load_cluster(cluster))
+    work.check()
     prefect = servers.port("--prefect-port", prefect_port, 4200)
     mlflow = servers.port("--mlflow-port", mlflow_port, 5000)
     logs = work.root / "logs"

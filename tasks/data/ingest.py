@@ -26,9 +26,10 @@ from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.columns import stored
-from tokenloom.tasks.data.listing import shown
+from tokenloom.tasks.data.listing import Entry, Item, shown
 from tokenloom.tasks.data.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
-from tokenloom.tasks.modalities.base import Modality, Rejected
+from tokenloom.tasks.data.noticed import Noticed, noticed
+from tokenloom.tasks.modalities.base import Fitted, Modality, Rejected
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
@@ -122,9 +123,9 @@ def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Re
     staging = store.root / "staging" / sha256_of(canonical_json(identity(config)))[:16]
     staging.mkdir(parents=True, exist_ok=True)
     made, done, total = [], 0, sum(len(unit.items) for unit in units)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with noticed() as warned, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for unit in units:
-            made.append(_shard(unit, plan, config, staging, pool))
+            made.append(_shard(unit, plan, config, staging, pool, warned))
             done += len(unit.items)
             report("ingest", done, total, {"rejected": float(sum(len(m["rejects"]) for m in made) + len(plan.rejects))})
     outcome = _commit(name, config, store, plan, made, staging, started)
@@ -132,7 +133,7 @@ def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Re
     return outcome
 
 
-def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: ThreadPoolExecutor, warned: Noticed) -> dict[str, Any]:
     """Make one shard in the staging folder unless an interrupted run left it there."""
     marker = staging / f"{unit.key(config, plan.classes)}.json"
     try:
@@ -142,7 +143,12 @@ def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: T
     except (OSError, ValueError, KeyError):
         pass
     modality, numbers = modalities.kind(config.kind), {name: i for i, name in enumerate(plan.classes)}
-    results = list(pool.map(lambda pair: modality.fit(pair[1], config, numbers), unit.items))
+
+    def fit(pair: tuple[Entry, Item]) -> Fitted | Rejected:
+        with warned.item(shown(*pair)):
+            return modality.fit(pair[1], config, numbers)
+
+    results = list(pool.map(fit, unit.items))
     rows, index, rejects, digests = [], [], [], {}
     for (entry, item), result in zip(unit.items, results):
         if plan.source.single and result.digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,12 @@ import numpy as np
 from tokenloom.tasks.runtime.errors import StepError
 
 ONE_CLASS = "all"  # the one class of a source without labels
+
+
+def looked(where: str) -> str:
+    """What a message adds on a path that a person gave in part: the whole of it, and from where it was taken."""
+    whole = os.path.abspath(os.path.expanduser(where))
+    return "" if whole == where.rstrip("/") else f"; looked for {whole} (a relative path begins where the command is started)"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,7 +151,7 @@ def sample_model(
     store: Store,
     tracker: Tracker | None,
     *,
-    classes: Sequence[int] | None = None,
+    classes: str | Sequence[int] | None = None,
     texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
@@ -160,6 +162,8 @@ def sample_model(
 ) -> dict[str, Any]:
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
+    Classes are given by number, or as a person writes them (``chosen_classes``).
+
     Raises:
         ConfigError: unknown model, or a request that it cannot follow, naming the option.
     """
@@ -167,7 +171,37 @@ def sample_model(
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
     pair = pair.edited(guidance=guidance, steps=steps)
+    if isinstance(classes, str):
+        classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
     return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)
+
+
+def chosen_classes(text: str, names: Sequence[str], title: str = "the model") -> list[int]:
+    """Numbers of the classes that a person wrote: a name, or several parts with commas between them, each ``3``, ``0-9`` or a name.
+
+    What looks like a number is one, also where classes are called by other numbers.
+
+    Raises:
+        ConfigError: nothing, or a class that there is not, naming those that are near.
+    """
+    if text in names and not re.fullmatch(r"\d+(-\d+)?", text):
+        return [names.index(text)]
+    found: list[int] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        if numbers := re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII):
+            first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+            if not first <= last < max(1, len(names)):
+                raise ConfigError(f"--classes {text!r}: {part} is none of the {len(names)} classes of {title}, numbered from 0")
+            found += range(first, last + 1)
+        elif part in names:
+            found.append(names.index(part))
+        else:
+            near = difflib.get_close_matches(part, names, n=3, cutoff=0.4) or list(names[:5])
+            hint = f"; there are e.g. {', '.join(near)}" if near else ""
+            raise ConfigError(f"--classes {text!r}: {title} has no class {part!r}{hint} (numbers do as well: 0-9, 3 or 1,4,7-9)")
+    if not found:
+        raise ConfigError(f"--classes {text!r}: names no class; write names, or numbers as 0-9, 3 or 1,4,7-9")
+    return found
 
 
 def _device() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from tokenloom.configs.schema import ClusterConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import neutral, settle, shorten_temporary
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +170,15 @@ def _start(ray: Any, cluster: ClusterConfig, root: Path) -> bool:
     """
     logs = root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    settle()
+    shorten_temporary()
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if cluster.address == "local":
         given |= {"address": "local", "num_cpus": cpus(cluster), "include_dashboard": False, "object_store_memory": 256 << 20}
     else:
         given["address"] = cluster.address
     try:
-        with _signals_kept(), tempfile.TemporaryDirectory() as code:
+        with _signals_kept(), neutral(root), tempfile.TemporaryDirectory() as code:
             if environment := runtime_env(cluster, Path(code)):
                 given["runtime_env"] = environment
             context = ray.init(**given)
@@ -183,11 +186,16 @@ def _start(ray: Any, cluster: ClusterConfig, root: Path) -> bool:
         ray.shutdown()
         what = "Ray did not start on this machine" if cluster.address == "local" else f"no Ray cluster at address={cluster.address}"
         said = next(iter(str(error).strip().splitlines()), repr(error))
-        raise StepError(f"{what}: {said} Ray's logs: /tmp/ray/session_latest/logs; the same command goes on") from error
+        raise StepError(f"{what}: {said} Ray's logs: {_ray_logs()}; the same command goes on") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     if cluster.address == "local":
         _link(logs / "ray", Path(context.address_info["session_dir"]) / "logs")
     return bool(context.dashboard_url)
+
+
+def _ray_logs() -> str:
+    above = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return f"{above}/ray/session_latest/logs"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -201,10 +202,18 @@ def library_versions() -> dict[str, str]:
 
 @functools.cache
 def code_commit() -> str | None:
-    """The commit of the code at hand, if it is a checkout."""
+    """The commit of the code that runs, if it is a checkout, with ``+changes`` where its files differ from that commit."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    # Where a hook or another program has set them, git would speak of another checkout.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=True).stdout.strip()
+
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).resolve().parents[2]
-        if (here / ".git").exists():
-            done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-            return done.stdout.strip() or None
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no") else commit
     return None

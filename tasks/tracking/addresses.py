@@ -17,6 +17,8 @@ from tokenloom.models.core.config import ConfigError
 VARIABLE = "MLFLOW_TRACKING_URI"
 _USER, _PASSWORD, _TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
 _HTTP = ("http://", "https://")
+_SQLITE = "sqlite:///"
+_DATABASES = ("postgresql", "mysql", "mssql")  # others that MLflow can keep its tables in
 
 
 def tracking(given: str | None, root: Path) -> str:
@@ -25,15 +27,56 @@ def tracking(given: str | None, root: Path) -> str:
     A login in the address of a server is moved into MLflow's variables: every library of this process and its children finds it there.
 
     Raises:
-        ConfigError: an address of a server that cannot be one.
+        ConfigError: an address that cannot be one, or of a kind that is not supported.
     """
     address = given or os.environ.get(VARIABLE) or f"sqlite:///{Path(root).absolute() / 'mlflow.db'}"
+    address = supported(address, "cluster.tracking_uri" if given else VARIABLE)
     plain, user, password = split(address)
     if user:
         os.environ |= {_USER: user, _PASSWORD: password}
         if given is None:
             os.environ[VARIABLE] = plain
     return plain
+
+
+def supported(address: str, where: str) -> str:
+    """The address, with the whole path of a file.
+
+    Raises:
+        ConfigError: neither a server nor a database.
+    """
+    scheme = address.partition("://")[0].lower() if "://" in address else ""
+    if address.startswith(_HTTP) or scheme.partition("+")[0] in _DATABASES:
+        return address
+    if not address.startswith(_SQLITE) or "?" in address or not (path := address.removeprefix(_SQLITE)):
+        raise ConfigError(
+            f"{where}: {shown(address)!r} is no address of tracking; give http(s)://HOST:PORT of an MLflow server, "
+            "sqlite:////WHOLE/PATH/mlflow.db, or leave it out (SQLite under the root)"
+        )
+    return f"{_SQLITE}{Path(path).absolute()}"
+
+
+def check(address: str) -> None:
+    """See that the file of an SQLite address can be a database and be written.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    if not address.startswith(_SQLITE):
+        return
+    path = Path(address.removeprefix(_SQLITE))
+    advice = "give another address of tracking (tracking_uri of the cluster file, MLFLOW_TRACKING_URI), or put it right"
+    if not path.parent.is_dir():
+        raise ConfigError(f"tracking {address}: there is no folder {str(path.parent)!r}; {advice}")
+    if not path.exists():
+        return
+    try:
+        with open(path, "r+b") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise ConfigError(f"tracking {address}: cannot be written: {error.strerror}; {advice}") from error
+    if head and head != b"SQLite format 3\0":
+        raise ConfigError(f"tracking {address}: the file is no SQLite database; {advice}")
 
 
 def split(address: str) -> tuple[str, str, str]:

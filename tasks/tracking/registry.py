@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import proxied
 from tokenloom.tasks.tracking.addresses import request
 from tokenloom.tasks.tracking.runs import FINGERPRINT
 from tokenloom.tasks.tracking.tracker import Tracker
@@ -170,9 +171,15 @@ class Registry:
             raise self._away(error) from error
 
     def _away(self, error: Exception) -> StepError:
+        uri, shown = self._tracker.uri, self._tracker.shown
+        if uri.startswith(("http://", "https://")):
+            return StepError(
+                f"the tracking server {shown} is away ({_first_line(error)}{proxied(uri)}). "
+                "Everything else is in the store: start it and run again"
+            )
         return StepError(
-            f"the tracking server {self._tracker.shown} is away ({_first_line(error)}). "
-            "Everything else is in the store: start it and run again"
+            f"the model registry in {shown} cannot be used ({type(error).__name__}: {_first_line(error)}). "
+            "Everything else is in the store: see `tokenloom doctor`, put it right and run again"
         )
 
     @contextlib.contextmanager

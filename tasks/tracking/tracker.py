@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenloom.tasks.runtime.errors import Preempted
+from tokenloom.tasks.runtime.surroundings import proxied
 from tokenloom.tasks.store.leases import file_lock
 from tokenloom.tasks.store.records import StepSpec
-from tokenloom.tasks.tracking import addresses
+from tokenloom.tasks.tracking import addresses, locations
 from tokenloom.tasks.tracking.runs import FINGERPRINT, Event, Sender, describe
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class Tracker:
             if not self._warned:
                 self._warned = True
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                log.warning("tracking at %s is away (%s): metrics are spooled in %s and sent later", self.shown, reason, self.spool)
+                via = proxied(self.uri)
+                log.warning("tracking at %s is away (%s%s): metrics are spooled in %s and sent later", self.shown, reason, via, self.spool)
             return False
         return True
 
@@ -117,6 +119,8 @@ class Tracker:
             logging.getLogger("mlflow").setLevel(logging.ERROR)
             # Two processes that create one SQLite database at a time fail in its migrations: one after the other.
             with file_lock(self.root / "locks" / "mlflow.lock", "the tracking database"):
+                if self.uri == f"sqlite:///{self.root / 'mlflow.db'}" and (moved := locations.put_right(self.root)):
+                    log.info("%s: what lay under %s is looked for here from now on", self.root, ", ".join(moved))
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 client.get_experiment_by_name(self.experiment)
             self._client = client

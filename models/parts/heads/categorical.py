@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -39,19 +39,25 @@ class Categorical(Head):
     """One linear map to the logits; logits, likelihood and sampling in at least float32."""
 
     likelihood = "exact"
+    never: int = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.categorical"):
-        """``bias`` of the output map and the size of its initial weights (0: zeros, as LlamaGen)."""
+        """``bias`` of the output map and the size of its initial weights (0: zeros, as LlamaGen); the first ``never`` ids, symbols
+        that no image holds, are predicted but not drawn."""
 
         bias: Literal["yes", "no"] = "no"
         init_std: float = 0.0
+        never: Added[int] = 0
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
             return self.construct(single(layout), width)
 
     def __init__(self, config: Config, vocabulary: int, width: int) -> None:
         super().__init__()
+        if not 0 <= config.never < vocabulary:
+            raise ConfigError(f"head.never={config.never}: must leave some of the {vocabulary} ids to draw")
+        self.never = config.never
         self.out = nn.Linear(width, vocabulary, bias=config.bias == "yes")
         nn.init.trunc_normal_(self.out.weight, std=config.init_std) if config.init_std else nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
@@ -90,6 +96,8 @@ class Categorical(Head):
         predict: Predict | None = None,
     ) -> Drawn:
         logits = self.guided(hidden)
+        if self.never:
+            logits = F.pad(logits[..., self.never :], (self.never, 0), value=-torch.inf)
         ids = pick(logits, sampler, moment, draws) if forced is None else forced
         return Drawn(ids, logits)
 

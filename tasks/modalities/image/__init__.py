@@ -1,4 +1,4 @@
-"""Images: square pictures of 8 bits, grey or RGB, stored as PNG; judged by a classifier of the data, shown as grids."""
+"""Images: pictures of 8 bits, grey or RGB, stored as PNG; judged by a classifier of the data, shown as grids."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenloom.models.core import signals
 from tokenloom.models.core.signals import SignalSpec
+from tokenloom.tasks.modalities import signal_of
 from tokenloom.tasks.modalities.base import Card, Fitted, Modality, Rejected, SampleRequest, Served
 from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.modalities.image.judging.meanings import CARD, COMPARISON, MEANINGS, MEASURED
@@ -37,7 +38,8 @@ class Image(Modality):
     columns = (("image", pa.binary()),)
 
     def spec(self, config: DataConfig) -> SignalSpec:
-        return signals.image(config.size, config.channels)
+        rows, columns = config.shape
+        return signals.image(rows, config.channels, columns)
 
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.image.sources import open_source
@@ -50,7 +52,9 @@ class Image(Modality):
         return fit_item(item, config, classes)
 
     def notes(self, config: DataConfig, source: Source) -> dict[str, Any]:
-        return {"size": config.size, "channels": config.channels}
+        if isinstance(config.size, int):
+            return {"size": config.size, "channels": config.channels}
+        return {"signal": self.spec(config).to_dict()}
 
     def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 (N, H, W, C) and labels int32 (N,); images of different sizes are an error."""
@@ -94,6 +98,11 @@ class Image(Modality):
 
         return features(step, store, report)
 
+    def import_network(self, name: str, weights: Path, store: Store) -> Outcome | None:
+        from tokenloom.tasks.modalities.image.judging import inception
+
+        return inception.import_network(weights, store) if name == inception.NAME else None
+
     def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
         from tokenloom.tasks.modalities.image.sampling import sample
 
@@ -130,11 +139,12 @@ class Image(Modality):
         )
 
     def card(self, dataset: Record, evaluation: Record, texts: Sequence[str]) -> Card:
-        size, channels = dataset.notes["size"], dataset.notes["channels"]
+        signal = SignalSpec.from_dict(signal_of(dataset.notes))
+        size, channels = signals.text(signal.shape), signal.channels
         classes, protocol = list(evaluation.notes["classes"]), evaluation.notes["protocol"]
         ceiling = evaluation.metrics.get("recognition_ceiling")
         return Card(
-            makes=f"Draws {size}x{size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
+            makes=f"Draws {size} {'grey' if channels == 1 else 'RGB'} images of {len(classes)} classes "
             f"({', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}).",
             items=f"images, fitted by `{dataset.config['data']['fit']}`",
             protocol=f"Protocol: {protocol.get('samples', 0)} samples, classes even, seed {protocol.get('seed', 0)}, against "
@@ -143,7 +153,7 @@ class Image(Modality):
             commands=("tokenloom sample models:/{name}@challenger --n 100 --out samples.png",),
             interface=f"Input: column `{'text' if texts else 'class_id'}`; parameters `seed`, `guidance`, `temperature`, `steps` "
             "(0: its own); output: column `png_base64`.",
-            limits=f"It knows these {len(classes)} classes at {size}x{size} pixels and nothing else. Samples are drawn, not checked: "
+            limits=f"It knows these {len(classes)} classes at {size} pixels and nothing else. Samples are drawn, not checked: "
             "some are of no class. It was judged on data of the same source only.",
             shown=CARD,
             remarks=[] if ceiling is None else [f"The recognising machine itself is right on {ceiling:.1%} of held-out real images."],

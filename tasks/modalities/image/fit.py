@@ -1,7 +1,7 @@
 """One raw image to the pixels of a dataset: decode, check, turn upright, fit.
 
-Modes of fit: ``pad`` puts the image in the middle of black and never resizes; ``crop`` resizes the shorter side
-and keeps the middle square; ``resize`` stretches.  Resizing is antialiased (Lanczos, three lobes).
+Modes of fit: ``pad`` puts the image in the middle of black and never resizes; ``crop`` resizes until the image covers
+the size and keeps the middle; ``resize`` stretches.  Resizing is antialiased (Lanczos, three lobes).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fit_item(item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitt
 
 
 def fit(raw: bytes | np.ndarray, config: DataConfig) -> np.ndarray:
-    """Raw file bytes or pixels (H, W) / (H, W, C) uint8 to (size, size, channels) uint8.
+    """Raw file bytes or pixels (H, W) / (H, W, C) uint8 to (*config.shape, channels) uint8.
 
     Raises:
         ValueError: empty, corrupt, too large, or of a mode without a meaning as grey or RGB.
@@ -108,21 +108,21 @@ def _to_mode(image: Any, channels: int) -> Any:
 def _to_size(image: Any, config: DataConfig) -> np.ndarray:
     from PIL import Image
 
-    size, (width, height) = config.size, image.size
+    (rows, columns), (width, height) = config.shape, image.size
     if config.fit == "pad":
-        if width > size or height > size:
-            raise UnusableError(f"{width}x{height} is larger than size={size}, and fit: pad never resizes (use crop or resize)")
-        canvas = Image.new(image.mode, (size, size))
-        canvas.paste(image, ((size - width) // 2, (size - height) // 2))
+        if width > columns or height > rows:
+            raise UnusableError(f"{width}x{height} is larger than size={config.size}, and fit: pad never resizes (use crop or resize)")
+        canvas = Image.new(image.mode, (columns, rows))
+        canvas.paste(image, ((columns - width) // 2, (rows - height) // 2))
         image = canvas
     elif config.fit == "crop":
-        scale = size / min(width, height)
-        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+        scale = max(columns / width, rows / height)  # the image covers the whole size
+        wide, high = max(columns, round(width * scale)), max(rows, round(height * scale))
         if (wide, high) != (width, height):
             image = image.resize((wide, high), Image.Resampling.LANCZOS)
-        left, top = (wide - size) // 2, (high - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    elif (width, height) != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+        left, top = (wide - columns) // 2, (high - rows) // 2
+        image = image.crop((left, top, left + columns, top + rows))
+    elif (width, height) != (columns, rows):
+        image = image.resize((columns, rows), Image.Resampling.LANCZOS)
     pixels = np.asarray(image, np.uint8)
-    return np.ascontiguousarray(pixels.reshape(size, size, config.channels))
+    return np.ascontiguousarray(pixels.reshape(rows, columns, config.channels))

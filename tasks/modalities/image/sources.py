@@ -24,7 +24,7 @@ import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural, turns
+from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, looked, natural, turns
 from tokenloom.tasks.modalities.image import class_names
 from tokenloom.tasks.modalities.image.tables import IMAGE_SUFFIXES, hub_source, parquet_source, tar_source
 from tokenloom.tasks.runtime.errors import StepError
@@ -66,7 +66,7 @@ def _entry(path: Path, base: Path | None = None) -> Entry:
 def _matches(pattern: str, what: str) -> list[Path]:
     paths = [Path(p).absolute() for p in sorted(glob.glob(os.path.expanduser(pattern), recursive=True), key=natural) if os.path.isfile(p)]
     if not paths:
-        raise ConfigError(f"data.source {what}:{pattern}: no file matches")
+        raise ConfigError(f"data.source {what}:{pattern}: no file matches{looked(pattern)}")
     return paths
 
 
@@ -121,7 +121,7 @@ def idx(where: str) -> Source:
     """A folder with pairs ``*-images-idx3-ubyte[.gz]`` and ``*-labels-idx1-ubyte[.gz]`` (MNIST, Fashion-MNIST, EMNIST, KMNIST)."""
     folder = Path(where).expanduser().absolute()
     if not folder.is_dir():
-        raise ConfigError(f"data.source idx:{where}: no such folder")
+        raise ConfigError(f"data.source idx:{where}: no such folder{looked(where)}")
     pairs: dict[str, tuple[Path, Path]] = {}
     for path in sorted(folder.iterdir()):
         if found := re.fullmatch(r"(.*)-images([-.]idx3-ubyte(?:\.gz)?)", path.name):
@@ -172,7 +172,7 @@ def folder(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Sou
             raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and the end of a file's name such as .control.png")
     base = Path(where).expanduser().absolute()
     if not base.is_dir():
-        raise ConfigError(f"data.source folder:{where}: no such folder")
+        raise ConfigError(f"data.source folder:{where}: no such folder{looked(where)}")
     names = sorted((p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
     by_class: dict[str, list[Entry]] = {}
     for name in names or [ONE_CLASS]:

@@ -33,19 +33,19 @@ def parse_views(views: Sequence[str]) -> tuple[str, ...]:
 
 
 def view_of(image_BCHW: Tensor, name: str) -> Tensor:
-    """One view of square images, of the same size; pixels outside of [-1, 1] do not arise."""
+    """One view of images, of the same size; pixels outside of [-1, 1] do not arise."""
     crop = name.removesuffix("_flip")
     if crop in CROPS:
-        size = image_BCHW.shape[-1]
-        large = max(size + 1, round(size * _ENLARGED))
-        margin = large - size
-        grown = F.interpolate(image_BCHW, size=(large, large), mode="bilinear", align_corners=False)
+        rows, columns = image_BCHW.shape[-2:]
+        high, wide = (max(side + 1, round(side * _ENLARGED)) for side in (rows, columns))
+        down, right = high - rows, wide - columns
+        grown = F.interpolate(image_BCHW, size=(high, wide), mode="bilinear", align_corners=False)
         top, left = {
             "top_left": (0, 0),
-            "top_right": (0, margin),
-            "bottom_left": (margin, 0),
-            "bottom_right": (margin, margin),
-            "centre": (margin // 2, margin // 2),
+            "top_right": (0, right),
+            "bottom_left": (down, 0),
+            "bottom_right": (down, right),
+            "centre": (down // 2, right // 2),
         }[crop]
-        image_BCHW = grown[..., top : top + size, left : left + size]
+        image_BCHW = grown[..., top : top + rows, left : left + columns]
     return image_BCHW.flip(-1) if name.endswith("flip") else image_BCHW

@@ -60,8 +60,13 @@ class Series(Modality):
 
     def spec(self, config: DataConfig) -> SignalSpec:
         assert config.series is not None, "checked by the schema"
-        channels = len(self.open_source(config).notes["names"])
-        return SignalSpec(kind=self.kind, shape=(config.series.history + config.series.horizon,), channels=channels, range=None)
+        values, names = config.series.history + config.series.horizon, self.open_source(config).notes["names"]
+        if config.size != 0 and config.shape != (values, len(names)):
+            raise ConfigError(
+                f"data.size={list(config.shape)}: these windows have {values} values (series.history + series.horizon) of {len(names)} "
+                f"channels ({', '.join(names)}); write [{values}, {len(names)}], or leave size out"
+            )
+        return SignalSpec(kind=self.kind, shape=(values,), channels=len(names), range=None)
 
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.series.sources import open_source

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tokenloom.configs.schema import DataConfig, SeriesConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest
+from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, looked
 from tokenloom.tasks.modalities.series.served.forecast import Windows
 
 Values = NDArray[np.float64]
@@ -111,7 +111,7 @@ def _files(source: str, given: SeriesConfig) -> tuple[list[Path], list[str] | No
     if kind in ("csv", "parquet") and where:
         paths = [Path(p).absolute() for p in sorted(glob.glob(os.path.expanduser(where), recursive=True)) if os.path.isfile(p)]
         if not paths:
-            raise ConfigError(f"data.source {source}: no file matches")
+            raise ConfigError(f"data.source {source}: no file matches{looked(where)}")
         return paths, given.values
     raise ConfigError(f"data.source {source!r} is unknown for kind series; there are: {', '.join(PACKAGED)}, csv:GLOB, parquet:GLOB")
 

@@ -22,6 +22,7 @@ from tokenloom.configs.schema import EvaluateConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import seed_of
 from tokenloom.models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
+from tokenloom.tasks import modalities
 from tokenloom.tasks.data.loader import Loader, Rows, indices
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
@@ -53,8 +54,8 @@ def read_images(
     ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block, so that large images need not all
     be in memory before they are made smaller.
     """
-    notes = store.record(dataset).notes
-    images, labels = [np.zeros((0, notes["size"], notes["size"], notes["channels"]), np.uint8)], [np.zeros(0, np.int64)]
+    signal = modalities.signal_of(store.record(dataset).notes)
+    images, labels = [np.zeros((0, *signal["shape"], signal["channels"]), np.uint8)], [np.zeros(0, np.int64)]
     for image, label in _blocks(store, dataset, splits, limit):
         images.append(prepare(image) if prepare else image)
         labels.append(label)

@@ -147,8 +147,10 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
             found.numbers |= reconstruction.codebook_scores(count_SK, coded.layout.codebooks)
             use = [(metrics.usage(c), metrics.perplexity(c)) for c in count_SK]
             found.pictures["codebook"] = plots.codebook(count_SK, rows, [u for u, _ in use], [p for _, p in use])
-    if "text" in config.metrics:
-        size, channels = reference.image.shape[1], reference.image.shape[3]
+    size, columns, channels = reference.image.shape[1:]
+    if "text" in config.metrics and size != columns:
+        found.notes |= {"skipped": [f"text is not measured: words are drawn into square images, these are {size}x{columns}"]}
+    elif "text" in config.metrics:
         dark = bool(reference.image.mean() < 128)
         read, both, why = reading.preservation(reconstruction.through(tokenizer), size, channels, dark=dark)
         found.numbers |= read

@@ -63,10 +63,11 @@ def small(image_NHWC: Images, side: int = SIDE) -> Images:
     """Images averaged down to at most ``side`` pixels a side (as they are, if they are no larger)."""
     if max(image_NHWC.shape[1:3]) <= side or not len(image_NHWC):
         return image_NHWC
+    sides = [min(side, dim) for dim in image_NHWC.shape[1:3]]
     parts = []
     for start in range(0, len(image_NHWC), 256):
         x = torch.from_numpy(image_NHWC[start : start + 256]).permute(0, 3, 1, 2).float()
-        parts.append(F.adaptive_avg_pool2d(x, side).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        parts.append(F.adaptive_avg_pool2d(x, sides).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
 
