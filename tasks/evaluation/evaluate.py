@@ -43,7 +43,8 @@ def plan_evaluate(
         if not measured:
             raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a tokenizer alone; add {TOKENIZER_METRICS[0]}")
         # What says how samples are drawn and judged does not shape these numbers.
-        alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
+        network = {key: value for key, value in identity(evaluate).items() if key in ("features", "resize")}
+        alone = {"evaluate": {"metrics": measured, **network}}
         return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
     _check_neighbours(evaluate)
     protocol, notes = _by_content(evaluate)
