@@ -10,16 +10,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from tokenloom.models.core.config import Added, Execution, Identity
+from tokenloom.configs.section import Section as Section
+from tokenloom.models.core import registry
+from tokenloom.models.core.config import Added, ConfigError, Execution, Identity
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 
 NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"  # a folder, an experiment and a registered model can have it
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors and values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SeriesConfig(Section):
@@ -53,6 +49,9 @@ class DataConfig(Section):
     validation: Identity[float] = Field(0.1, gt=0, lt=0.9, description="share of the items in the validation split, by a keyed hash")
     test: Identity[float] = Field(0.0, ge=0, lt=0.9, description="share of the items in the test split")
     seed: Identity[int] = Field(0, description="key of the split")
+    classes: Execution[int | None] = Field(
+        None, ge=1, description="number of classes that the source has; with it a run can be planned before its data is there"
+    )
     limit: Identity[int | None] = Field(None, ge=1, description="at most this many items, in the source's order")
     shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
     columns: Added[dict[str, str] | None] = Field(
@@ -102,7 +101,25 @@ class DataConfig(Section):
         return self
 
 
-class MethodConfig(Section):
+class Trained(Section):
+    """Base of sections with a recipe and its training; ``train: {as: paper}`` is the published one, and fields beside it win."""
+
+    where: ClassVar[str] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, data: Any) -> Any:
+        train = data.get("train") if isinstance(data, dict) else None
+        if not isinstance(train, dict) or "as" not in train:
+            return data
+        if train["as"] != "paper":
+            raise ConfigError(f"train.as={train['as']!r}: write paper, or leave it out")
+        changes = {name: value for name, value in train.items() if name != "as"}
+        published = registry.get(str(data.get("recipe"))).training(data.get("args") or {}).given(changes, "train")
+        return data | {"train": published | {"source": "paper"}}
+
+
+class MethodConfig(Trained):
     """A recipe, its arguments, edits of the config that it returns, and its training."""
 
     recipe: Identity[str] = Field(description="a name from `tokenloom methods`")
@@ -137,7 +154,7 @@ class StageConfig(Section):
     train: Identity[TrainSettings]
 
 
-class BaseConfig(Section):
+class BaseConfig(Trained):
     """The tokenizer that another one depends on, trained before it or used: exactly one of ``recipe`` and ``use``."""
 
     where: ClassVar[str] = "tokenizer.base"
@@ -279,7 +296,7 @@ class RunConfig(Section):
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)
     register_: Identity[RegisterConfig] = Field(default_factory=RegisterConfig, alias="register")
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @property
     def codec(self) -> TokenizerConfig:
@@ -309,9 +326,9 @@ class RunConfig(Section):
                 f"generator.warm_start={self.generator.warm_start!r}: a generator knows the codes of one tokenizer, and new data would "
                 "train another; add tokenizer.pinned: true, or use: ARTIFACT"
             )
-        names = [stage.name for stage in self.stages]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"stages: two of them are named {twice[0]!r}; names tell them apart")
+        names = [stage.name.lower() for stage in self.stages]  # folders whose names differ by case are one on some disks
+        if twice := sorted({stage.name for stage in self.stages if names.count(stage.name.lower()) > 1}):
+            raise ValueError(f"stages: two of them are named {' and '.join(map(repr, twice))}; names tell them apart, whatever their case")
         return self
 
 

@@ -105,7 +105,7 @@ def _main(submission: Submission, place: Place, storage: Storage, root: Path, op
 
 
 def _join(place: Place, storage: Storage, root: Path) -> int:
-    _until(lambda: storage.exists(place.meeting), None, "the main node has not said where it is")
+    _until(lambda: storage.exists(place.meeting), None, "the main node has not published its address")
     met = json.loads(storage.read(place.meeting))
     os.environ["RAY_AUTH_TOKEN"] = met["token"]
     with _ray([f"--address={met['address']}"], f"{own_address(met['address'])}:0", root) as joined:

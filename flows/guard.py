@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_told: list[int] = []  # in the child: where it says that it ends by itself
+_writers: list[int] = []  # in the child: where it says that it ends by itself
 
 
 def guard() -> None:
@@ -32,11 +32,11 @@ def guard() -> None:
     # Held until the handlers stand, so that no signal falls between.
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    heard, told = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(heard)
-        _told.append(told)
+        os.close(reader)
+        _writers.append(writer)
         os.setsid()
         _die_with(parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
@@ -50,12 +50,12 @@ def guard() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
             signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    os.set_blocking(heard, False)  # processes that the child has left may hold the other end open
-    os.close(told)
+    os.set_blocking(reader, False)  # processes that the child has left may hold the other end open
+    os.close(writer)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     with contextlib.suppress(BlockingIOError):
-        if os.read(heard, 1):
+        if os.read(reader, 1):
             os._exit(code if code >= 0 else 128 - code)
     how = f"exit code {code}" if code >= 0 else f"{signal.Signals(-code).name}, as when memory runs out"
     sys.stderr.write(
@@ -70,14 +70,14 @@ def guard() -> None:
 
 def ending() -> None:
     """In the child: what there was to say is said, so the parent need not say anything."""
-    if _told:
-        os.write(_told[0], b".")
+    if _writers:
+        os.write(_writers[0], b".")
 
 
 def _die_with(parent: int) -> None:
     """Have this process killed when its parent ends, also when that has happened already."""
     end_with_parent()
-    if os.getppid() != parent:  # it ended before we asked
+    if os.getppid() != parent:  # it ended before the call
         os._exit(128 + signal.SIGKILL)
 
 

@@ -91,10 +91,10 @@ def _carry_out(config: RunConfig, cluster: ClusterConfig | None, root: str | Non
             carry_out(config, work)
         finally:
             pages.results(config, work)
-    said = results.summary(work)
-    log.info("%s: %s", config.name, said)
-    screen.current().say(said)
-    return Completed(message=said, data=[done.row() for done in work.done])
+    summary = results.summary(work)
+    log.info("%s: %s", config.name, summary)
+    screen.current().say(summary)
+    return Completed(message=summary, data=[done.row() for done in work.done])
 
 
 def run(config: RunConfig, work: Workspace) -> None:

@@ -7,8 +7,10 @@ one, and ``plan`` looks at all of them without running anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.steps.base import Context, Given, Later, Planned
@@ -95,6 +97,28 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     by_role = {link.step.makes: one for link, one in zip(chain(config, store), planned)}
     for link in chain(config, store):
         link.step.check(Context(config, store), by_role)
+
+
+def published_trainings(config: RunConfig) -> list[dict[str, Any]]:
+    """What ``train: {as: paper}`` came to, for each section that says it: its settings, and what of the published training they lack."""
+    tokenizer, found = config.tokenizer, []
+    sections = {"tokenizer": tokenizer, "tokenizer.base": tokenizer and tokenizer.base, "generator": config.generator}
+    for where, section in (sections | {"density": config.density}).items():
+        if section is None or section.train is None or section.train.source != "paper":
+            continue
+        assert section.recipe is not None, "a section that trains has a recipe"
+        published, train = registry.get(section.recipe).training(section.args), section.train
+        found.append(
+            {
+                "section": where,
+                "length": f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps} steps",
+                "published steps": train.on(published.images).steps,
+                "train": identity(train),
+                "augmentation": list(published.augmentation),
+                "departs": list(published.departs),
+            }
+        )
+    return found
 
 
 def fingerprint(config: RunConfig) -> str:

@@ -59,10 +59,10 @@ def free_port(preferred: int | None = None) -> int:
 
 
 def port(option: str, given: int | None, preferred: int) -> int:
-    """The port that a person asked for, or a free one.
+    """The requested port, or a free one.
 
     Raises:
-        ConfigError: the port asked for is in use.
+        ConfigError: the requested port is in use.
     """
     found = free_port(given or preferred)
     if given and found != given:

@@ -59,11 +59,11 @@ def summary(work: Workspace) -> str:
     ran = [each.name for each in work.done if each.status == "ran"]
     if not ran:
         return "nothing to do: the source holds nothing new, and every artifact is there"
-    said = f"ran {', '.join(ran)}"
+    summary = f"ran {', '.join(ran)}"
     if "register" in ran:
         registered = _registered(work, work.artifact("register"))
-        said += f"; {registered['uri']} {'is champion' if registered['promoted'] else 'stays challenger'}: {registered['reason']}"
-    return said
+        summary += f"; {registered['uri']} {'is champion' if registered['promoted'] else 'stays challenger'}: {registered['reason']}"
+    return summary
 
 
 def document(config: RunConfig, work: Workspace, done: list[Done], error: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live bar on a terminal, a line now and then elsewhere, both on stderr."""
+"""What the screen shows while a run works: a live bar on a terminal, a line now and then elsewhere, both on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps as Prefect sees them: each step of the table is a task inside of a flow run, and a flow of its own.
+"""The steps as Prefect runs them: each step of the table is a task inside of a flow run, and a flow of its own.
 
 Inside a flow run a call is a Prefect task run; elsewhere (``--no-prefect``, a notebook) it is the plain function.
 Tasks are called, never submitted: they use Ray and signals, and both belong to the main thread.  Whether a step has to

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenloom.tasks.store.artifacts import Artifact, Store
     from tokenloom.tasks.tracking.tracker import Tracker
 
-#: The root folder where nothing else is said: beside you, so that two projects do not mix.
+#: The root folder where no other is given: beside you, so that two projects do not mix.
 ROOT = ".tokenloom"
 
 

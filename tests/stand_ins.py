@@ -209,7 +209,7 @@ def judge_inline(
 
 def draw_here(todo, shards, config, step, store, cluster):
     """What the actors do, without actors."""
-    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer")]
+    models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "draft") if role in step.inputs}
     judge = None if config.features == "auto" else (step.inputs["features"].to_dict(), config.resize)
     actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu", judge)
     for i in todo:

@@ -237,7 +237,7 @@ def test_samples_are_drawn_from_the_registry_of_the_cluster_file(tmp_path: Path,
 @pytest.mark.parametrize(
     ("cluster", "sets", "there", "code", "says"),
     [
-        ("laptop", [], 0, 0, "none asked for"),
+        ("laptop", [], 0, 0, "none requested"),
         ("gpu", [], 0, 1, "0 here, the cluster file wants 1"),
         ("gpu", [], 1, 0, "1 here, 1 asked for"),
         ("gpu", ["execution.workers=4"], 2, 1, "2 here, the cluster file wants 4"),

@@ -14,8 +14,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch
 from tokenloom.models.core.settings import TrainSettings
-from tokenloom.models.parts.losses import Adversarial
-from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
+from tokenloom.models.parts.adversarial.loss import Adversarial
+from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
 from tokenloom.tasks.training.train_state import TrainState
 

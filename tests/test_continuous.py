@@ -37,7 +37,6 @@ REFUSED = {
     "mvar": "tokenizer",
     "srdd": "tokenizer",
     "nfig_ar": "tokenizer",
-    "heptapod": "logits",
     "oar": "logits",
 }
 

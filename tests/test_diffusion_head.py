@@ -219,6 +219,14 @@ def test_raster_over_latents_trains_and_samples() -> None:
     assert torch.equal(painted.data[:, :4], first.data[:, :4])
 
 
+def test_several_positions_may_share_a_hidden_state() -> None:
+    h, target = torch.randn(2, 3, WIDTH), torch.randn(2, 3, 4, 2)
+    together = trained().loss(h, target, Draws.whole(0, 0, 2))
+    apart = trained().loss(h.repeat_interleave(4, 1), target.flatten(1, 2), Draws.whole(0, 0, 2))
+    assert together.shape == (2, 3, 4)
+    assert torch.equal(together.flatten(1), apart)
+
+
 def test_settings_are_checked_before_work() -> None:
     model = spec().build()
     raster = ModelSpec("generator", "raster", dict(get("raster").tiny), {}, spec_of("raster").given).build()

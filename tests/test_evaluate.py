@@ -219,9 +219,9 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, actors
     labels = np.arange(60) % 10
     shards = [labels[start : start + 25] for start in (0, 25, 50)]
     protocol = FEW.model_copy(update={"shard": 25, "seed": 0})
-    here = {i: drawn["image"] for i, drawn, _ in draw_here([0, 1, 2], shards, protocol, step, store, ClusterConfig())}
+    here = {i: drawn["image"] for i, drawn, *_ in draw_here([0, 1, 2], shards, protocol, step, store, ClusterConfig())}
     cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-    there = {i: drawn["image"] for i, drawn, _ in sampling_actor._finished([0, 1, 2], shards, protocol, step, store, cluster)}
+    there = {i: drawn["image"] for i, drawn, *_ in sampling_actor._finished([0, 1, 2], shards, protocol, step, store, cluster)}
     assert sorted(there) == [0, 1, 2]
     for i in there:
         np.testing.assert_array_equal(there[i], here[i])

@@ -121,6 +121,42 @@ def test_imports_within_models_go_down_only() -> None:
             assert set(above) <= LOOK_UP.get(name, set()), f"{name} imports {above} from a room above"
 
 
+#: Rooms of tasks and flows, as above; a module that stands elsewhere than its folder is named by itself.
+UPPER = {
+    "tasks": (
+        ("runtime.errors", "runtime.progress"),
+        ("store",),
+        ("runtime", "tracking", "serving", "modalities", "data.listing"),
+        ("data",),
+        ("training", "runtime.checks"),
+        ("evaluation",),
+        ("modalities.image", "modalities.series", "tracking.model_card"),
+        ("data.ingest", "data.extract", "training.distributed", "evaluation.evaluate", "tracking.register", "training.warm_start"),
+        ("steps",),
+    ),
+    "flows": (
+        ("environment", "guard", "planning", "screen"), ("workspace",), ("results", "steps"), ("pages",), ("pipeline",), ("prefect_api",),
+        ("cli", "batch_node"),
+    ),
+}  # fmt: skip
+
+
+def level(layer: str, name: str) -> int | None:
+    """The room of a module of tasks or flows: that of the longest name that it begins with."""
+    fitting = [(len(room), i) for i, rooms in enumerate(UPPER[layer]) for room in rooms if f"{name}.".startswith(f"{layer}.{room}.")]
+    return max(fitting)[1] if fitting else None
+
+
+@pytest.mark.parametrize("layer", UPPER)
+def test_imports_within_tasks_and_flows_go_down_only(layer: str) -> None:
+    modules = {name: needs for name, needs in graph().items() if name.startswith(f"{layer}.")}
+    levels = {name: level(layer, name) for name in modules}
+    assert not [name for name, found in levels.items() if found is None], "a new room: say where it stands"
+    for name, needs in modules.items():
+        above = sorted(other for other in needs & modules.keys() if levels[other] > levels[name])  # type: ignore[operator]
+        assert not above, f"{name} imports {above} from a room above"
+
+
 #: Neutral rooms reach what knows an image through the interface of its kind alone. Records without a kind are of images.
 OF_IMAGES, EXEMPT = (
     ("image", "pixel", "png", "jpeg", "rgb", "grey"),

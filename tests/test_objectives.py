@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_generators import grid, small, some
 from torch import Tensor, nn
+from zoo import spec_of
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
@@ -103,12 +104,13 @@ def test_an_unknown_kind_of_method_is_refused() -> None:
 
 
 def test_an_objective_refuses_parts_that_it_cannot_train() -> None:
-    with pytest.raises(ConfigError, match="order, net: predicting the whole grid needs Raster and QueryHeads"):
-        replace(config_of("raster"), objective=WholeGrid.Config())
-    with pytest.raises(ConfigError, match="order=Raster: distilling orders needs the order Found"):
-        override(config_of("raster"), {"objective": {"distilled_order": {}}})
-    with pytest.raises(ConfigError, match="predicting the whole grid needs logits of one codebook"):
-        override(config_of("heptapod"), {"head": {"diffusion": {}}})
+    for name, changes, message in (
+        ("raster", {"objective": {"whole_grid": {}}}, r"states with queries of positions: objective .* requires yes, net .* has no"),
+        ("raster", {"objective": {"distilled_order": {}}}, r"orders that the model finds: objective .* requires yes, order .* has no"),
+        ("oar", {"objective": {"whole_grid": {}}}, r"positions in storage order: objective .* requires yes, order .* has no"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(spec_of(name), set=changes).build()
 
 
 def test_one_model_has_other_losses_under_other_objectives_and_the_same_weights_and_samples() -> None:

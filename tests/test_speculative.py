@@ -19,6 +19,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.orders.sizes import Count
 from tokenloom.models.sampling import chain
 from tokenloom.models.sampling.chain import ChainSession
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -141,12 +142,13 @@ LARGER = TokenLayout(grids=((4, 4),), vocabulary=8)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", [*CHAINS, "randar"])
 def test_windows_with_rollback_equal_teacher_forcing(name: str) -> None:
     model, rows, length = made(name, scale=0.1, layout=LARGER), 4, LARGER.length
     draw = torch.Generator().manual_seed(0)
     ids, labels = torch.randint(8, (rows, length), generator=draw), Labels(torch.arange(rows) % 2)
-    session = ChainSession(model, labels, Sampler(guidance=Constant(value=0.5)), SampleDraws.of(0, 0, rows), window=5)
+    sizes = Count(count=length) if name == "randar" else None  # its own are larger groups
+    session = ChainSession(model, labels, Sampler(guidance=Constant(value=0.5), sizes=sizes), SampleDraws.of(0, 0, rows), window=5)
     h, null = (model(ids, each, session.plan) for each in (labels, model.condition.null(labels)))
     head = cast(Any, model.head)
     taught = (1.5 * head.logits(h) - 0.5 * head.logits(null)).softmax(-1)

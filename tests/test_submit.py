@@ -252,7 +252,7 @@ def test_a_node_whose_main_node_stays_away_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(batch_node, "JOIN_TIMEOUT", 0.1)
     monkeypatch.setenv("AWS_BATCH_JOB_NUM_NODES", "2")
     monkeypatch.setenv("AWS_BATCH_JOB_NODE_INDEX", "1")
-    with pytest.raises(StepError, match="the main node has not said where it is after 0 s"):
+    with pytest.raises(StepError, match="the main node has not published its address after 0 s"):
         batch_node.work(submission(tmp_path).uri, tmp_path / "root")
 
 

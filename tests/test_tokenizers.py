@@ -16,9 +16,10 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, TokenLayout, Tokens
-from tokenloom.models.parts.losses import Adversarial, Perceptual
+from tokenloom.models.parts.adversarial.loss import Adversarial
+from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
+from tokenloom.models.parts.losses import Perceptual
 from tokenloom.models.parts.nets.conv import Decoder, Encoder, Geometry
-from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
 from tokenloom.models.tokenizers.autoencoder import Autoencoder, grid
 
 ROWS, SIZE = 8, 16

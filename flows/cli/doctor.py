@@ -111,12 +111,12 @@ def _gpus(work: Workspace) -> str:
 
     wanted, found = gpus(work.cluster)
     if found is None:
-        return f"{wanted:g} of the Ray cluster at {work.cluster.address} (it is not asked)" if wanted else "none asked for"
+        return f"{wanted:g} of the Ray cluster at {work.cluster.address} (it is not queried)" if wanted else "none requested"
     if found < wanted:
         raise RuntimeError(
             f"{found} here, the cluster file wants {wanted:g}: lower execution.workers or extract_actors, or choose another one"
         )
-    return f"{found} here, {wanted:g} asked for"
+    return f"{found} here, {wanted:g} requested"
 
 
 def _disk(work: Workspace) -> str:
@@ -178,8 +178,8 @@ def _tracking(work: Workspace) -> str:
         with urllib.request.urlopen(wanted, timeout=5):
             return f"{shown} answers"
     except (OSError, http.client.HTTPException) as error:
-        said = "answers, but wants a login that it knows" if getattr(error, "code", 0) in (401, 403) else "does not answer"
-        raise RuntimeError(f"{shown} {said} ({error}{proxied(address)}); runs go on, metrics wait, registration fails") from error
+        found = "answers, but wants a login that it knows" if getattr(error, "code", 0) in (401, 403) else "does not answer"
+        raise RuntimeError(f"{shown} {found} ({error}{proxied(address)}); runs go on, metrics wait, registration fails") from error
 
 
 def _database(address: str, shown: str) -> str:
@@ -188,8 +188,8 @@ def _database(address: str, shown: str) -> str:
     try:
         create_engine(address).connect().close()
     except Exception as error:  # no driver, no host, no login
-        said = str(error).strip().splitlines()[0].replace(address, shown)
-        raise RuntimeError(f"{shown} cannot be used ({said}); runs go on, metrics wait, registration fails") from error
+        reason = str(error).strip().splitlines()[0].replace(address, shown)
+        raise RuntimeError(f"{shown} cannot be used ({reason}); runs go on, metrics wait, registration fails") from error
     return f"{shown} answers"
 
 

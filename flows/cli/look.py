@@ -51,7 +51,7 @@ def methods(name: str | None, as_json: bool) -> None:
 )
 @click.argument("model")
 @click.option("--classes", metavar="NAMES", help="Classes to draw, by name or number, e.g. cat,dog or 0-9 or 1,4 [default: all].")
-@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a model asked in words; may be given again.")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a text model; may be given again.")
 @click.option(
     "--n",
     "total",
@@ -63,6 +63,11 @@ def methods(name: str | None, as_json: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same samples.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
+@click.option(
+    "--decoder",
+    metavar="NAME",
+    help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
+)
 @click.option(
     "--out",
     required=True,
@@ -80,6 +85,7 @@ def sample(
     seed: int,
     guidance: float | None,
     steps: int | None,
+    decoder: str | None,
     out: Path,
     root: str | None,
     store: str | None,
@@ -89,14 +95,14 @@ def sample(
     """Draw samples from a model.
 
     MODEL is models:/NAME@ALIAS of the registry, an artifact (NAME, NAME-FINGERPRINT or a unique prefix), or a run that is
-    still training.  A model that is asked in words draws captions that it has seen, unless --text says which.
+    still training.  A model that is conditioned on text draws captions of its training data, unless --text says which.
     Of a cluster file only its tracking_uri counts here: where the registry is.
     """
     if out.suffix not in (".png", ".npz"):
         raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
-    from tokenloom.configs.load import load_cluster
+    from tokenloom.configs.load import load_cluster, parse_yaml
     from tokenloom.flows.screen import screen
     from tokenloom.tasks.evaluation.sample import sample_model
 
@@ -113,6 +119,7 @@ def sample(
             seed=seed,
             guidance=guidance,
             steps=steps,
+            decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,
         )

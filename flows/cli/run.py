@@ -126,10 +126,19 @@ def plan(run: str, sets: tuple[str, ...], root: str | None, store: str | None, c
     planned = planning.plan(config, work.store, work.tracker.uri)
     if any(one.status != "cached" for one in planned):
         planning.check(config, work.store, planned)
+    trainings = planning.published_trainings(config)
     if as_json:
-        emit({"run": config.name, "steps": [one.row() for one in planned]})
-    else:
-        table(config.name, ["step", "status", "fingerprint", "why"], [[o.name, o.status, o.fingerprint, o.reason] for o in planned])
+        emit({"run": config.name, "steps": [one.row() for one in planned], "published_trainings": trainings})
+        return
+    table(config.name, ["step", "status", "fingerprint", "why"], [[o.name, o.status, o.fingerprint, o.reason] for o in planned])
+    for one in trainings:
+        train = one["train"]
+        click.echo(f"{one['section']} trains as published: {one['length']} of batch {train['batch']}, {train['precision']}")
+        for phase, optimizer in {"": train["optimizer"], **train.get("phases", {})}.items():
+            click.echo(f"  {phase or 'optimizer'}: {', '.join(f'{name} {value}' for name, value in optimizer.items())}")
+        for what in ("augmentation", "departs"):
+            if one[what]:
+                click.echo(f"  {what}: {'; '.join(one[what])}")
 
 
 @click.command(epilog=epilog('tokenloom serve digits_var --cron "0 3 * * *"'))

@@ -13,33 +13,50 @@ from tokenloom.tasks.store.lineage import collect
 @click.command(
     "import",
     epilog=epilog(
-        "tokenloom import var_vqvae vae_ch160v4096z32.pth --settings vae.json --name var-vae",
-        "tokenloom import var var_d16.pth --settings var_d16.json --tokenizer var-vae --name var-d16",
+        "tokenloom import var-vqvae --weights vae_ch160v4096z32.pth",
+        "tokenloom import var-d16 --weights var_d16.pth",
+        "tokenloom import var my_var.pth --settings my_var.json --tokenizer var-vqvae --name my-var",
     ),
 )
-@click.argument("family")
-@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("what", metavar="NAME")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[WEIGHTS]")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The checkpoint file.")
 @click.option(
     "--settings",
-    required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='JSON of the official constructor\'s settings: {"config": {…}}.',
+    help='JSON of the official constructor\'s settings, {"config": {…}}; a published checkpoint needs none.',
 )
-@click.option("--tokenizer", help="Artifact of the tokenizer that a generator belongs to.")
-@click.option("--name", help="Name of the artifact [default: the family].")
+@click.option("--tokenizer", help="Artifact of the tokenizer that a generator belongs to [default: the published one].")
+@click.option("--name", help="Name of the artifact [default: NAME].")
 @place_options
 @json_option
 def import_(
-    family: str, weights: Path, settings: Path, tokenizer: str | None, name: str | None, root: str | None, store: str | None, as_json: bool
+    what: str,
+    file: Path | None,
+    weights: Path | None,
+    settings: Path | None,
+    tokenizer: str | None,
+    name: str | None,
+    root: str | None,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """An official checkpoint becomes an artifact: a tokenizer for `tokenizer: {use: NAME}`, or a generator to sample.
 
-    FAMILY is one of tokenloom.models.pretrained; WEIGHTS is .safetensors, or .pth read with weights_only (no pickled classes).
+    NAME is a published checkpoint (var-d16, llamagen-b-256, rar-b, …), which brings its settings and its paper's sampler, or a family of
+    tokenloom.models.pretrained with --settings; or inception, the network of FID. WEIGHTS is .safetensors, or .pth read with weights_only
+    (no pickled classes).
     """
+    from tokenloom.tasks import modalities
     from tokenloom.tasks.store.official import import_checkpoint
 
     work = workspace("tokenloom", root, store)
-    outcome = import_checkpoint(family, weights, settings, name or family.replace("_", "-"), work.store, tokenizer)
+    source = weights or file
+    if source is None or (weights and file):
+        raise click.UsageError("name the checkpoint file once: tokenloom import NAME --weights FILE")
+    outcome = modalities.import_network(what, source, work.store) or import_checkpoint(
+        what, source, settings, name or what.replace("_", "-"), work.store, tokenizer
+    )
     made = outcome.artifact
     if as_json:
         emit({"status": outcome.status, "artifact": f"{made.kind}/{made.id}", "uri": made.uri, "metrics": outcome.metrics})

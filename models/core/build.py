@@ -79,8 +79,9 @@ class ModelSpec:
             given["signal"] = SignalSpec.from_dict(given["signal"])
         try:
             return cast(Method, cast(Any, self.config()).build(**given))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{self.kind} recipe {self.recipe!r}: {error}") from error
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            where = registry.written(self.args, self.set) if self.resolved is None else ""
+            raise ConfigError(f"{self.kind} recipe {self.recipe!r}{where}: {registry.plain(error)}") from error
 
     def shaped(self) -> Method:
         """The model without memory for its weights, where its parts allow that (one that computes values when built needs real tensors)."""

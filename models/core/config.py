@@ -22,6 +22,8 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from tokenloom.models.core.coercion import Parsed
 from tokenloom.models.core.coercion import coerce as coerce
+from tokenloom.models.core.limits import after_ranges, check_fields
+from tokenloom.models.core.limits import shortened as shortened
 from tokenloom.models.core.marks import Added as Added
 from tokenloom.models.core.marks import ConfigError as ConfigError
 from tokenloom.models.core.marks import Execution as Execution
@@ -54,6 +56,8 @@ class Config(Parsed):
         super().__init_subclass__(**kwargs)
         cls.tag = tag
         cls.words = label or tag.rpartition(".")[2].replace("_", " ")
+        if (own := cls.__dict__.get("__post_init__")) is not None:
+            setattr(cls, "__post_init__", after_ranges(own))  # noqa: B010 - mypy knows no other method here
         if not tag:
             return
         if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", tag):
@@ -62,6 +66,14 @@ class Config(Parsed):
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"tag {tag!r} of {cls.__module__}.{cls.__qualname__} belongs to {other.__module__}.{other.__qualname__}")
         _TYPES[tag] = cls
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be; numbers out of their range are refused before a type's own checks.
+
+        Raises:
+            ConfigError: naming the field, the value and what it may be.
+        """
+        check_fields(self)
 
     def build(self, *args: Any, **given: Any) -> Any:
         """What this config describes; an axis says in its own ``build`` what is given."""
@@ -259,10 +271,16 @@ def identity_of(settings: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, field.default):
-            marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
-            result[field.name] = identity_of(value) if marked else canonical(value)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, default):
+            several = isinstance(value, Mapping)
+            result[field.name] = {k: _identity(v) for k, v in sorted(value.items())} if several else _identity(value)
     return result
+
+
+def _identity(value: Any) -> Any:
+    marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
+    return identity_of(value) if marked else canonical(value)
 
 
 def override(config: T, changes: Mapping[str, Any], where: str = "set") -> T:
@@ -283,6 +301,10 @@ def _replace(config: Any, path: list[str], value: Any, where: str) -> Any:
         known = ", ".join(names) or f"none, it is the value {config!r}"
         raise ConfigError(f"{where}: unknown field {head!r}; fields here: {known}")
     if rest:
-        return dataclasses.replace(config, **{head: _replace(getattr(config, head), rest, value, where)})
-    hint = get_type_hints(type(config))[head]
-    return dataclasses.replace(config, **{head: coerce(value, hint, where)})
+        new = _replace(getattr(config, head), rest, value, where)
+    else:
+        new = coerce(value, get_type_hints(type(config))[head], where)
+    try:
+        return dataclasses.replace(config, **{head: new})
+    except ConfigError as error:
+        raise ConfigError(f"{where}={shortened(value)}: {error}") from error

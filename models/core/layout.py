@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import fields_from
 
-#: Axes along which positions are told apart; ``index`` counts the tokens of a 1-D sequence that stand nowhere in the signal.
+#: Axes along which positions are distinguished; ``index`` counts the tokens of a 1-D sequence that stand nowhere in the signal.
 AxisName = Literal["time", "scale", "row", "column", "index"]
 #: The axes inside a scale, by the layout's ``axis``: of images, of 1-D tokens, of samples or frames along time (series, audio).
 _INNER: dict[str, tuple[AxisName, ...]] = {"grid": ("row", "column"), "sequence": ("index",), "time": ("time",)}
@@ -89,7 +89,7 @@ class TokenLayout:
 
     @property
     def axes(self) -> tuple[AxisName, ...]:
-        """The axes along which positions are told apart, slowest first."""
+        """The axes along which positions are distinguished, slowest first."""
         frames: tuple[AxisName, ...] = ("time",) if self.frames > 1 else ()
         scales: tuple[AxisName, ...] = ("scale",) if len(self.grids) > 1 else ()
         return frames + scales + _INNER[self.axis]

@@ -1,4 +1,4 @@
-"""The marks of a config's fields, which decide what a fingerprint sees, and the error of a setting that cannot be used."""
+"""The marks of a config's fields, which decide what a fingerprint covers, and the error of a setting that cannot be used."""
 
 from __future__ import annotations
 

@@ -51,8 +51,20 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.lengths is None and self.data.shape[1] != self.layout.length:
             raise LayoutError(f"{self.data.shape[1]} tokens a row, layout has {self.layout.length} positions")
+        if self.lengths is not None:
+            self._check_lengths(self.lengths)
         if self.data.is_floating_point() == self.layout.discrete:
             raise LayoutError(f"data of type {self.data.dtype} in a layout with vocabulary {self.layout.vocabulary}")
+
+    def _check_lengths(self, lengths: Tensor) -> None:
+        rows, most = self.data.shape[:2]
+        if lengths.shape != (rows,) or lengths.is_floating_point():
+            raise LayoutError(f"lengths of shape {tuple(lengths.shape)}, {lengths.dtype}: must be one integer for each of {rows} rows")
+        if most > self.layout.length:
+            raise LayoutError(f"{most} tokens a row, layout has {self.layout.length} positions")
+        # On a device the values are not looked at: that would wait for it.
+        if lengths.device.type == "cpu" and rows and not (int(lengths.min()) >= 0 and int(lengths.max()) <= most):
+            raise LayoutError(f"lengths from {int(lengths.min())} to {int(lengths.max())}: must be from 0 to {most} tokens a row")
 
     @property
     def ids(self) -> Tensor:
@@ -156,6 +168,10 @@ class Method(nn.Module, ABC):
         """
         return ()
 
+    def begins(self, phase: str) -> int:
+        """The step at which a phase begins (default: the first); until then its optimizer rests and counts no steps."""
+        return 0
+
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a parameter is free of weight decay (default: vectors, scalars and embeddings of position)."""
         return parameter.ndim < 2 or "position" in name
@@ -206,7 +222,7 @@ class Generator(Method):
         """Refuse, before anything is trained or drawn, a sampler that this generator cannot follow.
 
         Raises:
-            ConfigError: other steps or another decoder than its own are asked for, and they are fixed.
+            ConfigError: other steps or another decoder than its own are requested, and they are fixed.
         """
         if sampler.decoder is not None:
             raise ConfigError(f"sample.decoder={sampler.decoder.name}: this generator decodes in a way of its own; leave it out")

@@ -7,10 +7,12 @@ training.  What no source says is None: a recipe does not guess.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.layout import TokenLayout
+from tokenloom.models.core.settings import TrainSettings
 
 #: Images of ImageNet's training set (ILSVRC 2012), which epochs of the published trainings count.
 IMAGENET = 1_281_167
@@ -21,31 +23,59 @@ Mark = Literal["code", "measured", "derived", "readme", "paper", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a published model was trained; None is what no source says, and a run then has to give it.
+    """How a published model was trained.
 
-    ``lr`` is the peak at a global batch of ``batch`` images; it refers to ``lr_batch`` (None: no source says to which), so only
-    then may another batch rescale it.  ``warmup``, ``hold`` and ``cycle`` are in epochs if ``epochs`` are given, else in steps.
+    Args:
+        settings: the training in this project's settings; shares of the steps where a source counts steps or epochs.
+        lr_batch: the global batch that the learning rates refer to; None: no source says so, and another batch rescales nothing.
+        unknown: fields of ``settings`` (``batch``, ``optimizer.lr``) that no source says: a run has to give them.
+        augmentation: views of the training images, as the sources name them.
+        departs: in words, what of the published training these settings do not have.
+        images: of the training set, which epochs count.
     """
 
-    batch: int | None
-    epochs: float | None = None
-    steps: int | None = None
-    lr: float | None
+    settings: TrainSettings
     lr_batch: int | None = None
-    betas: tuple[float, float] | None
-    eps: float = 1e-8
-    weight_decay: float | None
-    weight_decay_end: float | None = None  # where it ends, by a cosine over the training; None: it stays
-    exempt: tuple[str, ...] | None = ("vectors",)  # from weight decay: "vectors" and parts of names; () none
-    clip: float | None
-    warmup: float | None = 0.0
-    schedule: Literal["constant", "linear", "cosine", "steps"] | None
-    hold: float = 0.0  # share of the rest after the warm-up at the peak, before the schedule begins
-    final: float = 0.0  # last learning rate as a share of the peak
-    ema: float | None = 0.0
-    precision: Literal["float32", "float16", "bfloat16"] | None
+    unknown: tuple[str, ...] = ()
     augmentation: tuple[str, ...] = ()
+    departs: tuple[str, ...] = ()
     images: int = IMAGENET
+
+    def given(self, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The fields of ``TrainSettings`` for a run that changes some of them.
+
+        A changed batch rescales the learning rates that refer to the published one; steps that are given replace its epochs.
+
+        Raises:
+            ConfigError: a field that no source says and the run does not give.
+        """
+        for name in self.unknown:
+            value: Any = changes
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is None:
+                raise ConfigError(f"{where}.{name}: no source says this field of the published training; give it")
+        scale = changes["batch"] / self.settings.batch if self.lr_batch and _positive(changes.get("batch")) else 1.0
+        fields = _merged(_rescaled(self.settings, scale), changes)
+        if "epochs" in changes or self.settings.epochs is None:
+            return fields
+        return fields | ({"epochs": None} if "steps" in changes else {})
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _rescaled(settings: TrainSettings, scale: float) -> dict[str, Any]:
+    fields = asdict(settings)
+    for each in (fields["optimizer"], *fields["phases"].values()):
+        each["lr"] *= scale
+    return fields
+
+
+def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = [name for name in changes if isinstance(changes[name], Mapping) and isinstance(fields.get(name), Mapping)]
+    return {**fields, **changes, **{name: _merged(fields[name], changes[name]) for name in both}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +129,10 @@ class Size:
     def flops(self) -> float | None:
         """Training compute, estimated: 6 FLOPs for each parameter, token and image seen (arXiv:2001.08361, section 2.1)."""
         train = self.training
-        if train is None or self.parameters is None or self.tokens is None:
+        if train is None or self.parameters is None or self.tokens is None or {"epochs", "steps", "batch"} & set(train.unknown):
             return None
-        seen = train.epochs * train.images if train.epochs is not None else train.steps and train.batch and train.steps * train.batch
-        return 6.0 * self.parameters * self.tokens * seen if seen else None
+        settings = train.settings.on(train.images)
+        return 6.0 * self.parameters * self.tokens * settings.steps * settings.batch
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for tables; ``name`` is that of the published tables, ``size`` the dial."""

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
-from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override
-from tokenloom.models.core.published import Size
+from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override, shortened
+from tokenloom.models.core.limits import check_number
+from tokenloom.models.core.published import Size, Training
 
 #: What a method is: its verbs (``models.core.protocols``).
 KINDS = ("tokenizer", "generator", "density")
@@ -53,6 +54,22 @@ class Recipe:
                 return size
         known = ", ".join(size.name for size in self.sizes) or "none is published; give the single arguments"
         raise ConfigError(f"{where}: recipe {self.name!r} has no size {name!r}; sizes: {known}, or tiny")
+
+    def training(self, args: Mapping[str, Any], where: str = "args") -> Training:
+        """The published training of the size that the arguments name, or the one that all sizes share.
+
+        Raises:
+            ConfigError: none is published, or it depends on the size and the arguments name none.
+        """
+        if "size" in args and args["size"] != "tiny":
+            found = [self.size(args["size"], f"{where}.size").training]
+        else:
+            found = [size.training for size in self.sizes]
+        if not any(found):
+            raise ConfigError(f"train.as: paper: no training of recipe {self.name!r} is published; give its fields")
+        if found[0] is None or any(each != found[0] for each in found):
+            raise ConfigError(f"train.as: paper: the published training of recipe {self.name!r} depends on its size: give {where}.size")
+        return found[0]
 
     def expanded(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with those that ``size`` stands for."""
@@ -93,14 +110,26 @@ class Recipe:
             else:
                 known = [name for name in parameters if name not in groups] + list(inside)
                 raise ConfigError(f"args.{key}: recipe {self.name!r} has no such argument; it has: {', '.join(known)}")
+            check_number(key, value, f"args.{key}")
         for name, fields in grouped.items():
             checked[name] = dataclasses.replace(parameters[name].default, **fields)
         try:
-            return override(self.function(**checked), changes or {})
-        except ConfigError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"recipe {self.name!r}: {error}") from error
+            full = self.function(**checked)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"recipe {self.name!r}{written(args, {})}: {plain(error)}") from error
+        return override(full, changes or {})
+
+
+def written(args: Mapping[str, Any] | None, changes: Mapping[str, Any] | None) -> str:
+    """What a run file gives a recipe, for messages: `` (args.depth=3, set.net.heads=2)``, or nothing."""
+    given = [f"args.{key}={shortened(value)}" for key, value in (args or {}).items()]
+    given += [f"set.{key}={shortened(value)}" for key, value in (changes or {}).items()]
+    return f" ({', '.join(given)})" if given else ""
+
+
+def plain(error: Exception) -> str:
+    """The message of an error; of one that no check made, with its type."""
+    return str(error) if isinstance(error, ValueError) else f"these sizes do not go together ({type(error).__name__}: {error})"
 
 
 def register(

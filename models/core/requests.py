@@ -130,16 +130,25 @@ class Conditions(Mapping[str, Condition]):
     by_name: Mapping[str, Condition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, condition in self.by_name.items():
+            if not isinstance(condition, Condition):
+                raise TypeError(
+                    f"condition {name!r}: {type(condition).__name__} is no condition: give Labels, Text, TextFeatures or Values"
+                )
         if len({condition.rows for condition in self.by_name.values()}) > 1:
             counts = {name: condition.rows for name, condition in self.by_name.items()}
             raise ValueError(f"conditions of different numbers of rows: {counts}")
 
     @classmethod
-    def of(cls, given: Conditions | Condition | None) -> Conditions:
-        """These conditions; one alone goes by the name of its type."""
+    def of(cls, given: Conditions | Condition | Mapping[str, Condition] | None) -> Conditions:
+        """These conditions, by name; one alone goes by the name of its type.
+
+        Raises:
+            TypeError: something else.
+        """
         if given is None or isinstance(given, Conditions):
             return cls() if given is None else given
-        return cls({given.name: given})
+        return cls(given if isinstance(given, Mapping) else {getattr(given, "name", "condition"): given})
 
     def __getitem__(self, name: str) -> Condition:
         return self.by_name[name]

@@ -37,13 +37,13 @@ from tokenloom.models.sampling.sampler import Moment, Sampler
 
 
 class DiscreteState(protocols.Generator):
-    """A net that sees all tokens, some of them lost, and predicts the data at every position."""
+    """A net over all tokens, some of them corrupted, and predicts the data at every position."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="model.discrete_state"):
-        """``curve`` is the share of lost tokens over time, ``steps`` those of the chain, in loss and sampling if not asked otherwise.
+        """``curve`` is the share of lost tokens over time, ``steps`` those of the chain, in loss and, by default, in sampling.
 
-        ``clock``: whether the net is told the time.  ``choice``: None draws every token's next state by itself (diffusion, discrete
+        ``clock``: whether the time is an input of the net.  ``choice``: None draws every token's next state by itself (diffusion, discrete
         flow); else each step shows the tokens that it finds surest, as many as the curve says ([MASK] only).
         """
 
@@ -184,7 +184,7 @@ class DiscreteState(protocols.Generator):
         return torch.where(masked & (rank < show), drawn, x_BL)
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Any number of steps may be asked for."""
+        """Any number of steps is allowed."""
         super().check_sampler(replace(sampler, sizes=None))
         self._steps(sampler)
 
@@ -194,7 +194,7 @@ class DiscreteState(protocols.Generator):
                 return self.config.steps
             case Steps(count=count) | Count(count=count):
                 return count
-        raise ConfigError(f"sample.sizes={sampler.sizes!r}: here only a number of steps can be asked for")
+        raise ConfigError(f"sample.sizes={sampler.sizes!r}: here only a number of steps can be set")
 
     def _known(self, time: float) -> float:
         return 1 - self.config.curve.masked(min(1.0, time))

@@ -51,9 +51,6 @@ class GroupGenerator(protocols.Generator):
         sampler: Sampler = Sampler()
         objective: Added[Objective.Config] = NLL.Config()
 
-        def __post_init__(self) -> None:
-            self.objective.check(self)
-
         @property
         def needs(self) -> tuple[str, ...]:
             return self.objective.needs
@@ -76,8 +73,16 @@ class GroupGenerator(protocols.Generator):
         self.feed = config.feed.build(layout, config.net.width, tokenizer)
         self.net = config.net.build(layout)
         self.head = config.head.build(layout, config.net.output_width, self.feed)
-        agree(layout, order=self.order, feed=self.feed, net=self.net, head=self.head, condition=self.condition)
         self.objective = config.objective.build()
+        agree(
+            layout,
+            order=self.order,
+            feed=self.feed,
+            net=self.net,
+            head=self.head,
+            condition=self.condition,
+            objective=self.objective,
+        )
 
     def adopt(self, **roles: nn.Module) -> None:
         """Copy, frozen, what the feed needs of the tokenizer and the objective of its own roles."""

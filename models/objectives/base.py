@@ -16,6 +16,7 @@ from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.named import named, parse_named
 from tokenloom.models.core.protocols import Batch, Conditions, TokenLayout
+from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.orders.base import Order
@@ -64,13 +65,6 @@ class Objective(ABC):
             """Roles of the trained models that the loss uses, e.g. ``("reference", "reward")``."""
             return ()
 
-        def check(self, model: Any) -> None:
-            """Refuse the config of a model that cannot be trained so.
-
-            Raises:
-                ConfigError: naming the part that does not fit.
-            """
-
         def build(self) -> Objective:
             """The objective."""
             return self.construct()
@@ -83,6 +77,14 @@ class Objective(ABC):
                 ConfigError: another name, an unknown or missing field, or a value of the wrong type.
             """
             return cast(Objective.Config, parse_named("objective", value, where))
+
+    def traits(self, plan: Plan) -> Traits:
+        """What other parts may depend on (``agreement``)."""
+        return {}
+
+    def requires(self, plan: Plan) -> Traits:
+        """What the parts of a model must have to be trained so (``agreement``)."""
+        return {}
 
     def adopt(self, **roles: nn.Module) -> None:  # noqa: B027 - most need nothing
         """Take the trained models that the config's ``needs`` names: frozen, and outside of the state that is saved."""

@@ -58,6 +58,9 @@ ASKED: dict[str, tuple[str, Any]] = {
     "memory": ("condition", "none"),
     "logits": ("head", "none"),
     "several positions from one hidden state": ("head", "no"),
+    "positions in storage order": ("order", "no"),
+    "orders that the model finds": ("order", "no"),
+    "states with queries of positions": ("net", "no"),
 }
 
 #: Trait of a head that predicts codebooks of different sizes.
@@ -91,7 +94,7 @@ class Following(Part, Protocol):
         """Refuse a plan that this part cannot follow."""
 
 
-def agree(layout: TokenLayout, *, order: Planning, feed: Following, net: Following, head: Part, condition: Part) -> None:
+def agree(layout: TokenLayout, *, order: Planning, feed: Following, net: Following, head: Part, condition: Part, objective: Part) -> None:
     """Check at build that the parts of a generator fit each other, in the plans of training and of decoding.
 
     Raises:
@@ -110,7 +113,7 @@ def agree(layout: TokenLayout, *, order: Planning, feed: Following, net: Followi
                 )
             feed.check(plan)
             net.check(plan)
-            compare({"order": order, "feed": feed, "net": net, "head": head, "condition": condition}, plan)
+            compare({"order": order, "feed": feed, "net": net, "head": head, "condition": condition, "objective": objective}, plan)
 
 
 def compare(parts: Mapping[str, Part], plan: Plan) -> None:

@@ -43,12 +43,14 @@ class Attention(nn.Module):
     class Config(config.Config, tag="attention.softmax"):
         """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
 
-        ``kv_heads`` heads of keys and values, each for as many neighbouring heads of queries (arXiv:2305.13245); 0: one for each.
+        Heads are ``head_width`` wide (0: the width over their number); ``kv_heads`` of them have keys and values, each for as many
+        neighbouring heads of queries (arXiv:2305.13245; 0: all).
         """
 
         similarity: Similarity = Scaled()
         bias: Literal["none", "qv", "out", "qkv"] = "none"
         kv_heads: Added[int] = 0
+        head_width: Added[int] = 0
 
         def build(self, width: int, heads: int) -> Attention:
             """The module for this width."""
@@ -56,15 +58,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
-        if width % heads or heads % kv_heads:
+        if (width % heads and not config.head_width) or heads % kv_heads:
             raise ValueError(f"width {width} must be divisible by heads {heads}, and heads by key/value heads {kv_heads}")
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width or width // heads
         self.similarity = config.similarity.build(heads, self.head_width)
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.bias == "qkv")
-        self.proj = nn.Linear(width, width, bias=config.bias != "none")
+        self.proj = nn.Linear(heads * self.head_width, width, bias=config.bias != "none")
         if config.bias == "qv":
             # A key bias shifts all scores of a query alike, so the softmax ignores it.
-            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.q_bias = nn.Parameter(torch.zeros(heads * self.head_width))
             self.v_bias = nn.Parameter(torch.zeros(kv_heads * self.head_width))
         else:
             self.q_bias = self.v_bias = None  # type: ignore[assignment]

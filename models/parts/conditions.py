@@ -1,4 +1,4 @@
-"""Conditions: what a sample is asked to be, and the null condition for classifier-free guidance.
+"""Conditions of a sample, and the null condition for classifier-free guidance.
 
 Shapes: B rows, P prefix slots, T text length, D width.
 """
@@ -9,13 +9,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.named import from_fields
 from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
@@ -54,7 +55,7 @@ def stack(first: Conditioned, second: Conditioned) -> Conditioned:
 
 
 class Conditioner(nn.Module, ABC):
-    """From what is asked for to what the net is given; concrete ones nest a frozen ``Config``."""
+    """From the conditions of a request to the inputs of the net; concrete ones nest a frozen ``Config``."""
 
     class Config(config.Config, ABC):
         """What a condition is made from."""
@@ -218,19 +219,22 @@ class ClassCondition(Labelled):
     class Config(Conditioner.Config, tag="condition.class"):
         """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training.
 
-        ``spare`` rows after the null class are kept for official tables that have them.
+        ``spare`` rows after the null class are kept for official tables that have them.  ``null`` "zero": the null class is no row of
+        the table but the zero vector, as of models that are published without one.
         """
 
         classes: int | None = None
         dropout: float = 0.1
         spare: int = 0
+        null: Added[Literal["row", "zero"]] = "row"
 
         def build(self, classes: int, width: int) -> ClassCondition:
             return ClassCondition(self, class_count(self.classes, classes), width)
 
     def __init__(self, config: Config, classes: int, width: int) -> None:
         super().__init__(classes, config.dropout)
-        self.table = nn.Embedding(classes + 1 + config.spare, width)
+        self.rowed = config.null == "row"
+        self.table = nn.Embedding(classes + self.rowed + config.spare, width)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
 
     @property
@@ -244,7 +248,8 @@ class ClassCondition(Labelled):
         Raises:
             IndexError: a label outside of the table (serving and sampling refuse labels before they come here).
         """
-        vector = self.table(condition.label_B)
+        label = condition.label_B
+        vector = self.table(label) if self.rowed else self.table(label % self.classes) * (label < self.classes).unsqueeze(-1)
         return Conditioned(vector[:, None], vector)
 
 

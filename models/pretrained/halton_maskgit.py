@@ -73,7 +73,10 @@ def config(info: Info) -> GroupGenerator.Config:
             heads=c["heads"],
             norm=AdaLN.Config(eps=1e-5, kind="rms", final="rms_bias"),
             mlp=SwiGLU.Config(multiple_of=256, ratio=c["mlp_dim"] / c["hidden_dim"]),
-            attention=Attention.Config(similarity=RootMean(eps=1e-5)),
+            # Heads that do not divide the width are as wide as fits.
+            attention=Attention.Config(
+                similarity=RootMean(eps=1e-5), head_width=c["hidden_dim"] // c["heads"] if c["hidden_dim"] % c["heads"] else 0
+            ),
         ),
         head=Tied.Config(extra=1),
         condition=ClassCondition.Config(classes=c["nclass"], dropout=0.0),

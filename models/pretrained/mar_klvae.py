@@ -91,7 +91,7 @@ def names(info: Mapping[str, Any]) -> NameMap:
 
 @torch.no_grad()
 def outputs(model: Autoencoder, info: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every number that the fixture records: the posterior, its divergence, a sample as a generator sees it, images."""
+    """Every number that the fixture records: the posterior, its divergence, a sample as a generator's input, images."""
     quantizer = model.quantizer
     assert isinstance(quantizer, Gaussian)
     moments = model.latents(inputs["image"])

@@ -33,6 +33,7 @@ OPTIONS = Options(
     spatial_n_layer=used("blocks of the big transformer"),
     factorized_n_layer=used("blocks of the small one"),
     class_num=used("classes", default=1000),
+    temperature=used("of sampling, of each sub-token", default=(1.0, 1.0)),
     factorized_k=only(2, why="the official tables are of a first and a second sub-token"),
     factorized_bits=used("bits of each sub-token, which may differ"),
     cfg_scale=used("scale s of guidance of each sub-token"),
@@ -56,8 +57,7 @@ def config(info: Info) -> GroupGenerator.Config:
         condition=ClassCondition.Config(classes=c["class_num"], dropout=0.0),
         sampler=Sampler(
             guidance=Constant(value=most),
-            head=SubTokens(guidance=tuple(w / (most or 1.0) for w in weights)),
-            temperature=Constant(value=c["temperature"]),
+            head=SubTokens(guidance=tuple(w / (most or 1.0) for w in weights), temperature=tuple(c["temperature"])),
             top_k=c["top_k"],
             top_p=c["top_p"],
         ),

@@ -12,7 +12,7 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds.aimed import Instructed
+from tokenloom.models.parts.feeds.aimed import PositionInstructions
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Random, Steps
 from tokenloom.models.parts.plan import Plan
@@ -43,7 +43,7 @@ def config(info: Info) -> GroupGenerator.Config:
     steps = at_most("num_inference_steps", c["num_inference_steps"], c["block_size"])
     return GroupGenerator.Config(
         order=Random(decoding=Steps(count=steps)),
-        feed=Instructed.Config(heads=c["n_head"], rope=Rope.Config(base=float(c["rope_base"]))),
+        feed=PositionInstructions.Config(heads=c["n_head"], rope=Rope.Config(base=float(c["rope_base"]))),
         net=llamagen.llama_net(c),
         head=Categorical.Config(),
         condition=ClassCondition.Config(classes=c["num_classes"], dropout=0.0),

@@ -45,7 +45,7 @@ FAMILY = (
 
 
 def _vq(kw: Mapping[str, Any]) -> VQ.Config:
-    """``VectorQuantize``: moving averages with Laplace's smoothing; the rotation trick unless told otherwise."""
+    """``VectorQuantize``: moving averages with Laplace's smoothing; the rotation trick by default."""
     cosine, learned, weight = kw["use_cosine_sim"], bool(kw["learnable_codebook"]), kw["commitment_weight"]
     update: Learned | EMA | Fixed = Learned(weight=weight) if learned else Fixed()
     if not (learned or kw["freeze_codebook"] or kw["ema_update"] is False):

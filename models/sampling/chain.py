@@ -92,7 +92,8 @@ class ChainSession(DecodingSession):
 
     def _allocate(self) -> None:
         vector, net = self.cond.vector_BD, self.model.net
-        self.room = self.model.feed.slots(self.plan, self.model.condition.prefix) + self.window + 1
+        self.stride = self.model.feed.window_slots
+        self.room = self.model.feed.slots(self.plan, self.model.condition.prefix) + self.stride * (self.window + 1)
         self.cache = net.cache(len(vector), self.room, vector)
         self.at_R = torch.zeros(len(vector), dtype=torch.int64, device=self.device)
         for layer in self.cache:
@@ -127,7 +128,7 @@ class ChainSession(DecodingSession):
         slots = self.model.feed.window(token_Bn.repeat(twice, 1), entry_Bn.repeat(twice, 1), self.both, self.cond)
         h = self.model.read(self._net(slots), slots)
         self.ahead += count
-        self.at_R += count
+        self.at_R += self.stride * count
         return self._probabilities(h, entry_Bn + 1)
 
     def propose(self, token_BW: Tensor, draft_BWV: Tensor) -> None:  # type: ignore[override]
@@ -213,7 +214,7 @@ class ChainSession(DecodingSession):
             self.ended_B = self.ended_B | hit_Bn.any(1)
         # As many slots stay as tokens are decided: the last one has not been run.
         if self.ahead:
-            self._rewind(count_B)
+            self._rewind(self.stride * count_B)
         self.done_B += count_B
         self._stand()
         self.trace.step(count_B)
@@ -221,7 +222,7 @@ class ChainSession(DecodingSession):
     def _stand(self) -> None:
         twice = 2 if self.guided else 1
         self.ahead = 0
-        self.at_R.copy_((self.done_B - 1 + self.prefix).repeat(twice))
+        self.at_R.copy_((self.stride * (self.done_B - 1) + self.prefix).repeat(twice))
 
     def _rewind(self, count_B: Tensor) -> None:
         for layer in self.cache or []:

@@ -54,7 +54,7 @@ class Mark:
     rank_BT: Tensor | None
     segment_BT: Tensor | None
     recurrent: tuple[State, ...]
-    data: Tensor | None
+    data: Tensor
     known_BL: Tensor
     length_B: Tensor
     ended_B: Tensor

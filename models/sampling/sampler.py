@@ -10,10 +10,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.core.limits import Range
 from tokenloom.models.parts.orders.sizes import Count, Sizes
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.head_sampler import HeadSampler
@@ -53,6 +54,8 @@ class Moment:
 @dataclass(frozen=True, kw_only=True)
 class Schedule(config.Config, ABC):
     """A number over the steps; ``clock`` says what progress is."""
+
+    limits: ClassVar = {"value": Range(-1e6, 1e6), "start": Range(-1e6, 1e6), "factors": Range(-1e6, 1e6)}
 
     value: float
     clock: Clock = "steps"

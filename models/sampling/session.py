@@ -94,7 +94,10 @@ class DecodingSession:
         if self.guided:
             self.cond = stack(self.cond, model.condition(model.condition.null(conditions)))
         self.both = self.plan.repeat(2) if self.guided else self.plan
-        self.data: Tensor | None = None
+        shape = (self.rows, length, *((model.layout.codebooks,) if model.layout.codebooks > 1 else ()))
+        latent, dtype = (self.rows, length, model.layout.channels), next(model.net.parameters()).dtype
+        ids = model.layout.discrete
+        self.data = torch.zeros(shape if ids else latent, dtype=torch.int64 if ids else dtype, device=self.device)
         self.known_BL = torch.zeros((self.rows, length), dtype=torch.bool, device=self.device)
         self.length_B = torch.zeros(self.rows, dtype=torch.int64, device=self.device)
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
@@ -166,10 +169,8 @@ class DecodingSession:
         group, place, data = proposal.group, proposal.place_Bn, proposal.data
         if self.stop is not None:
             data = self._ended(data, self.stop)
-        if self.data is None:
-            self.data = data.new_zeros((self.rows, self.model.layout.length, *data.shape[2:]))
         index = place.expand(self.rows, -1)
-        self.data.scatter_(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data), data)
+        self.data.scatter_(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data), data.to(self.data.dtype))
         self.known_BL.scatter_(1, index, True)
         both = place.repeat(2, 1) if self.guided and len(place) > 1 else place
         pushed = data.repeat(2, *[1] * (data.ndim - 1)) if self.guided else data
@@ -180,17 +181,21 @@ class DecodingSession:
     def mark(self) -> Mark:
         """The present point."""
         recurrent = tuple(layer.copy() for layer in self.cache or [] if isinstance(layer, State))
-        data = None if self.data is None else self.data.clone()
         rank, segment = (None if t is None else t.clone() for t in (self.rank_BT, self.segment_BT))
-        return Mark(
-            self.state, self.used, rank, segment, recurrent, data, self.known_BL.clone(), self.length_B.clone(), self.ended_B.clone()
-        )
+        row = self.known_BL.clone(), self.length_B.clone(), self.ended_B.clone()
+        return Mark(self.state, self.used, rank, segment, recurrent, self.data.clone(), *row)
 
     def rollback(self, mark: Mark) -> None:
         """Go back to a mark: caches are truncated, recurrent states restored, later tokens forgotten."""
         self.state, self.used = mark.state, mark.used
-        self.rank_BT, self.segment_BT, self.data = (None if t is None else t.clone() for t in (mark.rank_BT, mark.segment_BT, mark.data))
-        self.known_BL, self.length_B, self.ended_B = mark.known_BL.clone(), mark.length_B.clone(), mark.ended_B.clone()
+        self.rank_BT, self.segment_BT = (None if t is None else t.clone() for t in (mark.rank_BT, mark.segment_BT))
+        for buffer, saved in (
+            (self.data, mark.data),
+            (self.known_BL, mark.known_BL),
+            (self.length_B, mark.length_B),
+            (self.ended_B, mark.ended_B),
+        ):
+            buffer.copy_(saved)
         self.at_1.fill_(mark.used)
         states = iter(mark.recurrent)
         for layer in self.cache or []:
@@ -201,7 +206,6 @@ class DecodingSession:
 
     def tokens(self) -> Tokens:
         """What is decided."""
-        assert self.data is not None, "nothing is decided yet"
         return Tokens(self.data, self.model.layout, None if self.stop is None else self.length_B)
 
     @property
@@ -253,7 +257,7 @@ class DecodingSession:
         return states
 
     def _unpadded(self, visible_BST: Tensor, index_BS: Tensor) -> Tensor:
-        """Padded prefix slots are hidden, but a slot always sees itself."""
+        """Padded prefix slots are hidden, but a slot always attends to itself."""
         if self.cond.seen_BP is None:
             return visible_BST
         seen = self.cond.seen_BP
@@ -265,8 +269,8 @@ class DecodingSession:
         """The tokens with ``stop`` after a row's end; lengths count what is before it and the one that ends it."""
         hit_Bn = data_Bn == stop
         after_Bn = self.ended_B[:, None] | ((hit_Bn.long().cumsum(1) - hit_Bn.long()) > 0)
-        self.length_B = self.length_B + (~after_Bn).sum(1)
-        self.ended_B = self.ended_B | hit_Bn.any(1)
+        self.length_B += (~after_Bn).sum(1)
+        self.ended_B |= hit_Bn.any(1)
         return torch.where(after_Bn, stop, data_Bn)
 
 

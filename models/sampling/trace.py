@@ -33,6 +33,11 @@ class Trace:
         self.committed.append(tokens)
         self.seconds = time.perf_counter() - self.begun
 
+    def numbers(self) -> dict[str, float]:
+        """What people are shown: ``net_calls`` of each sample (``draft_calls`` of a draft model's), and ``tokens_per_call`` of the net."""
+        calls = {f"{role}_calls": float(count) for role, count in self.calls.items()}
+        return calls | {"tokens_per_call": self.tokens / max(1.0, calls.get("net_calls", 0.0))}
+
     @property
     def tokens(self) -> float:
         """Tokens that were made permanent, the mean over rows."""

@@ -19,7 +19,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.signals import SignalSpec
-from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
+from tokenloom.models.parts.adversarial.loss import Adversarial
+from tokenloom.models.parts.losses import Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import perplexity
@@ -119,8 +120,8 @@ class Autoencoder(Tokenizer):
             if not self.adversarial.on(draws.step):
                 return self.adversarial.idle()
             with torch.no_grad():
-                fake_BCHW, _ = self(image_BCHW)
-            loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step)
+                fake_BCHW = self.pixels(self.quantizer.given(self.latents(image_BCHW), draws))
+            loss = self.adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step, draws)
             return {"loss": loss, "discriminator": loss.detach()}
         inner: list[Tensor] = []
         if self.semantic is None:  # apart, since a context that may be none does not compile
@@ -134,7 +135,7 @@ class Autoencoder(Tokenizer):
         if self.adversarial is not None:
             fidelity = torch.stack(list(parts.values())).sum()
             parts["adversarial"] = self.adversarial.generator_loss(
-                image_hat, fidelity, self.decoder.last, draws.step, draws.rows, draws.total
+                image_hat, fidelity, self.decoder.last, draws.step, draws.rows, draws.total, draws
             )
         if self.semantic is not None:
             parts["semantic"] = self.semantic(inner[0], image_BCHW)
@@ -142,7 +143,7 @@ class Autoencoder(Tokenizer):
             view_BChw = self.pixels(z_BChw)
             target_BChw = F.interpolate(image_BCHW, size=view_BChw.shape[2:], mode="area")
             parts[f"reconstruction_{name}"] = self.config.pixels(view_BChw, target_BChw)
-        parts |= quantized.losses
+        parts |= self.quantizer.weighed(quantized.losses, image_BCHW[0].numel())
         loss = torch.stack(list(parts.values())).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | self._reports(image_hat, image_BCHW, quantized)
 
@@ -163,6 +164,11 @@ class Autoencoder(Tokenizer):
     def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
         wanted = phase == "discriminator"
         return [(n, p) for n, p in super().phase_parameters(phase) if n.startswith("adversarial.") == wanted]
+
+    def begins(self, phase: str) -> int:
+        """The discriminator's phase begins when the generator meets it."""
+        adversarial = self.config.adversarial
+        return adversarial.start if phase == "discriminator" and adversarial is not None else 0
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Vectors and the codebook are free of weight decay."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tokenloom.models.core.requests import Text, TextFeatures
 
-EXAMPLES = 10  # captions that a model keeps to show what it may be asked
+EXAMPLES = 10  # captions that a model keeps as examples of requests
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which rows each step sees, and where they come from: no state, no order to save, flat memory.
+"""Which rows each step takes, and where they come from: no state, no order to save, flat memory.
 
 B rows of a batch, N rows of a split, C channels.  The data order is a function of
 (seed, step); shards are copied once into the node's cache as ``.npy`` files and read through memory maps.

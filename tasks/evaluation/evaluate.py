@@ -6,6 +6,7 @@ generator is optional: without one the tokenizer alone is judged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tokenloom.configs.schema import DENSITY_METRICS, TOKENIZER_METRICS, Cluster
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.runtime.progress import Report, silent
+from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work, sha256_of
 
 if TYPE_CHECKING:
@@ -31,11 +33,14 @@ def plan_evaluate(
     sample: SampleConfig,
     evaluate: EvaluateConfig,
     store: Store,
+    draft: Artifact | None = None,
 ) -> StepSpec:
     """The step that judges a generator with its tokenizer, or (``generator=None``) a tokenizer alone.
 
+    ``draft`` is the model that drafts for the generator, where the sampling settings do not name it.
+
     Raises:
-        ConfigError: a protocol that cannot be kept.
+        ConfigError: a protocol that cannot be kept, or a draft model that is not in the store.
     """
     inputs = {"tokenizer": tokenizer, "dataset": dataset} | ({} if features is None else {"features": features})
     if generator is None:
@@ -47,10 +52,27 @@ def plan_evaluate(
         alone = {"evaluate": {"metrics": measured, **network}}
         return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
     _check_neighbours(evaluate)
+    settings = identity(sample)
     protocol, notes = _by_content(evaluate)
-    config = {"evaluate": protocol, "sample": identity(sample)}
+    config = {"evaluate": protocol, "sample": drafts.without_reference(settings)}
     inputs["generator"] = generator
+    if (draft := draft_model(settings, store) or draft) is not None:
+        inputs["draft"] = draft
     return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs, notes)
+
+
+def draft_model(sample: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The generator that sampling settings name to draft, if they do.
+
+    Raises:
+        ConfigError: it is not in the store.
+    """
+    if not (reference := drafts.reference(sample)):
+        return None
+    try:
+        return store.resolve(reference, "generator")
+    except ConfigError as error:
+        raise ConfigError(f"{drafts.FIELD}: {error}") from error
 
 
 def plan_density_evaluation(

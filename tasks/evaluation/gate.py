@@ -71,7 +71,7 @@ def floors(metrics: Mapping[str, Any], floor: Mapping[str, float]) -> Decision:
         key, value = value_of(metrics, name)
         lower = lower_is_better(key)
         if value > limit if lower else value < limit:
-            broken.append(f"{key} is {number(value)}, {'at most' if lower else 'at least'} {number(limit)} is asked for")
+            broken.append(f"{key} is {number(value)}, {'at most' if lower else 'at least'} {number(limit)} is required")
     if broken:
         return Decision(False, "; ".join(broken))
     return Decision(True, "the first champion" + ("; all floors hold" if floor else ""))

@@ -7,18 +7,20 @@ import difflib
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from tokenloom.models.core.build import ModelSpec, save_model
+from tokenloom.models.core.build import ModelSpec, load_model, save_model
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.protocols import Generator
 from tokenloom.tasks import modalities
 from tokenloom.tasks.modalities.base import SampleRequest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.runtime.progress import Report, silent
-from tokenloom.tasks.serving.predict import Pair, open_bundle, open_pair
+from tokenloom.tasks.serving import drafts
+from tokenloom.tasks.serving.predict import Pair, open_bundle, open_pair, use_draft_model
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 from tokenloom.tasks.training.checkpoint import Checkpoints
 
@@ -41,6 +43,7 @@ class ModelReference:
     classes: list[str]
     sample: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    draft: Artifact | None = None  # drafts for the generator
 
 
 def open_model(reference: str, store: Store, tracker: Tracker | None = None, device: str = "cpu") -> tuple[Pair, str]:
@@ -66,8 +69,9 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
         if training is None:
             raise error
         return _open_training(training, store, device)
-    tokenizer = None if found.tokenizer is None else store.fetch(found.tokenizer)
-    return open_pair(store.fetch(found.generator), tokenizer, found.classes, found.sample, device, found.texts), found.title
+    tokenizer, draft = (None if each is None else store.fetch(each) for each in (found.tokenizer, found.draft))
+    given = found.classes, drafts.without_reference(found.sample), device, found.texts
+    return open_pair(store.fetch(found.generator), tokenizer, *given, draft), found.title
 
 
 def _resolve(reference: str, store: Store) -> Artifact:
@@ -86,14 +90,24 @@ def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
     if generator is None:
         raise ConfigError(f"{artifact.kind} {artifact.id}: cannot be sampled; give a generator, a density, an evaluation or a registration")
     made = store.record(generator)
+    sample = _sampling(generator, record, store)
     return ModelReference(
         f"{generator.kind} {generator.id}",
         generator,
         made.inputs.get("tokenizer"),
         classes_of(made, store),
-        _sampling(generator, record, store),
+        sample,
         list(made.notes.get("texts", ())),
+        record.inputs.get("draft") or draft_of(generator, sample, store),
     )
+
+
+def draft_of(generator: Artifact, sample: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The model that drafts: the one that the settings name, or the one that the generator was last evaluated with."""
+    if reference := drafts.reference(sample):
+        return store.resolve(reference, "generator")
+    judged = [r for r in store.records("evaluation") if r.inputs.get("generator") == generator]
+    return judged[-1].inputs.get("draft") if judged else None
 
 
 def classes_of(generator: Record, store: Store) -> list[str]:
@@ -142,7 +156,10 @@ def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
     with tempfile.TemporaryDirectory() as scratch:
         save_model(Path(scratch), ModelSpec.from_dict(plan["spec"]), {name: tensor.clone() for name, tensor in weights.items()})
         tokenizer = store.fetch(Artifact.from_dict(plan["tokenizer"])) if "tokenizer" in plan else None
-        pair = open_pair(Path(scratch), tokenizer, plan["classes"], plan.get("sample"), device, plan.get("texts", ()))
+        sample = plan.get("sample") or {}
+        draft = store.fetch(store.resolve(reference, "generator")) if (reference := drafts.reference(sample)) else None
+        given = plan["classes"], drafts.without_reference(sample), device, plan.get("texts", ())
+        pair = open_pair(Path(scratch), tokenizer, *given, draft)
     return pair, f"{folder} at step {step} (still training)"
 
 
@@ -157,12 +174,13 @@ def sample_model(
     seed: int = 0,
     guidance: float | None = None,
     steps: int | None = None,
+    decoder: str | Mapping[str, Any] | None = None,
     out: Path,
     report: Report = silent,
 ) -> dict[str, Any]:
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
-    Classes are given by number, or as a person writes them (``chosen_classes``).
+    Classes are given by number, or as a person writes them (``chosen_classes``).  ``decoder`` is a way of decoding as a run file has it.
 
     Raises:
         ConfigError: unknown model, or a request that it cannot follow, naming the option.
@@ -170,7 +188,11 @@ def sample_model(
     if total < 1:
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
-    pair = pair.edited(guidance=guidance, steps=steps)
+    settings = {} if decoder is None else {"decoder": decoder}
+    if reference := drafts.reference(settings):
+        draft, _ = load_model(store.fetch(store.resolve(reference, "generator")), _device())
+        use_draft_model(cast(Generator, pair.generator), cast(Generator, draft))
+    pair = pair.edited(guidance=guidance, steps=steps, **drafts.without_reference(settings))
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
     return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)

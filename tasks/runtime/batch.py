@@ -89,11 +89,11 @@ class Job:
         container: dict[str, Any] = {"command": list(self.command)}
         if self.environment:
             container["environment"] = [{"name": name, "value": value} for name, value in sorted(self.environment.items())]
-        asked: dict[str, Any] = {"jobName": self.name, "jobQueue": self.queue, "jobDefinition": self.definition, "retryStrategy": RETRY}
+        job: dict[str, Any] = {"jobName": self.name, "jobQueue": self.queue, "jobDefinition": self.definition, "retryStrategy": RETRY}
         if self.nodes == 1:
-            return asked | {"containerOverrides": container}
+            return job | {"containerOverrides": container}
         overrides = [{"targetNodes": "0:", "containerOverrides": container}]
-        return asked | {"nodeOverrides": {"numNodes": self.nodes, "nodePropertyOverrides": overrides}}
+        return job | {"nodeOverrides": {"numNodes": self.nodes, "nodePropertyOverrides": overrides}}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from tokenloom.models.core.protocols import Generator, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.tasks import modalities
-from tokenloom.tasks.serving.predict import default_sampler
+from tokenloom.tasks.serving import drafts
+from tokenloom.tasks.serving.predict import default_sampler, use_draft_model
 from tokenloom.tasks.store.records import StepSpec
 
 
@@ -97,7 +98,12 @@ def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, Any]
 
 
 def check_generator(
-    config: RunConfig, classes: int, tokenizer: ModelSpec, layout: dict[str, Any], start: tuple[str, dict[str, Any]] | None = None
+    config: RunConfig,
+    classes: int,
+    tokenizer: ModelSpec,
+    layout: dict[str, Any],
+    start: tuple[str, dict[str, Any]] | None = None,
+    draft: dict[str, Any] | None = None,
 ) -> None:
     """Build the generator of a run on the meta device, and look at its sampler.
 
@@ -107,6 +113,7 @@ def check_generator(
         tokenizer: spec of the tokenizer whose tokens it is for.
         layout: of those tokens, as plain data.
         start: name and spec of the generator that training starts from, if there is one.
+        draft: spec of the generator that drafts for it when it is sampled, if there is one.
 
     Raises:
         ConfigError: as ``check_models``.
@@ -117,6 +124,8 @@ def check_generator(
     made = ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given)
     generator = cast(Generator, _build(made, "generator"))
     sampler = default_sampler(generator).edited(**identity(config.sample))
+    if draft is not None:
+        use_draft_model(generator, cast(Generator, _build(ModelSpec.from_dict(draft), drafts.FIELD)))
     try:
         generator.check_sampler(sampler)
     except LayoutError as error:

@@ -44,12 +44,12 @@ _current: Session | None = None
 
 
 class Session:
-    """A Ray runtime that starts when it is first asked for."""
+    """A Ray runtime that starts at its first use."""
 
     def __init__(self, cluster: ClusterConfig, root: Path) -> None:
         self.cluster, self.root = cluster, Path(root).absolute()
         self.started = False  # by us: somebody else's runtime is never shut down
-        self.dashboard = True  # whether the state of Ray's actors can be asked for, as far as is known
+        self.dashboard = True  # whether the state of Ray's actors can be queried, as far as is known
 
     @property
     def ray(self) -> Any:
@@ -141,7 +141,7 @@ def runtime_env(cluster: ClusterConfig, folder: Path) -> dict[str, Any]:
 
 
 def worker_root(cluster: ClusterConfig, root: Path) -> str:
-    """The root folder that a worker is told: this machine's, or nothing where a node has its own."""
+    """The root folder that a worker is given: this machine's, or nothing where a node has its own."""
     return str(root) if cluster.address == "local" else ""
 
 
@@ -185,8 +185,8 @@ def _start(ray: Any, cluster: ClusterConfig, root: Path) -> bool:
     except Exception as error:
         ray.shutdown()
         what = "Ray did not start on this machine" if cluster.address == "local" else f"no Ray cluster at address={cluster.address}"
-        said = next(iter(str(error).strip().splitlines()), repr(error))
-        raise StepError(f"{what}: {said} Ray's logs: {_ray_logs()}; the same command goes on") from error
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise StepError(f"{what}: {reason} Ray's logs: {_ray_logs()}; the same command goes on") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     if cluster.address == "local":
         _link(logs / "ray", Path(context.address_info["session_dir"]) / "logs")

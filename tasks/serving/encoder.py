@@ -109,9 +109,9 @@ def _opened(name: str) -> tuple[Any, Any, int]:
             kind = transformers.AutoModelForTextEncoding
         else:
             kind = transformers.AutoModel
-        model, told = kind.from_pretrained(name, local_files_only=alone, output_loading_info=True)
+        model, report = kind.from_pretrained(name, local_files_only=alone, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"text encoder {name!r}: cannot be opened ({str(error).splitlines()[0]}); give its folder") from error
-    if absent := sorted(key for key in told["missing_keys"] if "pooler" not in key):
+    if absent := sorted(key for key in report["missing_keys"] if "pooler" not in key):
         raise ConfigError(f"text encoder {name!r}: its files lack weights, {absent[0]} is the first of {len(absent)}")
     return split, model.float().eval(), int(model.config.hidden_size)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Density, Generator, Tokenizer
+from tokenloom.models.core.protocols import Density, Generator, LayoutError, Tokenizer
+from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.serving.request import ConditionSpec
 
 
@@ -61,12 +63,15 @@ def open_pair(
     sample: dict[str, Any] | None = None,
     device: str = "cpu",
     texts: Sequence[str] = (),
+    draft: Path | None = None,
 ) -> Pair:
     """Load both models, or a density (without a tokenizer); ``sample`` holds what is changed of the recipe's own sampler.
 
+    ``draft`` is the model that drafts for the generator in speculative decoding.
+
     Raises:
-        ConfigError: a sampling value out of range.
-        LayoutError: the two do not belong together.
+        ConfigError: a sampling value out of range, or a generator that no model can draft for.
+        LayoutError: the models do not belong together.
     """
     loaded, spec = load_model(generator, device)
     if tokenizer is None:
@@ -74,16 +79,36 @@ def open_pair(
     encoder, made_for = load_model(tokenizer, device)
     g, t = cast(Generator, loaded), cast(Tokenizer, encoder)
     t.layout.check(g.layout)
+    if draft is not None:
+        use_draft_model(g, cast(Generator, load_model(draft, device)[0]))
     kind = made_for.given["signal"]["kind"]
     return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts), kind)
 
 
 def open_bundle(folder: Path, device: str = "cpu") -> Pair:
-    """The models of a registered version: ``generator/`` and ``tokenizer/``, or ``density/``, and ``serving.json``."""
+    """The models of a registered version: ``generator/`` and ``tokenizer/`` (and ``draft/``), or ``density/``, and ``serving.json``."""
     serving = json.loads((folder / "serving.json").read_text())
     alone = (folder / "density").is_dir()
     model, tokenizer = (folder / "density", None) if alone else (folder / "generator", folder / "tokenizer")
-    return open_pair(model, tokenizer, serving["classes"], serving["sample"], device, serving.get("texts", ()))
+    draft = folder / "draft"
+    given = serving["classes"], serving["sample"], device, serving.get("texts", ())
+    return open_pair(model, tokenizer, *given, draft if draft.is_dir() else None)
+
+
+def use_draft_model(generator: Generator, draft: Generator) -> None:
+    """Let one generator draft for another.
+
+    Raises:
+        ConfigError: it is for other tokens, or one of the two is no model of groups.
+    """
+    if not (isinstance(generator, GroupGenerator) and isinstance(draft, GroupGenerator)):
+        odd = draft if isinstance(generator, GroupGenerator) else generator
+        raise ConfigError(f"{drafts.FIELD}: {type(odd).__name__} does not decode token by token, so neither drafts nor is drafted for")
+    try:
+        generator.layout.check(draft.layout)
+    except LayoutError as error:
+        raise ConfigError(f"{drafts.FIELD}: the draft model is for other tokens: {error}") from error
+    generator.use_draft_model(draft)
 
 
 def default_sampler(generator: Generator) -> Sampler:

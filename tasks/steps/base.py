@@ -25,7 +25,7 @@ Inputs = Mapping[str, Artifact]
 class Context:
     """A run and where it is made.
 
-    ``registry`` is the address of the model registry, where it may be asked; ``tracker`` is there while steps run.
+    ``registry`` is the address of the model registry, where it may be queried; ``tracker`` is there while steps run.
     """
 
     config: RunConfig

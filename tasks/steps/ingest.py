@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig
+from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data import ingest as ingesting
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
@@ -18,7 +19,13 @@ def needs(_config: RunConfig, _store: Store) -> dict[str, str]:
 
 def plan(context: Context, _inputs: Inputs) -> Given | Later:
     """The dataset of the source as it is now, or why it has to be made."""
-    found = ingesting.scan(context.config.data, context.store)
+    data = context.config.data
+    if data.classes is not None:
+        try:
+            modalities.kind(data.kind).open_source(data)
+        except ConfigError as error:
+            return Later(f"{error}; until then the run is checked for data.classes={data.classes}")
+    found = ingesting.scan(data, context.store)
     if found.record is None:
         return Later(found.reason)
     return Given(found.record.artifact, found.reason or "complete, nothing new in the source")
@@ -30,13 +37,24 @@ def run(context: Context, _inputs: Inputs) -> Outcome:
 
 
 def classes(context: Context, planned: Mapping[str, Planned]) -> int:
-    """Number of classes in the data, also before it is ingested."""
-    dataset = planned["dataset"].artifact
-    return len(
-        context.store.record(dataset).notes["classes"]
-        if dataset
-        else modalities.kind(context.config.data.kind).open_source(context.config.data).classes
-    )
+    """Number of classes in the data, also before it is ingested, or before it is there.
+
+    Raises:
+        ConfigError: it has another number than ``data.classes`` says, or it is not there and nothing says its number.
+    """
+    dataset, data = planned["dataset"].artifact, context.config.data
+    if dataset:
+        found = len(context.store.record(dataset).notes["classes"])
+    else:
+        try:
+            found = len(modalities.kind(data.kind).open_source(data).classes)
+        except ConfigError:
+            if data.classes is None:
+                raise
+            found = data.classes
+    if data.classes not in (None, found):
+        raise ConfigError(f"data.classes={data.classes}: {data.source} has {found} classes; mend data.source, or leave data.classes out")
+    return found
 
 
 INGEST = Step("ingest", "dataset", "Raw items to dataset shards; only new files are read.", needs, plan, run)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tokenloom.configs.schema import RunConfig
+from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.tasks.data.conditions import check_captions
+from tokenloom.tasks.evaluation.evaluate import draft_model
 from tokenloom.tasks.runtime.checks import check_generator
 from tokenloom.tasks.steps import ingest, train_tokenizer
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
@@ -45,7 +46,9 @@ def check(context: Context, planned: Mapping[str, Planned]) -> None:
     mine = planned["generator"].spec
     start = mine.inputs.get("warm_start") if mine else None
     warm = (start.id, context.store.record(start).notes["spec"]) if start else None
-    check_generator(context.config, ingest.classes(context, planned), spec, layout, warm)
+    draft = draft_model(identity(context.config.sample), context.store)
+    drafting = None if draft is None else context.store.record(draft).notes["spec"]
+    check_generator(context.config, ingest.classes(context, planned), spec, layout, warm, drafting)
     check_captions(context.config)
 
 

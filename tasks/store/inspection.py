@@ -69,9 +69,9 @@ def _checkpoint(storage: Storage, path: str) -> Iterator[Problem]:
     if problems:
         return
     try:
-        said = unsealed(storage.read(path))
+        index = unsealed(storage.read(path))
         state = path.replace("/state.json", "/state.safetensors")
-        if sha256_of(storage.local_path(state) if storage.is_local else storage.read(state)) != said["sha256"]:
+        if sha256_of(storage.local_path(state) if storage.is_local else storage.read(state)) != index["sha256"]:
             storage.move(state, f"{ASIDE}/{state}")
             yield state, f"checkpoint {state} has another hash than recorded; put aside in {ASIDE}"
     except FileNotFoundError:  # a running training has dropped it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,18 +18,22 @@ from tokenloom.models import pretrained
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, parameters, save_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Generator, Tokenizer
+from tokenloom.models.core.protocols import Generator, LayoutError, Tokenizer, TokenLayout
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.pretrained.parity import official_state
+from tokenloom.models.pretrained.presets import PRESETS
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work, sha256_of
 from tokenloom.tasks.store.lineage import lineage_of
 
 #: Keys under which published checkpoint files nest the state dict.
-_NESTED = ("model", "state_dict", "trainer")
+_NESTED = ("model", "state_dict", "model_state_dict", "module", "trainer", "var_wo_ddp")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """The official state dict of a ``.safetensors`` or ``.pth`` file; nothing in the file is executed.
+
+    Training checkpoints may hold an ``argparse.Namespace``, which is plain data.  With a ``prefix`` only names that begin with it are
+    taken, without it.
 
     Raises:
         ConfigError: not such a file.
@@ -36,35 +42,56 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             tensors = load_file(str(path))
             return official_state(tensors) if any(key.startswith("state/") for key in tensors) else tensors
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ConfigError(f"{path}: not a checkpoint of plain tensors (.safetensors, or .pth without pickled classes): {error}") from error
     for key in _NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
+    if prefix and isinstance(loaded, Mapping):
+        loaded = {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ConfigError(f"{path}: holds no state dict (a mapping of names to tensors)")
     return dict(loaded)
 
 
-def import_checkpoint(family: str, weights: Path, settings: Path, name: str, store: Store, tokenizer: str | None = None) -> Outcome:
-    """An official checkpoint as a tokenizer or generator artifact, loaded strictly by key.
+def import_checkpoint(what: str, weights: Path, settings: Path | None, name: str, store: Store, tokenizer: str | None = None) -> Outcome:
+    """An official checkpoint as a tokenizer or generator artifact, loaded strictly by key, with the published sampler as its default.
 
     Args:
-        family: a name in ``tokenloom.models.pretrained.families()``.
+        what: a published checkpoint in ``tokenloom.models.pretrained.presets``, or a name in
+            ``tokenloom.models.pretrained.families()`` together with ``settings``.
         weights: the checkpoint file.
-        settings: JSON with the official constructor's settings under ``config``.
+        settings: JSON with the official constructor's settings under ``config``; over those of a preset.
         name: the artifact's name.
         store: where it goes.
-        tokenizer: artifact of the tokenizer that a generator belongs to.
+        tokenizer: artifact of the tokenizer that a generator belongs to; of a preset by default the one imported by its preset's name.
 
     Raises:
-        ConfigError: unknown family, unreadable file, missing tokenizer, or weights that do not fit.
+        ConfigError: unknown name, unreadable file, missing tokenizer, or weights that do not fit.
     """
-    families = pretrained.families()
+    families, preset = pretrained.families(), PRESETS.get(what)
+    family = preset.family if preset else what
     if family not in families:
-        raise ConfigError(f"unknown family {family!r}; there are: {', '.join(sorted(families))}")
-    info = _settings(settings)
+        near = " or ".join(difflib.get_close_matches(what, [*families, *PRESETS], 3))
+        raise ConfigError(
+            f"unknown family {family!r}; there are: {', '.join(sorted(families))}; "
+            f"published checkpoints: {', '.join(sorted(PRESETS))}{f'; did you mean {near}?' if near else ''}"
+        )
+    if settings is None and preset is None:
+        raise ConfigError(f"family {family!r} needs --settings; published checkpoints that need none: {_of(family) or 'none'}")
+    given = _settings(settings)["config"] if settings else {}
+    info = {"config": {**(preset.config if preset else {}), **given}}
+    if tokenizer is None and preset and preset.tokenizer:
+        try:
+            store.resolve(preset.tokenizer, "tokenizer")
+        except ConfigError as error:
+            raise ConfigError(
+                f"{what} belongs to the tokenizer {preset.tokenizer!r}, which is not in the store: tokenloom import {preset.tokenizer} "
+                f"--weights {PRESETS[preset.tokenizer].file} first, or name another with --tokenizer"
+            ) from error
+        tokenizer = preset.tokenizer
     used = store.resolve(tokenizer, "tokenizer") if tokenizer else None
     spec, kind = _spec(family, families[family], info, used, store)
     step = StepSpec(
@@ -76,16 +103,30 @@ def import_checkpoint(family: str, weights: Path, settings: Path, name: str, sto
         {"tokenizer": used} if used else {},
     )
 
-    return store.execute(step, lambda work: _convert(work, step, family, info, weights, spec, store))
+    prefix = preset.prefix if preset else ""
+    return store.execute(step, lambda work: _convert(work, step, family, info, read_weights(weights, prefix), weights, spec, store))
 
 
-def _convert(work: Work, step: StepSpec, family: str, info: dict[str, Any], weights: Path, spec: ModelSpec, store: Store) -> dict[str, Any]:
+def _of(family: str) -> str:
+    return ", ".join(name for name, preset in PRESETS.items() if preset.family == family)
+
+
+def _convert(
+    work: Work,
+    step: StepSpec,
+    family: str,
+    info: dict[str, Any],
+    official: dict[str, Tensor],
+    weights: Path,
+    spec: ModelSpec,
+    store: Store,
+) -> dict[str, Any]:
     """Load the checkpoint into our model, strictly by key, and save that as the artifact; its metrics."""
     model, used = spec.build(), step.inputs.get("tokenizer")
     if used is not None:
         cast(Generator, model).adopt(tokenizer=cast(Tokenizer, load_model(store.fetch(used))[0]))
     try:
-        state = pretrained.families()[family].names(info).load(read_weights(weights))
+        state = pretrained.families()[family].names(info).load(official)
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
@@ -143,6 +184,10 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         raise ConfigError(f"family {family!r} is a generator: name the artifact of its tokenizer with --tokenizer (import that first)")
     record = store.record(tokenizer)
     layout = record.notes["layout"]
+    try:
+        built.layout.check(TokenLayout.from_dict(layout))
+    except LayoutError as error:
+        raise ConfigError(f"--tokenizer {tokenizer.id}: not the tokenizer of this {family}: {error}") from error
     return ModelSpec(
         "generator", recipe, args, {}, {"layout": layout, "classes": classes_of(built), "tokenizer": record.notes["spec"]}
     ), "generator"

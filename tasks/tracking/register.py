@@ -107,7 +107,7 @@ def _card(step: StepSpec, store: Store, evaluation: Record) -> str:
 
 def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """The models among a step's inputs, by role; the one that is sampled first."""
-    return {role: inputs[role] for role in ("generator", "density", "tokenizer") if role in inputs}
+    return {role: inputs[role] for role in ("generator", "density", "tokenizer", "draft") if role in inputs}
 
 
 def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: str) -> Version:
@@ -125,8 +125,9 @@ def _version(step: StepSpec, store: Store, registry: Registry, run: Run, card: s
         there = Path(scratch)
         sample = evaluation.config.get("sample", {})
         dataset = store.record(evaluation.inputs["dataset"])
+        models = _models({**{role: a for role, a in evaluation.inputs.items() if role == "draft"}, **step.inputs})
         modality, classes = modalities.of(dataset.notes), evaluation.notes["classes"]
-        pair = bundle.write_bundle(there / "bundle", store, _models(step.inputs), classes, sample, modality.serving(dataset))
+        pair = bundle.write_bundle(there / "bundle", store, models, classes, sample, modality.serving(dataset))
         served = modality.served(pair, dataset)
         (there / "bundle" / "README.md").write_text(card)
         samples = store.fetch(evaluation.artifact, "samples.png") / "samples.png"
@@ -180,7 +181,7 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
         again = plan_density_evaluation(name, models["density"], *data, protocol)
     else:
         sample = SampleConfig(**theirs.config["sample"])
-        again = plan_evaluate(name, models["generator"], models["tokenizer"], *data, sample, protocol, store)
+        again = plan_evaluate(name, models["generator"], models["tokenizer"], *data, sample, protocol, store, models.get("draft"))
     return store.record(evaluate(again, store, ClusterConfig(), None, report).artifact)
 
 

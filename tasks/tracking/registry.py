@@ -232,7 +232,7 @@ def _log_model(mlflow: Any, run_id: str, servable: Servable) -> Any:
 def is_registered(uri: str, name: str, fingerprint: str) -> bool | None:
     """Whether a version with this fingerprint is there, without importing MLflow; None when that cannot be known now.
 
-    SQLite is asked directly, a server over its REST interface.
+    SQLite is queried directly, a server over its REST interface.
     """
     try:
         if uri.startswith("sqlite:///"):

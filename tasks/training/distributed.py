@@ -141,7 +141,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
 
     noted = step.notes
     spec = ModelSpec(step.kind, noted["recipe"], noted["args"], noted["set"])
-    data = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"]).notes
+    source = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"])
+    data, views = source.notes, len(source.config.get("views", ["plain"]))
     notes: dict[str, Any] = {"classes": data["classes"]}
     roles, start = roles_of(step), step.inputs.get("warm_start")
     adopt = {role: artifact.folder for role, artifact in roles.items()} | ({"warm_start": start.folder} if start else {})
@@ -170,6 +171,7 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
             notes["texts"] = example_texts(splits["train"], store)
     if not splits["train"].shards:
         raise ConfigError("the training split is empty: lower data.validation or give more images")
+    settings = settings.on(len(splits["train"]) // views)  # an epoch sees each item once, in whatever view
     validation = splits["validation"] if splits["validation"].shards else None
     root, execution = worker_root(cluster, store.root), cluster.execution
     job = TrainJob(spec.to_dict(), settings, execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint)

@@ -7,8 +7,8 @@ numbers to log, so that gradients and metrics travel in a single reduction; the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Method
 from tokenloom.models.core.settings import OptimizerSettings
+from tokenloom.tasks.training.schedule import ema_decay, learning_rate, weight_decay
 
 _ALIGN = 16  # elements: each parameter starts on a 64-byte boundary, so that matrix kernels run, and round, as on fresh tensors
 _METRICS = 64  # metric buffers grow by so many: their length enters the order of a reduction, so one metric more should not change it
@@ -26,29 +27,11 @@ def metric_buffer(count: int) -> int:
     return _METRICS * max(1, -(-count // _METRICS))
 
 
-def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0) of ``steps``: a function of the step alone."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    if settings.schedule == "linear":
-        return settings.lr * (1 - (1 - settings.final) * done)
-    if settings.schedule == "cosine":  # Loshchilov and Hutter, arXiv 1608.03983, eq. 5
-        return settings.lr * (settings.final + (1 - settings.final) * (1 + math.cos(math.pi * done)) / 2)
-    return settings.lr
-
-
-def ema_decay(decay: float, step: int) -> float:
-    """Decay of the EMA after step ``step`` (from 0): short memory at first, so that the random start is forgotten."""
-    return min(decay, (1 + step) / (10 + step))
-
-
 Named = list[tuple[str, nn.Parameter]]
 
 
-def trainable(model: Method, phase: str) -> tuple[Named, Named, torch.dtype, torch.device]:
-    """The parameters of a phase, those with weight decay and those without, and their one type and device.
+def trainable(model: Method, phase: str, exempt: tuple[str, ...] | None = None) -> tuple[Named, Named, torch.dtype, torch.device]:
+    """The parameters of a phase, those with weight decay and those without (the model's own or ``exempt``), their one type and device.
 
     Raises:
         ConfigError: a phase without parameters (of a model that has some), or with parameters of several types.
@@ -61,17 +44,37 @@ def trainable(model: Method, phase: str) -> tuple[Named, Named, torch.dtype, tor
     if len(kinds) > 1:
         raise ConfigError(f"{type(model).__name__}: phase {phase!r} mixes parameters of {sorted(map(str, kinds))}")
     dtype, device = kinds.pop() if kinds else (torch.float32, torch.device("cpu"))
-    decayed = [(n, p) for n, p in named if not model.no_decay(n, p)]
-    return decayed, [(n, p) for n, p in named if model.no_decay(n, p)], dtype, device
+    free = [_exempt(n, p, exempt) if exempt is not None else model.no_decay(n, p) for n, p in named]
+    return [x for x, f in zip(named, free) if not f], [x for x, f in zip(named, free) if f], dtype, device
+
+
+def _exempt(name: str, parameter: nn.Parameter, exempt: tuple[str, ...]) -> bool:
+    return any(parameter.ndim < 2 if part == "vectors" else part in name for part in exempt)
+
+
+def adam(settings: OptimizerSettings, decayed: list[Any], plain: list[Any], **how: Any) -> torch.optim.Optimizer:
+    """Adam or AdamW over the parameters with weight decay and those without; ``set_step`` gives a step's values."""
+    kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    groups = [{"params": params, "weight_decay": settings.weight_decay * on, "decays": on} for params, on in ((decayed, 1), (plain, 0))]
+    groups = [group for group in groups if group["params"]] or [{"params": [], "decays": 0}]
+    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, **how)
+
+
+def set_step(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Give the optimizer the learning rate and the weight decay of this step; the learning rate."""
+    lr, decay = learning_rate(settings, step, steps), weight_decay(settings, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = lr, decay * group["decays"]
+    return lr
 
 
 class PhaseOptimizer:
-    """AdamW over the parameters of one phase.
+    """Adam over the parameters of one phase; it rests, and counts no steps, until the step at which the model's phase begins.
 
     Args:
         model: its parameters are moved into the flat tensor (their values and names stay).
         phase: one of ``model.phases``.
-        settings: AdamW and its schedule.
+        settings: Adam and its schedule.
         ema: decay of the weights' EMA, 0 for none.
 
     Raises:
@@ -80,15 +83,15 @@ class PhaseOptimizer:
 
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
-        self._frozen = model.frozen_parameters
-        decayed, plain, dtype, device = trainable(model, phase)
+        self._frozen, self.begins = model.frozen_parameters, model.begins(phase)
+        decaying, free, dtype, device = trainable(model, phase, settings.exempt)
         self.spans: dict[str, tuple[int, int]] = {}
         end = 0
-        for name, parameter in decayed + plain:
+        for name, parameter in decaying + free:
             self.spans[name] = (end, end + parameter.numel())
             end += -(-parameter.numel() // _ALIGN) * _ALIGN
-        split = self.spans[plain[0][0]][0] if plain else end
-        self.parameters = dict(decayed + plain)
+        split = self.spans[free[0][0]][0] if free else end
+        self.parameters = dict(decaying + free)
         self.flat = torch.zeros(end, dtype=dtype, device=device)
         for name, parameter in self.parameters.items():
             start, stop = self.spans[name]
@@ -96,11 +99,10 @@ class PhaseOptimizer:
             parameter.data = self.flat[start:stop].view(parameter.shape)
         self.average = self.flat.clone() if ema else None
         self._moments = {kind: torch.zeros_like(self.flat) for kind in ("exp_avg", "exp_avg_sq")}
-        pieces = [(slice(0, split), settings.weight_decay), (slice(split, end), 0.0)]
-        weights = [(part, nn.Parameter(self.flat[part]), decay) for part, decay in pieces if self.flat[part].numel()]
-        self._weights = [(part, weight) for part, weight, _ in weights]
-        groups = [{"params": [weight], "weight_decay": decay} for _, weight, decay in weights]
-        self._adam = torch.optim.AdamW(groups or [{"params": []}], lr=settings.lr, betas=settings.betas, fused=True)
+        parts = [part for part in (slice(0, split), slice(split, end)) if self.flat[part].numel()]
+        self._weights = [(part, nn.Parameter(self.flat[part])) for part in parts]
+        decayed, plain = ([weight for part, weight in self._weights if (part.start < split) == decays] for decays in (True, False))
+        self._adam = adam(settings, decayed, plain, fused=True)
         self._counts = []
         for part, weight in self._weights:
             self._counts.append(torch.zeros((), dtype=torch.float32, device=device))
@@ -139,16 +141,14 @@ class PhaseOptimizer:
         return norm
 
     def step(self, step: int, steps: int) -> float:
-        """One AdamW step with the learning rate of this step (parameters that rest stay as they are), then the EMA; the learning rate."""
-        lr = learning_rate(self._settings, step, steps)
-        for group in self._adam.param_groups:
-            group["lr"] = lr
+        """One step of Adam with the learning rate of this step (parameters that rest stay as they are), then the EMA; the learning rate."""
+        lr = set_step(self._adam, self._settings, step - self.begins, steps - self.begins)
         kept = [(part, self.flat[part].clone()) for part in self._parts(self._frozen(step / max(1, steps)))]
         self._adam.step()
         for part, weight in kept:
             self.flat[part].copy_(weight)
         if self.average is not None:
-            self.average.lerp_(self.flat, 1 - ema_decay(self._ema, step))
+            self.average.lerp_(self.flat, 1 - ema_decay(self._ema, step - self.begins))
         return lr
 
     def _parts(self, beginnings: tuple[str, ...]) -> list[slice]:
@@ -184,4 +184,4 @@ class PhaseOptimizer:
         for key, view in self.state().items():
             view.copy_(state[key])
         for count in self._counts:
-            count.fill_(step)
+            count.fill_(max(0, step - self.begins))

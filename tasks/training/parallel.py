@@ -80,7 +80,7 @@ def device_of(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={name!r}: use auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda': torch sees no accelerator here; use auto or cpu, or install a CUDA build of torch")
+        raise ConfigError("device='cuda': torch finds no accelerator here; use auto or cpu, or install a CUDA build of torch")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Method
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
-from tokenloom.tasks.training.optimizer import ema_decay, learning_rate, metric_buffer, trainable
+from tokenloom.tasks.training.optimizer import adam, metric_buffer, set_step, trainable
 from tokenloom.tasks.training.parallel import checksum
+from tokenloom.tasks.training.schedule import ema_decay
 from tokenloom.tasks.training.train_state import TrainState
 
 _SHARE = 0.005  # of a model's parameters: a smaller part is no unit of its own, it stays with the root
@@ -99,13 +100,11 @@ class ShardedOptimizer:
 
     def __init__(self, model: Method, phase: str, settings: OptimizerSettings, ema: float = 0.0) -> None:
         self.phase, self._settings, self._ema = phase, settings, ema
-        self._frozen = model.frozen_parameters
-        decayed, plain, dtype, device = trainable(model, phase)
+        self._frozen, self.begins = model.frozen_parameters, model.begins(phase)
+        decayed, plain, dtype, device = trainable(model, phase, settings.exempt)
         self.parameters = dict(decayed + plain)
         self._numbers = torch.zeros(metric_buffer(0) + 1, dtype=dtype, device=device)  # the tail, and the square of the gradient's norm
-        groups = [([p for _, p in decayed], settings.weight_decay), ([p for _, p in plain], 0.0)]
-        given = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
-        self._adam = torch.optim.AdamW(given or [{"params": []}], lr=settings.lr, betas=settings.betas, foreach=True)
+        self._adam = adam(settings, [p for _, p in decayed], [p for _, p in plain], foreach=True)
         with torch.no_grad():
             self._average = {name: p.detach().clone() for name, p in self.parameters.items()} if ema else {}
             for parameter in self.parameters.values():
@@ -148,17 +147,15 @@ class ShardedOptimizer:
 
     @torch.no_grad()
     def step(self, step: int, steps: int) -> float:
-        """One AdamW step with the learning rate of this step (frozen parameters stay as they are), then the EMA; the learning rate."""
-        lr = learning_rate(self._settings, step, steps)
-        for group in self._adam.param_groups:
-            group["lr"] = lr
+        """One step of Adam with the learning rate of this step (frozen parameters stay as they are), then the EMA; the learning rate."""
+        lr = set_step(self._adam, self._settings, step - self.begins, steps - self.begins)
         frozen = self._frozen(step / max(1, steps))
         kept = {n: _mine(p).clone() for n, p in self.parameters.items() if frozen and n.startswith(frozen)}
         self._adam.step()
         for name, weight in kept.items():
             _mine(self.parameters[name]).copy_(weight)
         for name, average in self._average.items():
-            _mine(average).lerp_(_mine(self.parameters[name]), 1 - ema_decay(self._ema, step))
+            _mine(average).lerp_(_mine(self.parameters[name]), 1 - ema_decay(self._ema, step - self.begins))
         return lr
 
     @torch.no_grad()
@@ -182,7 +179,7 @@ class ShardedOptimizer:
         for key, part in self.shards().items():
             _take(part, state[key], key)
         for parameter in self.parameters.values():
-            self._adam.state[parameter]["step"].fill_(step)
+            self._adam.state[parameter]["step"].fill_(max(0, step - self.begins))
 
     def _gradients(self) -> Iterator[Tensor]:
         for parameter in self.parameters.values():

@@ -1,7 +1,7 @@
 """The one training loop: every tokenizer and generator, one worker or many, interrupted or not.
 
 Nothing random has state. The rows of a step and every draw are functions of (seed, step) made for the global batch and
-cut to the worker's share, so any number of workers sees the same batches and draws, and a run goes on from its step alone.
+cut to the worker's share, so any number of workers uses the same batches and draws, and a run goes on from its step alone.
 With a fixed number of workers the weights are the same bits, however often the run was killed.
 """
 
@@ -53,7 +53,7 @@ def train(
         job: what to train.
         rank: this worker of ``world``; more than one needs a ``torch.distributed`` group.
         report: called on the first worker with each logged row of metrics.
-        stop: asked once a step on every worker; true on any one checkpoints and ends the run.
+        stop: called once a step on every worker; true on any one checkpoints and ends the run.
 
     Returns:
         The run's final metrics; nothing on other workers than the first.
@@ -61,7 +61,7 @@ def train(
     Raises:
         StepError: a loss or gradient that is not finite (naming step, phase and the last checkpoint), workers whose
             weights differ, a store that cannot be written.
-        Preempted: ``stop`` said so; the state is saved.
+        Preempted: ``stop`` was true; the state is saved.
     """
     with repeatable(job.execution.threads):
         run = _Run(job, Group(rank, world))
@@ -133,6 +133,8 @@ class _Run:
             torch.cuda.manual_seed(seed)
         numbers: dict[str, float] = {}
         for index, phase in enumerate(self.state.phases):
+            if self.step < phase.begins:
+                continue
             phase.clear()
             with self.state.only(phase):
                 names = self._accumulate(batch, phase, start)

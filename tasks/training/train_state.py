@@ -24,15 +24,17 @@ class TrainState:
         settings: optimizer, EMA.
 
     Raises:
-        ConfigError: a parameter that two phases want, or a phase that has none.
+        ConfigError: settings of a phase that the model does not have, a parameter that two phases want, or a phase that has none.
     """
 
     optimizer: Any = PhaseOptimizer
 
     def __init__(self, model: Method, settings: TrainSettings) -> None:
+        if unknown := sorted(settings.phases.keys() - set(model.phases)):
+            raise ConfigError(f"train.phases.{unknown[0]}: this method has no such phase; its phases: {', '.join(model.phases)}")
         self.model, self.step = model, 0
         self.losses: Callable[..., dict[str, Tensor]] = model.losses  # in a training step; the model's own where it is whole
-        self.phases = [self.optimizer(model, phase, settings.optimizer, settings.ema) for phase in model.phases]
+        self.phases = [self.optimizer(model, phase, settings.of(phase), settings.ema) for phase in model.phases]
         owned = [name for phase in self.phases for name in phase.parameters]
         if twice := sorted({name for name in owned if owned.count(name) > 1}):
             raise ConfigError(f"{type(model).__name__}: parameters {twice} are in two phases")

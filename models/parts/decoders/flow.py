@@ -27,7 +27,7 @@ class Flow(GenerativeDecoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GenerativeDecoder.Config, tag="decoder.flow"):
-        """``reveal`` says which tokens a step sees; the net predicts the image, and with it the velocity (arXiv:2511.13720).
+        """``reveal`` says which tokens condition a step; the net predicts the image, and with it the velocity (arXiv:2511.13720).
 
         The image's squared error counts ``(1 - t) ** -weighting``: 2 makes it the velocity's error, less leans on noisy times.
         ``steps`` of Euler; ``seed`` of the noise that decoding starts from; ``guidance`` weighs the tokens' velocity against that

@@ -1,4 +1,4 @@
-"""Which tokens a denoising step sees, and which it cannot do without.
+"""Which tokens condition a denoising step, and which it requires.
 
 Shapes: B rows, N tokens.  A decoder's clock u runs evenly from 0 (noise) to 1 (image).
 """

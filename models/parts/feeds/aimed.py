@@ -15,7 +15,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.base import Feed, nowhere, prefix_groups, span, take
+from tokenloom.models.parts.feeds.base import nowhere, prefix_groups, span, take
 from tokenloom.models.parts.feeds.shifted import Shifted, at
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope, rotate
@@ -85,7 +85,7 @@ class TargetAware(Shifted):
         return Slots(x, group, place, reads, visibility=slots.visibility, condition_BSD=cond.vector_BD[:, None] + step)
 
 
-class Instructed(Shifted):
+class PositionInstructions(Shifted):
     """Before each token stands an instruction: a learned vector rotated by the position that is to be predicted (RandAR, arXiv:2412.01827).
 
     In a parallel step instructions attend to the earlier ones of the step; once the tokens are known, all but the first are given
@@ -100,7 +100,7 @@ class Instructed(Shifted):
         rope: Rope.Config = Rope.Config()
         heads: int
 
-    window = Feed.window  # a token stands between two instructions
+    window_slots = 2
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -181,6 +181,15 @@ class Instructed(Shifted):
             span(held, held + count, x.device),
             cached=held + 1,
         )
+
+    def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
+        # [t(e), q(e+1), t(e+1), q(e+2), …] for tokens of the entries e, e+1, …; the instruction of the first one is cached.
+        place, target = at(plan.sequence_BL, entry_Bn), at(plan.sequence_BL, entry_Bn + 1)
+        x = torch.stack([self.table(token_Bn), self.queries(target)], dim=2).flatten(1, 2)
+        stand = torch.stack([place, target], dim=2).flatten(1)
+        rank = torch.stack([2 * entry_Bn + 1, 2 * entry_Bn + 2], dim=2).flatten(1)
+        reads = 1 + 2 * span(0, token_Bn.shape[1], x.device)
+        return Slots(x, rank, stand, reads, visibility=Causal())
 
     def _woven(self, query: Tensor, token: Tensor, place: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
         """``q0 t0 q1 t1 …`` and their places, without the first ``skip``; the last token may be missing."""

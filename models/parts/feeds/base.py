@@ -36,6 +36,9 @@ class Feed(nn.Module, ABC):
             """
             return self.construct(layout, width)
 
+    #: Slots of each token in a ``window``.
+    window_slots: ClassVar[int] = 1
+
     #: ``cached``: later steps see the slots of earlier ones.  ``whole``: each step is given all slots anew, with full attention.
     passes: ClassVar[Literal["cached", "whole"]] = "cached"
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion, Schedule, Spacing, spaced
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.denoising_mlp import DenoisingMLP
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.head_sampler import HeadSampler
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
@@ -76,6 +78,9 @@ class Diffusion(DenoisingMLP, Head):
         shape = (channels, self.process.outputs(channels), width, config.width, config.depth)
         super().__init__(*shape, frequencies=config.frequencies or config.width, norm=config.norm)
 
+    def traits(self, plan: Plan) -> Traits:
+        return {"several positions from one hidden state": Trait("yes", "head")}  # each by noise of its own
+
     def forward(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
         """Outputs (…, C or 2 C) for noisy latents (…, C) at times (…) of the chain and hidden states (…, D)."""
         return super().forward(x, t.double() / TIMES, h)
@@ -84,6 +89,9 @@ class Diffusion(DenoisingMLP, Head):
         """(B, N) the parts of the diffusion's loss, each the mean over channels and noise levels."""
         if draws is None:
             raise ValueError("a diffusion head's loss needs draws")
+        if target.ndim == 4:  # several positions from each hidden state
+            each = target.shape[2]
+            return self.loss(h_BND.repeat_interleave(each, 1), target.flatten(1, 2), draws).unflatten(1, (-1, each))
         (count, channels), repeats = target.shape[1:], self.config.repeats
         t_BNR = (draws.uniform(count, repeats) * TIMES).long()
         noise = draws.normal(count, repeats, channels)

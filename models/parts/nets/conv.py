@@ -5,14 +5,16 @@ Shapes: B rows, C channels, H W image, h w latent grid.  Level 0 has the highest
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.core.limits import Range
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 
@@ -27,6 +29,8 @@ class Geometry(Net, tag="net.conv"):
     ``decoder_multipliers`` and ``decoder_attention`` stand for it alone (empty or none: as the encoder's).  Where ``resample`` is by
     ``pool`` resolutions change by averages and repetition, without convolutions.
     """
+
+    limits: ClassVar = {"channels": Range(1, 1 << 15)}
 
     channels: int
     multipliers: tuple[int, ...]
@@ -56,11 +60,9 @@ class Geometry(Net, tag="net.conv"):
         for width in self.widths + self.decoding.widths:
             if self.norm_groups < 1 or width % self.norm_groups:
                 raise ConfigError(f"net.norm_groups={self.norm_groups}: does not divide the width {width}")
-        if any(not 0 <= level < len(self.multipliers) for level in self.attention + self.decoding.attention):
-            raise ConfigError(
-                f"net.attention={list(self.attention)}, decoder_attention={self.decoder_attention}: "
-                f"levels are 0 to {len(self.multipliers) - 1}"
-            )
+        for name, levels in (("attention", self.attention), ("decoder_attention", self.decoding.attention)):
+            if any(not 0 <= level < len(self.multipliers) for level in levels):
+                raise ConfigError(f"net.{name}={list(levels)}: levels are 0 to {len(self.multipliers) - 1}")
 
     @property
     def decoding(self) -> Geometry:
@@ -80,6 +82,10 @@ class Geometry(Net, tag="net.conv"):
     def downsampling(self) -> int:
         """Image pixels a latent position, in each direction."""
         return int(self.patch * 2 ** (len(self.multipliers) - 1))
+
+    def change(self, conv: Callable[[int], nn.Module], pool: nn.Module, width: int) -> nn.Module:
+        """How a level of this width changes to the next."""
+        return conv(width) if self.resample == "conv" else pool
 
     def grid(self, shape: Shape) -> Shape:
         down = self.downsampling
@@ -199,8 +205,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(channels, geometry.channels, patch + 2, stride=patch, padding=1)
         self.levels = nn.ModuleList()
         for i, width in enumerate(widths):
-            down = Downsample(width) if geometry.resample == "conv" else nn.AvgPool2d(2)
-            change = down if i + 1 < len(widths) else nn.Identity()
+            change = geometry.change(Downsample, nn.AvgPool2d(2), width) if i + 1 < len(widths) else nn.Identity()
             self.levels.append(Level(geometry, i, widths[i - 1] if i else geometry.channels, geometry.encoder_blocks, change))
         self.middle = middle(geometry)
         self.norm_out = norm(widths[-1], geometry.norm_groups)
@@ -223,8 +228,7 @@ class Decoder(PixelDecoder):
         self.middle = middle(geometry)
         self.levels = nn.ModuleList()
         for i in reversed(range(len(widths))):
-            up = Upsample(widths[i]) if geometry.resample == "conv" else nn.UpsamplingNearest2d(scale_factor=2)
-            change = up if i else nn.Identity()
+            change = geometry.change(Upsample, nn.UpsamplingNearest2d(scale_factor=2), widths[i]) if i else nn.Identity()
             self.levels.append(Level(geometry, i, widths[min(i + 1, len(widths) - 1)], geometry.decoder_blocks, change))
         self.norm_out = norm(widths[0], geometry.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], channels * geometry.patch**2, 3, padding=1)

@@ -175,7 +175,16 @@ class DinoViT(nn.Module):
         resized = F.interpolate(map_1Dhw, size=(rows, columns), mode="bicubic", antialias=True)
         return resized.flatten(2).transpose(1, 2)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
+    def taps(self, image_BCHW: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
+        """Features (B, S, D) of all slots as embedded (0) and after blocks, counted from 1, without the last norm; class token first."""
+        x_BSD, _ = self._embedded(image_BCHW)
+        found = {0: x_BSD}
+        for i, block in enumerate(self.blocks[: max(taps)], 1):
+            found[i] = x_BSD = block(x_BSD)
+        return [found[i] for i in taps]
+
+    def _embedded(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """All slots before the first block, and the grid of the patches."""
         if not self.loaded:
             self.load()  # says what is missing
         x = image_BCHW.expand(-1, 3, -1, -1)
@@ -187,10 +196,13 @@ class DinoViT(nn.Module):
         first = [(self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)]
         if self.config.registers:
             first.append(self.register_tokens.expand(len(x), -1, -1))
-        x_BSD = torch.cat([*first, x_BSD], 1)
+        return torch.cat([*first, x_BSD], 1), (rows, columns)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        x_BSD, grid = self._embedded(image_BCHW)
         for block in self.blocks:
             x_BSD = block(x_BSD)
-        return self.norm(x_BSD)[:, 1 + self.config.registers :].transpose(1, 2).unflatten(2, (rows, columns))
+        return self.norm(x_BSD)[:, 1 + self.config.registers :].transpose(1, 2).unflatten(2, grid)
 
 
 def _mark(module: Any, _: Any) -> None:

@@ -31,7 +31,7 @@ from tokenloom.models.parts.visibility import Visibility
 
 @dataclass(frozen=True, kw_only=True)
 class Init(config.Config, tag="init.normal"):
-    """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if asked."""
+    """Initial weights: normal with ``std`` (0: ``sqrt(1 / 3D)``, as VAR), residual outputs divided by ``sqrt(2 depth)`` if set."""
 
     std: float = 0.02
     scale_residual: bool = False
@@ -63,7 +63,7 @@ class Transformer(SlotNet):
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
-        if config.depth < 1 or config.width % config.heads:
+        if config.depth < 1 or (config.width % config.heads and not config.attention.head_width):
             raise ValueError(
                 f"net.width={config.width} must be divisible by net.heads={config.heads}, and net.depth={config.depth} at least 1"
             )
@@ -73,7 +73,7 @@ class Transformer(SlotNet):
         self.norm = config.norm.build(config.width, config.depth)
         self.attention = nn.ModuleList([config.attention.build(config.width, config.heads) for _ in range(config.depth)])
         self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)])
-        self.rope = config.rope.build(layout, config.width // config.heads) if config.rope else None
+        self.rope = config.rope.build(layout, config.attention.head_width or config.width // config.heads) if config.rope else None
         # Stochastic depth grows linearly with depth (arXiv:1603.09382, VAR).
         self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self._initialise()

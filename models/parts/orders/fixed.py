@@ -9,6 +9,7 @@ import torch
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.base import Fixed
 from tokenloom.models.parts.plan import Plan, grouped
 
@@ -19,6 +20,9 @@ class Raster(Fixed, tag="order.raster"):
 
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
         return Plan(torch.arange(layout.length)[None], (1,) * layout.length)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"positions in storage order": Trait("yes", "order")}
 
 
 @dataclass(frozen=True, kw_only=True)

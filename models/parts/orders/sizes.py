@@ -51,7 +51,7 @@ class Sizes(config.Config, ABC):
         """Group sizes, all positive, summing to ``length``."""
 
     def over(self, own: Sizes) -> Sizes:
-        """What becomes of an order's ``own`` rule when this one is asked for."""
+        """What becomes of an order's ``own`` rule when this one is requested."""
         return self
 
 
@@ -110,5 +110,5 @@ class Count(Sizes, tag="sizes.count"):
 
 
 def rule_of(own: Sizes, wanted: Sizes | None) -> Sizes:
-    """An order's own rule, or what is asked for in its place."""
+    """An order's own rule, or what is requested in its place."""
     return own if wanted is None else wanted.over(own)

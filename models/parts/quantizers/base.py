@@ -55,6 +55,14 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, data: Tensor) -> Tensor:
         """The latents (B, C, H, W) that such ids or latents stand for."""
 
+    def given(self, z_BCHW: Tensor, draws: Draws) -> Tensor:
+        """The latents that a decoder is given in training, for a judge of its images: nothing is observed."""
+        return self(z_BCHW).z
+
+    def weighed(self, losses: dict[str, Tensor], values: int) -> dict[str, Tensor]:
+        """The losses of images of so many values (C H W), beside a mean over these values."""
+        return losses
+
     @property
     def ready(self) -> bool:
         """False until a codebook that starts from data has done so; the same on all ranks."""

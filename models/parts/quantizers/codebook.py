@@ -140,7 +140,7 @@ class Codebook(nn.Module):
     @property
     def ready(self) -> bool:
         """False until codes that start from data have done so; the same on all ranks."""
-        if not self._ready:  # what has started stays so, and the device is not asked again
+        if not self._ready:  # what has started stays so, and the device is not read again
             self._ready = self.config.start is None or bool(self.started)
         return self._ready
 
@@ -283,7 +283,7 @@ def metrics(usage_GK: Tensor, groups: tuple[str, ...], decay: float, weight_G1: 
 def counts(groups: Sequence[Tensor], codes: int) -> Tensor:
     """How often each code occurs in each group's ids: (G, K) int64."""
     found = torch.zeros((len(groups), codes), dtype=torch.int64, device=groups[0].device)
-    for row, ids in zip(found, groups):  # unlike bincount it need not know the largest id, which a GPU would have to be asked for
+    for row, ids in zip(found, groups):  # unlike bincount it need not know the largest id, which would have to be read from a GPU
         row.index_add_(0, ids.flatten(), row.new_ones(ids.numel()))
     return found
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
@@ -19,7 +20,7 @@ from tokenloom.models.parts.quantizers.codebook import exact
 
 
 class Gaussian(Quantizer):
-    """The encoder says mean and log-variance; training sees a sample, tokens are means times ``scale``."""
+    """The encoder predicts mean and log-variance; training uses a sample, tokens are means times ``scale``."""
 
     scale: Tensor
 
@@ -27,12 +28,16 @@ class Gaussian(Quantizer):
     class Config(Quantizer.Config, tag="quantizer.gaussian", label="Gaussian latents"):
         """``dim`` channels of the latents; ``kl`` weighs the divergence from a standard normal, summed over an image's latents.
 
+        Beside a mean over the values of an image, ``per`` an image's value it is as strong as beside their sum (arXiv:2112.10752,
+        equation 25, whose reconstruction is a sum).
+
         ``scale`` brings the latents near unit variance for whoever models them; None measures it after training (1 until then).
         """
 
         dim: int
         kl: float = 1e-6
         scale: float | None = None
+        per: Added[Literal["image", "value"]] = "image"
 
         def __post_init__(self) -> None:
             if self.dim < 1 or self.kl < 0 or (self.scale is not None and self.scale <= 0):
@@ -71,6 +76,14 @@ class Gaussian(Quantizer):
             given = self.sample(mean, logvar, draws.normal(*mean.shape[1:]).to(mean)) if self.training and draws is not None else mean
             losses = {"kl": self.config.kl * self.divergence(mean, logvar).mean()}
         return Quantized(given, self.tokens(mean), losses)
+
+    def given(self, z_BCHW: Tensor, draws: Draws) -> Tensor:
+        """A sample of the posterior."""
+        mean, logvar = self.posterior(z_BCHW)
+        return self.sample(mean, logvar, draws.normal(*mean.shape[1:]).to(mean))
+
+    def weighed(self, losses: dict[str, Tensor], values: int) -> dict[str, Tensor]:
+        return losses | {"kl": losses["kl"] / values} if self.config.per == "value" else losses
 
     def tokens(self, latent_BCHW: Tensor) -> Tensor:
         """Latents as tokens (B, L, C): scaled, row-major."""

@@ -31,7 +31,7 @@ class KMeans(configs.Config, tag="init.kmeans"):
 def sample(groups: list[Tensor], wanted: int, draws: Draws) -> Tensor:
     """This rank's part of about ``wanted`` vectors of the global batch, zeros elsewhere: (N, C).
 
-    ``groups`` are vectors (B, P, C), asked for alike; within a group the order is random and none is taken twice.
+    ``groups`` are vectors (B, P, C), sampled alike; within a group the order is random and none is taken twice.
     The sum over ranks and micro-batches is the sample.
     """
     draws, parts = draws.fork("start"), []

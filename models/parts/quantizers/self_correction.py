@@ -55,16 +55,16 @@ def corrected(quantizer: MultiScaleBSQ, z_BDHW: Tensor, flips: list[Tensor], sto
     Returns:
         Bits with flips, of which the inputs are made, and target bits, both (B, L, D) int64.
     """
-    f_hat, given, said = quantizer.start(len(z_BDHW)).to(z_BDHW), [], []
+    f_hat, given, target = quantizer.start(len(z_BDHW)).to(z_BDHW), [], []
     kept_B11 = torch.full((len(z_BDHW), 1, 1), stored_BLD is not None, device=z_BDHW.device)
     for scale in range(len(quantizer.scales)):
         bit_BPD = (quantizer.direction(z_BDHW - f_hat, scale) > 0).long()
         if stored_BLD is not None:
             bit_BPD = torch.where(kept_B11, quantizer.split(stored_BLD)[scale], bit_BPD)
-        said.append(bit_BPD)
+        target.append(bit_BPD)
         if scale < len(flips):
             bit_BPD = bit_BPD ^ flips[scale]
             kept_B11 = kept_B11 & ~flips[scale].any((1, 2), keepdim=True)
         given.append(bit_BPD)
         f_hat, _ = quantizer.accumulate(f_hat, scale, bit_BPD)
-    return torch.cat(given, 1), torch.cat(said, 1)
+    return torch.cat(given, 1), torch.cat(target, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, LayoutError, Tokens
 from tokenloom.models.sampling.chain import ChainSession, refusal
@@ -24,11 +24,12 @@ from tokenloom.models.sampling.session import Trace
 class DraftModel(Decoder, tag="decoder.draft_model"):
     """A small model drafts ``window`` tokens one by one, the large one verifies them in one call (algorithm 1).
 
-    The small model is another generator over the same tokens, given to the large one by ``use_draft_model``.  Samples are
-    distributed exactly as those of the large model alone.
+    The small model is another generator over the same tokens: the one that ``model`` refers to, as a run file names models, given to
+    the large one by ``use_draft_model`` where both are opened.  Samples are distributed exactly as those of the large model alone.
     """
 
     window: int = 4
+    model: Added[str] = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= 4096:
@@ -39,7 +40,7 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
             return reason
         draft = model.draft
         if draft is None:
-            return "this generator has no draft model; give it one over the same tokens (use_draft_model)"
+            return "no draft model is there; name one over the same tokens, {draft_model: {model: RUN or ARTIFACT}}"
         try:
             model.layout.check(draft.layout)
         except LayoutError as error:

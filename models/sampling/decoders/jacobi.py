@@ -26,8 +26,8 @@ from tokenloom.models.sampling.trace import Trace
 class Jacobi(Decoder, tag="decoder.jacobi"):
     """Each call of the net verifies a window of drafts and drafts the next one (algorithm 1).
 
-    A draft was drawn from what the net said of its entry one call ago, given the drafts of that time; it holds by rejection sampling
-    against what the net says now.  Entries that no call has covered are drafted uniformly.  Samples are distributed exactly as
+    A draft was drawn from the net's distribution of its entry one call ago, given the drafts of that time; it holds by rejection sampling
+    against its distribution now.  Entries that no call has covered are drafted uniformly.  Samples are distributed exactly as
     those of decoding one by one; the fewer calls, the less neighbouring tokens depend on each other.
     """
 
@@ -63,7 +63,7 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
         return self.next(outcome, self.blind(session))
 
     def next(self, outcome: Outcome, blind_BWV: Tensor) -> Tensor:
-        """What the net said of the entries after the new tokens, given drafts that may not have held; then nothing."""
-        said = torch.cat([outcome.target, blind_BWV], dim=1)
-        index = outcome.hold_B[:, None] + 1 + torch.arange(self.window, device=said.device)
-        return said.gather(1, index.unsqueeze(-1).expand(-1, -1, said.shape[2]))
+        """The net's distributions of the entries after the new tokens, given drafts that may not have held; then uniform ones."""
+        known = torch.cat([outcome.target, blind_BWV], dim=1)
+        index = outcome.hold_B[:, None] + 1 + torch.arange(self.window, device=known.device)
+        return known.gather(1, index.unsqueeze(-1).expand(-1, -1, known.shape[2]))

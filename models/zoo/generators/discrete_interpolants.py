@@ -1,7 +1,7 @@
 """Discrete Interpolants: [MASK] is all you need (Hu and Ommer 2024, arXiv:2412.06787).
 
 New: masked generation and discrete diffusion are points of one space: tokens are masked along a curve, and a net is trained once.  It
-may be told the time or not, and its samples may be drawn as a discrete flow, every token being shown by itself at the curve's rate,
+may have the time as input or not, and its samples may be drawn as a discrete flow, every token being shown by itself at the curve's rate,
 or as masked generation, the surest first.
 Differs: class-conditional images only (the paper casts segmentation as unmasking too).  The likelihood is bounded, not known.
 Run: tokenloom run smoke_discrete_interpolants

@@ -21,6 +21,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Arccos, Halton, Masked, Steps
 from tokenloom.models.parts.similarity import RootMean
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.published.halton_maskgit import SIZES
 
 
 @register(
@@ -29,6 +30,7 @@ from tokenloom.models.sampling.sampler import Constant, Sampler
     paper="2503.17076",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 4},
     codec="vq",
+    sizes=SIZES,
 )
 def halton_maskgit(
     depth: int = 24,
@@ -39,8 +41,11 @@ def halton_maskgit(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    multiple_of: int = 32,
+    extra: int = 0,
+    head_width: int = 0,
 ) -> GroupGenerator.Config:
-    """The base model by default."""
+    """The base model by default; ``extra`` rows of the tied table stand for [MASK] and what is no code."""
     return GroupGenerator.Config(
         order=Masked(decoding=Steps(count=steps, curve=Arccos(), rounding="down"), visit=Halton()),
         feed=MaskToken.Config(registers=registers, dropout=dropout),
@@ -49,11 +54,11 @@ def halton_maskgit(
             depth=depth,
             heads=heads,
             norm=AdaLN.Config(eps=1e-5, kind="rms", final="rms_bias"),
-            mlp=SwiGLU.Config(multiple_of=32),
-            attention=Attention.Config(similarity=RootMean(eps=1e-5)),
+            mlp=SwiGLU.Config(multiple_of=multiple_of),
+            attention=Attention.Config(similarity=RootMean(eps=1e-5), head_width=head_width),
             dropout=dropout,
         ),
-        head=Tied.Config(),
+        head=Tied.Config(extra=extra),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=2.0)),
     )

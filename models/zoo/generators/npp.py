@@ -16,6 +16,7 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.shifted import Averages
 from tokenloom.models.parts.orders import Patches
 from tokenloom.models.zoo.generators.raster import raster
+from tokenloom.models.zoo.published.npp import SIZES
 
 
 @register(
@@ -24,6 +25,7 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2412.15321",
     tiny={"depth": 2, "width": 32, "heads": 2, "sides": [2, 1], "until": [0.2]},
     codec="vq",
+    sizes=SIZES,
 )
 def npp(
     depth: int = 12,
@@ -34,10 +36,11 @@ def npp(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    multiple_of: int = 32,
 ) -> GroupGenerator.Config:
     """LlamaGen's transformer of this depth; patches have these ``sides`` ``until`` these shares of training."""
     return replace(
-        raster(depth, width, heads, classes, dropout, label_dropout),
+        raster(depth, width, heads, classes, dropout, label_dropout, multiple_of),
         order=Patches(sides=sides, until=until),
         feed=Averages.Config(dropout=dropout),
     )

@@ -16,6 +16,7 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.shifted import Registers
 from tokenloom.models.parts.orders import Regions
 from tokenloom.models.zoo.generators.raster import raster
+from tokenloom.models.zoo.published.par import SIZES
 
 
 @register(
@@ -24,6 +25,7 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2412.15119",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
+    sizes=SIZES,
 )
 def par(
     depth: int = 12,
@@ -33,10 +35,11 @@ def par(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    multiple_of: int = 32,
 ) -> GroupGenerator.Config:
     """LlamaGen's transformer of this depth; ``across`` squared tokens a step (2: PAR-4x, 4: PAR-16x)."""
     return replace(
-        raster(depth, width, heads, classes, dropout, label_dropout),
+        raster(depth, width, heads, classes, dropout, label_dropout, multiple_of),
         order=Regions(across=across),
         feed=Registers.Config(dropout=dropout, registers=across * across - 1),
     )

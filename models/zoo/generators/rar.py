@@ -1,6 +1,6 @@
 """RAR: randomized autoregressive modelling (Yu et al. 2024, arXiv:2411.00776).
 
-New: rows are permuted with a probability that falls from one to zero during training, and positions are told twice: where a token
+New: rows are permuted with a probability that falls from one to zero during training, and positions are embedded twice: where a token
 stands and which comes next.  It learns from both sides of a token and ends as plain raster prediction, sampled like it.
 Differs: the probability falls with the share of training that is done (from 0.5 to 0.75 as published: steps 125k to 187.5k of 250k).
 Run: tokenloom run smoke_rar

@@ -12,8 +12,11 @@ from dataclasses import replace
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.orders import Arccos, LogitConfidence, Masked, Steps
+from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
 from tokenloom.models.zoo.generators.maskgit.recipe import maskgit
+from tokenloom.models.zoo.published.titok import BERT
 
 
 @register(
@@ -22,6 +25,7 @@ from tokenloom.models.zoo.generators.maskgit.recipe import maskgit
     paper="2406.07550",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 3},
     codec="titok",
+    sizes=BERT,
 )
 def titok_imagebert(
     depth: int = 24,
@@ -32,9 +36,15 @@ def titok_imagebert(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    segments: int = 0,
 ) -> GroupGenerator.Config:
-    """The released transformer by default; positions that are known weigh a tenth in the loss."""
+    """The released transformer by default; positions that are known weigh a tenth in the loss.
+
+    ``segments`` rows of BERT's table of segments, of which one is used.
+    """
     return replace(
         maskgit(depth, width, heads, steps, noise, classes, dropout, label_dropout),
+        feed=BertTokens.Config(dropout=dropout, segments=segments),
+        head=Categorical.Config(bias="yes", init_std=0.02),
         order=Masked(curve=Arccos(), seen_weight=0.1, decoding=Steps(count=steps, curve=Arccos()), choice=LogitConfidence(noise=noise)),
     )

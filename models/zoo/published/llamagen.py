@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
+from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 #: The scripts' defaults; the documentation does not state them per size.
 TRAINING = Training(
-    batch=256,
-    epochs=300,
-    lr=1e-4,
+    settings=TrainSettings(
+        epochs=300,
+        batch=256,
+        precision="bfloat16",
+        optimizer=OptimizerSettings(lr=1e-4, exempt=("vectors",), warmup=0.0, schedule="constant"),
+    ),
     lr_batch=256,
-    betas=(0.9, 0.95),
-    weight_decay=0.05,
-    exempt=("vectors",),
-    clip=1.0,
-    schedule="constant",
-    precision="bfloat16",
-    augmentation=("ten-crop 1.1", "ten-crop 1.05"),
+    augmentation=("ten crops of images enlarged by 1.1, one drawn a step", "the same by 1.05, each set for half of the steps"),
+    departs=("one set of ten crops, by 1.1", "all ten crops of an image are rows, drawn without return, instead of one a step"),
 )
 #: Dial: (depth, width, heads), parameters, FID at 256 and at 384 pixels where weights were released.
 _TABLE: dict[str, tuple[tuple[int, int, int], int, float | None, float | None]] = {
@@ -39,7 +39,7 @@ def _size(name: str, image: int) -> Size:
         parameters=parameters,
         layout=grid(image // 16, 16384),
         image=image,
-        codec=("vq", {"codes": 16384}),
+        codec=codecs.LLAMAGEN,
         checkpoints=(f"c2i_{name}_{image}.pt", "vq_ds16_c2i.pt") if fid else (),
         headline=f"FID {fid}" if fid else "",
         training=TRAINING,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from tokenloom.models.core.published import Size, Training, grid
+from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import codecs
 
 TRAINING = Training(
-    batch=2048,
-    steps=250_000,
-    lr=4e-4,
+    settings=TrainSettings(
+        epochs=400,  # 250,000 steps
+        batch=2048,
+        precision="bfloat16",
+        optimizer=OptimizerSettings(
+            lr=4e-4,
+            betas=(0.9, 0.96),
+            weight_decay=0.03,
+            exempt=("vectors", "feed.", "condition.", "net.norm.branches", "net.norm.final"),
+            warmup=0.25,
+            schedule="cosine",
+            final=1e-5 / 4e-4,
+        ),
+    ),
     lr_batch=2048,
-    betas=(0.9, 0.96),
-    weight_decay=0.03,
-    exempt=("vectors", "norm", "embed", "position", "condition"),
-    clip=1.0,
-    warmup=62_500,
-    schedule="cosine",
-    final=1e-5 / 4e-4,
-    precision="bfloat16",
     augmentation=("ten-crop",),
 )
 
@@ -27,7 +32,7 @@ def _size(name: str, depth: int, width: int, parameters: int, fid: float, hidden
         args={"depth": depth, "width": width, "heads": 16, "spare": [1, 1022, 99]} | ({"mlp_ratio": hidden / width} if hidden else {}),
         parameters=parameters,
         layout=grid(16, 1024),
-        codec=("maskgit_vqgan", {}),
+        codec=codecs.MASKGIT,
         checkpoints=(f"rar_{name.lower()}.bin", "maskgit-vqgan-imagenet-f16-256.bin"),
         headline=f"FID {fid}",
         training=TRAINING,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenloom.models.parts.losses import Adversarial, Perceptual, Pixels
+from tokenloom.models.parts.adversarial.loss import Adversarial
+from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
+from tokenloom.models.parts.losses import Perceptual, Pixels
 from tokenloom.models.parts.nets.conv import Geometry
-from tokenloom.models.parts.nets.discriminator import PatchDiscriminator
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
+from tokenloom.models.parts.quantizers.kmeans import KMeans
+from tokenloom.models.parts.quantizers.vq import VQ
 
 #: Arguments with which such a recipe is small enough for the contract tests.
 TINY: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "patch": 2}
@@ -52,7 +55,7 @@ class Levels(Losses):
     blocks: int = 1
 
     def losses(self, channels: int | None = None) -> dict[str, Any]:
-        """The same, with a discriminator as wide as the convolutions if not told otherwise."""
+        """The same, with a discriminator by default as wide as the convolutions."""
         return super().losses(channels or self.channels)
 
 
@@ -107,6 +110,12 @@ def codebook(codes: int, dim: int, metric: Literal["l2", "cosine"], update: Lite
     if update == "learned":
         return Codebook.Config(codes=codes, dim=dim, metric=metric)
     return Codebook.Config(codes=codes, dim=dim, metric=metric, update=EMA(), revival=Revival(threshold=0.2))
+
+
+def averaged(codes: int, dim: int, beta: float, decay: float) -> VQ.Config:
+    """One of several codebooks of a position: moving averages from a k-means start, codes out of use revived."""
+    codebook = Codebook.Config(codes=codes, dim=dim, update=EMA(decay=decay), start=KMeans(), revival=Revival(threshold=0.2))
+    return VQ.Config(codebook=codebook, beta=beta)
 
 
 #: Defaults of the recipes' arguments.

@@ -1,6 +1,6 @@
 """D-AR: tokens that are the steps of a diffusion, so that generating them in order is to denoise (arXiv:2505.23660).
 
-New: the tokens stand in groups, and the k-th group conditions the k-th interval of the decoder's time: the decoder sees the groups whose
+New: the tokens stand in groups, and the k-th group conditions the k-th interval of the decoder's time: the decoder takes the groups whose
 interval has begun.  So the sequence runs from coarse to fine, a plain next-token model denoises, and any number of groups gives a preview:
 the diffusion up to there, then the image that its velocity points to.
 Differs: the net predicts the image, whose error is trained, instead of the velocity; no perceptual loss and no alignment with DINOv2

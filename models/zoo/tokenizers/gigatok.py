@@ -4,7 +4,7 @@ New: semantic regularisation: a small MLP on the features of an early decoder bl
 do, which keeps the latent space simple enough for a generator while the tokenizer grows; of a larger budget the decoder gets more than the
 encoder; an entropy loss keeps large codebooks stable.
 Differs: transformers on both sides instead of convolutions around them, learned queries instead of ones pooled in levels; the teacher is
-the classifier of the data, or DINO (released: DINOv2-B) if its file is given; the perceptual and the adversarial loss only if asked for;
+the classifier of the data, or DINO (released: DINOv2-B) if its file is given; the perceptual and the adversarial loss only if set;
 released models have 256 tokens of 16384 codes of 8 channels and 136 M to 2.9 B parameters.
 Run: tokenloom run smoke_gigatok
 Expect: digits (600 steps of 32, learning rate 2e-3, 74 CPU seconds): mean squared error 0.058 on [-1, 1].

@@ -4,7 +4,7 @@ New: no codebook.  The encoder says mean and variance of a Gaussian at each posi
 divergence from a standard normal keeps the latents bounded; tokens are the means, scaled to unit variance.
 Differs: the scale is measured on training images after the last step where the released one is a constant (0.2325); convolutions that suit
 small images, with 2x2 or 4x4 pixels a step at the ends; the released model has 66.5 M parameters and 16 channels at a sixteenth of the
-resolution, and also a perceptual and an adversarial loss (off here unless asked for).
+resolution, and also a perceptual and an adversarial loss (off by default here).
 Run: tokenloom run smoke_kl
 Expect: held-out digits (32x32, 300 steps of 64, learning rate 4e-3, about 30 CPU seconds): squared error 0.036 on [-1, 1], 0.51 M
 parameters, 16 channels at 4x4, deviation of the tokens 0.98.
@@ -33,11 +33,12 @@ def kl(
     small: Small = SMALL,
 ) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, with self-attention at that resolution; a position has
-    ``dim`` channels; ``divergence`` weighs the divergence summed over an image; ``scale`` of the tokens is
+    ``dim`` channels; ``divergence`` weighs the divergence summed over an image beside the error summed over its
+    values; ``scale`` of the tokens is
     measured if not given."""
     return Autoencoder.Config(
         net=replace(small.net(), middle="attention", decoder_blocks=small.decoder_blocks or small.blocks + 1),
-        quantizer=Gaussian.Config(dim=dim, kl=divergence, scale=scale),
+        quantizer=Gaussian.Config(dim=dim, kl=divergence, scale=scale, per="value"),
         latent=2 * dim,
         decoder_latent=dim,
         **small.losses(),

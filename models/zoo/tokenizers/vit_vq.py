@@ -2,7 +2,7 @@
 
 New: patches instead of convolutions; each side ends in two layers with a tanh between.  Codes are factorised: a vector of the encoder is
 looked up in a few channels (32 or 8 instead of 768), by its direction alone, and mapped back before the decoder.
-Differs: squared error, with the perceptual and the adversarial loss only if asked for (published: also a logit-Laplace loss, and
+Differs: squared error, with the perceptual and the adversarial loss only if set (published: also a logit-Laplace loss, and
 StyleGAN's discriminator); the codebook follows moving averages and codes out of use are revived, both over all workers; few and
 narrow blocks.
 Run: tokenloom run smoke_vit_vq

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.modalities.base import SampleRequest
 from tokenloom.tasks.modalities.image import pictures
-from tokenloom.tasks.modalities.image.served.draw import SHARD, sample_images
+from tokenloom.tasks.modalities.image.served.draw import SHARD, traced_images
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.serving.predict import Pair, spread
 from tokenloom.tasks.serving.request import Request
@@ -36,15 +36,18 @@ def sample(pair: Pair, title: str, given: SampleRequest, report: Report) -> dict
     words = [str(kind) for kind in kinds] if pair.condition_spec.column == "text" else None
     labels = which if words else np.asarray(kinds, np.int64)[which]
     request: Request = [words[i] for i in which.tolist()] if words else labels
-    parts = []
+    parts, traces = [], []
     for start in range(0, given.total, SHARD):
         report("sample", start, given.total, {})
         condition = pair.condition_spec.conditions(request[start : start + SHARD])
-        parts.append(sample_images(pair.generator, pair.tokenizer, condition, pair.sampler, given.seed, start))
+        images, trace = traced_images(pair.generator, pair.tokenizer, condition, pair.sampler, given.seed, start)
+        parts.append(images)
+        traces.append(trace)
     report("sample", given.total, given.total, {})
     _write(out, np.concatenate(parts), labels, words)
     drawn = {"texts": words} if words else {"classes": [int(k) for k in kinds]}
-    return {"model": title, "out": str(out), "samples": given.total, **drawn, "seed": given.seed}
+    decoding = {name: float(np.mean([trace[name] for trace in traces])) for name in traces[0]}
+    return {"model": title, "out": str(out), "samples": given.total, **drawn, "seed": given.seed, **decoding}
 
 
 def _write(out: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], words: list[str] | None) -> None:

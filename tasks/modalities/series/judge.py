@@ -45,7 +45,9 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     windows = Windows.of(dataset.notes["series"])
     truth = _held_out(dataset.notes, store, windows, modalities.of(dataset.notes))
     generator, tokenizer = (store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer"))
-    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], str(device_of(cluster.execution.device)))
+    device = str(device_of(cluster.execution.device))
+    draft = store.fetch(step.inputs["draft"], "model.json", "weights.safetensors") if "draft" in step.inputs else None
+    pair = open_pair(generator, tokenizer, dataset.notes["classes"], step.config["sample"], device, draft=draft)
     report("evaluate", 1, 4, {})
     history, future = truth[:, : windows.history], truth[:, windows.history :]
     began = time.perf_counter()

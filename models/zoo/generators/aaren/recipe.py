@@ -12,14 +12,7 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.feeds import Shifted
-from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.mlp import GELU
-from tokenloom.models.parts.nets.sequence import SequenceNet
-from tokenloom.models.parts.norms import PreNorm
-from tokenloom.models.parts.orders import Raster
-from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.zoo.generators._recurrent import one_by_one
 from tokenloom.models.zoo.generators.aaren.net import ScanAttention
 
 
@@ -39,18 +32,4 @@ def aaren(
     label_dropout: float = 0.1,
 ) -> GroupGenerator.Config:
     """Aaren of this depth; width is 64 times the depth and heads the depth if not given."""
-    return GroupGenerator.Config(
-        order=Raster(),
-        feed=Shifted.Config(dropout=dropout),
-        net=SequenceNet.Config(
-            width=width or 64 * depth,
-            depth=depth,
-            mixer=ScanAttention.Config(heads=heads or depth),
-            norm=PreNorm.Config(kind="layer"),
-            mlp=GELU.Config(),
-            dropout=dropout,
-        ),
-        head=Categorical.Config(bias="no"),
-        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
-        sampler=Sampler(guidance=Constant(value=1.0)),
-    )
+    return one_by_one(ScanAttention.Config(heads=heads or depth), depth, width, classes, dropout, label_dropout)

@@ -36,7 +36,7 @@ class CoarseToFine(protocols.Generator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="model.coarse_to_fine"):
-        """``coarse`` predicts the labels, of which there are ``labels``; ``fine`` is the net that sees them all."""
+        """``coarse`` predicts the labels, of which there are ``labels``; ``fine`` is the net that attends to them all."""
 
         coarse: GroupGenerator.Config
         fine: Transformer.Config

@@ -100,7 +100,7 @@ class FlexibleScale(Feed):
         return self.quantizer.accumulate(state[0], group, data, self._grids(plan))
 
     def _grids(self, plan: Plan) -> list[tuple[int, int]]:
-        """The grids of the plan's groups, which are whole scales; told by their sizes, so that the device is asked for no positions.
+        """The grids of the plan's groups, which are whole scales; identified by their sizes, so that no position is read from the device.
 
         Raises:
             LayoutError: the first one has more than one position, or a group is no scale.

@@ -17,6 +17,7 @@ from tokenloom.models.parts.orders import SomeScales
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.flexvar.feed import FlexibleScale
 from tokenloom.models.zoo.generators.var import var
+from tokenloom.models.zoo.published.flexvar import SIZES
 
 
 @register(
@@ -25,6 +26,7 @@ from tokenloom.models.zoo.generators.var import var
     paper="2502.20313",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="flexvar_vq",
+    sizes=SIZES,
 )
 def flexvar(
     depth: int = 16,
@@ -34,10 +36,11 @@ def flexvar(
     classes: int | None = None,
     drop_path: float | None = None,
     label_dropout: float = 0.1,
+    gamma: float = 1e-2,
 ) -> GroupGenerator.Config:
     """VAR's transformer of this depth."""
     return replace(
-        var(depth, width, heads, classes, drop_path, label_dropout),
+        var(depth, width, heads, classes, drop_path, label_dropout, gamma=gamma),
         order=SomeScales(drop=drop),
         feed=FlexibleScale.Config(),
         sampler=Sampler(guidance=Linear(value=2.5), top_k=900, top_p=0.95),

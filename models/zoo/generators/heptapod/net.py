@@ -1,4 +1,4 @@
-"""A causal transformer whose every state can be asked for any position.
+"""A causal transformer whose every state can be combined with a query of any position.
 
 Shapes: B rows, S slots, N pairs of a state and a position, L positions, D width.
 """
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.mlp import ResidualMLP
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
@@ -38,6 +40,9 @@ class QueryHeads(Transformer):
         nn.init.trunc_normal_(self.position_query, std=0.02)
         self.decode = ResidualMLP(config.mlp, config.width, config.blocks)
         self.rms = nn.RMSNorm(config.width, eps=1e-5)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {**super().traits(plan), "states with queries of positions": Trait("yes", "net")}
 
     def trunk(
         self,

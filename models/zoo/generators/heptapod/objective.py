@@ -6,18 +6,17 @@ Shapes: B rows, L positions, N pairs of a step and a later position, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError, stored_as_one
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, full_tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
-from tokenloom.models.parts.heads.categorical import Categorical
-from tokenloom.models.parts.orders import Raster
+from tokenloom.models.parts.agreement import Trait, Traits
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 
 
@@ -40,26 +39,23 @@ class WholeGrid(Objective):
             if self.later <= 0 or self.targets < 0:
                 raise ConfigError(f"later={self.later}, targets={self.targets}: later must be positive, targets at least 0")
 
-        def check(self, model: Any) -> None:
-            if not isinstance(model.order, Raster) or not isinstance(model.net, QueryHeads.Config):
-                raise ConfigError("order, net: predicting the whole grid needs Raster and QueryHeads")
-            if not isinstance(model.head, Categorical.Config):
-                raise ConfigError(f"head={model.head!r}: predicting the whole grid needs logits of one codebook: use Categorical")
-
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def requires(self, plan: Plan) -> Traits:
+        names = "positions in storage order", "states with queries of positions"
+        return dict.fromkeys(names, Trait("yes", "objective"))
 
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: nats a token of the next one (``next``) plus, weighted, of all later ones (``later``)."""
         assert batch.tokens is not None
         model.layout.check(batch.tokens.layout)
-        ids, given = full_tokens_of(batch.tokens), draws if model.training else None
-        step_N, place_N = (t.to(ids.device) for t in self.pairs(model.layout.length, draws))
-        plan = model.order.plan(model.layout, None).to(ids.device)
+        data, given = full_tokens_of(batch.tokens), draws if model.training else None
+        step_N, place_N = (t.to(data.device) for t in self.pairs(model.layout.length, draws))
+        plan = model.order.plan(model.layout, None).to(data.device)
         cond, net = model.condition(model.condition.drop(batch.conditions, given)), cast(QueryHeads, model.net)
-        h_BLD = model.parallel(ids, plan, cond, given, net.trunk)
-        logits = model.head.logits(net.point(h_BLD[:, step_N], place_N))
-        nll_BN = F.cross_entropy(logits.transpose(1, 2), ids[:, place_N], reduction="none")
+        h_BLD = model.parallel(data, plan, cond, given, net.trunk)
+        nll_BN = model.head.loss(net.point(h_BLD[:, step_N], place_N), data[:, place_N], draws)
         following = step_N == place_N
         # Where all are taken, early steps have more of them than late ones, and shall not count for more.
         ahead_N = (model.layout.length - 1 - step_N[~following]).to(nll_BN.dtype)

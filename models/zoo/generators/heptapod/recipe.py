@@ -2,7 +2,7 @@
 
 New: a causal transformer predicts at every step the distribution of all positions of the grid that are still to come, so that each state
 must hold the whole image, as in masked autoencoding; sampling takes the next position, and needs no guidance.
-Differs: a state is asked for a position by a query and a few MLPs (the paper's head is deeper); discrete codes; with ``targets`` only
+Differs: a state is combined with the query of a position by a few MLPs (the paper's head is deeper); discrete codes; with ``targets`` only
 so many later positions are drawn for each step, which keeps long sequences affordable.
 Run: tokenloom run smoke_heptapod
 Expect: ImageNet 256 FID 2.70 without guidance in the paper; here the likelihood of raster, and better samples without guidance.

@@ -17,11 +17,11 @@ from tokenloom.models.parts.plan import Plan, permutations
 
 @dataclass(frozen=True, kw_only=True)
 class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked steps inside"):
-    """Scales small to large, each drawn in steps whose members are random; a scale sees itself alone (HMAR, arXiv:2506.04421).
+    """Scales small to large, each drawn in steps whose members are random; a scale attends to itself alone (HMAR, arXiv:2506.04421).
 
     Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the
     share ``curve.masked(u)``, u uniform.  Decoding takes ``steps`` of each scale, the last number for all further ones, and may
-    be asked for any other sizes.  Groups stand at the start of their scale.
+    be set to any other sizes.  Groups stand at the start of their scale.
     """
 
     steps: tuple[int, ...] = (1, 2, 4)

@@ -1,6 +1,6 @@
 """HMAR: hierarchical masked autoregression (Kumbong et al. 2025, arXiv:2506.04421).
 
-New: next-scale prediction that is Markov: a scale is given the sum of the smaller ones and sees no slots but its own, so that
+New: next-scale prediction that is Markov: a scale is given the sum of the smaller ones and attends to no slots but its own, so that
 memory is that of one scale; and a scale is drawn in several masked steps, each of which knows what the steps before it drew.
 Differs: one net is trained on whole and partly known scales (the paper adds a small masked net to the states of the trunk and trains it
 afterwards), scales weigh by their tokens, and the mask is one of torch's attention instead of a block-sparse kernel.

@@ -9,17 +9,20 @@ Expect: ImageNet 256 FID 6.06 with the released weights; the number of steps and
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
-from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PostNorm
 from tokenloom.models.parts.orders import Confidence, Masked, Steps
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
+from tokenloom.models.zoo.generators.maskgit.head import MaskedLM
+from tokenloom.models.zoo.published.maskgit import SIZES
 
 
 @register(
@@ -28,21 +31,28 @@ from tokenloom.models.zoo.generators.maskgit.feed import BertTokens
     paper="2202.04200",
     tiny={"depth": 2, "width": 32, "heads": 2, "steps": 4},
     codec="vq",
+    sizes=SIZES,
 )
 def maskgit(
     depth: int = 24,
     width: int = 768,
-    heads: int = 8,
+    heads: int = 16,
     steps: int = 8,
     noise: float = 4.5,
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    smoothing: float = 0.1,
+    null: Literal["row", "zero"] = "row",
+    spare: int = 0,
 ) -> GroupGenerator.Config:
-    """The paper's transformer by default; ``noise`` is the temperature of the choice."""
+    """The paper's transformer by default; ``noise`` is the temperature of the choice, ``smoothing`` that of the labels.
+
+    ``null`` and ``spare``: see ``ClassCondition`` and ``MaskedLM``.
+    """
     return GroupGenerator.Config(
         order=Masked(decoding=Steps(count=steps), choice=Confidence(noise=noise)),
-        feed=BertTokens.Config(dropout=dropout),
+        feed=BertTokens.Config(dropout=dropout, mixed="yes"),
         net=Transformer.Config(
             width=width,
             depth=depth,
@@ -53,7 +63,7 @@ def maskgit(
             dropout=dropout,
             init=Init(std=0.02),
         ),
-        head=Categorical.Config(bias="yes", init_std=0.02),
-        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        head=MaskedLM.Config(smoothing=smoothing, spare=spare),
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout, null=null),
         sampler=Sampler(guidance=Linear(value=3.0, clock="begun")),
     )

@@ -19,6 +19,7 @@ from tokenloom.models.parts.orders import Diagonals
 from tokenloom.models.zoo.generators.nar.feed import Neighbours
 from tokenloom.models.zoo.generators.nar.net import Branched
 from tokenloom.models.zoo.generators.raster import raster
+from tokenloom.models.zoo.published.nar import SIZES
 
 
 @register(
@@ -27,6 +28,7 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2503.10696",
     tiny={"depth": 2, "width": 32, "heads": 2},
     codec="vq",
+    sizes=SIZES,
 )
 def nar(
     depth: int = 12,
@@ -36,14 +38,15 @@ def nar(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    multiple_of: int = 32,
 ) -> GroupGenerator.Config:
-    """LlamaGen's transformer of this depth, the last ``branch`` blocks of which serve the head for the token below."""
-    base = raster(depth, width, heads, classes, dropout, label_dropout)
+    """LlamaGen's transformer of this depth, and ``branch`` blocks more for the head of the token below."""
+    base = raster(depth, width, heads, classes, dropout, label_dropout, multiple_of)
     assert isinstance(base.net, Transformer.Config)
     return replace(
         base,
         order=Diagonals(),
         feed=Neighbours.Config(dropout=dropout),
-        net=Branched.Config(trunk=replace(base.net, depth=depth - branch), branches=(branch,)),
+        net=Branched.Config(trunk=base.net, branches=(branch,)),
         head=Directions.Config(states=2),
     )

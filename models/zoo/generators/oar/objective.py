@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,9 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Conditions, full_tokens_of
 from tokenloom.models.objectives.base import GroupModel, Objective
 from tokenloom.models.objectives.nll import NLL
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Constant
-from tokenloom.models.zoo.generators.oar.order import Found
 
 
 class DistilledOrder(Objective):
@@ -34,13 +33,12 @@ class DistilledOrder(Objective):
             if not 0 <= self.start <= 1:
                 raise ConfigError(f"start={self.start}: a share of training, from 0 to 1")
 
-        def check(self, model: Any) -> None:
-            if not isinstance(model.order, Found):
-                raise ConfigError(f"order={type(model.order).__name__}: distilling orders needs the order Found, which finds them")
-
     def __init__(self, config: Config) -> None:
         self.config = config
         self.first = NLL()
+
+    def requires(self, plan: Plan) -> Traits:
+        return {"orders that the model finds": Trait("yes", "objective")}
 
     def losses(self, model: GroupModel, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: mean negative log-likelihood a token in nats, in a random order and later in the image's own."""

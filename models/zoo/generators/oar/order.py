@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Likelihood, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.masked import Confidence
 from tokenloom.models.parts.orders.random import Random
 from tokenloom.models.parts.orders.sizes import Sizes, rule_of
@@ -16,10 +17,13 @@ from tokenloom.models.parts.plan import Choice, Plan, known_first
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Random, tag="order.found"):
+class ConfidenceOrder(Random, tag="order.found"):
     """Training in random orders; decoding takes in each step the positions of which ``choice`` is surest (OAR, arXiv:2504.17069)."""
 
     choice: Choice = Confidence(noise=0.0)
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"orders that the model finds": Trait("yes", "order")}
 
     @property
     def likelihood(self) -> Likelihood:

@@ -19,7 +19,7 @@ from tokenloom.models.parts.nets.blocks import gpt
 from tokenloom.models.parts.orders import Confidence
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
-from tokenloom.models.zoo.generators.oar.order import Found
+from tokenloom.models.zoo.generators.oar.order import ConfidenceOrder
 
 
 @register(
@@ -41,7 +41,7 @@ def oar(
 ) -> GroupGenerator.Config:
     """Found orders from the share ``start`` of training on; ``noise`` of the choice; width is 64 times the depth, heads the depth."""
     return GroupGenerator.Config(
-        order=Found(choice=Confidence(noise=noise)),
+        order=ConfidenceOrder(choice=Confidence(noise=noise)),
         feed=DoublePosition.Config(dropout=dropout),
         net=gpt(depth, width, heads, dropout),
         head=Categorical.Config(),

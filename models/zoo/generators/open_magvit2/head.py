@@ -31,9 +31,11 @@ from tokenloom.models.sampling.sampler import Moment, Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class SubTokens(HeadSampler, tag="head_sampler.sub_tokens"):
-    """Settings of the factorised head: the share of the sampler's guidance weight for each sub-token (empty: all of it)."""
+    """Settings of the factorised head: shares of the sampler's guidance weight and of its temperature, one for each sub-token
+    (empty: all of it)."""
 
     guidance: tuple[float, ...] = ()
+    temperature: tuple[float, ...] = ()
 
 
 class Factorised(Chained):
@@ -87,8 +89,10 @@ class Factorised(Chained):
             return
         if not isinstance(sampler.head, SubTokens):
             raise ConfigError(f"sample.head={sampler.head!r}: this head is set by sub_tokens")
-        if sampler.head.guidance and len(sampler.head.guidance) != len(self.out):
-            raise ConfigError(f"sample.head.guidance={list(sampler.head.guidance)}: must be one for each of {len(self.out)} sub-tokens")
+        for name in ("guidance", "temperature"):
+            given: tuple[float, ...] = getattr(sampler.head, name)
+            if given and (len(given) != len(self.out) or min(given) < 0):
+                raise ConfigError(f"sample.head.{name}={list(given)}: must be one for each of {len(self.out)} sub-tokens, none negative")
 
     def draw(
         self,
@@ -104,14 +108,15 @@ class Factorised(Chained):
         both = h_BND if null_BND is None else torch.cat([h_BND, null_BND])
         rows, count = h_BND.shape[:2]
         own = sampler.head if isinstance(sampler.head, SubTokens) else SubTokens()
-        shares = own.guidance or (1.0,) * len(self.out)
+        every = (1.0,) * len(self.out)
+        shares, warmth = own.guidance or every, own.temperature or every
         ids: list[Tensor] = []
         found: list[Tensor] = []
 
         def choose(q: int, logits_MV: Tensor) -> Tensor:
             part = logits_MV.view(len(both), count, -1)
             found.append(guide(part[:rows], None if null_BND is None else part[rows:], hidden.weight * shares[q]))
-            ids.append(pick(found[-1], sampler, moment, draws, f"head.{q}") if forced is None else forced[..., q])
+            ids.append(pick(found[-1] / warmth[q], sampler, moment, draws, f"head.{q}") if forced is None else forced[..., q])
             return ids[-1].repeat(len(both) // rows, 1).flatten()
 
         self.walk(both.flatten(0, 1), choose)

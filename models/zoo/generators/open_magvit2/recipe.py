@@ -17,6 +17,7 @@ from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.zoo.generators.open_magvit2.head import Factorised
 from tokenloom.models.zoo.generators.raster import raster
+from tokenloom.models.zoo.published.open_magvit2 import SIZES
 
 
 @register(
@@ -25,6 +26,7 @@ from tokenloom.models.zoo.generators.raster import raster
     paper="2409.04410",
     tiny={"depth": 2, "width": 32, "heads": 2, "inner": 1},
     codec="lfq",
+    sizes=SIZES,
 )
 def open_magvit2(
     depth: int = 24,
@@ -34,9 +36,10 @@ def open_magvit2(
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
+    multiple_of: int = 32,
 ) -> GroupGenerator.Config:
     """The B model by default; L and XL are (36, 1280) and (48, 1536) with 20 and 24 heads and ``inner`` 3 and 4 blocks a position."""
-    base = raster(depth, width, heads, classes, dropout, label_dropout)
+    base = raster(depth, width, heads, classes, dropout, label_dropout, multiple_of)
     assert isinstance(base.net, Transformer.Config)
     return replace(
         base,

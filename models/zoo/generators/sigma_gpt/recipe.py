@@ -1,6 +1,6 @@
 """sigma-GPT: any-order autoregression by double positions (Pannatier, Courdier and Fleuret 2024, arXiv:2404.09562).
 
-New: each token is told its own position and that of the token to predict, so that the order may differ from row to row; any subset
+New: to each token its own position and that of the token to predict are added, so that the order may differ from row to row; any subset
 of tokens may be given, and many can be drawn at once: all open positions from what is known, of which those stand that
 the model, reading them one after another, would have drawn too.
 Differs: learned positions that are added; at the first rejection the token is drawn from what the proposal lacks, so that bursts

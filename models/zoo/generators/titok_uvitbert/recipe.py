@@ -19,6 +19,7 @@ from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.sampling.sampler import PowerCosine, Sampler
 from tokenloom.models.zoo.generators.titok_imagebert import titok_imagebert
 from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
+from tokenloom.models.zoo.published.titok import UVIT
 
 
 @register(
@@ -27,6 +28,7 @@ from tokenloom.models.zoo.generators.titok_uvitbert.net import UViT
     paper="2406.07550",
     tiny={"depth": 3, "width": 32, "heads": 2, "steps": 3},
     codec="titok",
+    sizes=UVIT,
 )
 def titok_uvitbert(
     depth: int = 21,

@@ -1,6 +1,6 @@
 """Token-Shuffle: merged slots for high resolution (Ma et al. 2025, arXiv:2504.17789).
 
-New: the s x s tokens of a window are merged on the channels before the transformer and taken apart after it, so that it sees 1/s^2 as
+New: the s x s tokens of a window are merged on the channels before the transformer and taken apart after it, so that it processes 1/s^2 as
 many slots and predicts s^2 tokens a step, with the vocabulary as it was.
 Differs: class labels instead of a text prompt; the tokens of a window are drawn independently of each other given its state, as published.
 Run: tokenloom run smoke_token_shuffle

@@ -23,6 +23,7 @@ from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.tokenbridge_ar.feed import KnownValues
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
 from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
+from tokenloom.models.zoo.published.tokenbridge import SIZES
 
 
 @register(
@@ -31,6 +32,7 @@ from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
     paper="2503.16430",
     tiny={"depth": 1, "width": 32, "heads": 2, "inner": 1, "inner_width": 32, "inner_heads": 2, "buffer": 2, "steps": 4},
     codec="tokenbridge",
+    sizes=SIZES,
 )
 def tokenbridge_ar(
     depth: int = 16,

@@ -6,11 +6,13 @@ Shapes: B rows, C channels, H W image, h w latent grid.  Level 0 has the highest
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.limits import Range
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.base import Net, PixelDecoder, signed, unit
 from tokenloom.models.parts.nets.conv import Upsample, norm
@@ -22,6 +24,8 @@ class MaskGITConv(Net, tag="net.maskgit_conv", label="MaskGIT conv"):
 
     The first and the last convolution take and give ``patch`` by ``patch`` pixels (1 as published; 2 saves the full resolution).
     """
+
+    limits: ClassVar = {"channels": Range(1, 1 << 15)}
 
     channels: int
     multipliers: tuple[int, ...]

@@ -143,6 +143,9 @@ class Residual(Quantizer):
             return self.config.stages
         return self.config.dropout.kept(self.config.stages, float(draws.fork("stages").shared_uniform(1)))
 
+    def given(self, z_BCHW: Tensor, draws: Draws) -> Tensor:
+        return torch.stack([q.z for q in self.run(z_BCHW)[: self.kept(draws)]]).sum(0)
+
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:
         """Quantize; the losses of the stages are added.  Ids of stages that are dropped are -1, here as in ``lookup``."""
         with torch.autocast(z_BCHW.device.type, enabled=False):

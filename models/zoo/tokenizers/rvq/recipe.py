@@ -12,11 +12,8 @@ squared error 0.050 on [-1, 1], all codes in use.
 from __future__ import annotations
 
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
-from tokenloom.models.parts.quantizers.kmeans import KMeans
-from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, averaged
 from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
 
 
@@ -38,10 +35,7 @@ def rvq(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Residual.Config(
-            stage=VQ.Config(
-                codebook=Codebook.Config(codes=codes, dim=dim, update=EMA(decay=decay), start=KMeans(), revival=Revival(threshold=0.2)),
-                beta=beta,
-            ),
+            stage=averaged(codes, dim, beta, decay),
             stages=stages,
         ),
         latent=small.out,

@@ -137,7 +137,7 @@ class TwoStage(Autoencoder):
 
 @torch.no_grad()
 def code_vectors(tokenizer: Autoencoder) -> Tensor:
-    """The vector of each code as the decoder sees it before ``post_quant_conv``, (K, C)."""
+    """The vector of each code as the decoder's input before ``post_quant_conv``, (K, C)."""
     codes, length = tokenizer.layout.vocabulary, tokenizer.layout.length
     rows = -(-codes // length)
     ids_BL = torch.arange(rows * length).clamp_max(codes - 1).view(rows, length)

@@ -29,7 +29,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
         "decoded_per_second",
     ),
     "text": ("text", "text_accuracy"),
-    "": ("images_per_second",),
+    "": ("images_per_second", "net_calls", "tokens_per_call"),
 }
 #: Metrics whose names begin so, which way is better, what it is.
 MEANINGS = (
@@ -69,6 +69,9 @@ MEANINGS = (
     ("encoded_per_second", "higher", "images encoded a second, in one process"),
     ("decoded_per_second", "higher", "images decoded a second, in one process"),
     ("images_per_second", "higher", "samples a second of one worker"),
+    ("net_calls", "lower", "calls of the net for one sample (a group a call, or a window of drafted tokens)"),
+    ("draft_calls", "lower", "calls of the draft model for one sample"),
+    ("tokens_per_call", "higher", "tokens of a sample that one call of the net decides on average"),
 )
 TITLES = {
     "samples": "Samples, one row a class",
@@ -85,7 +88,8 @@ COMPARISON = Comparison(
         "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
         "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim", "rfd_", "psnr",
         "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
-        "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second", "parameters",
+        "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second",
+        "net_calls", "tokens_per_call", "parameters",
     ),
     within_tokenizer=("nll_bits_per_image", "nll_bits_per_dim"),
     of_samples=("samples", "class_balance", "seed", "shard", "manifold", "recognition", "memorisation"),
@@ -97,5 +101,6 @@ CARD = (
     "fid", "sfid", "kid", "is", "rfid",
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio", "copies",
     "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim",
-    "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "parameters",
+    "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "net_calls", "tokens_per_call",
+    "parameters",
 )  # fmt: skip

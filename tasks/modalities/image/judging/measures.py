@@ -107,7 +107,7 @@ def judge_samples(
     judged = scores.Judged(reference.network, drawn.image, request.labels, *given)
     if drawn.features is not None:
         judged.keep("sample", network.Standard.of(drawn.features))
-    found = Findings({"images_per_second": drawn.speed, **scores.sample_scores(judged, config)})
+    found = Findings({**drawn.numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
     found.arrays["samples.npz"] = arrays(images=drawn.image, labels=request.labels, **texts)

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples (N, H, W, C), images a second of one worker, and what the standard network tells of them (None: another network judges)."""
+    """Samples (N, H, W, C), numbers of how they were drawn (images a second of one worker, the decoding's), and what the standard network
+    tells of them (None: another network judges)."""
 
     image: NDArray[np.uint8]
-    speed: float
+    numbers: dict[str, float]
     features: dict[str, NDArray[np.float32]] | None
 
 
@@ -44,9 +45,9 @@ def draw_samples(
     todo = [i for i in range(len(shards)) if i not in marks]
     done = len(request) - sum(len(shards[i]) for i in todo)
     report("sample", done, len(request), {})
-    for i, drawn, seconds in _finished(todo, shards, config, step, store, cluster) if todo else ():
+    for i, drawn, seconds, decoding in _finished(todo, shards, config, step, store, cluster) if todo else ():
         files = [_write(store, f"{work.folder}/parts/{i:05d}.{name}.npy", value) for name, value in drawn.items()]
-        marks[i] = {"files": files, "rate": len(drawn["image"]) / max(seconds, 1e-9)}
+        marks[i] = {"files": files, "rate": len(drawn["image"]) / max(seconds, 1e-9), "decoding": decoding}
         work.mark(f"samples-{i:05d}", marks[i])
         done += len(drawn["image"])
         report("sample", done, len(request), {"images_per_second": marks[i]["rate"]})
@@ -55,10 +56,12 @@ def draw_samples(
         for file in marks[i]["files"]:
             value = np.load(io.BytesIO(read_verified(store.storage, file["path"], file["sha256"])), allow_pickle=False)
             parts.setdefault(file["path"].split(".")[-2], []).append(value)
-    image, *features = (np.concatenate(part) for part in (parts.pop("image"), *parts.values()))
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
     # The median of the shards: the first one of a worker warms up.
-    speed = float(np.median([marks[i]["rate"] for i in range(len(shards))]))
-    return Drawn(image, speed, dict(zip(parts, features, strict=True)) or None)
+    numbers = {"images_per_second": float(np.median([marks[i]["rate"] for i in range(len(shards))]))}
+    traces = [marks[i].get("decoding", {}) for i in range(len(shards))]  # none of a shard that an older version has drawn
+    numbers |= {name: float(np.mean([trace[name] for trace in traces])) for name in traces[0] if all(name in t for t in traces)}
+    return Drawn(arrays.pop("image"), numbers, arrays or None)
 
 
 def _write(store: Store, path: str, value: NDArray) -> dict[str, Any]:
@@ -70,15 +73,15 @@ def _write(store: Store, path: str, value: NDArray) -> dict[str, Any]:
 
 def _finished(
     todo: list[int], shards: Sequence[Request], config: EvaluateConfig, step: StepSpec, store: Store, cluster: ClusterConfig
-) -> Iterator[tuple[int, dict[str, NDArray], float]]:
-    """Yield (shard, images and their features by name, seconds of drawing) as the actors finish, in any order."""
+) -> Iterator[tuple[int, dict[str, NDArray], float, dict[str, float]]]:
+    """Yield (shard, images and their features by name, seconds of drawing, numbers of the decoding) as the actors finish, in any order."""
     run = cluster.execution
-    models = [step.inputs[role].to_dict() for role in ("generator", "tokenizer", "density") if role in step.inputs]
+    models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "density", "draft") if role in step.inputs}
     judge = None if config.features == "auto" else (step.inputs["features"].to_dict(), config.resize)
     given = (store.uri, worker_root(cluster, store.root), models, step.config.get("sample", {}), run.threads, run.device, judge)
     calls = [Call(i, "draw", (shards[i], config.seed, i * config.shard)) for i in todo]
-    for i, (drawn, seconds) in shared_out(SamplingActor, given, calls, store.root, cluster, what="sampling"):
-        yield i, drawn, seconds
+    for i, (drawn, seconds, decoding) in shared_out(SamplingActor, given, calls, store.root, cluster, what="sampling"):
+        yield i, drawn, seconds, decoding
 
 
 class SamplingActor:
@@ -89,7 +92,7 @@ class SamplingActor:
         self,
         store: str,
         root: str,
-        models: list[dict[str, str]],
+        models: dict[str, dict[str, str]],
         sample: dict[str, Any],
         threads: int,
         device: str,
@@ -103,22 +106,23 @@ class SamplingActor:
         torch.set_num_threads(threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         at = Store(store, node_root(root))
-        folders = [at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for a in models]
+        folders = {role: at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for role, a in models.items()}
+        first = folders.get("generator") or folders["density"]
+        self._pair = open_pair(first, folders.get("tokenizer"), [], sample, device, draft=folders.get("draft"))
         self._judge = None
         if judge is not None:
             from tokenloom.tasks.modalities.image.judging import inception
 
-            self._judge = functools.partial(
-                inception.features, inception.load(at.fetch(Artifact.from_dict(judge[0])), device), resize=judge[1]
-            )
-        self._pair = open_pair(folders[0], folders[1] if len(folders) > 1 else None, [], sample, device)
+            network = inception.load(at.fetch(Artifact.from_dict(judge[0])), device)
+            self._judge = functools.partial(inception.features, network, resize=judge[1])
 
-    def draw(self, request: Request, seed: int, start: int) -> tuple[dict[str, NDArray], float]:
-        """The images of one shard, which begins at sample number ``start``, their features by name, and the seconds that drawing took."""
-        from tokenloom.tasks.modalities.image.served.draw import sample_images
+    def draw(self, request: Request, seed: int, start: int) -> tuple[dict[str, NDArray], float, dict[str, float]]:
+        """The images of one shard, which begins at sample number ``start``, and their features, by name; the seconds that drawing took
+        and the numbers of the decoding."""
+        from tokenloom.tasks.modalities.image.served.draw import traced_images
 
         conditions = request if isinstance(request, np.ndarray) else self._pair.condition_spec.conditions(request)
         began = time.perf_counter()
-        images = sample_images(self._pair.generator, self._pair.tokenizer, conditions, self._pair.sampler, seed, start)
+        images, decoding = traced_images(self._pair.generator, self._pair.tokenizer, conditions, self._pair.sampler, seed, start)
         seconds = time.perf_counter() - began
-        return {"image": images} | ({} if self._judge is None else self._judge(image_NHWC=images)), seconds
+        return {"image": images} | ({} if self._judge is None else self._judge(image_NHWC=images)), seconds, decoding

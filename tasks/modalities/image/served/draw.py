@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer
+from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.serving.predict import Pair
 from tokenloom.tasks.serving.request import Request
@@ -21,7 +22,6 @@ from tokenloom.tasks.serving.request import Request
 SHARD = 250  # images drawn at once
 
 
-@torch.no_grad()
 def sample_images(
     generator: Generator | Density,
     tokenizer: Tokenizer | None,
@@ -30,21 +30,37 @@ def sample_images(
     seed: int,
     start: int = 0,
 ) -> NDArray[np.uint8]:
+    """The images of ``traced_images`` alone."""
+    return traced_images(generator, tokenizer, request, sampler, seed, start)[0]
+
+
+@torch.no_grad()
+def traced_images(
+    generator: Generator | Density,
+    tokenizer: Tokenizer | None,
+    request: NDArray[np.int64] | Conditions,
+    sampler: Sampler,
+    seed: int,
+    start: int = 0,
+) -> tuple[NDArray[np.uint8], dict[str, float]]:
     """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
 
     Each one is a function of its label or condition, the request's seed and its number: how the request is cut into batches, or
     which worker draws it, changes nothing.
 
-    Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].
+    Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].  Beside them stand the numbers of the decoding's trace,
+    where the generator keeps one.
     """
     device = next(generator.parameters()).device
     conditions = Conditions.of(Labels(torch.tensor(request, dtype=torch.int64))) if isinstance(request, np.ndarray) else request
     draws = SampleDraws.of(seed, start, start + conditions.rows, device)
     if isinstance(generator, Density):
-        return to_uint8(generator.sample(conditions.to(device), draws))
+        return to_uint8(generator.sample(conditions.to(device), draws)), {}
     assert tokenizer is not None, "a generator's tokens need their tokenizer"
-    tokens = generator.generate(conditions.to(device), sampler, draws)
-    return to_uint8(tokenizer.decode(tokens))
+    if not isinstance(generator, GroupGenerator):
+        return to_uint8(tokenizer.decode(generator.generate(conditions.to(device), sampler, draws))), {}
+    tokens, trace = generator.decode(conditions.to(device), sampler, draws)
+    return to_uint8(tokenizer.decode(tokens)), trace.numbers()
 
 
 def sample_shards(pair: Pair, request: Request, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""Discriminators of images and the losses that train a tokenizer against them."""
