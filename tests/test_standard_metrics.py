@@ -58,6 +58,7 @@ def test_the_inception_score_of_the_published_order() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_metrics_are_equal_to_torch_fidelity_s(network: Inception) -> None:
     fake, real = (seen(network, images(which, COUNT), "64")["64"] for which in (0, 1))
     golden = {name.removeprefix("metric/"): float(GOLDEN[name]) for name in GOLDEN.files if name.startswith("metric/")}
