@@ -32,6 +32,7 @@ def guard() -> None:
     # Held until the handlers stand, so that no signal falls between.
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where a launcher ignores it, nobody would learn how the child has ended
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -87,7 +87,7 @@ def process(command: list[str], log_file: str, environment: dict[str, str] | Non
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | (environment or {}) | {"PYTHONSAFEPATH": "1"},
+            env=os.environ | (environment or {}),
             cwd=neutral_folder(Path(log_file).absolute().parent.parent),
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # nothing is left behind when this process is killed
         )

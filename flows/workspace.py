@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from tokenloom.configs.load import load_cluster
 from tokenloom.configs.schema import ClusterConfig
@@ -67,10 +72,18 @@ class Workspace:
         """See that a run finds what it needs around it.
 
         Raises:
-            ConfigError: a folder that cannot be written or is full, or an address of tracking that cannot be one.
+            ConfigError: a folder that cannot be written or is full, an address of tracking that cannot be one, or settings of Prefect.
         """
         surroundings.check(self.root)
         addresses.check(self.tracker.uri)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # it says the same at length
+                importlib.import_module("prefect.settings").Settings()  # of everything; a run needs Prefect anyway
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = f"{error.title}, {'.'.join(map(str, first['loc']))}={first['input']!r}"
+            where = "the variables PREFECT_*, the profile, and .env or prefect.toml where you stand"
+            raise ConfigError(f"Prefect's settings cannot be used: {field}: {first['msg']}; look at {where}") from error
 
     @cached_property
     def store(self) -> Store:

@@ -8,37 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from half_circles import NOW, PLAIN, WIDTH, energy, hidden_of, moons
 from torch import Tensor
 from zoo import spec_of
 
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Labels, LayoutError, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Labels, LayoutError, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion, Schedule, signals, spaced
 from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
 from tokenloom.models.parts.heads.hidden import Hidden
-from tokenloom.models.sampling.sampler import Moment, Sampler
-
-PLAIN = TokenLayout(grids=((1, 1),), channels=2)
-WIDTH = 4
-NOW = Moment(0, 1, 0, 1, 1)
-
-
-def moons(draws: SampleDraws, which: int) -> Tensor:
-    """(B, 2) points of one of two half circles with noise of 0.1, far from any normal distribution."""
-    angle = torch.pi * draws.uniform("angle", 0)
-    sign = 1 - 2 * which
-    centre = torch.stack([angle.cos() + which, sign * angle.sin() + 0.5 * which], 1)
-    return centre + 0.1 * draws.normal("noise", 0, 2)
-
-
-def hidden_of(which: Tensor) -> Tensor:
-    """(B, 1, D) hidden states that say which half circle."""
-    return torch.nn.functional.one_hot(which, WIDTH)[:, None].float()
-
+from tokenloom.models.sampling.sampler import Sampler
 
 #: The two forms that are published: v with the posterior's variance, and MAR's, the noise with a learned variance.
 FORMS: dict[str, dict[str, Any]] = {
@@ -70,11 +53,6 @@ def drawn(head: Diffusion, which: int, rows: int, seed: int = 0, weight: float =
     null = hidden_of(torch.full((rows,), 1 - which)) if weight else None
     sampler = Sampler(head=DiffusionSampler(**settings))
     return head.draw(Hidden(h, null, weight), sampler, NOW, SampleDraws.of(seed, 0, rows)).data[:, 0]
-
-
-def energy(a: Tensor, b: Tensor) -> float:
-    """The energy distance of two samples, zero for equal distributions and large counts (Székely and Rizzo 2013)."""
-    return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
 
 
 @pytest.mark.parametrize(("form", "which"), [("v", 0), ("v", 1), ("eps", 0)])

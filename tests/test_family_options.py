@@ -17,21 +17,46 @@ from tokenloom.models.pretrained import families
 from tokenloom.models.pretrained.options import Option, Options, at_most, inert, only, square, used
 
 FIXTURES = Path(__file__).parent / "fixtures"
-DECLARED = {name: family.OPTIONS for name, family in families().items() if hasattr(family, "OPTIONS")}
+#: Families of generators; those of tokenizers and quantizers have a test of their own (test_tokenizer_options.py).
+GENERATORS = [
+    *("arpg", "digit_gpt", "flexvar", "halton_maskgit", "infinity", "infinity_patchify", "llamagen_c2i", "llamagen_t2i", "nar", "npp"),
+    *("open_magvit2_gpt", "par", "randar", "rar", "titok_imagebert", "titok_uvitbert", "tokenbridge", "var", "var_shared_aln"),
+]
+DECLARED = {name: families()[name].OPTIONS for name in GENERATORS}
 
 #: Used options on which the config and the weights do not depend: recorded numbers do, or checks, or names of weights.
 ELSEWHERE = {
     *("tf_patch_nums", "infer_patch_nums", "mask_rate", "label_smoothing", "trunk_scale", "quant_min", "quant_max", "max_pn"),
-    *("args", "gen_len", "block_chunks", "cls_token_num", "temp_pow", "temp_warmup", "spe_token_num", "ar_token_num", "guidance_scale_pow"),
+    *(
+        "args",
+        "gen_len",
+        "block_chunks",
+        "cls_token_num",
+        "temp_pow",
+        "temp_warmup",
+        "spe_token_num",
+        "ar_token_num",
+        "guidance_scale_pow",
+        "ddim_spacing",
+    ),
 }
 #: Other values of options that few values fit.
-EXAMPLES: dict[str, list[Any]] = {"patch_sizes": [[4, 1]]}
+EXAMPLES: dict[str, list[Any]] = {
+    "patch_sizes": [[4, 1]],
+    "img_size_list": [[32, 4, 1], [32, 8, 2, 1]],
+    "generator_type_list": [["mar", "ar", "ar"], ["mar", "ar", "mar", "ar"]],
+    "guiding_pixel_loss": [{"width": 8, "depth": 1, "num_heads": 2}],
+    "num_sampling_steps": ["13", "ddim10"],
+    "alpha": [1.5],
+}
 #: Options that fit each other only together, by family.
 TOGETHER: dict[str, dict[str, Any]] = {
     "par": {"spe_token_num": 8, "ar_token_num": 9},
     "llamagen_t2i": {"text_len": 60, "cls_token_num": 60, "num_classes": 7},  # a text has no classes
     "titok_uvitbert": {"guidance_scale_pow": 2.0},
     "rar": {"guidance_scale_pow": 2.0},
+    "fractalgen_ar": {"guiding_pixel": True, "num_conds": 5, "generator_type_list": ["mar", "mar", "ar"]},
+    "fractalgen_guiding": {"guiding_pixel": False, "num_conds": 1, "generator_type_list": ["ar", "ar", "ar", "ar"]},
 }
 
 
@@ -58,7 +83,7 @@ def weights(name: str, info: Mapping[str, Any]) -> Any:
     """The tokens and every weight with its shape."""
     with torch.device("meta"):
         model = families()[name].build(info)
-    return model.layout, {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return getattr(model, "layout", None), {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def others(option: Option, value: Any) -> list[Any]:
@@ -73,7 +98,7 @@ def others(option: Option, value: Any) -> list[Any]:
         return [2 * value, 4 * value, value + 1, value - 1, value // 2, (round(value**0.5) + 1) ** 2, 10, 3]
     if isinstance(value, float):
         return [value * 2, value / 2, value + 1.0, value + 0.05]
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(v, str) for v in value):
         return [[v + 1 for v in value], value[:-1], [*value, value[-1] + 1], [2 * v for v in value]] if value else []
     if value is None:
         return [1, 2]

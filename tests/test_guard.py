@@ -37,6 +37,14 @@ def test_a_run_that_ends_without_a_word_is_spoken_for(end: str, code: int, how: 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_launcher_that_ignores_its_children_changes_nothing(code: int) -> None:
+    ignoring = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    command = [sys.executable, "-c", f"{ignoring}{START}ending(); sys.exit({code})"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=HERE, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 def test_what_such_a_run_has_started_ends_with_it(tmp_path: Path) -> None:
     note, sleeps = tmp_path / "pid", "[sys.executable, '-c', 'import time; time.sleep(300)']"
     quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"

@@ -225,14 +225,14 @@ def test_stylegan_is_made_for_one_size() -> None:
 def test_heads_on_dino_judge_every_slot(tmp_path: Path) -> None:
     trunk = Dino(weights=str(tmp_path / "dino.safetensors"), width=32, depth=2, heads=2, patch=4, grid_trained=2, branches="plain", side=8)
     save_file({k: torch.randn(v.shape) * 0.1 for k, v in trunk.build(3, 32).state_dict().items()}, trunk.weights)
-    net = Projected.Config(trunk=trunk, taps=(0, 2), kernel=3, norm="group").build(1)
+    net = Projected.Config(trunk=trunk, after=(0, 2), kernel=3, norm="group").build(1)
     image = torch.rand(2, 1, 8, 8, requires_grad=True)
     logits = net(image)
     assert logits.shape == (2, 2 * 5)
     assert bool(torch.autograd.grad(logits.sum(), image)[0].any())
     assert not any(name.startswith("_trunk") for name, _ in net.named_parameters())
-    with pytest.raises(ConfigError, match=r"taps=\[3\]"):
-        Projected.Config(trunk=trunk, taps=(3,))
+    with pytest.raises(ConfigError, match=r"after=\[3\]"):
+        Projected.Config(trunk=trunk, after=(3,))
 
 
 def test_the_small_discriminator_keeps_its_form() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -21,8 +22,10 @@ from tokenloom.flows.cli import main as cli
 from tokenloom.flows.workspace import Workspace
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime import cluster, surroundings
+from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store import records
 from tokenloom.tasks.store.artifacts import StepSpec, Store
+from tokenloom.tasks.store.storage import Storage
 
 HERE = Path(__file__).parent.parent
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -206,28 +209,33 @@ def test_a_root_that_no_database_address_can_hold_is_refused(name: str, tmp_path
     assert not (tmp_path / name).exists()
 
 
+BAD = [
+    ("TMPDIR", "/nonexistent/tmp", "there is no such folder"),
+    ("TMPDIR", __file__, "is not a folder"),
+    ("TEMP", "/nonexistent/tmp", "there is no such folder"),
+    ("RAY_TMPDIR", "/nonexistent", "there is no such folder"),
+    ("RAY_TMPDIR", "/" + "a" * 60, "sockets need a folder of at most"),
+    ("SSL_CERT_FILE", "/nonexistent.pem", "there is no such file"),
+    ("SSL_CERT_DIR", "/nonexistent", "there is no such folder"),
+    ("REQUESTS_CA_BUNDLE", "/nonexistent.pem", "there is no such file"),
+    ("MLFLOW_TRACKING_URI", "./mlruns", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "file:///x/mlruns", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "foo://host", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "databricks", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "sqlite:///x/a?b.db", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "sqlite://", "no address of tracking"),
+    ("MLFLOW_TRACKING_URI", "sqlite:////nonexistent/x.db", "there is no folder"),
+    ("MLFLOW_TRACKING_URI", f"sqlite:///{__file__}", "is no SQLite database"),
+]
+
+
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("command", "variable", "value", "said"),
     [
-        ("TMPDIR", "/nonexistent/tmp", "there is no such folder"),
-        ("TMPDIR", __file__, "is not a folder"),
-        ("TEMP", "/nonexistent/tmp", "there is no such folder"),
-        ("RAY_TMPDIR", "/nonexistent", "there is no such folder"),
-        ("RAY_TMPDIR", "/" + "a" * 60, "sockets need a folder of at most"),
-        ("SSL_CERT_FILE", "/nonexistent.pem", "there is no such file"),
-        ("SSL_CERT_DIR", "/nonexistent", "there is no such folder"),
-        ("REQUESTS_CA_BUNDLE", "/nonexistent.pem", "there is no such file"),
-        ("MLFLOW_TRACKING_URI", "./mlruns", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "file:///x/mlruns", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "foo://host", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "databricks", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "sqlite:///x/a?b.db", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "sqlite://", "no address of tracking"),
-        ("MLFLOW_TRACKING_URI", "sqlite:////nonexistent/x.db", "there is no folder"),
-        ("MLFLOW_TRACKING_URI", f"sqlite:///{__file__}", "is no SQLite database"),
+        *(("run smoke_var", *bad) for bad in BAD),
+        *((other, *BAD[at]) for other in ("serve smoke_var --cron", "ui", "doctor") for at in (0, 5, 10)),
     ],
 )
-@pytest.mark.parametrize("command", ["run smoke_var", "serve smoke_var --cron", "ui", "doctor"])
 def test_bad_surroundings_are_one_message_before_work(
     command: str, variable: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,8 +336,8 @@ def test_a_root_that_can_only_be_read_is_read(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
-    store = Store(str(root / "store"), root)
-    store.execute(StepSpec("ingest", 1, "dataset", "toy", {"a": 1}), lambda work: work.put("note.txt", b"hello") and {"train": 3})
+    step = StepSpec("train", 1, "tokenizer", "toy", {"a": 1})
+    Store(str(root / "store"), root).execute(step, lambda work: work.put("note.txt", b"hello") and {"train": 3})
     before = sorted(root.rglob("*"))
 
     def refuse(path: Path, *_: Any, **options: Any) -> None:
@@ -352,3 +360,88 @@ def test_a_root_that_can_only_be_read_is_refused_before_work(
     monkeypatch.setattr(Path, "write_bytes", refuse)
     assert cli.code_of(["run", "smoke_var", "--root", str(tmp_path / "root")]) == 2
     assert re.search(r"--root '\S+': cannot be written: Read-only file system", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_the_pages_open_where_modules_lie_about_and_proxies_are_set(trap: Path, tmp_path: Path) -> None:
+    """Both servers, asked over loopback; the proxies lead nowhere."""
+    root = tmp_path / "ha#sh and blank%20"
+    proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy"), "http://127.0.0.1:9") | {"ALL_PROXY": "socks5://127.0.0.1:9"}
+    command = [str(Path(sys.executable).parent / "tokenloom"), "ui", "--json", "--root", str(root)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=trap, env=os.environ | proxies)
+    try:
+        assert started.stdout is not None
+        lines = [started.stdout.readline() for _ in range(4)]
+        addresses = json.loads("".join(lines))
+        plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for address, health in ((addresses["mlflow"], "/health"), (addresses["prefect"], "/api/health")):
+            assert plain.open(address + health, timeout=20).status == 200
+    finally:
+        started.terminate()
+        started.wait(60)
+    assert (root / "mlflow.db").is_file()
+    assert not any("TRAPPED" in log.read_text() for log in (root / "logs").glob("*.log"))
+
+
+def test_variables_that_hold_a_path_mean_the_same_to_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PREFECT_HOME": "p",
+        "RAY_TMPDIR": "../r",
+        "AWS_CONFIG_FILE": "~/.aws/config",
+        "SSL_CERT_FILE": "/etc/x.pem",
+    }.items():
+        monkeypatch.setenv(name, value)
+    surroundings.settle()
+    made = [os.environ[name] for name in ("PREFECT_HOME", "RAY_TMPDIR", "AWS_CONFIG_FILE", "SSL_CERT_FILE")]
+    assert made == [str(tmp_path / "p"), str(tmp_path.parent / "r"), "~/.aws/config", "/etc/x.pem"]
+
+
+def test_a_root_that_is_too_long_for_a_database_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.code_of(["runs", "--root", str(tmp_path / ("a" * 200) / ("b" * 200))]) == 2
+    assert "its path has" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_a_terminal_has_no_letters_for_are_shown_all_the_same() -> None:
+    code = "from tokenloom.tasks.runtime.surroundings import open_streams; open_streams(); print('ünï …')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, r"\xfcn\xef \u2026"), done.stderr
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "local"])
+def test_a_store_that_cannot_be_reached_names_the_proxy(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+
+    def broken() -> None:
+        raise OSError("timed out: no such thing")
+
+    monkeypatch.setattr("tokenloom.tasks.store.storage.retry", lambda call, *_: call())
+    with pytest.raises(StepError) as caught:
+        Storage(uri if "://" in uri else str(tmp_path))._do("read", "x", broken, broken)
+    assert ("proxy:3128 (https_proxy)" in str(caught.value)) == (uri != "local")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_SERVER_API_PORT", "PREFECT_LOGGING_LEVEL"])
+def test_settings_of_prefect_that_it_refuses_are_one_message(name: str, tmp_path: Path) -> None:
+    code = "import sys; from tokenloom.flows.cli.main import main; main()"
+    environment = os.environ | {name: "no such thing"}
+    command = [sys.executable, "-c", code, "run", "smoke_var", "--root", str(tmp_path / "root")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("tokenloom: Prefect's settings cannot be used: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pictures_do_not_follow_a_person_s_settings_of_matplotlib() -> None:
+    import matplotlib
+
+    from tokenloom.tasks.evaluation import plots
+
+    given = {"generator": {"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}}
+    before = plots.curves(given)
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20.0}):
+        assert plots.curves(given) == before

@@ -14,7 +14,7 @@ from tokenloom.models.core import registry
 from tokenloom.models.core.build import load_model, save_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Tokenizer
+from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Tokenizer, tokens_of
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.orders.base import Fixed
@@ -100,12 +100,17 @@ def test_generate_has_shape_range_and_repeats_with_its_seed(name: str) -> None:
     first, again, other = (model.generate(labels, sampler, SampleDraws.of(s, 0, labels.rows)) for s in (1, 1, 2))
     alone = model.generate(labels.part(2, 3), sampler, SampleDraws.of(1, 2, 3))
     assert first.layout == model.layout
-    assert first.ids.shape[:2] == (5, model.layout.length)
-    assert int(first.ids.min()) >= 0
-    assert int(first.ids.max()) < model.layout.vocabulary
-    assert torch.equal(first.ids, again.ids)
-    assert torch.equal(alone.ids[0], first.ids[2]), "a sample depends on its own seed, not on its batch"
-    assert not torch.equal(first.ids, other.ids)
+    assert first.data.shape[:2] == (5, model.layout.length)
+    assert torch.equal(first.data, again.data)
+    assert not torch.equal(first.data, other.data)
+    if model.layout.discrete:
+        assert int(first.ids.min()) >= 0
+        assert int(first.ids.max()) < model.layout.vocabulary
+        assert torch.equal(alone.ids[0], first.ids[2]), "a sample depends on its own seed, not on its batch"
+    else:  # kernels sum in another order for another number of rows
+        assert bool(first.data.isfinite().all())
+        scale = float(first.data.abs().max())
+        torch.testing.assert_close(alone.data[0], first.data[2], atol=1e-4 * max(1.0, scale), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", registry.names("density"))
@@ -144,7 +149,7 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
     model.eval()
     assert batch.tokens is not None
     assert isinstance(batch.conditions["class"], Labels)
-    ids, sampler = batch.tokens.ids, model.sampler.edited(guidance=0.0)
+    ids, sampler = tokens_of(batch.tokens), model.sampler.edited(guidance=0.0)
     steps = list(model.decode_steps(batch.conditions, sampler, SampleDraws.of(0, 0, batch.conditions.rows), forced=ids))
     plan = model.order.decode(model.layout, ROWS, SampleDraws.of(0, 0, ROWS))
     if plan.choice is not None:
@@ -153,6 +158,8 @@ def test_cached_decoding_equals_teacher_forcing(name: str) -> None:
         taught = model(ids, batch.conditions, plan)
         h = torch.cat([s.h_BnD for s in steps], dim=1)
         torch.testing.assert_close(h, taught.repeat_interleave(h.shape[1] // taught.shape[1], dim=1), atol=2e-5, rtol=1e-5)
+        if model.head.likelihood == "none":
+            return
         nll = torch.cat([model.head.loss(s.h_BnD, take(ids, s.place_Bn)) for s in steps], dim=1)
         torch.testing.assert_close(-nll.sum(1), model.log_prob(batch), atol=1e-3, rtol=1e-5)
 
@@ -172,7 +179,7 @@ def test_guidance_mixes_conditional_and_null(name: str) -> None:
     plan = replace(model.order.decode(model.layout, ROWS, SampleDraws.of(0, 0, ROWS)), choice=None)
     for key, condition, weight in (("c", batch.conditions, 0.0), ("u", null, 0.0), ("g", batch.conditions, 2.0)):
         sampler = model.sampler.edited(guidance=weight, guidance_schedule="constant")
-        steps = model.decode_steps(condition, sampler, SampleDraws.of(0, 0, condition.rows), forced=batch.tokens.ids, plan=plan)
+        steps = model.decode_steps(condition, sampler, SampleDraws.of(0, 0, condition.rows), forced=tokens_of(batch.tokens), plan=plan)
         found = [s.logits for s in steps]
         if any(part is None for part in found):
             pytest.skip("this head has no logits")

@@ -76,10 +76,14 @@ def _base(name: str, seed: int, steps: int) -> Method:
 
 
 def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) -> Batch:
-    """Random tokens for a generator, smooth random images for a tokenizer or a density, with labels; each row so many times."""
+    """Random tokens for a generator (ids, or latents of unit variance), smooth random images for a tokenizer or a density, with
+    labels; each row so many times."""
     draw = torch.Generator().manual_seed(seed)
     rows //= copies
     label = Labels((torch.arange(rows) % CLASSES).repeat(copies))
+    if isinstance(model, Generator) and not model.layout.discrete:
+        latents = torch.randn(rows, model.layout.length, model.layout.channels, generator=draw)
+        return Batch(tokens=Tokens(torch.cat([latents] * copies), model.layout), conditions=label)
     if isinstance(model, Generator):
         shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
         ids = torch.randint(model.layout.vocabulary, shape, generator=draw)

@@ -168,6 +168,10 @@ class SampleDraws:
         """All samples ``times`` over, one whole batch after another: the copies draw the same."""
         return SampleDraws(self.seed_B.repeat(times))
 
+    def children(self, stream: str, count: int) -> SampleDraws:
+        """``count`` parts of each sample, side by side, with seeds of their own: (B count)."""
+        return SampleDraws(torch.stack([self.fork(f"{stream}.{i}").seed_B for i in range(count)], dim=1).flatten())
+
     def fork(self, stream: str) -> SampleDraws:
         """Seeds of their own for a part that names its streams as it likes."""
         return SampleDraws(_joined(*self._keys(stream, 0)))

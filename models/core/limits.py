@@ -45,7 +45,7 @@ RANGES: dict[str, Range] = {
     "share": _COUNT,
     "channels": Range(0, 1 << 15),  # 0: as many as the tokens have, where a type allows it
     "quant_kernel": Range(0, 512),  # 0: there is none
-    "bits": Range(1, 64),
+    "bits": Range(1, 128),
     "levels": Range(1, 1 << 16),
     "quality": Range(1, 100),
     "seed": Range(0, (1 << 63) - 1),

@@ -175,3 +175,9 @@ class Conditions(Mapping[str, Condition]):
     def part(self, start: int, stop: int) -> Conditions:
         """Rows ``start:stop``."""
         return Conditions({name: condition.part(start, stop) for name, condition in self.by_name.items()})
+
+
+def labels_of(conditions: Conditions | Condition | None) -> Tensor | None:
+    """(B,) class labels among the conditions, if there are some."""
+    found = None if conditions is None else Conditions.of(conditions).get(Labels.name)
+    return found.label_B if isinstance(found, Labels) else None

@@ -18,7 +18,8 @@ _RANGES = {
     **dict.fromkeys(("batch", "micro_batch"), Range(0, 1 << 24)),
     "seed": Range(-(1 << 63), (1 << 63) - 1),
     **dict.fromkeys(("workers", "threads", "max_failures"), Range(-1, 1 << 16)),
-    **dict.fromkeys(("betas", "warmup", "final", "ema"), Range(0, 1)),
+    **dict.fromkeys(("betas", "warmup", "warmup_from", "hold", "restarts", "final", "ema"), Range(0, 1)),
+    "clip": Range(0, 1e6),  # 0 is off
 }
 
 

@@ -86,7 +86,7 @@ class Conditioner(nn.Module, ABC):
             Raises:
                 ConfigError: it does not fit the data.
             """
-            return self.construct(width)
+            return self.construct(classes=classes, width=width)
 
     @property
     @abstractmethod
@@ -213,34 +213,39 @@ def class_count(own: int | None, classes: int) -> int:
 
 
 class ClassCondition(Labelled):
-    """A learned vector for each class and one for the null class, as one prefix slot and as the vector."""
+    """A learned vector for each class and one for the null class, as one prefix slot (or several alike) and as the vector."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.class"):
         """``classes``: None takes them from the data; ``dropout``: share of labels replaced by null in training.
 
         ``spare`` rows after the null class are kept for official tables that have them.  ``null`` "zero": the null class is no row of
-        the table but the zero vector, as of models that are published without one.
+        the table but the zero vector, as of models that are published without one.  ``slots``: how often the vector leads the sequence.
         """
 
         classes: int | None = None
         dropout: float = 0.1
         spare: int = 0
         null: Added[Literal["row", "zero"]] = "row"
+        slots: Added[int] = 1
+
+        def __post_init__(self) -> None:
+            if self.slots < 1:
+                raise config.ConfigError(f"condition.slots={self.slots}: must be at least 1")
 
         def build(self, classes: int, width: int) -> ClassCondition:
             return ClassCondition(self, class_count(self.classes, classes), width)
 
     def __init__(self, config: Config, classes: int, width: int) -> None:
         super().__init__(classes, config.dropout)
-        self.rowed = config.null == "row"
+        self.rowed, self.slots = config.null == "row", config.slots
         self.table = nn.Embedding(classes + self.rowed + config.spare, width)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
 
     @property
     def prefix(self) -> int:
         """Prefix slots P."""
-        return 1
+        return self.slots
 
     def embed_of(self, condition: Labels) -> Conditioned:
         """Embed labels.
@@ -250,7 +255,7 @@ class ClassCondition(Labelled):
         """
         label = condition.label_B
         vector = self.table(label) if self.rowed else self.table(label % self.classes) * (label < self.classes).unsqueeze(-1)
-        return Conditioned(vector[:, None], vector)
+        return Conditioned(vector[:, None].expand(-1, self.slots, -1), vector)
 
 
 class TextCondition(Single):

@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def sinusoidal_embedding(time_B: Tensor, width: int) -> Tensor:
-    """(B, D) sines and cosines of a time in [0, 1], of wavelengths from 1/160 to 60 times it (arXiv:1706.03762)."""
+def sinusoidal_embedding(time_B: Tensor, width: int, unit: float = 1000.0) -> Tensor:
+    """(…, D) cosines and sines of ``unit`` times a time (…): wavelengths are from 2 pi to 60,000
+    (arXiv:1706.03762); times in [0, 1] have the unit 1000."""
     half = width // 2
     rate = torch.exp(-math.log(10_000) * torch.arange(half, device=time_B.device) / half)
-    angle = (1000 * time_B[:, None]).float() * rate
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
+    angle = (unit * time_B[..., None]).float() * rate
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Cosines and sines of a time, then two linear maps: (…) to (…, D).  ``unit``: see ``sinusoidal_embedding``."""
+
+    def __init__(self, width: int, frequencies: int = 64, unit: float = 1000.0) -> None:
+        super().__init__()
+        self.frequencies, self.unit = frequencies, unit
+        self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.net(sinusoidal_embedding(t, 2 * self.frequencies, self.unit).to(next(self.net.parameters()).dtype))

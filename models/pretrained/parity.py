@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.pretrained.names import NameMap
 from tokenloom.models.sampling.sampler import Sampler
 
@@ -58,3 +60,52 @@ def reorder(*parts: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor],
         return torch.cat([chunks[parts.index(p)] for p in range(len(parts))])
 
     return load, dump
+
+
+class ReplayedDraws(Draws):
+    """Numbers of a training step that were recorded elsewhere, in the order of the calls."""
+
+    def __init__(self, *numbers: Tensor) -> None:
+        super().__init__(0, 0, 1, 0, len(numbers[0]), len(numbers[0]))
+        self.numbers = iter(numbers)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return next(self.numbers).view(self.rows, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        return next(self.numbers).view(self.rows, *shape)
+
+
+class ReplayedSamples(SampleDraws):
+    """Numbers of a sampling that were recorded elsewhere, by stream and step."""
+
+    def __init__(self, rows: int, numbers: Mapping[tuple[str, int], Tensor]) -> None:
+        super().__init__(torch.zeros(rows, dtype=torch.int64))
+        self.numbers = numbers
+
+    def uniform(self, stream: str, step: int | Tensor, *shape: int) -> Tensor:
+        return self.numbers[stream, int(step)].view(self.rows, *shape)
+
+    def normal(self, stream: str, step: int | Tensor, *shape: int) -> Tensor:
+        return self.numbers[stream, int(step)].view(self.rows, *shape)
+
+    def to(self, device: torch.device | str, rows: int | None = None) -> SampleDraws:
+        return self
+
+
+@contextmanager
+def calls_of(holder: Any, method: str) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
+    """Positional arguments and result of each call of a method, while it lasts."""
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+    original = getattr(holder, method)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        calls.append((args, result))
+        return result
+
+    object.__setattr__(holder, method, watched)
+    try:
+        yield calls
+    finally:
+        object.__delattr__(holder, method)

@@ -14,7 +14,9 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.known_values import KnownValues
 from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN, PreNorm
 from tokenloom.models.parts.orders import Masked, Steps
@@ -25,9 +27,7 @@ from tokenloom.models.pretrained.names import Fuse, Ignore, NameMap, Rename
 from tokenloom.models.pretrained.options import RECORDED, TRAINING, Options, at_most, filters, inert, only, used
 from tokenloom.models.pretrained.parity import gradient_norms, greedy, reorder
 from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
-from tokenloom.models.zoo.generators.tokenbridge_ar.feed import KnownValues
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
-from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
 
 FAMILY = "tokenbridge"
 

@@ -5,16 +5,33 @@ Shapes: S groups of codes (a scale or a codebook), K codes.
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 _PANELS = 24  # of one plot of codebooks
+P = ParamSpec("P")
 
 
+def plain(draw: Callable[P, bytes]) -> Callable[P, bytes]:
+    """Have a plot drawn in matplotlib's own style: pictures are kept, and a person's settings (``matplotlibrc``, where they stand, too)
+    are none of an artifact's inputs."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> bytes:
+        from matplotlib import style
+
+        with style.context("default"):
+            return draw(*args, **options)
+
+    return drawn
+
+
+@plain
 def codebook(count_SK: NDArray, names: Sequence[str], used: Sequence[float], perplexity: Sequence[float]) -> bytes:
     """Use of the codes, one panel a scale or codebook (the first ones), codes sorted by how often they occur: PNG."""
     count_SK, names = count_SK[:_PANELS], list(names)[:_PANELS]
@@ -32,6 +49,7 @@ def codebook(count_SK: NDArray, names: Sequence[str], used: Sequence[float], per
     return saved(figure)
 
 
+@plain
 def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> bytes:
     """One panel a model, one line a measure: ``{"generator": {"loss": (steps, values)}}`` to PNG."""
     figure, axes = figure_of(1, len(series), (5.5 * len(series), 3.6))
@@ -54,6 +72,7 @@ _COLUMN = 24  # names in one column of a legend
 _MARKERS = "osD^v"
 
 
+@plain
 def scatter(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str, log_x: bool = True) -> bytes:
     """Named points, e.g. quality against speed: PNG."""
     many = len(points) > _LABELLED

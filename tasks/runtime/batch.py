@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import proxied
 from tokenloom.tasks.store.artifacts import canonical_json, sha256_of
 from tokenloom.tasks.store.storage import Storage
 
@@ -135,7 +136,7 @@ def submit(job: Job, submission: Submission, region: str | None = None) -> Queue
         text = f"AWS Batch, queue {job.queue!r}, job definition {job.definition!r}: {problem.get('Message', error)}"
         raise (ConfigError if problem.get("Code") == "ClientException" else StepError)(text) from error
     except BotoCoreError as error:
-        raise StepError(f"AWS Batch cannot be reached: {error}") from error
+        raise StepError(f"AWS Batch cannot be reached: {error}{proxied('https://batch.amazonaws.com')}") from error
 
 
 def _live(client: Any, job: Job) -> QueuedJob | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -28,7 +29,14 @@ LONGEST_TEMPORARY = 36
 LEAST_TEMPORARY = 64 << 20
 #: Bytes that the root folder has to have free: databases and logs.
 LEAST_ROOT = 16 << 20
+#: Bytes of a root's path: SQLite takes 512 for a database and its journal.
+LONGEST_ROOT = 400
 _SHORT = "/tmp"
+_PATHS = (
+    *("TMPDIR", "TEMP", "TMP", "RAY_TMPDIR", "TOKENLOOM_NODE_ROOT", "PREFECT_HOME", "PREFECT_PROFILES_PATH", "HF_HOME"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE", "AWS_CONFIG_FILE"),
+    *("AWS_SHARED_CREDENTIALS_FILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"),
+)  # variables that hold one path, which children must not read from elsewhere
 #: Other programs' settings of one run of theirs, which would be taken for settings of ours.
 _FOREIGN = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI")
 
@@ -42,8 +50,10 @@ def settle() -> None:
     for name in _FOREIGN:
         os.environ.pop(name, None)
     drop_socks()
-    if os.environ.get("TMPDIR"):
-        os.environ["TMPDIR"] = _whole(os.environ["TMPDIR"])
+    os.environ["MPLBACKEND"] = "agg"  # the only one that draws here; a notebook leaves the name of its own
+    for name in _PATHS:
+        if (path := os.environ.get(name)) and not path.startswith("~"):
+            os.environ[name] = _whole(path)
 
 
 def _whole(path: str) -> str:
@@ -81,6 +91,9 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of names that the terminal's encoding has no letters for
 
 
 def bypass_loopback() -> None:
@@ -200,6 +213,8 @@ def refuse_root(root: Path) -> None:
         ConfigError: names the character.
     """
     text = str(root)
+    if (length := len(os.fsencode(text))) > LONGEST_ROOT:
+        raise ConfigError(f"--root {text[:60]!r}…: its path has {length} bytes, a database's may have {LONGEST_ROOT}; choose a shorter one")
     if odd := next((each for each in text if each == "?" or not each.isprintable()), None):
         raise ConfigError(
             f"--root {text!r}: a database's address cannot hold {odd!r}; choose another with --root or TOKENLOOM_ROOT, or rename the folder"

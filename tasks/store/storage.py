@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.surroundings import proxied
 from tokenloom.tasks.store.conditional import ConditionalWrites
 from tokenloom.tasks.store.files import atomic, clean, create, files_below, is_temporary, sync_folder
 from tokenloom.tasks.store.retry import retry
@@ -122,7 +123,8 @@ class Storage:
                 self.write(probe, b"")
                 self.delete(probe)
         except (OSError, StepError) as error:
-            raise ConfigError(f"store {self.uri()}: {error}; {advice}") from error
+            via = self._proxied() if isinstance(error, OSError) else ""  # else it is said already
+            raise ConfigError(f"store {self.uri()}: {error}{via}; {advice}") from error
 
     def read(self, path: str) -> bytes:
         """The whole file; ``FileNotFoundError`` when it is not there."""
@@ -298,4 +300,8 @@ class Storage:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StepError(f"cannot {verb} {self.uri(path)}: {error}") from error
+            raise StepError(f"cannot {verb} {self.uri(path)}: {error}{self._proxied()}") from error
+
+    def _proxied(self) -> str:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
+        return "" if self.is_local else proxied(endpoint)

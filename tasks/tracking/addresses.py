@@ -56,6 +56,12 @@ def supported(address: str, where: str) -> str:
     return f"{_SQLITE}{Path(path).absolute()}"
 
 
+def is_own(address: str, root: Path) -> bool:
+    """Whether an address is the database below a root, by whatever path."""
+    path, own = Path(address.removeprefix(_SQLITE)), Path(root) / "mlflow.db"
+    return address.startswith(_SQLITE) and (path == own or (path.is_file() and own.is_file() and path.samefile(own)))
+
+
 def check(address: str) -> None:
     """See that the file of an SQLite address can be a database and be written.
 

@@ -119,7 +119,7 @@ class Tracker:
             logging.getLogger("mlflow").setLevel(logging.ERROR)
             # Two processes that create one SQLite database at a time fail in its migrations: one after the other.
             with file_lock(self.root / "locks" / "mlflow.lock", "the tracking database"):
-                if self.uri == f"sqlite:///{self.root / 'mlflow.db'}" and (moved := locations.put_right(self.root)):
+                if addresses.is_own(self.uri, self.root) and (moved := locations.put_right(self.root)):
                     log.info("%s: what lay under %s is looked for here from now on", self.root, ", ".join(moved))
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 client.get_experiment_by_name(self.experiment)

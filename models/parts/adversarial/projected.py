@@ -30,14 +30,14 @@ class Projected(nn.Module):
         """
 
         trunk: Dino
-        taps: tuple[int, ...] = (0, 3, 6, 9, 12)
+        after: tuple[int, ...] = (0, 3, 6, 9, 12)
         kernel: int = 9
         norm: Literal["batch", "group"] = "batch"
         weights: Literal["spectral", "plain"] = "spectral"
 
         def __post_init__(self) -> None:
-            if not self.taps or not 0 <= min(self.taps) <= max(self.taps) <= self.trunk.depth:
-                raise ConfigError(f"discriminator.taps={list(self.taps)}: 0 is the embedding, {self.trunk.depth} the last block")
+            if not self.after or not 0 <= min(self.after) <= max(self.after) <= self.trunk.depth:
+                raise ConfigError(f"discriminator.after={list(self.after)}: 0 is the embedding, {self.trunk.depth} the last block")
             if self.kernel < 1 or self.kernel % 2 == 0:
                 raise ConfigError(f"discriminator.kernel={self.kernel}: must be odd")
 
@@ -47,14 +47,14 @@ class Projected(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.heads = nn.ModuleList(_head(config) for _ in config.taps)
+        self.heads = nn.ModuleList(_head(config) for _ in config.after)
         self._trunk: list[DinoViT] = []
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, taps times slots)."""
         if not self._trunk:  # read when first used: using a tokenizer needs no such file
             self._trunk = [self.config.trunk.build(3, self.config.trunk.width).requires_grad_(False).eval()]
-        features = self._trunk[0].to(x_BCHW).taps(x_BCHW, self.config.taps)
+        features = self._trunk[0].to(x_BCHW).taps(x_BCHW, self.config.after)
         return torch.cat([head(f_BSD.transpose(1, 2)).flatten(1) for head, f_BSD in zip(self.heads, features)], 1)
 
 

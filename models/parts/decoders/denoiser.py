@@ -16,19 +16,7 @@ from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.nets.vit import Blocks
-from tokenloom.models.parts.time import sinusoidal_embedding
-
-
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of a time, then two linear maps: (B,) to (B, D)."""
-
-    def __init__(self, width: int, frequencies: int = 64) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t_B: Tensor) -> Tensor:
-        return self.net(sinusoidal_embedding(t_B, 2 * self.frequencies).to(t_B))
+from tokenloom.models.parts.time import TimeEmbedding
 
 
 class Denoiser(nn.Module):

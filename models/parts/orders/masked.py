@@ -5,66 +5,22 @@ Shapes: B rows, L positions.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
+from tokenloom.models.core.protocols import Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
-from tokenloom.models.parts.plan import Choice, Plan, known_first, permutations
+from tokenloom.models.parts.orders.visits import Shuffled, Visit
+from tokenloom.models.parts.plan import Choice, Plan, known_first
 
 if TYPE_CHECKING:
     from tokenloom.models.parts.drawn import Drawn
-
-
-class Visit(config.Config, ABC):
-    """In which sequence positions are decoded."""
-
-    @abstractmethod
-    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
-        """(rows or 1, L) layout positions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shuffled(Visit, tag="order.shuffled", label="random"):
-    """A fresh permutation for each row."""
-
-    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
-        return permutations(layout.length, draws)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Halton(Visit, tag="order.halton", label="Halton sequence"):
-    """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
-
-    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
-        if len(layout.grids) > 1 or layout.frames > 1:
-            raise LayoutError(f"a Halton sequence needs one grid, not {layout.grids} of {layout.frames} frames")
-        high, wide = layout.grids[0]
-        found: dict[int, None] = {}
-        index = 0
-        while len(found) < high * wide:
-            index += 1
-            row, column = int(_halton(index, 2) * high), int(_halton(index, 3) * wide)
-            found.setdefault(row * wide + column)
-        return torch.tensor([list(found)])
-
-
-def _halton(index: int, base: int) -> float:
-    """The radical inverse of an index: its digits mirrored at the point."""
-    result, part = 0.0, 1.0
-    while index:
-        part /= base
-        index, digit = divmod(index, base)
-        result += digit * part
-    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +64,8 @@ def gumbel(uniform: Tensor) -> Tensor:
 class Masked(Order, tag="order.masked"):
     """Predict what is masked from what is known (MaskGIT, arXiv:2202.04200).
 
-    Training masks the share ``curve.masked(u)`` of each row, u uniform; ``seen_weight`` weighs the loss at known
-    positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
+    Training masks the share ``curve.masked(u)`` of each row, u uniform and drawn for each ``row`` or once a ``batch``; ``seen_weight``
+    weighs the loss at known positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
     ``choice`` finds surest.
     """
 
@@ -118,6 +74,7 @@ class Masked(Order, tag="order.masked"):
     decoding: Sizes = Steps(count=8)
     visit: Visit = Shuffled()
     choice: Choice | None = None
+    share: Added[Literal["row", "batch"]] = "row"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seen_weight <= 1:
@@ -135,7 +92,7 @@ class Masked(Order, tag="order.masked"):
         if draws is None:
             raise ValueError("a masked order needs draws")
         # The ratios of all rows are drawn by everyone, so that everyone knows how many positions the whole batch masks.
-        ratio = draws.shared_uniform(draws.total).cpu()
+        ratio = draws.shared_uniform(draws.total if self.share == "row" else 1).cpu().expand(draws.total)
         masked = torch.tensor([max(1, round(self.curve.masked(u) * layout.length)) for u in ratio.tolist()])
         mine = masked[draws.start : draws.stop].to(draws.device)
         known_BL = draws.permutation(layout.length) >= mine[:, None]

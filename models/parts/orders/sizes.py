@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 from tokenloom.models.core import config
@@ -41,6 +42,23 @@ class Arccos(Curve, tag="curve.arccos"):
 
     def masked(self, t: float) -> float:
         return math.acos(t) / (math.pi / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedNormal(Curve, tag="curve.truncated_normal"):
+    """The quantile at ``1 - t`` of a normal around 1 of deviation ``std``, cut to [``low``, 1] (MAGE, arXiv:2211.09117; MAR)."""
+
+    low: float = 0.7
+    std: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < 1 or not 0 < self.std < math.inf:
+            raise ConfigError(f"order.curve.low={self.low}, std={self.std}: low must be in [0, 1), std positive and finite")
+
+    def masked(self, t: float) -> float:
+        normal = NormalDist(1.0, self.std)
+        below = normal.cdf(self.low)
+        return min(1.0, max(self.low, normal.inv_cdf(below + (1 - t) * (0.5 - below))))
 
 
 class Sizes(config.Config, ABC):

@@ -20,7 +20,7 @@ def _size(name: str, depth: int, width: int, heads: int, inner: int, parameters:
             "inner": inner,
             "inner_width": min(width, 1024),
             "steps": 256,
-            "channels": list(CHANNELS),
+            "channel_order": list(CHANNELS),
         },
         parameters=parameters,
         layout=grid(16, 64, codebooks=16),

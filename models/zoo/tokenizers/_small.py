@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenloom.models.parts.adversarial.loss import Adversarial
-from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
+from tokenloom.models.parts.adversarial.loss import Adversarial, LeCam
+from tokenloom.models.parts.adversarial.patch import Blurring, PatchDiscriminator, PatchGAN
 from tokenloom.models.parts.losses import Perceptual, Pixels
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
@@ -21,25 +21,40 @@ TINY: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "patch": 2}
 class Losses:
     """Arguments of a recipe: the losses of an autoencoder.
 
-    ``pixels`` weighs the squared error; ``adversarial`` the discriminator's loss (0 is off), from optimizer step
-    ``adversarial_start`` on; ``perceptual`` is a file of LPIPS-VGG weights, off when empty.
+    ``pixels`` weighs the squared (l2) or absolute (l1) error; ``adversarial`` the discriminator's loss (0 is off), from optimizer step
+    ``adversarial_start`` on; ``perceptual`` is a file of LPIPS-VGG weights, off when empty.  The ``judge`` is a small patch
+    discriminator, or PatchGAN or the blurring one as published; ``deceit`` is the loss of deceiving it, ``lecam`` the weight of that
+    penalty.
     """
 
     pixels: float = 4.0
     adversarial: float = 0.0
     adversarial_start: int = 0
     perceptual: str = ""
+    reconstruction: Literal["l2", "l1"] = "l2"
+    judge: Literal["small", "patchgan", "blurring"] = "small"
+    balance: Literal["adaptive", "constant"] = "adaptive"
+    deceit: Literal["logit", "non_saturating"] = "logit"
+    lecam: float = 0.0
 
     def losses(self, channels: int | None = None) -> dict[str, Any]:
         """The fields of ``Autoencoder.Config``; ``channels`` is the width of the discriminator's first layer."""
-        discriminator = PatchDiscriminator.Config(channels=max(8, channels or 48))
         return {
-            "pixels": Pixels(norm="l2", weight=self.pixels),
+            "pixels": Pixels(norm=self.reconstruction, weight=self.pixels),
             "perceptual": Perceptual.Config(weights=self.perceptual) if self.perceptual else None,
-            "adversarial": Adversarial.Config(weight=self.adversarial, start=self.adversarial_start, discriminator=discriminator)
-            if self.adversarial
-            else None,
+            "adversarial": self._adversarial(max(8, channels or 48)) if self.adversarial else None,
         }
+
+    def _adversarial(self, channels: int) -> Adversarial.Config:
+        judges = {"small": PatchDiscriminator.Config(channels=channels), "patchgan": PatchGAN.Config(), "blurring": Blurring.Config()}
+        return Adversarial.Config(
+            weight=self.adversarial,
+            start=self.adversarial_start,
+            balance=self.balance,
+            discriminator=judges[self.judge],
+            generator=self.deceit,
+            lecam=LeCam(weight=self.lecam) if self.lecam else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

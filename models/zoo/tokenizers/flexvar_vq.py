@@ -11,11 +11,13 @@ Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3): squared er
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.flexible import Flexible
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
+from tokenloom.models.zoo.published.tokenizers import FLEXVAR_VQ
+from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
 
 
 @register(
@@ -23,6 +25,7 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2502.20313",
     tiny=TINY | {"scales": [1, 2, 4], "codes": 16, "dim": 4},
+    sizes=FLEXVAR_VQ,
 )
 def flexvar_vq(
     scales: tuple[int, ...] = (1, 2, 3, 4),
@@ -30,6 +33,7 @@ def flexvar_vq(
     codes: int = 512,
     dim: int = 8,
     beta: float = 0.25,
+    update: Literal["averages", "learned"] = "averages",
     small: Small = SMALL,
 ) -> Autoencoder.Config:
     """``scales[-1]`` must be the latent grid; ``trained`` sizes are drawn from in training
@@ -37,7 +41,7 @@ def flexvar_vq(
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Flexible.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)),
+            codebook=codebook(codes, dim, "cosine", update),
             scales=scales,
             trained=trained,
             beta=beta,

@@ -15,6 +15,7 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import INFINITY_BSQ
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
@@ -23,6 +24,7 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2412.04431",
     tiny=TINY | {"scales": [1, 2, 4], "bits": 6},
+    sizes=INFINITY_BSQ,
 )
 def infinity_bsq(
     scales: tuple[int, ...] = (1, 2, 3, 4),
@@ -31,9 +33,10 @@ def infinity_bsq(
     entropy: float = 0.02,
     diversity: float = 1.0,
     temperature: float = 0.1,
+    quant_kernel: int = 1,
     small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``scales[-1]`` is the latent grid."""
+    """``scales[-1]`` is the latent grid; ``quant_kernel`` of the convolutions around the quantizer (0: none, ``latent`` is ``bits``)."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=MultiScaleBSQ.Config(
@@ -43,5 +46,6 @@ def infinity_bsq(
             entropy=Entropy(weight=entropy, diversity=diversity, temperature=temperature) if entropy else None,
         ),
         latent=small.out,
+        quant_kernel=quant_kernel,
         **small.losses(),
     )

@@ -17,6 +17,7 @@ from dataclasses import replace
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.gaussian import Gaussian
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import KL
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
@@ -25,6 +26,7 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2406.11838",
     tiny=TINY | {"dim": 4},
+    sizes=KL,
 )
 def kl(
     dim: int = 16,

@@ -11,13 +11,15 @@ Expect: held-out digits (32x32, 600 steps of 32, learning rate 2e-3, about 52 CP
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.nets.queries import Queries
 from tokenloom.models.parts.nets.vit import Blocks
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
-from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
+from tokenloom.models.zoo.published.tokenizers import TITOK_ONESTAGE
+from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses, codebook
 
 
 @register(
@@ -25,6 +27,7 @@ from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
     kind="tokenizer",
     paper="2406.07550",
     tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
+    sizes=TITOK_ONESTAGE,
 )
 def titok_onestage(
     tokens: int = 16,
@@ -34,16 +37,18 @@ def titok_onestage(
     width: int = 96,
     depth: int = 2,
     heads: int = 4,
+    decoder: tuple[int, int, int] | None = None,
     beta: float = 0.25,
+    metric: Literal["cosine", "l2"] = "cosine",
+    update: Literal["averages", "learned"] = "averages",
     losses: Losses = LOSSES,
 ) -> Autoencoder.Config:
-    """``tokens`` an image, whatever its size."""
+    """``tokens`` an image, whatever its size; width, depth and heads of the ``decoder`` are the encoder's if not given."""
     blocks = Blocks.Config(width=width, depth=depth, heads=heads)
+    width, depth, heads = decoder or (width, depth, heads)
     return Autoencoder.Config(
-        net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
-        quantizer=VQ.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
-        ),
+        net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=Blocks.Config(width=width, depth=depth, heads=heads)),
+        quantizer=VQ.Config(codebook=codebook(codes, dim, metric, update), beta=beta),
         latent=dim,
         quant_kernel=0,
         **losses.losses(),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.dimensionwise import Dimensionwise
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import TOKENBRIDGE
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
@@ -22,19 +23,22 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2503.16430",
     tiny=TINY | {"levels": 8, "dim": 4},
+    sizes=TOKENBRIDGE,
 )
 def tokenbridge(
     levels: int = 16,
     clip: float = 3.0,
     dim: int = 8,
     kl: float = 1e-4,
+    decoder_latent: int = 0,
     small: Small = SMALL,
 ) -> Autoencoder.Config:
     """The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``, a position has ``dim`` ids of ``levels``; ``kl`` weighs the
-    VAE's divergence."""
+    VAE's divergence; ``decoder_latent`` channels enter the decoder (0: as many as leave the encoder)."""
     return Autoencoder.Config(
         net=small.net(),
         quantizer=Dimensionwise.Config(dim=dim, kl=kl, levels=levels, clip=clip),
         latent=small.out,
+        decoder_latent=decoder_latent,
         **small.losses(),
     )

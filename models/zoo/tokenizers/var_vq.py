@@ -17,6 +17,7 @@ from typing import Literal
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.multiscale import MultiScale
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import VAR_VQ
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
 
 
@@ -25,6 +26,7 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
     kind="tokenizer",
     paper="2404.02905",
     tiny=TINY | {"scales": [1, 2, 4], "codes": 16, "dim": 4},
+    sizes=VAR_VQ,
 )
 def var_vq(
     scales: tuple[int, ...] = (1, 2, 3, 4),

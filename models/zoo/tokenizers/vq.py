@@ -16,6 +16,7 @@ from typing import Literal
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import VQ as VQ_SIZES
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
 
 
@@ -24,6 +25,7 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, codebook
     kind="tokenizer",
     paper="2406.06525",
     tiny=TINY | {"codes": 16, "dim": 4},
+    sizes=VQ_SIZES,
 )
 def vq(
     codes: int = 512,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural
+from tokenloom.tasks.runtime.surroundings import proxied
 
 #: Endings of files that are images.
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -206,7 +207,9 @@ def hub_source(where: str) -> Source:
     try:
         table = datasets.load_dataset(repository, split=split or "train")
     except Exception as error:  # the library raises a wide range of types for a missing, private or unreachable data set
-        raise ConfigError(f"data.source hf:{where}: cannot be loaded ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"data.source hf:{where}: cannot be loaded ({type(error).__name__}: {error}{proxied('https://huggingface.co')})"
+        ) from error
     image = _column(table.column_names, _IMAGES)
     if image is None:
         raise ConfigError(f"data.source hf:{where}: no column {' or '.join(_IMAGES)}; it has {', '.join(table.column_names)}")

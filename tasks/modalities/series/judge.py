@@ -127,6 +127,7 @@ def scores(paths_NSFC: Values, future_NFC: Values, windows: Windows) -> dict[str
     return {"mase": float(error.mean()), "crps": float(crps.mean()), "mse": float(square.mean()), "coverage_80": float(inside.mean())}
 
 
+@plots.plain
 def plot(history: Values, future: Values, paths: Values, naive: Values, windows: Windows) -> bytes:
     """Some windows of the first channel: history, truth, median with the band from the 10th to the 90th percentile, naive forecast."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

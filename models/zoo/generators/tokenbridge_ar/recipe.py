@@ -14,15 +14,15 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.feeds.known_values import KnownValues
 from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN, PreNorm
 from tokenloom.models.parts.orders import Masked, Steps
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.sampling.sampler import Linear, Sampler
-from tokenloom.models.zoo.generators.tokenbridge_ar.feed import KnownValues
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
-from tokenloom.models.zoo.generators.tokenbridge_ar.net import MaskedAutoencoder
 from tokenloom.models.zoo.published.tokenbridge import SIZES
 
 
@@ -43,7 +43,7 @@ def tokenbridge_ar(
     inner_heads: int = 8,
     buffer: int = 64,
     steps: int = 64,
-    channels: tuple[int, ...] = (),
+    channel_order: tuple[int, ...] = (),
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
@@ -70,7 +70,7 @@ def tokenbridge_ar(
         order=Masked(decoding=Steps(count=steps)),
         feed=KnownValues.Config(buffer=buffer),
         net=MaskedAutoencoder.Config(encoder=half, decoder=half, buffer=buffer),
-        head=Channelwise.Config(net=channel, order=channels),
+        head=Channelwise.Config(net=channel, order=channel_order),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Linear(value=2.1, clock="almost")),
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import IBQ as IBQ_SIZES
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
 
@@ -23,6 +24,7 @@ from tokenloom.models.zoo.tokenizers.ibq.quantizer import IBQ
     kind="tokenizer",
     paper="2412.02692",
     tiny=TINY | {"codes": 16, "dim": 4},
+    sizes=IBQ_SIZES,
 )
 def ibq(
     codes: int = 1024,

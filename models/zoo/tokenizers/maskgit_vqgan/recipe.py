@@ -19,6 +19,7 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.codebook import Learned
 from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published.tokenizers import MASKGIT_VQGAN
 from tokenloom.models.zoo.tokenizers._small import LEVELS, TINY, Levels, codebook
 from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv
 
@@ -28,6 +29,7 @@ from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv
     kind="tokenizer",
     paper="2202.04200",
     tiny=TINY | {"codes": 16, "dim": 4},
+    sizes=MASKGIT_VQGAN,
 )
 def maskgit_vqgan(
     codes: int = 512,

@@ -13,12 +13,14 @@ Expect: held-out digits (32x32, 800 steps of 32, learning rate 2e-3, about 90 CP
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.nets.queries import Queries
 from tokenloom.models.parts.nets.vit import Blocks
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.vq import VQ
-from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
+from tokenloom.models.zoo.published.tokenizers import TITOK
+from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses, codebook
 from tokenloom.models.zoo.tokenizers.titok.module import TwoStage
 
 
@@ -28,6 +30,7 @@ from tokenloom.models.zoo.tokenizers.titok.module import TwoStage
     paper="2406.07550",
     tiny={"tokens": 6, "codes": 16, "dim": 4, "patch": 4, "width": 32, "depth": 1, "heads": 2},
     codec="maskgit_vqgan",
+    sizes=TITOK,
 )
 def titok(
     tokens: int = 16,
@@ -39,15 +42,16 @@ def titok(
     depth: int = 2,
     heads: int = 4,
     beta: float = 0.25,
+    reading: Literal["tokens", "scrambled"] = "tokens",
+    update: Literal["averages", "learned"] = "averages",
     losses: Losses = LOSSES,
 ) -> TwoStage.Config:
-    """``patch`` must be the image size over the side of the base's grid. The discriminator acts in the second stage."""
+    """``patch`` must be the image size over the side of the base's grid.  ``reading`` of the queries is scrambled in the released weights.
+    The discriminator acts in the second stage."""
     blocks = Blocks.Config(width=width, depth=depth, heads=heads)
     return TwoStage.Config(
-        net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks),
-        quantizer=VQ.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
-        ),
+        net=Queries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks, reading=reading),
+        quantizer=VQ.Config(codebook=codebook(codes, dim, "cosine", update), beta=beta),
         latent=dim,
         quant_kernel=0,
         stage2=stage2,

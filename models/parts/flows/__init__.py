@@ -1,0 +1,1 @@
+"""Invertible flows: maps whose inverse and log-determinant are exact."""

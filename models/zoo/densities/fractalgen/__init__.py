@@ -1,0 +1,1 @@
+"""FractalGen: the recipe, and the modules that it builds."""

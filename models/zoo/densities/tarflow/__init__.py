@@ -1,0 +1,1 @@
+"""TarFlow: the recipe, and the module that it builds."""

@@ -1,0 +1,92 @@
+"""Heads of continuous tokens: what they draw is distributed as what they were trained on, and MAR's order is any."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from half_circles import NOW, PLAIN, WIDTH, energy, hidden_of, moons
+from zoo import CLASSES, early
+
+from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.protocols import Labels
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
+from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.orders import Masked
+from tokenloom.models.parts.plan import Plan
+from tokenloom.models.sampling.sampler import Sampler
+
+HEADS: dict[str, tuple[Head.Config, Any]] = {
+    "energy": (EnergyScore.Config(width=64, depth=2, repeats=8, noise=8), EnergySampler()),
+}
+
+
+@cache
+@torch.enable_grad()
+def trained(name: str) -> Head:
+    """The head after some hundred steps on two half circles."""
+    torch.manual_seed(0)
+    head = HEADS[name][0].build(PLAIN, WIDTH, None)  # type: ignore[arg-type]
+    optimizer, steps, rows = torch.optim.Adam(head.parameters(), lr=3e-3), 200, 96
+    for index in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - index / steps)
+        which = torch.arange(rows) % 2
+        points = SampleDraws.of(index, 0, rows)
+        target = torch.where(which[:, None] == 0, moons(points, 0), moons(points, 1))
+        optimizer.zero_grad()
+        head.loss(hidden_of(which), target[:, None], Draws.whole(0, index, rows)).mean().backward()
+        optimizer.step()
+    return head.eval()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_samples_are_distributed_as_the_data(name: str) -> None:
+    """Between 1000 samples and data the distance is at most that of shifting the data by a fifth of the circle's radius."""
+    rows, sampler = 1000, Sampler(head=HEADS[name][1])
+    for which in (0, 1):
+        hidden = Hidden(hidden_of(torch.full((rows,), which)))
+        with torch.no_grad():
+            drawn = trained(name).draw(hidden, sampler, NOW, SampleDraws.of(which, 0, rows)).data[:, 0]
+        data = moons(SampleDraws.of(7, 0, rows), which)
+        assert energy(drawn, data) < energy(data + 0.2, moons(SampleDraws.of(8, 0, rows), which))
+        assert energy(drawn, data) < 0.2 * energy(data, moons(SampleDraws.of(9, 0, rows), 1 - which))
+
+
+# --- MAR
+
+
+def test_what_mar_predicts_does_not_depend_on_the_order_in_which_tokens_became_known() -> None:
+    model = early("mar").eval()
+    assert isinstance(model, GroupGenerator)
+    assert isinstance(model.order, Masked)
+    labels, length = Labels(torch.arange(2) % CLASSES), model.layout.length
+    given = SampleDraws.of(3, 0, 2).normal("x", 0, length, model.layout.channels)
+    first, last = torch.arange(length - 2).flip(0), torch.tensor([length - 2, length - 1])
+    found = []
+    for head in (first, first.flip(0), first.roll(3)):
+        plan = Plan(torch.cat([head, last])[None], (*[1] * len(head), 2))
+        steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, 2), forced=given, plan=plan))
+        found.append(steps[-1].h_BnD)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    moved = given.clone()
+    moved[:, 0] += 1
+    steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, 2), forced=moved, plan=plan))
+    assert not torch.allclose(steps[-1].h_BnD, found[0]), "what is known is seen"
+
+
+def test_mar_masks_one_share_a_batch_and_at_least_seven_tenths() -> None:
+    model = early("mar")
+    assert isinstance(model, GroupGenerator)
+    shares = []
+    for index in range(20):
+        known = model.order.plan(model.layout, Draws.whole(0, index, 8)).known_BL
+        assert known is not None
+        assert len(set(known.sum(1).tolist())) == 1
+        shares.append(1 - float(known.float().mean()))
+    assert min(shares) >= 0.68
+    assert len(set(shares)) > 2
