@@ -56,7 +56,8 @@ class DataConfig(Section):
     shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
     columns: Added[dict[str, str] | None] = Field(
         None,
-        description="further images of an item by name, as conditions: {control: .control.png} is x.control.png beside x.png (folder:PATH)",
+        description="further images of an item by name, as conditions: {control: .control.png} is x.control.png beside x.png "
+        "(folder:PATH, webdataset:GLOB), {control: edges} the column edges (parquet:GLOB)",
     )
     captions: Added[str] = Field(
         "source",
@@ -225,7 +226,7 @@ class SampleConfig(Section):
     steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
     head: Added[dict[str, dict[str, Any]] | None] = Field(None, description="settings of the head's own sampler: {NAME: {field: value}}")
     decoder: Added[str | dict[str, dict[str, Any]] | None] = Field(
-        None, description="way of decoding: group_wise, jacobi, rejection … or a name with its fields, {jacobi: {window: 8}}"
+        None, description="way of decoding: jacobi, rejection …, or with fields: {jacobi: {window: 8}}, {draft_model: {model: RUN}}"
     )
     order: Added[Literal["raster", "random", "halton"] | None] = Field(
         None, description="sequence of the positions, of models that may start anywhere"

@@ -56,15 +56,7 @@ class GroupGenerator(protocols.Generator):
         def needs(self) -> tuple[str, ...]:
             return self.objective.needs
 
-        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
-            """The generator for these tokens.
-
-            Raises:
-                ConfigError, LayoutError: a part that does not fit the tokens or the classes.
-            """
-            return self.construct(layout, classes, tokenizer)
-
-    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any = None) -> None:
         super().__init__()
         self.config, self.layout, self.given = config, layout, (classes, tokenizer)
         # In a list, so that its weights are not taken for this model's.

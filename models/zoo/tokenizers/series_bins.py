@@ -3,7 +3,7 @@
 New: a forecaster is a language model over quantised values; nothing about time or frequency is built in.
 Differs: values come standardised by the training split and less the window's last known one, not divided by its mean; 128 bins
 up to 4 by default, fewer and narrower than the paper's; channels of a time step follow each other.
-Run: tokenloom run series_sunspots
+Run: tokenloom run series_co2_bins
 Expect: an error of at most half a bin, ``limit / bins``, for values inside of the limit.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +41,6 @@ class Bins(Tokenizer):
         @property
         def axis_labels(self) -> dict[str, str]:
             return {"net": "-", "quantizer": "uniform bins"}
-
-        def build(self, *, signal: SignalSpec, **given: Any) -> Bins:
-            """The tokenizer of signals of this shape."""
-            return Bins(self, signal)
 
     def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()
