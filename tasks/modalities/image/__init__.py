@@ -103,7 +103,7 @@ class Image(Modality):
 
         return inception.import_network(weights, store) if name == inception.NAME else None
 
-    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+    def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
         from tokenloom.tasks.modalities.image.sampling import sample
 
         return sample(pair, title, request, report)
