@@ -150,6 +150,7 @@ class _Run:
             numbers |= {f"{prefix}{name}": value for name, value in parts.items()}
             numbers |= {f"{prefix}lr": lr, f"{prefix}gradient_norm": gradient}
         numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
+        self.state.follow()
         self.state.step += 1
         seconds = time.perf_counter() - began
         self.window_rows += total
