@@ -212,16 +212,23 @@ class SampleConfig(Section):
     guidance: Identity[float | None] = Field(
         None, ge=0, description="classifier-free guidance weight w: logits = (1+w) cond - w null; 0 is off"
     )
-    guidance_schedule: Identity[Literal["constant", "linear", "power_cosine"] | None] = Field(
+    guidance_schedule: Identity[Literal["constant", "linear", "cosine", "power_cosine", "interval"] | None] = Field(
         None, description="w over the steps of a sample"
     )
+    guidance_interval: Added[tuple[float, float] | None] = Field(
+        None, description="shares of the decoding between which there is guidance, e.g. [0.1, 0.7]"
+    )
     temperature: Identity[float | None] = Field(None, gt=0)
+    temperature_end: Added[float | None] = Field(None, ge=0, description="where temperature ends, in a line from temperature")
     top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
     steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
     head: Added[dict[str, dict[str, Any]] | None] = Field(None, description="settings of the head's own sampler: {NAME: {field: value}}")
     decoder: Added[str | dict[str, dict[str, Any]] | None] = Field(
-        None, description="way of decoding: group_wise, jacobi, rejection … or a name with its fields, {jacobi: {window: 8}}"
+        None, description="way of decoding: jacobi, rejection …, or with fields: {jacobi: {window: 8}}, {draft_model: {model: RUN}}"
+    )
+    order: Added[Literal["raster", "random", "halton"] | None] = Field(
+        None, description="sequence of the positions, of models that may start anywhere"
     )
 
 

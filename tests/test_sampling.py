@@ -10,12 +10,12 @@ import torch
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.core.registry import get, names
 from tokenloom.models.parts.orders import Arccos, Count, Even, Steps
 from tokenloom.models.parts.orders.sizes import rule_of
 from tokenloom.models.sampling.filters import inverse, keep
-from tokenloom.models.sampling.sampler import Constant, Linear, Moment, PowerCosine, Sampler
+from tokenloom.models.sampling.sampler import Constant, Fading, Interval, Linear, Moment, PowerCosine, Sampler, Table
 
 
 def test_top_k_keeps_the_k_largest() -> None:
@@ -160,3 +160,48 @@ def test_steps_are_a_choice_of_the_sampler() -> None:
 def test_arguments_without_effect_are_refused(name: str, argument: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(argument))):
         get(name).config(dict(get(name).tiny) | argument)
+
+
+def test_guidance_in_an_interval_and_temperature_in_a_line() -> None:
+    moments = [Moment(i, 10, i, i + 1, 10) for i in range(10)]
+    own = Sampler(guidance=Linear(value=1.5))
+    inside = own.edited(guidance_interval=(0.2, 0.5), guidance=3.0).guidance
+    assert [inside.on(m) for m in moments] == [0, 0, 3, 3, 3, 3, 0, 0, 0, 0]
+    assert own.edited(guidance_schedule="interval").guidance == Interval(value=1.5)
+    assert own.edited(guidance_schedule="cosine").guidance == PowerCosine(value=1.5)
+    cooled = own.edited(temperature=2.0, temperature_end=1.0).temperature
+    assert [cooled.on(m) for m in (moments[0], moments[-1])] == [2.0, 1.0]
+    assert own.edited(temperature_end=0.5).temperature.on(moments[0]) == 1.0
+    for words, edit in (
+        ("guidance_interval=.*goes with guidance_schedule interval", {"guidance_interval": (0, 1), "guidance_schedule": "linear"}),
+        ("interval start=0.7, end=0.2", {"guidance_interval": (0.7, 0.2)}),
+        ("give two shares", {"guidance_interval": (0.7,)}),
+        ("sample.temperature_end=-1", {"temperature_end": -1.0}),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            own.edited(**edit)  # type: ignore[arg-type]
+
+
+def test_a_table_has_a_factor_of_each_step_and_keeps_the_last() -> None:
+    table = Table(value=2.0, factors=(0.0, 0.5))
+    assert [table.on(Moment(i, 4, 0, 0, 4)) for i in range(4)] == [0.0, 1.0, 1.0, 1.0]
+    fading = Fading(value=10.0, last=0.5, span=0.8)
+    assert [fading.on(Moment(i, 4, 0, 0, 4)) for i in (0, 3)] == pytest.approx([10 * 0.75 * (0.5 + 0.8 * 0.75), 0.0])
+
+
+def test_the_sequence_of_positions_is_chosen_where_the_order_is_open() -> None:
+    layout = TokenLayout(grids=((4, 4),), vocabulary=8)
+    model = get("halton_maskgit").config({"depth": 1, "width": 16, "heads": 2, "steps": 4}).build(layout, 3)
+    raster, halton, random = (
+        torch.cat([step.place_Bn[0] for step in model.decode_steps(ask, model.sampler.edited(order=order), SampleDraws.of(0, 0, 1))])
+        for ask in [Labels(torch.tensor([1]))]
+        for order in ("raster", "halton", "random")
+    )
+    assert raster.tolist() == list(range(16))
+    assert len({tuple(raster.tolist()), tuple(halton.tolist()), tuple(random.tolist())}) == 3
+    assert sorted(halton.tolist()) == sorted(random.tolist()) == list(range(16))
+    model.check_sampler(model.sampler.edited(order="raster"))
+    for name in ("raster", "maskgit"):
+        closed = get(name).config({"depth": 1, "width": 16, "heads": 2}).build(layout, 3)
+        with pytest.raises(ConfigError, match=r"sample\.order=Halton sequence: the order of this model, .*, is not open to another"):
+            closed.check_sampler(closed.sampler.edited(order="halton"))

@@ -42,11 +42,11 @@ class Toy(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig, tag="test.toy"):
-        """Width, number of extra layers (for timing), the step whose loss is NaN (-1: none), and how many more metrics it returns."""
+        """Width, number of extra layers (for timing), the step whose loss is NaN, and how many more metrics it returns."""
 
         width: int = 16
         depth: int = 0
-        nan_at: int = -1
+        nan_at: int = 65536
         metrics: int = 0
 
         def build(self, signal: signals.SignalSpec, **_: Any) -> Toy:
@@ -102,7 +102,7 @@ class Toy(Method):
         return batch.signal
 
 
-def toy(width: int = 16, depth: int = 0, nan_at: int = -1, metrics: int = 0) -> Toy.Config:
+def toy(width: int = 16, depth: int = 0, nan_at: int = 65536, metrics: int = 0) -> Toy.Config:
     """The recipe."""
     return Toy.Config(width=width, depth=depth, nan_at=nan_at, metrics=metrics)
 

@@ -62,6 +62,13 @@ def methods(name: str | None, as_json: bool) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same samples.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
+@click.option("--guidance-schedule", type=click.Choice(["constant", "linear", "cosine", "power_cosine"]), help="Guidance over the steps.")
+@click.option("--guidance-interval", type=float, nargs=2, metavar="START END", help="Guide between these shares of the decoding alone.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="Of the draws [default: the run's].")
+@click.option("--temperature-end", type=click.FloatRange(min=0), help="Where temperature ends, in a line from --temperature.")
+@click.option("--top-k", type=click.IntRange(min=0), help="Keep the likeliest codes; 0 keeps all [default: the run's].")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1), help="Keep the likeliest codes of this probability [default: the run's].")
+@click.option("--order", type=click.Choice(["raster", "random", "halton"]), help="Sequence of positions, of models that start anywhere.")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
     "--decoder",
@@ -83,14 +90,13 @@ def sample(
     texts: tuple[str, ...],
     total: int,
     seed: int,
-    guidance: float | None,
-    steps: int | None,
     decoder: str | None,
     out: Path,
     root: str | None,
     store: str | None,
     cluster: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Draw samples from a model.
 
@@ -117,11 +123,10 @@ def sample(
             texts=texts or None,
             total=total,
             seed=seed,
-            guidance=guidance,
-            steps=steps,
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,
+            **{name: value or None if name == "guidance_interval" else value for name, value in settings.items()},
         )
     if as_json:
         emit(document)

@@ -20,23 +20,24 @@ from tokenloom.flows.cli.options import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTE
 from tokenloom.flows.guard import ending, guard
 from tokenloom.tasks.runtime.surroundings import check_here, leave_here, open_streams, settle
 
-#: Command to the module that holds it: a command's module is imported when the command is used.
+#: Command to the module that holds it, and its line in the list of commands: a module is imported when its command is used, so that
+#: help comes at once.
 COMMANDS = {
-    "run": "tokenloom.flows.cli.run",
-    "plan": "tokenloom.flows.cli.run",
-    "sample": "tokenloom.flows.cli.look",
-    "compare": "tokenloom.flows.cli.look",
-    "methods": "tokenloom.flows.cli.look",
-    "runs": "tokenloom.flows.cli.show",
-    "show": "tokenloom.flows.cli.show",
-    "serve": "tokenloom.flows.cli.run",
-    "submit": "tokenloom.flows.cli.cloud",
-    "node": "tokenloom.flows.cli.cloud",
-    "import": "tokenloom.flows.cli.store",
-    "export": "tokenloom.flows.cli.store",
-    "ui": "tokenloom.flows.cli.ui",
-    "doctor": "tokenloom.flows.cli.doctor",
-    "gc": "tokenloom.flows.cli.store",
+    "run": ("run", "The whole pipeline: raw images in, an evaluated, registered model out."),
+    "plan": ("run", "What `run` would do and why, running nothing."),
+    "sample": ("look", "Draw samples from a model."),
+    "compare": ("look", "A leaderboard of runs under one protocol: table, plot, sample grids."),
+    "methods": ("look", "The family: every method by its kind, and its part on each axis."),
+    "runs": ("show", "The runs in the store: how far each is, its newest artifacts and its numbers."),
+    "show": ("show", "One run or artifact: status, numbers, lineage both ways, pictures."),
+    "serve": ("run", "Retrain on a schedule, until it is stopped."),
+    "submit": ("cloud", "Carry out a run as a job of AWS Batch."),
+    "node": ("cloud", "Carry out this machine's part of a submission."),
+    "import": ("store", "An official checkpoint becomes an artifact."),
+    "export": ("store", "A tokenizer or generator becomes a folder with weights and a model card."),
+    "ui": ("ui", "Open the MLflow and Prefect pages on 127.0.0.1, until Ctrl-C."),
+    "doctor": ("doctor", "Check what a run needs: versions, disk, cores, GPUs, store, tracking, artifacts."),
+    "gc": ("store", "Remove what no record refers to: half-written folders, loose shards, old checkpoints."),
 }
 
 #: Commands with servers below them, which a signal for the whole group must not reach.
@@ -52,9 +53,14 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name])
+        module = importlib.import_module(f"tokenloom.flows.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_" if cmd_name == "import" else cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(
@@ -105,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def code_of(arguments: list[str] | None = None) -> int:
     """Exit code of a command line, after its messages are printed."""
-    from tokenloom.models.core.config import ConfigError
+    from tokenloom.models.core.marks import ConfigError
     from tokenloom.tasks.runtime.errors import Preempted, StepError
 
     try:

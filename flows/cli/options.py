@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenloom.flows.workspace import Workspace
+if TYPE_CHECKING:
+    from tokenloom.flows.workspace import Workspace
 
 EXIT_FAILED, EXIT_USAGE, EXIT_AGAIN, EXIT_INTERRUPTED = 1, 2, 75, 130
 
@@ -60,6 +61,7 @@ def epilog(*lines: str) -> str:
 def workspace(name: str, root: str | None, store: str | None, cluster: Any = None) -> Workspace:
     """The surroundings of a command, with logs going to a file, quiet libraries and a cluster file without a login in it."""
     from tokenloom.flows import environment
+    from tokenloom.flows.workspace import Workspace
     from tokenloom.tasks.tracking import addresses
 
     if cluster is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import math
 import pkgutil
 import re
@@ -80,8 +81,9 @@ class Config(Parsed):
         return self.construct(*args, **given)
 
     def construct(self, *args: Any, **given: Any) -> Any:
-        """The class that this config is nested in, constructed from it and these arguments."""
-        return self.host()(self, *args, **given)
+        """The class that this config is nested in, constructed from it, these arguments, and those by name that it has a use for."""
+        host = self.host()
+        return host(self, *args, **{name: value for name, value in given.items() if name in _wanted(host)})
 
     @classmethod
     def host(cls) -> Any:
@@ -114,6 +116,12 @@ class Config(Parsed):
     def to_dict(self) -> dict[str, Any]:
         """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
         return typing.cast(dict[str, Any], canonical(self))
+
+
+@functools.cache
+def _wanted(host: Any) -> frozenset[str]:
+    """The arguments that constructing a class takes."""
+    return frozenset(inspect.signature(host).parameters)
 
 
 #: The fields of a whole model's config that are columns of the table of methods.

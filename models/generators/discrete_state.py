@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +67,6 @@ class DiscreteState(protocols.Generator):
         def axis_labels(self) -> dict[str, str]:
             own = {"order": "all at once, in steps", "feed": self.noise.label, "head": "categorical", "objective": "denoising"}
             return super().axis_labels | own
-
-        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> DiscreteState:
-            """The generator for these tokens.
-
-            Raises:
-                ConfigError, LayoutError: a part that does not fit the tokens or the classes.
-            """
-            return DiscreteState(self, layout, classes)
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int) -> None:
         super().__init__()

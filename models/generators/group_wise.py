@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config, protocols
-from tokenloom.models.core.config import Added
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Condition, Conditions, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.protocols import tokens_of as tokens_of
@@ -25,6 +25,7 @@ from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Condi
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.orders import Masked, Random
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of
@@ -55,15 +56,7 @@ class GroupGenerator(protocols.Generator):
         def needs(self) -> tuple[str, ...]:
             return self.objective.needs
 
-        def build(self, layout: TokenLayout, classes: int, tokenizer: Any = None, **given: Any) -> GroupGenerator:
-            """The generator for these tokens.
-
-            Raises:
-                ConfigError, LayoutError: a part that does not fit the tokens or the classes.
-            """
-            return self.construct(layout, classes, tokenizer)
-
-    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any = None) -> None:
         super().__init__()
         self.config, self.layout, self.given = config, layout, (classes, tokenizer)
         # In a list, so that its weights are not taken for this model's.
@@ -165,7 +158,13 @@ class GroupGenerator(protocols.Generator):
     def check_sampler(self, sampler: Sampler) -> None:
         """Refuse steps that the order does not leave open, tokens that it cannot order, and a decoder that these parts do not allow."""
         # A fresh layout: one that was built with the model on the meta device has positions without values.
-        self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
+        plan = self.order.decode(replace(self.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)
+        if sampler.visit is not None:
+            if plan.choice is not None or not isinstance(self.order, Masked | Random):
+                raise ConfigError(
+                    f"sample.order={sampler.visit.label}: the order of this model, {self.order.label}, is not open to another"
+                )
+            sampler.visit.sequence(replace(self.layout), 1, SampleDraws.of(0, 0, 1))
         self.head.check_sampler(sampler)
         self.decoder_of(sampler).check(self, sampler)
 

@@ -86,7 +86,7 @@ class Conditioner(nn.Module, ABC):
             Raises:
                 ConfigError: it does not fit the data.
             """
-            return self.construct(width)
+            return self.construct(classes=classes, width=width)
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.limits import Range
 from tokenloom.models.parts.orders.sizes import Count, Sizes
+from tokenloom.models.parts.orders.visits import Halton, InSequence, Shuffled, Visit
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.head_sampler import HeadSampler
 
@@ -145,7 +146,17 @@ class Table(Schedule, tag="schedule.table"):
         return self.value * self.factors[min(moment.step, len(self.factors) - 1)]
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "linear": Linear, "power_cosine": PowerCosine}
+#: Names of the schedules of guidance in run files and on the command line; the cosine is the power cosine of power one.
+ScheduleName = Literal["constant", "linear", "cosine", "power_cosine", "interval"]
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": PowerCosine,
+    "power_cosine": PowerCosine,
+    "interval": Interval,
+}
+#: Sequences in which positions may be decoded, of orders that may start anywhere.
+VISITS: dict[str, Visit] = {"raster": InSequence(), "random": Shuffled(), "halton": Halton()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +165,7 @@ class Sampler(config.Config, tag="sampler"):
 
     ``sizes`` cuts the positions into steps, for orders that leave it open (None: as the order has it).  ``decoder`` is the way of
     decoding (None: the generator's own, which is group after group for most).  ``head`` holds settings that only the head knows
-    (None: its defaults).
+    (None: its defaults).  ``visit`` is the sequence of positions, of orders that may start anywhere (None: the order's own).
     """
 
     guidance: Schedule = Constant(value=0.0)
@@ -164,22 +175,28 @@ class Sampler(config.Config, tag="sampler"):
     sizes: Sizes | None = None
     decoder: Added[Decoder | None] = None
     head: Added[HeadSampler | None] = None
+    visit: Added[Visit | None] = None
 
     def edited(
         self,
         guidance: float | None = None,
-        guidance_schedule: Literal["constant", "linear", "power_cosine"] | None = None,
+        guidance_schedule: ScheduleName | None = None,
+        guidance_interval: Sequence[float] | None = None,
         temperature: float | None = None,
+        temperature_end: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         steps: int | None = None,
         head: HeadSampler | Mapping[str, Any] | None = None,
         decoder: str | Mapping[str, Any] | None = None,
+        order: Literal["raster", "random", "halton"] | None = None,
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
 
         ``steps`` follow the order's own rule with another count. A schedule that is named again stays as it is, and another one
-        keeps its clock.  ``decoder`` is a name, or a name with its fields, ``{"jacobi": {"window": 8}}``.
+        keeps its clock; ``guidance_interval`` are the shares of the decoding between which there is guidance.  With
+        ``temperature_end`` temperature goes in a line from ``temperature`` (1 if not given) to it.  ``order`` names a sequence of
+        ``VISITS``.  ``decoder`` is a name, or a name with its fields, ``{"jacobi": {"window": 8}}``.
 
         Raises:
             ConfigError: a value out of range, naming it, or an unknown decoder.
@@ -187,6 +204,7 @@ class Sampler(config.Config, tag="sampler"):
         limits = {
             "guidance": (guidance, math.inf),
             "temperature": (temperature, math.inf),
+            "temperature_end": (temperature_end, math.inf),
             "top_k": (top_k, math.inf),
             "top_p": (top_p, 1),
         }
@@ -194,17 +212,32 @@ class Sampler(config.Config, tag="sampler"):
             if value is not None and not (0 <= value <= most and value < math.inf):
                 raise ConfigError(f"sample.{name}={value}: must be a finite number between 0 and {most}")
         schedule, wanted = self.guidance, {decoder: {}} if isinstance(decoder, str) else decoder
-        if guidance_schedule is not None and type(schedule) is not SCHEDULES[guidance_schedule]:
+        if guidance_interval is not None:
+            if guidance_schedule not in (None, "interval"):
+                raise ConfigError(f"sample.guidance_interval={list(guidance_interval)}: goes with guidance_schedule interval alone")
+            if len(guidance_interval) != 2:
+                raise ConfigError(f"sample.guidance_interval={list(guidance_interval)}: give two shares of the decoding, e.g. [0.1, 0.7]")
+            start, end = guidance_interval
+            schedule = Interval(value=schedule.value, start=start, end=end, clock="begun")
+        elif guidance_schedule is not None and type(schedule) is not SCHEDULES[guidance_schedule]:
             schedule = SCHEDULES[guidance_schedule](value=schedule.value, clock=schedule.clock)
+        if guidance_schedule == "cosine" and isinstance(schedule, PowerCosine):
+            schedule = replace(schedule, power=1.0)
         if guidance is not None:
             schedule = replace(schedule, value=float(guidance))
         return replace(
             self,
             guidance=schedule,
-            temperature=self.temperature if temperature is None else Constant(value=float(temperature)),
+            temperature=self._warmth(temperature, temperature_end),
+            visit=self.visit if order is None else VISITS[order],
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
             sizes=self.sizes if steps is None else Count(count=steps),
             head=self.head if head is None else config.coerce(head, HeadSampler, "sample.head"),
             decoder=self.decoder if wanted is None else Decoder.parse(wanted, "sample.decoder"),
         )
+
+    def _warmth(self, start: float | None, end: float | None) -> Schedule:
+        if end is not None:
+            return Linear(start=1.0 if start is None else float(start), value=float(end))
+        return self.temperature if start is None else Constant(value=float(start))

@@ -83,6 +83,8 @@ class DecodingSession:
             raise ValueError("keep_L of (B, L): given tokens that differ from row to row need an order that is fixed")
         if plan is None:
             plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
+            if sampler.visit is not None:
+                plan = replace(plan, sequence_BL=sampler.visit.sequence(model.layout, self.rows, self.draws))
             plan = plan if keep_L is None else model.order.around(plan, keep_L)
         self.plan = plan.to(self.device)
         self.given = None if given is None else given.to(self.device)

@@ -58,14 +58,6 @@ class Autoencoder(Tokenizer):
             if self.quant_kernel == 0 and self.quantizer.channels() != sides:
                 raise ConfigError(f"latent={sides}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
 
-        def build(self, *, signal: SignalSpec, **given: Any) -> Autoencoder:
-            """The tokenizer of images of this shape.
-
-            Raises:
-                ConfigError: the shape does not fit the downsampling or the quantizer's scales.
-            """
-            return Autoencoder(self, signal, features=given.get("features"))
-
     def __init__(self, config: Config, signal: SignalSpec, decoder: PixelDecoder | None = None, features: Any = None) -> None:
         """``decoder`` stands in for the net's own; ``features`` describes the classifier of the data."""
         super().__init__()

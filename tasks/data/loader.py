@@ -143,7 +143,7 @@ class Loader:
             if labels.size and (labels.min() < 0 or labels.max() >= max(1, rows.classes)):
                 where = storage.uri(shard.path)
                 raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {rows.classes} classes")
-            self._data.append(data)
+            self._data.append(np.asarray(data))  # a map makes a map of each selection: slow
             self._labels.append(labels)
             self._lengths.append(np.load(folder / "lengths.npy") if (folder / "lengths.npy").exists() else None)
             for name in self._further:
@@ -209,6 +209,8 @@ class Loader:
     def _gather(self, idx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if idx.size and (idx.min() < 0 or idx.max() >= len(self)):
             raise IndexError(f"rows {idx.min()} to {idx.max()} of {len(self)}")
+        if len(self._data) == 1:
+            return self._data[0][idx], self._labels[0][idx]
         data = np.empty((len(idx), *self._data[0].shape[1:]), self._data[0].dtype)
         label_B = np.empty(len(idx), np.int32)
         owner = np.searchsorted(self._starts, idx, side="right") - 1

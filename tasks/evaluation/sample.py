@@ -172,15 +172,14 @@ def sample_model(
     texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
-    guidance: float | None = None,
-    steps: int | None = None,
-    decoder: str | Mapping[str, Any] | None = None,
     out: Path,
     report: Report = silent,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
-    Classes are given by number, or as a person writes them (``chosen_classes``).  ``decoder`` is a way of decoding as a run file has it.
+    Classes are given by number, or as a person writes them (``chosen_classes``).  ``settings`` are those of ``Sampler.edited``, with a
+    ``decoder`` as a run file has it.
 
     Raises:
         ConfigError: unknown model, or a request that it cannot follow, naming the option.
@@ -188,11 +187,10 @@ def sample_model(
     if total < 1:
         raise ConfigError(f"--n {total}: ask for at least one sample")
     pair, title = open_model(model, store, tracker, _device())
-    settings = {} if decoder is None else {"decoder": decoder}
     if reference := drafts.reference(settings):
         draft, _ = load_model(store.fetch(store.resolve(reference, "generator")), _device())
         use_draft_model(cast(Generator, pair.generator), cast(Generator, draft))
-    pair = pair.edited(guidance=guidance, steps=steps, **drafts.without_reference(settings))
+    pair = pair.edited(**drafts.without_reference(settings))
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
     return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)

@@ -99,14 +99,9 @@ class PhaseOptimizer:
             parameter.data = self.flat[start:stop].view(parameter.shape)
         self.average = self.flat.clone() if ema else None
         self._moments = {kind: torch.zeros_like(self.flat) for kind in ("exp_avg", "exp_avg_sq")}
-        parts = [part for part in (slice(0, split), slice(split, end)) if self.flat[part].numel()]
-        self._weights = [(part, nn.Parameter(self.flat[part])) for part in parts]
-        decayed, plain = ([weight for part, weight in self._weights if (part.start < split) == decays] for decays in (True, False))
-        self._adam = adam(settings, decayed, plain, fused=True)
-        self._counts = []
-        for part, weight in self._weights:
-            self._counts.append(torch.zeros((), dtype=torch.float32, device=device))
-            self._adam.state[weight] = {"step": self._counts[-1], **{kind: flat[part] for kind, flat in self._moments.items()}}
+        pieces = [(slice(0, split), 1), (slice(split, end), 0)]
+        self._pieces = [(part, decays) for part, decays in pieces if self.flat[part].numel()]
+        self._count = torch.zeros((), dtype=torch.float32, device=device)
 
         self._hold(torch.zeros(end + metric_buffer(0), dtype=dtype, device=device))
 
@@ -117,8 +112,6 @@ class PhaseOptimizer:
         for name, parameter in self.parameters.items():
             start, stop = self.spans[name]
             parameter.grad = self.grad[start:stop].view(parameter.shape)
-        for part, weight in self._weights:
-            weight.grad = self.grad[part]
 
     def clear(self) -> None:
         """Zero the gradients and the tail."""
@@ -135,21 +128,35 @@ class PhaseOptimizer:
 
     def clip(self) -> Tensor:
         """Clip the gradient to the global norm of the settings; its norm before."""
-        norm = self.grad.norm()
+        norm = torch.linalg.vector_norm(self.grad)
         if self._settings.clip:
             self.grad.mul_((self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
+    @torch.no_grad()
     def step(self, step: int, steps: int) -> float:
         """One step of Adam with the learning rate of this step (parameters that rest stay as they are), then the EMA; the learning rate."""
-        lr = set_step(self._adam, self._settings, step - self.begins, steps - self.begins)
+        done, last = step - self.begins, steps - self.begins
+        lr = learning_rate(self._settings, done, last)
         kept = [(part, self.flat[part].clone()) for part in self._parts(self._frozen(step / max(1, steps)))]
-        self._adam.step()
+        self._adam(lr, weight_decay(self._settings, done, last))
         for part, weight in kept:
             self.flat[part].copy_(weight)
         if self.average is not None:
             self.average.lerp_(self.flat, 1 - ema_decay(self._ema, step - self.begins))
         return lr
+
+    def _adam(self, lr: float, weight_decay: float) -> None:
+        """The kernel of ``torch.optim.AdamW`` or ``Adam`` with ``fused=True``, without its bookkeeping, which costs more than it."""
+        kernel = torch._fused_adamw_ if self._settings.kind == "adamw" else torch._fused_adam_
+        first, second = self._settings.betas
+        self._count += 1
+        for part, decays in self._pieces:
+            mean, square = (flat[part] for flat in self._moments.values())
+            kernel(
+                [self.flat[part]], [self.grad[part]], [mean], [square], [], [self._count], lr=lr, beta1=first, beta2=second,
+                weight_decay=weight_decay * decays, eps=self._settings.eps, amsgrad=False, maximize=False,
+            )  # fmt: skip
 
     def _parts(self, beginnings: tuple[str, ...]) -> list[slice]:
         """Where the parameters lie whose names begin so; neighbours are one slice."""
@@ -183,5 +190,4 @@ class PhaseOptimizer:
         """Take back ``state`` after ``step`` steps; raises ``KeyError`` for a parameter that is missing."""
         for key, view in self.state().items():
             view.copy_(state[key])
-        for count in self._counts:
-            count.fill_(max(0, step - self.begins))
+        self._count.fill_(max(0, step - self.begins))

@@ -138,7 +138,8 @@ class _Run:
             phase.clear()
             with self.state.only(phase):
                 names = self._accumulate(batch, phase, start)
-            phase.tail[-1] = float(stopping)
+            if stopping:
+                phase.tail[-1] = 1.0
             phase.reduce(self.group.sum)
             norm = phase.clip()
             *values, flag, gradient = torch.cat([phase.tail, norm.view(1)]).tolist()
@@ -149,8 +150,13 @@ class _Run:
             prefix = "" if index == 0 else f"{phase.phase}/"
             numbers |= {f"{prefix}{name}": value for name, value in parts.items()}
             numbers |= {f"{prefix}lr": lr, f"{prefix}gradient_norm": gradient}
+<<<<<<< HEAD
         numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
         self.state.follow()
+=======
+        if type(self.model).after_step is not Method.after_step:
+            numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
+>>>>>>> main
         self.state.step += 1
         seconds = time.perf_counter() - began
         self.window_rows += total
@@ -168,7 +174,7 @@ class _Run:
             with self._autocast():
                 parts = self.losses(piece, phase.phase, draws)
             if parts["loss"].requires_grad:  # not that of a codec without parameters
-                (parts["loss"] * weight).backward()
+                (parts["loss"] if weight == 1 else parts["loss"] * weight).backward()
             names = sorted(parts)
             values = torch.stack([parts[name].detach().to(phase.tail.dtype).reshape(()) for name in names])
             phase.fit_tail(len(names) + 1)  # its last number says whether to stop

@@ -36,9 +36,6 @@ class Several(Conditioner):
         def names(self) -> tuple[str, ...]:
             return tuple(name for part in self.parts for name in part.names)
 
-        def build(self, classes: int, width: int) -> Several:
-            return Several(self, classes, width)
-
     def __init__(self, config: Config, classes: int, width: int) -> None:
         super().__init__()
         self.parts = nn.ModuleList(part.build(classes, width) for part in config.parts)
@@ -119,9 +116,6 @@ class Control(Single):
         @property
         def names(self) -> tuple[str, ...]:
             return (self.name,)
-
-        def build(self, classes: int, width: int) -> Control:
-            return Control(self, width)
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()

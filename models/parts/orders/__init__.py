@@ -2,9 +2,10 @@
 
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales, WeighedScales
-from tokenloom.models.parts.orders.masked import Confidence, Halton, LogitConfidence, Masked, Shuffled
+from tokenloom.models.parts.orders.masked import Confidence, LogitConfidence, Masked
 from tokenloom.models.parts.orders.random import Annealed, Random
 from tokenloom.models.parts.orders.sizes import Arccos, CosineCurve, Count, Curve, Even, Sizes, Steps, Straight, TruncatedNormal
+from tokenloom.models.parts.orders.visits import Halton, Shuffled
 from tokenloom.models.parts.plan import Choice, Plan, grouped
 
 __all__ = [

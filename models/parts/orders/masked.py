@@ -5,66 +5,22 @@ Shapes: B rows, L positions.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
+from tokenloom.models.core.protocols import Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
-from tokenloom.models.parts.plan import Choice, Plan, known_first, permutations
+from tokenloom.models.parts.orders.visits import Shuffled, Visit
+from tokenloom.models.parts.plan import Choice, Plan, known_first
 
 if TYPE_CHECKING:
     from tokenloom.models.parts.drawn import Drawn
-
-
-class Visit(config.Config, ABC):
-    """In which sequence positions are decoded."""
-
-    @abstractmethod
-    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
-        """(rows or 1, L) layout positions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shuffled(Visit, tag="order.shuffled", label="random"):
-    """A fresh permutation for each row."""
-
-    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
-        return permutations(layout.length, draws)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Halton(Visit, tag="order.halton", label="Halton sequence"):
-    """The Halton sequence in bases 2 (rows) and 3 (columns): any prefix covers the grid evenly (arXiv:2503.17076)."""
-
-    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
-        if len(layout.grids) > 1 or layout.frames > 1:
-            raise LayoutError(f"a Halton sequence needs one grid, not {layout.grids} of {layout.frames} frames")
-        high, wide = layout.grids[0]
-        found: dict[int, None] = {}
-        index = 0
-        while len(found) < high * wide:
-            index += 1
-            row, column = int(_halton(index, 2) * high), int(_halton(index, 3) * wide)
-            found.setdefault(row * wide + column)
-        return torch.tensor([list(found)])
-
-
-def _halton(index: int, base: int) -> float:
-    """The radical inverse of an index: its digits mirrored at the point."""
-    result, part = 0.0, 1.0
-    while index:
-        part /= base
-        index, digit = divmod(index, base)
-        result += digit * part
-    return result
 
 
 @dataclass(frozen=True, kw_only=True)

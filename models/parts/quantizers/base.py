@@ -40,8 +40,13 @@ class Quantizer(nn.Module, ABC):
             """
 
         def build(self, grid: tuple[int, int]) -> Quantizer:
-            """The quantizer of latents on this grid, with a fresh codebook."""
-            return self.construct(grid)
+            """The quantizer of latents on this grid, with a fresh codebook.
+
+            Raises:
+                ConfigError: the grid is not one that it codes.
+            """
+            self.layout(grid)
+            return self.construct(grid=grid)
 
     @abstractmethod
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:

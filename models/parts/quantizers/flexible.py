@@ -50,10 +50,6 @@ class Flexible(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=last(self.scales, grid), vocabulary=self.codebook.codes)
 
-        def build(self, grid: tuple[int, int]) -> Flexible:
-            self.layout(grid)
-            return Flexible(self)
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.scales = config, config.scales

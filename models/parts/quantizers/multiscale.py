@@ -82,10 +82,6 @@ class MultiScale(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=last(self.scales, grid), vocabulary=self.codes)
 
-        def build(self, grid: tuple[int, int]) -> MultiScale:
-            self.layout(grid)
-            return MultiScale(self)
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

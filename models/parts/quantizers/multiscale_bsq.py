@@ -54,10 +54,6 @@ class MultiScaleBSQ(Quantizer):
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=last(self.scales, grid), vocabulary=2, codebooks=self.bits)
 
-        def build(self, grid: tuple[int, int]) -> MultiScaleBSQ:
-            self.layout(grid)
-            return MultiScaleBSQ(self)
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.scales = config, tuple(pair(s) for s in config.scales)

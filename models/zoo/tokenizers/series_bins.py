@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +41,6 @@ class Bins(Tokenizer):
         @property
         def axis_labels(self) -> dict[str, str]:
             return {"net": "-", "quantizer": "uniform bins"}
-
-        def build(self, *, signal: SignalSpec, **given: Any) -> Bins:
-            """The tokenizer of signals of this shape."""
-            return Bins(self, signal)
 
     def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,10 +37,6 @@ class JpegTokenizer(Tokenizer):
         @property
         def axis_labels(self) -> dict[str, str]:
             return {"net": "JPEG", "quantizer": "bytes of the file"}
-
-        def build(self, *, signal: SignalSpec, **given: Any) -> JpegTokenizer:
-            """The tokenizer of images."""
-            return JpegTokenizer(self, signal)
 
     def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()

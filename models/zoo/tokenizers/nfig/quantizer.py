@@ -34,10 +34,6 @@ class Frequency(MultiScale):
     class Config(MultiScale.Config, tag="quantizer.frequency", label="frequency bands"):
         """As for ``MultiScale``; the cut-offs grow with the scales."""
 
-        def build(self, grid: tuple[int, int]) -> Frequency:
-            self.layout(grid)
-            return Frequency(self)
-
     def cutoff(self, scale: int) -> float:
         """Share of the highest frequency that a scale reaches."""
         return max(self.scales[scale]) / max(self.size)
