@@ -92,7 +92,8 @@ def unsaid(training: Training) -> dict[str, Any]:
         *parents, last = path.split(".")
         for parent in parents:
             inside, value = inside.setdefault(parent, {}), getattr(value, parent)
-        inside[last] = getattr(value, last)
+        found = getattr(value, last)
+        inside[last] = [] if found is None else found
     return given
 
 

@@ -15,6 +15,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import Conditioner
+from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.nets.blocks import var
 from tokenloom.models.parts.nets.transformer import Init
 from tokenloom.models.parts.norms import AdaLN
@@ -26,6 +27,7 @@ from tokenloom.models.zoo.generators.infinity.feed import Corrected
 from tokenloom.models.zoo.generators.infinity.head import Bitwise
 from tokenloom.models.zoo.generators.infinity.net import CrossTransformer
 from tokenloom.models.zoo.generators.infinity.text import ClassText, PooledText
+from tokenloom.models.zoo.published.infinity import SIZES
 
 
 @register(
@@ -34,6 +36,7 @@ from tokenloom.models.zoo.generators.infinity.text import ClassText, PooledText
     paper="2412.04431",
     tiny={"depth": 2, "width": 32, "heads": 2, "reach": 4, "flips": 0.02},
     codec="infinity_bsq",
+    sizes=SIZES,
 )
 def infinity(
     depth: int = 12,
@@ -46,20 +49,24 @@ def infinity(
     drop_path: float | None = None,
     condition_dropout: float = 0.1,
     flips: float = 0.3,
+    scale_rows: int = 0,
+    multiple_of: int = 1,
 ) -> GroupGenerator.Config:
     """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length (512).
 
-    ``flips``: greatest share of bits that training flips (0: no self-correction).
+    ``flips``: greatest share of bits that training flips (0: no self-correction).  Official models have 15 ``scale_rows`` in the table of
+    scales, and MLPs whose hidden width is rounded to a multiple of 256.
     """
     if length is not None and not text:
         raise ConfigError(f"length={length}: is that of the text's features, give text too")
     condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
     if text:
-        condition = PooledText.Config(features=text, heads=heads, length=length or 512, dropout=condition_dropout)
-    own = {"norm": AdaLN.Config(sharing="shared"), "rope": Rope.Config(reach=reach), "init": Init(std=0.0, scale_residual=True)}
+        condition = PooledText.Config(features=text, heads=max(1, text // 128), length=length or 512, dropout=condition_dropout)
+    mlp = GELU.Config(ratio=round(4 * width / multiple_of) * multiple_of / width)
+    own = {"mlp": mlp, "norm": AdaLN.Config(sharing="shared"), "rope": Rope.Config(reach=reach), "init": Init(std=0.0, scale_residual=True)}
     return GroupGenerator.Config(
         order=WeighedScales(),
-        feed=Corrected.Config(correction=SelfCorrection(strength=flips)),
+        feed=Corrected.Config(scales=scale_rows, correction=SelfCorrection(strength=flips)),
         net=var(depth, width, heads, drop_path, CrossTransformer.Config, **own),
         head=Bitwise.Config(),
         condition=condition,

@@ -2,7 +2,7 @@
 
 New: a token is sixteen small ids, one a channel of a continuous latent; a masked autoencoder takes their values and a small causal
 transformer at each position predicts one channel after the other, so the vocabulary is never enumerated.
-Differs: mask ratios are drawn a row along a cosine; channels in their own order unless ``channels`` lists another; a channel's first
+Differs: mask ratios are drawn a row along a cosine; channels in their own order unless ``channel_order`` lists another; a channel's first
 input is the same in training and in sampling.
 Run: tokenloom run smoke_tokenbridge_ar
 Expect: ImageNet 256 FID 1.76 (L), 1.55 (H) with official weights and 256 steps.
