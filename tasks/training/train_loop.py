@@ -150,13 +150,9 @@ class _Run:
             prefix = "" if index == 0 else f"{phase.phase}/"
             numbers |= {f"{prefix}{name}": value for name, value in parts.items()}
             numbers |= {f"{prefix}lr": lr, f"{prefix}gradient_norm": gradient}
-<<<<<<< HEAD
-        numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
-        self.state.follow()
-=======
         if type(self.model).after_step is not Method.after_step:
             numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
->>>>>>> main
+        self.state.follow()
         self.state.step += 1
         seconds = time.perf_counter() - began
         self.window_rows += total
