@@ -9,6 +9,7 @@ _SIXTEENTH: dict[str, Any] = {"multipliers": [1, 1, 2, 2, 4], "patch": 1, "block
 LLAMAGEN: tuple[str, dict[str, Any]] = ("vq", {"codes": 16384, "dim": 8, "channels": 128, **_SIXTEENTH})
 MASKGIT: tuple[str, dict[str, Any]] = ("maskgit_vqgan", {"codes": 1024, "dim": 256, "channels": 128, **_SIXTEENTH})
 OPEN_MAGVIT2: tuple[str, dict[str, Any]] = ("lfq", {"bits": 18, "factors": [6, 12], "channels": 128, **_SIXTEENTH})
+KL: tuple[str, dict[str, Any]] = ("kl", {"dim": 16, "channels": 128, **_SIXTEENTH})
 TOKENBRIDGE: tuple[str, dict[str, Any]] = ("tokenbridge", {"dim": 16, "levels": 64, "channels": 128, **_SIXTEENTH})
 
 
