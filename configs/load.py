@@ -206,6 +206,8 @@ def _line(model: type[BaseModel], problem: Any) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a run file, for editors (``# yaml-language-server: $schema=…``)."""
     schema = RunConfig.model_json_schema(by_alias=True)
+    train = schema["$defs"]["TrainSettings"]  # {as: paper} is the published training, read before the settings are checked
+    train["properties"]["as"] = {"const": "paper", "description": "the published training; fields beside it win"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "Tokenloom run"}
 
 

@@ -56,7 +56,8 @@ class DataConfig(Section):
     shard_rows: Identity[int] = Field(1024, ge=1, description="rows of one image shard")
     columns: Added[dict[str, str] | None] = Field(
         None,
-        description="further images of an item by name, as conditions: {control: .control.png} is x.control.png beside x.png (folder:PATH)",
+        description="further images of an item by name, as conditions: {control: .control.png} is x.control.png beside x.png "
+        "(folder:PATH, webdataset:GLOB), {control: edges} the column edges (parquet:GLOB)",
     )
     captions: Added[str] = Field(
         "source",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from extraction import CLUSTER, tokenizer
@@ -109,8 +112,40 @@ def test_what_cannot_be_is_named(store: Store, images: Path) -> None:
     for columns, words in (({"class": ".c.png"}, "data.columns.class"), ({"control": ".png"}, "data.columns.control")):
         with pytest.raises(ConfigError, match=words):
             ingest("pets", data(images, columns=columns), store)
-    with pytest.raises(ConfigError, match="only folder:PATH"):
+    with pytest.raises(ConfigError, match="only folder:, parquet:, webdataset: sources"):
         ingest("digits", DataConfig(source="digits", size=32, fit="pad", columns={"control": ".control.png"}), store)
     assert isinstance(dataset, Artifact)
     assert plan_extract("x", dataset, tokenizer(store, dataset), store).config == {"views": ["plain"]}
     assert CLUSTER.extract_actors
+
+
+def packed(images: Path, how: str, folder: Path) -> str:
+    """The same images and control images in one file."""
+    path = folder / f"pets.{how}"
+    if how == "tar":
+        with tarfile.open(path, "w") as archive:
+            for file in sorted(images.iterdir()):
+                archive.add(file, file.name)
+        return f"webdataset:{path}"
+    plain = [file for file in sorted(images.iterdir()) if file.name.count(".") == 1]
+    controls = [file.with_suffix(".control.png") for file in plain]
+    rows = {
+        "image": [file.read_bytes() for file in plain],
+        "edges": [file.read_bytes() if file.is_file() else None for file in controls],
+    }
+    pq.write_table(pa.table(rows, pa.schema([("image", pa.binary()), ("edges", pa.binary())])), path, row_group_size=5)
+    return f"parquet:{path}"
+
+
+@pytest.mark.parametrize(("how", "column"), [("parquet", "edges"), ("tar", ".control.png")])
+def test_columns_of_parquet_and_tar(store: Store, images: Path, tmp_path: Path, how: str, column: str) -> None:
+    given = data(images, columns={"control": column}).model_copy(update={"source": packed(images, how, tmp_path)})
+    notes = store.record(ingest("pets", given, store).artifact).notes
+    found = pairs(Rows.of(notes, store.uri, "train"), store) | pairs(Rows.of(notes, store.uri, "validation"), store)
+    assert found == {0: False, **{10 * i: True for i in range(1, 12)}}
+
+
+def test_a_parquet_file_without_the_column_is_refused(store: Store, images: Path, tmp_path: Path) -> None:
+    given = data(images, columns={"control": "depth"}).model_copy(update={"source": packed(images, "parquet", tmp_path)})
+    with pytest.raises(ConfigError, match=r"data\.columns\.control='depth': .*has no such column; it has image, edges"):
+        ingest("pets", given, store)

@@ -47,6 +47,7 @@ def methods(name: str | None, as_json: bool) -> None:
         "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
         "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
+        "tokenloom sample series-co2 --horizon 52 --n 200 --out next_year.png",
     )
 )
 @click.argument("model")
@@ -58,9 +59,15 @@ def methods(name: str | None, as_json: bool) -> None:
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Samples in total, spread evenly over the classes or texts.",
+    help="Samples in total, spread evenly over the classes or texts; of each history.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same samples.")
+@click.option(
+    "--history",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Of a forecaster: a table that ends where it begins, CSV or Parquet [default: held-out windows].",
+)
+@click.option("--horizon", type=click.IntRange(min=1), help="Of a forecaster: values to forecast [default: the run's].")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--guidance-schedule", type=click.Choice(["constant", "linear", "cosine", "power_cosine"]), help="Guidance over the steps.")
 @click.option("--guidance-interval", type=float, nargs=2, metavar="START END", help="Guide between these shares of the decoding alone.")
@@ -79,7 +86,7 @@ def methods(name: str | None, as_json: bool) -> None:
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="FILE.png: a grid. FILE.npz: arrays images uint8 (N,H,W,C) and labels.",
+    help="Of images FILE.png: a grid, or FILE.npz: arrays images uint8 (N,H,W,C) and labels. Of series FILE.csv and FILE.png: both.",
 )
 @place_options
 @cluster_options
@@ -90,6 +97,8 @@ def sample(
     texts: tuple[str, ...],
     total: int,
     seed: int,
+    history: Path | None,
+    horizon: int | None,
     decoder: str | None,
     out: Path,
     root: str | None,
@@ -104,8 +113,10 @@ def sample(
     still training.  A model that is conditioned on text draws captions of its training data, unless --text says which.
     Of a cluster file only its tracking_uri counts here: where the registry is.
     """
-    if out.suffix not in (".png", ".npz"):
-        raise click.BadParameter(f"{str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)", param_hint="--out")
+    if out.suffix not in (".png", ".npz", ".csv"):
+        raise click.BadParameter(
+            f"{str(out)!r}: write FILE.png (a grid or plot), FILE.npz (images) or FILE.csv (series)", param_hint="--out"
+        )
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"folder {str(out.absolute().parent)!r} does not exist", param_hint="--out")
     from tokenloom.configs.load import load_cluster, parse_yaml
@@ -123,6 +134,8 @@ def sample(
             texts=texts or None,
             total=total,
             seed=seed,
+            history=history,
+            horizon=horizon,
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,
@@ -131,7 +144,8 @@ def sample(
     if as_json:
         emit(document)
     else:
-        click.echo(f"{total} samples of {document.get('model', model)}: {out}")
+        files = document.get("out", str(out))
+        click.echo(f"{total} samples of {document.get('model', model)}: {files if isinstance(files, str) else ', '.join(files)}")
 
 
 @click.command(epilog=epilog("tokenloom compare digits_var digits_raster --out leaderboard.png"))

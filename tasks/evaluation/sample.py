@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,7 +71,8 @@ def open_model(reference: str, store: Store, tracker: Tracker | None = None, dev
         return _open_training(training, store, device)
     tokenizer, draft = (None if each is None else store.fetch(each) for each in (found.tokenizer, found.draft))
     given = found.classes, drafts.without_reference(found.sample), device, found.texts
-    return open_pair(store.fetch(found.generator), tokenizer, *given, draft), found.title
+    pair = open_pair(store.fetch(found.generator), tokenizer, *given, draft)
+    return _with_data(pair, dataset_of(store.record(found.generator), store), store), found.title
 
 
 def _resolve(reference: str, store: Store) -> Artifact:
@@ -100,6 +101,20 @@ def _of_artifact(artifact: Artifact, store: Store) -> ModelReference:
         list(made.notes.get("texts", ())),
         record.inputs.get("draft") or draft_of(generator, sample, store),
     )
+
+
+def dataset_of(made: Record, store: Store) -> Artifact | None:
+    """The dataset that a model was trained on, by way of its tokens; None for one that was imported."""
+    if "dataset" in made.inputs:
+        return made.inputs["dataset"]
+    return store.record(made.inputs["tokens"]).inputs["dataset"] if "tokens" in made.inputs else None
+
+
+def _with_data(pair: Pair, dataset: Artifact | None, store: Store) -> Pair:
+    """The models with what their kind of signal keeps of the data, and the dataset itself."""
+    if dataset is None:
+        return pair
+    return replace(pair, known={**modalities.kind(pair.kind).serving(store.record(dataset)), "dataset": dataset.to_dict()})
 
 
 def draft_of(generator: Artifact, sample: Mapping[str, Any], store: Store) -> Artifact | None:
@@ -160,6 +175,7 @@ def _open_training(folder: str, store: Store, device: str) -> tuple[Pair, str]:
         draft = store.fetch(store.resolve(reference, "generator")) if (reference := drafts.reference(sample)) else None
         given = plan["classes"], drafts.without_reference(sample), device, plan.get("texts", ())
         pair = open_pair(Path(scratch), tokenizer, *given, draft)
+        pair = _with_data(pair, Artifact.from_dict(plan["dataset"]) if "dataset" in plan else None, store)
     return pair, f"{folder} at step {step} (still training)"
 
 
@@ -172,6 +188,8 @@ def sample_model(
     texts: Sequence[str] | None = None,
     total: int = 100,
     seed: int = 0,
+    history: Path | None = None,
+    horizon: int | None = None,
     out: Path,
     report: Report = silent,
     **settings: Any,
@@ -193,7 +211,8 @@ def sample_model(
     pair = pair.edited(**drafts.without_reference(settings))
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
-    return modalities.kind(pair.kind).sample(pair, title, SampleRequest(Path(out), total, seed, classes, texts), report)
+    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon)
+    return modalities.kind(pair.kind).sample(pair, title, request, store, report)
 
 
 def chosen_classes(text: str, names: Sequence[str], title: str = "the model") -> list[int]:

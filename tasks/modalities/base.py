@@ -19,7 +19,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
 
 if TYPE_CHECKING:  # training and loading import this file on machines that have torch, numpy and pyarrow alone
-    from tokenloom.configs.schema import ClusterConfig, DataConfig, EvaluateConfig
+    from tokenloom.configs.schema import ClusterConfig, DataConfig, EvaluateConfig, RunConfig
     from tokenloom.tasks.data.listing import Item, Source
     from tokenloom.tasks.runtime.progress import Report
     from tokenloom.tasks.serving.predict import Pair
@@ -92,6 +92,8 @@ class SampleRequest:
     seed: int = 0
     classes: Sequence[int] | None = None
     texts: Sequence[str] | None = None
+    history: Path | None = None
+    horizon: int | None = None
 
 
 class Modality(ABC):
@@ -112,6 +114,10 @@ class Modality(ABC):
     @abstractmethod
     def spec(self, config: DataConfig) -> SignalSpec:
         """The signal that a run file asks for; raises ``ConfigError`` for a value that this kind cannot use."""
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse, before any step of the run works, models that cannot be judged or served on this data; raises ``ConfigError``."""
+        return None
 
     @abstractmethod
     def open_source(self, config: DataConfig) -> Source:
@@ -166,7 +172,7 @@ class Modality(ABC):
         raise ConfigError(f"data.kind={self.kind}: it is judged without a network")
 
     @abstractmethod
-    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+    def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
         """Draw samples for people and write them (``tokenloom sample``); what was drawn, as plain data.
 
         Raises:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ class Pair:
     sampler: Sampler
     condition_spec: ConditionSpec
     kind: str = "image"  # of the signal
+    known: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps of the data in ``serving.json``
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def open_bundle(folder: Path, device: str = "cpu") -> Pair:
     model, tokenizer = (folder / "density", None) if alone else (folder / "generator", folder / "tokenizer")
     draft = folder / "draft"
     given = serving["classes"], serving["sample"], device, serving.get("texts", ())
-    return open_pair(model, tokenizer, *given, draft if draft.is_dir() else None)
+    return replace(open_pair(model, tokenizer, *given, draft if draft.is_dir() else None), known=serving)
 
 
 def use_draft_model(generator: Generator, draft: Generator) -> None:

@@ -103,7 +103,8 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker
     for marker in (STOP_FILE, _FAILURE, _RESULT):
         work.storage.delete(f"{work.folder}/{marker}")
     if step.kind in ("generator", "density"):  # a run that still trains can be sampled
-        plan = {"spec": job.spec, "classes": notes["classes"]}
+        data = step.inputs["dataset"] if "dataset" in step.inputs else store.record(step.inputs["tokens"]).inputs["dataset"]
+        plan = {"spec": job.spec, "classes": notes["classes"], "dataset": data.to_dict()}
         plan |= {"tokenizer": step.inputs["tokenizer"].to_dict()} if "tokenizer" in step.inputs else {}
         plan |= {"texts": notes["texts"]} if "texts" in notes else {}
         plan |= {"sample": step.notes["sample"]} if "sample" in step.notes else {}

@@ -3,7 +3,7 @@
 New: a forecaster is a language model over quantised values; nothing about time or frequency is built in.
 Differs: values come standardised by the training split and less the window's last known one, not divided by its mean; 128 bins
 up to 4 by default, fewer and narrower than the paper's; channels of a time step follow each other.
-Run: tokenloom run series_sunspots
+Run: tokenloom run series_co2_bins
 Expect: an error of at most half a bin, ``limit / bins``, for values inside of the limit.
 """
 

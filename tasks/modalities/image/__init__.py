@@ -98,7 +98,7 @@ class Image(Modality):
 
         return features(step, store, report)
 
-    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
+    def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
         from tokenloom.tasks.modalities.image.sampling import sample
 
         return sample(pair, title, request, report)

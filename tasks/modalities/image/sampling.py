@@ -31,6 +31,8 @@ def sample(pair: Pair, title: str, given: SampleRequest, report: Report) -> dict
     out = given.out
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)")
+    if given.history is not None or given.horizon is not None:
+        raise ConfigError(f"{'--history' if given.history is not None else '--horizon'}: {title} draws images, which go on from nothing")
     kinds = _kinds(pair, given.classes, given.texts, title)
     which = spread(given.total, len(kinds))
     words = [str(kind) for kind in kinds] if pair.condition_spec.column == "text" else None

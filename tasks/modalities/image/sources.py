@@ -46,12 +46,15 @@ def opener(config: DataConfig) -> Callable[[], Source]:
         ConfigError: unknown source.
     """
     kind, _, where = config.source.partition(":")
-    if config.columns and kind != "folder":
-        raise ConfigError(f"data.columns={config.columns}: only folder:PATH has files beside an image, {config.source!r} has not")
+    columns = config.columns or {}
+    if columns and kind not in _FURTHER:
+        takers = ", ".join(f"{name}:" for name in _FURTHER)
+        raise ConfigError(f"data.columns={columns}: only {takers} sources have images beside an image, {config.source!r} has not")
+    _check_columns(columns, files=kind != "parquet")
     if kind in _NAMED and not where:
         return _NAMED[kind]
-    if kind == "folder" and where:
-        return partial(folder, where, config.columns or {})
+    if kind in _FURTHER and where:
+        return partial(_FURTHER[kind], where, columns)
     if kind in _PLACED and where:
         return partial(_PLACED[kind], where)
     known = ", ".join([*_NAMED, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
@@ -162,14 +165,19 @@ def fashion_mnist() -> Source:
         raise ConfigError(f"data.source fashion_mnist: install Debian's package dataset-fashion-mnist, or: {error}") from error
 
 
+def _check_columns(columns: Mapping[str, str], files: bool) -> None:
+    """Raise ``ConfigError`` for a name that no condition may have or, of ``files``, for what is no end of a file's name."""
+    for name, end in columns.items():
+        if not name.isidentifier() or name in ("class", "text", "features") or (files and (not end.startswith(".") or end.count(".") < 2)):
+            what = "the end of a file's name such as .control.png" if files else "the name of a Parquet column"
+            raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and {what}")
+
+
 def folder(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
     """A folder with one folder of images a class (or images alone: one class); ``x.txt`` beside ``x.png`` is its caption.
 
     ``columns`` are further images of an item by name, with the end of their files' names: ``.control.png`` is ``x.control.png``.
     """
-    for name, end in columns.items():
-        if not name.isidentifier() or name in ("class", "text", "features") or not end.startswith(".") or end.count(".") < 2:
-            raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and the end of a file's name such as .control.png")
     base = Path(where).expanduser().absolute()
     if not base.is_dir():
         raise ConfigError(f"data.source folder:{where}: no such folder{looked(where)}")
@@ -247,15 +255,22 @@ def hf(where: str) -> Source:
     return hub_source(where)
 
 
-def parquet(where: str) -> Source:
-    """Parquet files with a column ``image`` (bytes, or the struct {bytes, path}), and perhaps ``label`` and ``caption`` or ``text``."""
-    return parquet_source(where, _matches(where, "parquet"))
+def parquet(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
+    """Parquet files with a column ``image`` (bytes, or the struct {bytes, path}), and perhaps ``label`` and ``caption`` or ``text``.
+
+    ``columns`` are further images of a row by name, each with the Parquet column that holds it.
+    """
+    return parquet_source(where, _matches(where, "parquet"), columns)
 
 
-def webdataset(where: str) -> Source:
-    """Uncompressed tar files of samples ``key.png``, ``key.cls``, ``key.txt`` (image, class, caption)."""
-    return tar_source(where, _matches(where, "webdataset"))
+def webdataset(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
+    """Uncompressed tar files of samples ``key.png``, ``key.cls``, ``key.txt`` (image, class, caption).
+
+    ``columns`` are further images of a sample by name, each with the end of its file's name: ``.control.png`` is ``key.control.png``.
+    """
+    return tar_source(where, _matches(where, "webdataset"), columns)
 
 
 _NAMED: dict[str, Callable[[], Source]] = {"digits": digits, "fashion_mnist": fashion_mnist}
-_PLACED: dict[str, Callable[[str], Source]] = {"idx": idx, "folder": folder, "parquet": parquet, "webdataset": webdataset, "hf": hf}
+_PLACED: dict[str, Callable[[str], Source]] = {"idx": idx, "hf": hf}
+_FURTHER: dict[str, Callable[[str, Mapping[str, str]], Source]] = {"folder": folder, "parquet": parquet, "webdataset": webdataset}

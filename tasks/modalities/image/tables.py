@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,7 +54,7 @@ def _image_bytes(value: Any, where: str) -> bytes:
     return value
 
 
-def parquet_source(where: str, paths: list[Path]) -> Source:
+def parquet_source(where: str, paths: list[Path], further: Mapping[str, str]) -> Source:
     """See ``tokenloom.tasks.modalities.image.sources.parquet``."""
 
     def open_file(path: Path) -> pq.ParquetFile:
@@ -73,6 +73,8 @@ def parquet_source(where: str, paths: list[Path]) -> Source:
         image = _column(schema.names, _IMAGES)
         if image is None:
             raise ConfigError(f"data.source parquet:{where}: {path} has no column {' or '.join(_IMAGES)}; it has {', '.join(schema.names)}")
+        if absent := [f"data.columns.{name}={column!r}" for name, column in further.items() if column not in schema.names]:
+            raise ConfigError(f"{absent[0]}: {path} has no such column; it has {', '.join(schema.names)}")
         label = _column(schema.names, _LABELS)
         return image, label, _column(schema.names, _CAPTIONS), _class_names(schema, label) if label else None
 
@@ -89,14 +91,16 @@ def parquet_source(where: str, paths: list[Path]) -> Source:
         image, _, caption, _ = columns(path)
         file, classes = open_file(path), labels(path)
         texts = file.read([caption])[caption].to_pylist() if caption else [None] * len(classes)
+        given = {name: file.read([column])[column].is_valid().to_pylist() for name, column in further.items()}
         row = 0
         for number in range(file.metadata.num_row_groups):
             for within in range(file.metadata.row_group(number).num_rows):
 
-                def read(number: int = number, within: int = within, row: int = row) -> bytes:
-                    return _image_bytes(group(path, number, image)[within].as_py(), f"{path}#{row}")
+                def read(column: str = image, number: int = number, within: int = within, row: int = row) -> bytes:
+                    return _image_bytes(group(path, number, column)[within].as_py(), f"{path}#{row}")
 
-                yield Item(f"{entry.name}#{row:07d}", read, classes[row], texts[row], f"{entry.name}#{row}")
+                beside = {name: partial(read, column) for name, column in further.items() if given[name][row]}
+                yield Item(f"{entry.name}#{row:07d}", read, classes[row], texts[row], f"{entry.name}#{row}", columns=beside)
                 row += 1
 
     found = {name for path in paths for name in labels(path) if name is not None}
@@ -124,7 +128,7 @@ def safe_name(name: str) -> bool:
 Listing = tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]
 
 
-def tar_source(where: str, paths: list[Path]) -> Source:
+def tar_source(where: str, paths: list[Path], further: Mapping[str, str]) -> Source:
     """See ``tokenloom.tasks.modalities.image.sources.webdataset``.  Nothing is ever unpacked; members are read at their offsets."""
 
     @cache
@@ -153,7 +157,9 @@ def tar_source(where: str, paths: list[Path]) -> Source:
             def read(at: tuple[int, int] = parts[image] if image else (0, 0)) -> bytes:
                 return _content(path, at)
 
-            yield Item(f"{entry.name}#{key}", read, label(path, parts) if labelled() else ONE_CLASS, text, f"{entry.name}#{key}", problem)
+            beside = {name: partial(read, parts[end]) for name, end in further.items() if end in parts}
+            at = f"{entry.name}#{key}"
+            yield Item(at, read, label(path, parts) if labelled() else ONE_CLASS, text, at, problem, beside)
 
     found = {label(path, parts) for path in paths for _, parts in listing(path)[0]} - {None} if labelled() else {ONE_CLASS}
     entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.tasks.modalities.base import Card, Comparison, Fitted, Modality, Rejected, SampleRequest, Served
-from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.modalities.series.shards import windows_of
 
 if TYPE_CHECKING:
-    from tokenloom.configs.schema import ClusterConfig, DataConfig
+    from tokenloom.configs.schema import ClusterConfig, DataConfig, RunConfig
     from tokenloom.tasks.data.listing import Item, Source
     from tokenloom.tasks.runtime.progress import Report
     from tokenloom.tasks.serving.predict import Pair
@@ -68,6 +67,19 @@ class Series(Modality):
             )
         return SignalSpec(kind=self.kind, shape=(values,), channels=len(names), range=None)
 
+    def check(self, config: RunConfig) -> None:
+        given, method = config.data.series, config.tokenizer
+        if given is None or method is None or method.recipe is None:
+            return
+        spec = {"signal": self.spec(config.data).to_dict()}
+        tokens: Any = ModelSpec("tokenizer", method.recipe, dict(method.args), dict(method.set), spec).shaped()
+        values, length = given.history + given.horizon, tokens.layout.length
+        if given.history * length % values:
+            raise ConfigError(
+                f"data.series.history={given.history}: a token holds {values // length} values, so that the end of the history would stand "
+                f"inside of one; give a multiple of {values // length}"
+            )
+
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.series.sources import open_source
 
@@ -89,24 +101,16 @@ class Series(Modality):
 
     def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Windows float32 (N, T, C), each less the last value of its history, and labels."""
-        data, labels, history = self.windows(raw, where)
+        data, labels, history = windows_of(raw, where)
         return data - data[:, history - 1 : history], labels
-
-    def windows(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Windows float32 (N, T, C) as they are stored, standardised; labels, and the length of the history."""
-        try:
-            table = pq.read_table(io.BytesIO(raw), columns=["values", "channels", "history", "label"])
-            flat = table["values"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            data = flat.reshape(len(table), -1, table["channels"][0].as_py())
-            return np.ascontiguousarray(data, np.float32), table["label"].to_numpy(), table["history"][0].as_py()
-        except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
-            raise ArtifactError(f"{where}: not a whole shard of series ({error})") from error
 
     def tensor(self, data: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(data)).transpose(1, 2).contiguous()
 
-    def sample(self, pair: Pair, title: str, request: SampleRequest, report: Report) -> dict[str, Any]:
-        raise ConfigError(f"{title}: forecasts are made by a served model, which takes a history")
+    def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
+        from tokenloom.tasks.modalities.series.sampling import sample
+
+        return sample(pair, title, request, store, report)
 
     def judge(self, step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, work: Work) -> dict[str, Any]:
         from tokenloom.tasks.modalities.series.judge import judge
@@ -139,7 +143,7 @@ class Series(Modality):
             protocol=f"Protocol: {protocol['samples']} sample paths of each of {protocol['reference']['windows']} held-out windows "
             f"(hash {protocol['reference']['sha256']}), seed {protocol['seed']}; the seasonal naive forecast repeats "
             f"{known['season']} values.",
-            commands=(),
+            commands=("tokenloom sample models:/{name}@challenger --history values.csv --out forecast.png",),
             interface="Input: column `history`, a JSON list of values; parameters `seed`, `horizon` (0: the window's), `samples`; "
             "output: columns `q10`, `median`, `q90`, JSON lists.",
             limits="It knows this series alone, in its units and its rhythm, and was judged on the time after its training data.",

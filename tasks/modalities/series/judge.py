@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
 from tokenloom.models.core.build import parameters
-from tokenloom.tasks import modalities
 from tokenloom.tasks.data.loader import Rows, read_shard
 from tokenloom.tasks.evaluation import plots
 from tokenloom.tasks.evaluation.findings import Findings, arrays, keep, training_curves
 from tokenloom.tasks.modalities.series.served.forecast import QUANTILES, Windows, forecast, seasonal_naive
+from tokenloom.tasks.modalities.series.shards import windows_of
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.serving.predict import open_pair
@@ -43,7 +44,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         raise StepError("series: a tokenizer alone is not judged; add a generator to the run")
     dataset = store.record(step.inputs["dataset"])
     windows = Windows.of(dataset.notes["series"])
-    truth = _held_out(dataset.notes, store, windows, modalities.of(dataset.notes))
+    truth = held_out(dataset.notes, store, windows)
     generator, tokenizer = (store.fetch(step.inputs[role], "model.json", "weights.safetensors") for role in ("generator", "tokenizer"))
     device = str(device_of(cluster.execution.device))
     draft = store.fetch(step.inputs["draft"], "model.json", "weights.safetensors") if "draft" in step.inputs else None
@@ -93,16 +94,18 @@ def _measured(name: str, config: EvaluateConfig) -> bool:
     return ("crps" if name == "coverage_80" else name) in config.metrics
 
 
-def _held_out(notes: dict[str, Any], store: Store, windows: Windows, modality: Any) -> Values:
-    """Windows (N, T, C) of validation and test in the data's units."""
+def held_out(
+    notes: Mapping[str, Any], store: Store, windows: Windows, splits: Sequence[str] = ("validation", "test"), limit: int = LIMIT
+) -> Values:
+    """Windows (N, T, C) of these splits, evenly spread, in the data's units."""
     found = []
-    for split in ("validation", "test"):
+    for split in splits:
         for shard in Rows.of(notes, store.uri, split).shards:
-            found.append(modality.windows(read_shard(store.storage, shard), store.storage.uri(shard.path))[0])
+            found.append(windows_of(read_shard(store.storage, shard), store.storage.uri(shard.path))[0])
     if not found:
         raise StepError("no held-out windows: raise data.validation")
     scaled = np.concatenate(found)
-    index = np.linspace(0, len(scaled) - 1, min(LIMIT, len(scaled))).round().astype(int)
+    index = np.linspace(0, len(scaled) - 1, min(limit, len(scaled))).round().astype(int)
     values: Values = scaled[index].astype(np.float64) * np.array(windows.std) + np.array(windows.mean)
     return values
 
@@ -128,20 +131,21 @@ def scores(paths_NSFC: Values, future_NFC: Values, windows: Windows) -> dict[str
 
 
 @plots.plain
-def plot(history: Values, future: Values, paths: Values, naive: Values, windows: Windows) -> bytes:
-    """Some windows of the first channel: history, truth, median with the band from the 10th to the 90th percentile, naive forecast."""
+def plot(history: Values, future: Values | None, paths: Values, naive: Values, windows: Windows) -> bytes:
+    """Some windows of the first channel: history, truth if it is known, median, 10th to 90th percentile, naive forecast."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = np.linspace(0, len(history) - 1, min(SHOWN, len(history))).round().astype(int)
     figure = Figure(figsize=(10, 2.2 * -(-len(shown) // 2)), layout="constrained")
     FigureCanvasAgg(figure)
-    before, after = np.arange(-windows.history, 0), np.arange(windows.horizon)
+    before, after = np.arange(-history.shape[1], 0), np.arange(paths.shape[2])
     for place, n in enumerate(shown, 1):
         axis = figure.add_subplot(-(-len(shown) // 2), 2, place)
         low, middle, high = np.quantile(paths[n, :, :, 0], QUANTILES, axis=0)
         axis.plot(before, history[n, :, 0], color="0.4", linewidth=1)
-        axis.plot(after, future[n, :, 0], color="black", linewidth=1.2, label="truth")
+        if future is not None:
+            axis.plot(np.arange(future.shape[1]), future[n, :, 0], color="black", linewidth=1.2, label="truth")
         axis.fill_between(after, low, high, color="tab:blue", alpha=0.25)
         axis.plot(after, middle, color="tab:blue", label="median, 80 %")
         axis.plot(after, naive[n, :, 0], color="tab:orange", linestyle="--", linewidth=1, label="seasonal naive")

@@ -38,7 +38,7 @@ def open_source(config: DataConfig) -> Source:
     assert given is not None, "checked by the schema"
     paths, wanted = _files(config.source, given)
     entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)
-    table = {entry.name: _values(path, wanted) for entry, path in zip(entries, paths)}
+    table = {entry.name: read_table(path, wanted) for entry, path in zip(entries, paths)}
     names = next(iter(table.values()))[0]
     for name, (columns, _) in table.items():
         if columns != names:
@@ -116,7 +116,7 @@ def _files(source: str, given: SeriesConfig) -> tuple[list[Path], list[str] | No
     raise ConfigError(f"data.source {source!r} is unknown for kind series; there are: {', '.join(PACKAGED)}, csv:GLOB, parquet:GLOB")
 
 
-def _values(path: Path, wanted: list[str] | None) -> tuple[list[str], Values]:
+def read_table(path: Path, wanted: list[str] | None) -> tuple[list[str], Values]:
     """Names and values (T, C) of a table in the order of its rows; gaps are filled linearly, as between weekly measurements.
 
     Raises:

@@ -49,7 +49,7 @@ def small(image_NHWC: Images, side: int = SIDE) -> Images:
     """Images averaged down to at most ``side`` pixels a side (as they are, if they are no larger)."""
     if max(image_NHWC.shape[1:3]) <= side or not len(image_NHWC):
         return image_NHWC
-    sides = [min(side, dim) for dim in image_NHWC.shape[1:3]]
+    sides = min(side, image_NHWC.shape[1]), min(side, image_NHWC.shape[2])
     parts = []
     for start in range(0, len(image_NHWC), 256):
         x = torch.from_numpy(image_NHWC[start : start + 256]).permute(0, 3, 1, 2).float()

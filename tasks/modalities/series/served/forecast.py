@@ -71,7 +71,8 @@ def _paths(pair: Pair, windows: Windows, scaled_RHC: Values, horizon: int, seed:
         raise ConfigError(f"a forecast goes on from its history: {type(generator).__name__} cannot, use a generator of groups over tokens")
     known: Tensor = torch.from_numpy(scaled_RHC).float().transpose(1, 2)  # (R, C, H)
     channels, rows = known.shape[1], len(known)
-    keep_L = torch.arange(generator.layout.length) < windows.history * channels
+    length = generator.layout.length
+    keep_L = torch.arange(length) < windows.history * length // (windows.history + windows.horizon)  # whole tokens, see ``Series.check``
     conditions = Conditions.of(Labels(torch.zeros(rows, dtype=torch.int64))).to(pair.device)
     for block in range(-(-horizon // windows.horizon)):
         last = known[..., -1:]  # as in training, a window is less the last value that is known
