@@ -83,7 +83,9 @@ def weights(name: str, info: Mapping[str, Any]) -> Any:
     """The tokens and every weight with its shape."""
     with torch.device("meta"):
         model = families()[name].build(info)
-    return getattr(model, "layout", None), {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return (getattr(model, "layout", None), getattr(model, "shape", None)), {
+        key: tuple(value.shape) for key, value in model.state_dict().items()
+    }
 
 
 def others(option: Option, value: Any) -> list[Any]:

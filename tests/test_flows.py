@@ -14,8 +14,10 @@ from tokenloom.models.core import registry, signals
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.parts.flows.autoregressive import AutoregressiveFlow, FlowGuidance
+from tokenloom.models.parts.flows.convolutional import ZeroConv
 from tokenloom.models.pretrained.parity import calls_of
 from tokenloom.models.zoo.densities.fractalgen.module import FractalGen, FractalSampler
+from tokenloom.models.zoo.densities.glow.module import Glow
 from tokenloom.models.zoo.densities.tarflow.module import STEP, TarFlow
 
 
@@ -74,6 +76,45 @@ def test_tarflows_likelihood_is_the_change_of_variables_of_the_whole_stack() -> 
     z = model(noised, None)[0]
     expected = -0.5 * (z.square() + math.log(2 * math.pi)).sum() + torch.linalg.slogdet(jacobian).logabsdet + 16 * math.log(STEP)
     torch.testing.assert_close(model.log_prob(Batch(signal=x), Draws.whole(0, 0, 1))[0], expected, atol=1e-3, rtol=1e-4)
+
+
+# --- Glow
+
+
+def glow(**changes: object) -> Glow:
+    torch.manual_seed(0)
+    model = registry.get("glow").config({"scales": 2, "steps": 2, "width": 8} | changes).build(signal=signals.image(4, 1)).eval()
+    assert isinstance(model, Glow)
+    for part in model.modules():  # away from the zeros of the start
+        if isinstance(part, ZeroConv):
+            torch.nn.init.normal_(part.conv.weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("changes", [{}, {"coupling": "additive", "mixing": "full"}])
+def test_glow_inverts(changes: dict[str, str], kind: torch.dtype, close: float) -> None:
+    model, x = glow(**changes).to(kind), SampleDraws.of(0, 0, 3).uniform("x", 0, 1, 4, 4).to(kind) - 0.5
+    with torch.no_grad():
+        model.start(x)
+        assert float((model.inverse(model(x)[0]) - x).abs().max()) < close
+
+
+@pytest.mark.parametrize("changes", [{}, {"coupling": "additive", "mixing": "full"}])
+def test_glows_log_determinant_is_the_jacobians(changes: dict[str, str]) -> None:
+    model, x = glow(**changes), SampleDraws.of(0, 0, 4).uniform("x", 0, 1, 4, 4) - 0.5
+    model.start(x)
+    both = torch.autograd.functional.jacobian(lambda v: torch.cat([z.flatten() for z in model(v.view(1, 1, 4, 4))[0]]), x[0].flatten())
+    torch.testing.assert_close(model(x[:1])[2][0], torch.linalg.slogdet(both).logabsdet, atol=1e-4, rtol=1e-4)
+
+
+def test_glow_starts_with_standardised_channels() -> None:
+    model, x = glow(), 3 + 5 * SampleDraws.of(0, 0, 64).uniform("x", 0, 1, 4, 4)
+    model.start(x)
+    norm = model.flows[0].parts[0]  # type: ignore[union-attr, index]
+    y = norm(torch.nn.functional.pixel_unshuffle(x, 2))[0]
+    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
 
 
 # --- FractalGen

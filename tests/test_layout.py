@@ -94,3 +94,11 @@ def test_rotary_axes_are_checked(axes: tuple[str, ...]) -> None:
         Rope.Config(axes=axes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="head width 6"):
         Rope.Config().build(IMAGE, 6)
+
+
+def test_the_compiled_and_the_eager_rotation_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = Rope.Config().build(IMAGE, 8)
+    x, place = torch.randn(2, 16, 24)[..., 8:16].unflatten(1, (4, 4)), torch.tensor([[-1, 0, 3, 2]])
+    eager = rotate(x, rope(place))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotate(x, rope(place)), eager)

@@ -156,3 +156,14 @@ def test_numbers_are_made_without_waiting_for_the_device() -> None:
     with Ops() as ops:
         draws.uniform("x", 1, 3), draws.normal("x", torch.tensor(1), 3), draws.permutation("x", 1, 5)
     assert not ops.names & {"_local_scalar_dense", "nonzero", "masked_select", "item"}
+
+
+def test_numbers_made_ahead_are_those_of_each_step() -> None:
+    plain = SampleDraws.of(3, 0, 5)
+    sizes = (1, 4, 3, 7)
+    ahead = plain.ahead("head", sizes)
+    for step, size in enumerate(sizes):
+        assert torch.equal(ahead.uniform("head", step, size), plain.uniform("head", step, size))
+    for stream, step, count in (("head", 1, 9), ("other", 1, 4), ("head", 11, 2)):
+        assert torch.equal(ahead.uniform(stream, step, count), plain.uniform(stream, step, count))
+    assert torch.equal(ahead.part(1, 3).uniform("head", 2, 3), plain.uniform("head", 2, 3)[1:3])

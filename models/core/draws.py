@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -176,6 +177,13 @@ class SampleDraws:
         """Seeds of their own for a part that names its streams as it likes."""
         return SampleDraws(_joined(*self._keys(stream, 0)))
 
+    def ahead(self, stream: str, sizes: Sequence[int]) -> SampleDraws:
+        """The same numbers; those that ``uniform(stream, step, sizes[step])`` gives are made now, for all steps at once.
+
+        Draws of another class (recorded numbers) are left as they are.
+        """
+        return _Ahead(self.seed_B, stream, sizes) if type(self) is SampleDraws else self
+
     def uniform(self, stream: str, step: int | Tensor, *shape: int) -> Tensor:
         """Uniform [0, 1) numbers (B, *shape), float32 of 24 bits."""
         return _uniform(_blocks(*self._keys(stream, step), shape))
@@ -194,6 +202,23 @@ class SampleDraws:
         for word in _stream_words(stream):
             low, high = _absorbed(low, high, word)
         return _absorbed(low, high, step.to(self.device, torch.int32) if isinstance(step, Tensor) else step)
+
+
+class _Ahead(SampleDraws):
+    """Draws with a table of one stream's uniform numbers: some forty small kernels a sample instead of as many a step."""
+
+    def __init__(self, seed_B: Tensor, stream: str, sizes: Sequence[int]) -> None:
+        super().__init__(seed_B)
+        at_N = torch.tensor([(step, place) for step, size in enumerate(sizes) for place in range(size)], dtype=torch.int32)
+        step_N, place_N = at_N.view(-1, 2).to(self.device).unbind(1)
+        low_BN, high_BN = SampleDraws(seed_B[:, None].expand(-1, len(step_N)).flatten())._keys(stream, step_N.repeat(len(seed_B)))
+        words_BN = _mixed(_mixed(place_N.repeat(len(seed_B)) + low_BN) ^ high_BN).view(len(seed_B), -1)
+        self._stream, self._made = stream, _uniform(words_BN).split(list(sizes), dim=1)
+
+    def uniform(self, stream: str, step: int | Tensor, *shape: int) -> Tensor:
+        if stream == self._stream and isinstance(step, int) and step < len(self._made) and shape == self._made[step].shape[1:]:
+            return self._made[step]
+        return super().uniform(stream, step, *shape)
 
 
 _LOW = (1 << 31) - 1
@@ -220,11 +245,13 @@ def _stream_words(stream: str) -> tuple[int, int]:
 
 def _mixed(x: Tensor) -> Tensor:
     """Integers of 32 bits, each turned into another one that looks random (lowbias32 of Wellons' hash prospector)."""
-    x = x ^ (x >> 16 & 0xFFFF)
-    x = x * 0x7FEB352D
-    x = x ^ (x >> 15 & 0x1FFFF)
-    x = x * _signed(0x846CA68B)
-    return x ^ (x >> 16 & 0xFFFF)
+    # In place from the second line on: dropout mixes one number an activation, and memory sets the pace.
+    x = x ^ (x >> 16).bitwise_and_(0xFFFF)
+    x *= 0x7FEB352D
+    x ^= (x >> 15).bitwise_and_(0x1FFFF)
+    x *= _signed(0x846CA68B)
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
+    return x
 
 
 def _absorbed(low: Tensor | int, high: Tensor | int, word: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ def dropout(x: Tensor, rate: float, draws: Draws | None) -> Tensor:
     """Zero a share ``rate`` of the values of x (B, …) and scale the rest; identity without draws (evaluation)."""
     if draws is None or rate == 0:
         return x
-    return x.masked_fill(draws.bernoulli(rate, *x.shape[1:]), 0) / (1 - rate)
+    return x.masked_fill(draws.bernoulli(rate, *x.shape[1:]), 0).div_(1 - rate)
 
 
 def branch(x: Tensor, rate: float, path_rate: float, draws: Draws | None) -> Tensor:

@@ -71,6 +71,9 @@ def _spread(layout: TokenLayout, axis: AxisName, reach: int) -> Tensor:
 def rotate(x_BHSE: Tensor, rotations_B1SE2: Tensor) -> Tensor:
     """The interleaved pairs of x rotated by the angles of its slots, in float32."""
     pair = x_BHSE.float().unflatten(-1, (-1, 2))
+    if not torch.compiler.is_compiling():  # one kernel; the compiler makes one of the lines below, and knows no complex numbers
+        turned = torch.view_as_complex(pair) * torch.view_as_complex(rotations_B1SE2)
+        return torch.view_as_real(turned).flatten(-2).to(x_BHSE.dtype)
     cos, sin = rotations_B1SE2.unbind(-1)
     a, b = pair.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x_BHSE.dtype)

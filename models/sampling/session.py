@@ -87,6 +87,8 @@ class DecodingSession:
                 plan = replace(plan, sequence_BL=sampler.visit.sequence(model.layout, self.rows, self.draws))
             plan = plan if keep_L is None else model.order.around(plan, keep_L)
         self.plan = plan.to(self.device)
+        if plan.choice is None:
+            self.draws = self.draws.ahead("head", plan.sizes)
         self.given = None if given is None else given.to(self.device)
         self.keep_L = None if keep_L is None else keep_L.to(self.device)
         length = model.layout.length

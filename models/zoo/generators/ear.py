@@ -18,6 +18,7 @@ from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
 from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.mar import blocks
+from tokenloom.models.zoo.published.mar import EAR
 
 
 @register(
@@ -26,6 +27,7 @@ from tokenloom.models.zoo.generators.mar import blocks
     paper="2505.07812",
     tiny={"depth": 1, "width": 32, "heads": 2, "head_depth": 1, "head_width": 32, "noise": 8, "buffer": 2, "steps": 4},
     codec="kl",
+    sizes=EAR,
 )
 def ear(
     depth: int = 24,

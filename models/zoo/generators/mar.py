@@ -21,6 +21,7 @@ from tokenloom.models.parts.nets.transformer import Init, Transformer
 from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.sampling.sampler import Linear, Sampler
+from tokenloom.models.zoo.published.mar import MAR
 
 
 def blocks(width: int, depth: int, heads: int, ratio: float = 4.0, dropout: float = 0.0) -> Transformer.Config:
@@ -48,6 +49,7 @@ def noise_head(width: int, depth: int, repeats: int) -> Diffusion.Config:
     paper="2406.11838",
     tiny={"depth": 1, "width": 32, "heads": 2, "head_depth": 1, "head_width": 32, "buffer": 2, "steps": 4, "draw_steps": 5},
     codec="kl",
+    sizes=MAR,
 )
 def mar(
     depth: int = 12,

@@ -1,0 +1,1 @@
+"""Glow: the recipe, and the module that it builds."""
