@@ -207,12 +207,13 @@ def judge_inline(
         return evaluate(step, store, ClusterConfig()).artifact
 
 
-def draw_here(todo, shards, size, step, store, cluster, seed):
+def draw_here(todo, shards, config, step, store, cluster):
     """What the actors do, without actors."""
     models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "draft") if role in step.inputs}
-    actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu")
+    judge = None if config.features == "auto" else (step.inputs["features"].to_dict(), config.resize)
+    actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu", judge)
     for i in todo:
-        yield (i, *actor.draw(shards[i], seed, i * size))
+        yield (i, *actor.draw(shards[i], config.seed, i * config.shard))
 
 
 def copy_store(store: Store, folder: Path, *without: str) -> Store:

@@ -239,7 +239,7 @@ def test_samples_are_drawn_from_the_registry_of_the_cluster_file(tmp_path: Path,
     [
         ("laptop", [], 0, 0, "none requested"),
         ("gpu", [], 0, 1, "0 here, the cluster file wants 1"),
-        ("gpu", [], 1, 0, "1 here, 1 asked for"),
+        ("gpu", [], 1, 0, "1 here, 1 requested"),
         ("gpu", ["execution.workers=4"], 2, 1, "2 here, the cluster file wants 4"),
         ("gpu", ["gpus_per_worker=0"], 0, 1, "0 here, the cluster file wants 1"),  # device: cuda
         ("ray_cluster", [], 0, 0, "8 of the Ray cluster at auto"),

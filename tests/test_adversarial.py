@@ -98,3 +98,26 @@ def test_a_discriminator_that_is_off_costs_no_reconstruction() -> None:
         assert any(bool(g.abs().sum() > 0) for g in gradients if g is not None) == (step >= 3)
     for handle in handles:
         handle.remove()
+
+
+def test_the_ema_takes_in_the_codebook_of_averages() -> None:
+    """What is saved is one moment's weights and codes, not averaged nets on the last step's codes."""
+    model = tokenizer().train()
+    state, book = TrainState(model, TrainSettings(steps=4, ema=0.5)), model.quantizer.codebook
+    expected = book.weight.clone()
+    for step in range(3):
+        book.weight.copy_(torch.full_like(book.weight, float(step)))
+        state.follow()
+        expected = expected.lerp(book.weight, 1 - min(0.5, (1 + step) / (10 + step)))
+        state.step += 1
+    with state.exported():
+        torch.testing.assert_close(book.weight, expected)
+    assert bool((book.weight == 2).all())
+    kept = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    other = TrainState(tokenizer().train(), TrainSettings(steps=4, ema=0.5))
+    other.restore(kept, 3)
+    with other.exported():
+        torch.testing.assert_close(other.model.quantizer.codebook.weight, expected)  # type: ignore[union-attr]
+    other.restore({name: tensor for name, tensor in kept.items() if not name.startswith("ema.buffers.")}, 3)
+    with other.exported():
+        assert bool((other.model.quantizer.codebook.weight == 2).all()), "an older state starts them anew"  # type: ignore[union-attr]

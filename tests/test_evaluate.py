@@ -30,6 +30,7 @@ from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks.evaluation import metrics
 from tokenloom.tasks.evaluation.evaluate import evaluate, plan_evaluate
 from tokenloom.tasks.modalities.image.judging import features, reconstruction, sampling_actor, scores
+from tokenloom.tasks.modalities.image.judging.network import load as load_network
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -107,7 +108,7 @@ def test_the_report_needs_no_other_file(judged):
 
 def test_real_images_as_samples_get_the_best_numbers():
     image, label = digits()
-    network = features.load_classifier(world().store.fetch(world().features))
+    network = load_network(world().store.fetch(world().features), "tensorflow")
     config = EvaluateConfig(samples=500, metrics=FEW.metrics)
     train = image[1000:3000], label[1000:3000]
     real = scores.sample_scores(scores.Judged(network, image[:500], label[:500], image[500:1000], label[500:1000], *train), config)
@@ -217,9 +218,10 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, actors
     step = plan_evaluate("x", *step_inputs, SampleConfig(), FEW, store)
     labels = np.arange(60) % 10
     shards = [labels[start : start + 25] for start in (0, 25, 50)]
-    here = {i: image for i, image, _ in draw_here([0, 1, 2], shards, 25, step, store, ClusterConfig(), 0)}
+    protocol = FEW.model_copy(update={"shard": 25, "seed": 0})
+    here = {i: drawn["image"] for i, drawn, *_ in draw_here([0, 1, 2], shards, protocol, step, store, ClusterConfig())}
     cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-    there = {i: image for i, image, _ in sampling_actor._finished([0, 1, 2], shards, 25, step, store, cluster, 0)}
+    there = {i: drawn["image"] for i, drawn, *_ in sampling_actor._finished([0, 1, 2], shards, protocol, step, store, cluster)}
     assert sorted(there) == [0, 1, 2]
     for i in there:
         np.testing.assert_array_equal(there[i], here[i])

@@ -220,3 +220,14 @@ def test_early_densities_have_gradients_where_they_sample() -> None:
     moved.load_state_dict(model.state_dict())
     label = torch.zeros(len(x), dtype=torch.int64)
     assert float((moved.denoised(x + 0.3 * SampleDraws.of(0, 0, len(x)).normal("n", 0, *x.shape[1:]), label) - x).std()) < 0.3, "less noise"
+
+
+def test_guidance_does_not_raise_what_the_condition_finds_unlikely() -> None:
+    """A value below the threshold is at most as far behind the likeliest one as without guidance; without a threshold it may overtake."""
+    logits, null = torch.tensor([[5.0, 4.0, -3.0]]), torch.tensor([[5.0, 4.0, -30.0]])
+    kept = FractalSampler(threshold=0.01).guided(logits, null, 3.0)
+    free = FractalSampler(threshold=0.0).guided(logits, null, 3.0)
+    assert float(free[0, 2]) > float(free[0, 0])
+    assert float(kept[0, 0] - kept[0, 2]) == pytest.approx(8.0)
+    torch.testing.assert_close(kept[0, :2], free[0, :2])
+    torch.testing.assert_close(FractalSampler(sharpness=2.0).guided(logits, None, 0.0), 2 * logits)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures, TokenLayout
@@ -90,6 +91,47 @@ def test_presets_draw_as_published() -> None:
     assert (sampler("rar-l").guidance.value, sampler("rar-l").temperature) == (14.5, Constant(value=1.02))
     assert sampler("llamagen-t2i-xl-256").top_k == 1000
     assert all(sampler(name).top_k != 1 for name in GENERATORS)
+
+
+#: Presets to the recipe and size that are the same model.
+RECIPES = {
+    "var-d16": ("var", "d16"),
+    "var-d36": ("var", "d36"),
+    "flexvar-d16": ("flexvar", "d16"),
+    "llamagen-l-256": ("raster", "L"),
+    "rar-l": ("rar", "L"),
+    "randar-l": ("randar", "L"),
+    "arpg-l": ("arpg", "L"),
+    "par-xl-4x": ("par", "XL-4x"),
+    "nar-l": ("nar", "L"),
+    "npp-l": ("npp", "L"),
+    "open-magvit2-b": ("open_magvit2", "B"),
+    "tokenbridge-l": ("tokenbridge_ar", "L"),
+    "titok-generator-l-32": ("titok_imagebert", "L-32"),
+    "titok-generator-s-128": ("titok_uvitbert", "S-128"),
+    "halton-maskgit-base-256": ("halton_maskgit", "base-256"),
+}
+#: What a recipe has for training alone, or leaves to the data.
+OF_TRAINING = {"dropout", "drop_path", "gamma", "init_std", "classes"}
+
+
+def parts(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Every field of the parts that weights and numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in OF_TRAINING or (not where and key not in ("feed", "net", "head", "condition")):
+            continue
+        found |= parts(value, f"{where}{key}.") if isinstance(value, Mapping) else {where + key: value}
+    return found
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_recipe_and_official_family_are_one_config(preset: str) -> None:
+    name, size = RECIPES[preset]
+    official = families()[PRESETS[preset].family].config({"config": dict(PRESETS[preset].config)}).to_dict()
+    ours = registry.get(name).config({"size": size}).to_dict()
+    mine, theirs = parts(ours), parts(official)
+    assert {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)} == set()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -44,15 +44,19 @@ def import_(
     """An official checkpoint becomes an artifact: a tokenizer for `tokenizer: {use: NAME}`, or a generator to sample.
 
     NAME is a published checkpoint (var-d16, llamagen-b-256, rar-b, …), which brings its settings and its paper's sampler, or a family of
-    tokenloom.models.pretrained with --settings. WEIGHTS is .safetensors, or .pth read with weights_only (no pickled classes).
+    tokenloom.models.pretrained with --settings; or inception, the network of FID. WEIGHTS is .safetensors, or .pth read with weights_only
+    (no pickled classes).
     """
+    from tokenloom.tasks import modalities
     from tokenloom.tasks.store.official import import_checkpoint
 
     work = workspace("tokenloom", root, store)
     source = weights or file
     if source is None or (weights and file):
         raise click.UsageError("name the checkpoint file once: tokenloom import NAME --weights FILE")
-    outcome = import_checkpoint(what, source, settings, name or what.replace("_", "-"), work.store, tokenizer)
+    outcome = modalities.import_network(what, source, work.store) or import_checkpoint(
+        what, source, settings, name or what.replace("_", "-"), work.store, tokenizer
+    )
     made = outcome.artifact
     if as_json:
         emit({"status": outcome.status, "artifact": f"{made.kind}/{made.id}", "uri": made.uri, "metrics": outcome.metrics})

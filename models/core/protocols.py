@@ -176,6 +176,11 @@ class Method(nn.Module, ABC):
         """Whether a parameter is free of weight decay (default: vectors, scalars and embeddings of position)."""
         return parameter.ndim < 2 or "position" in name
 
+    def averaged_buffers(self) -> dict[str, Tensor]:
+        """Buffers that stand in for weights, by name: the EMA of the weights takes them in (those that a module names in ``averaged``)."""
+        modules = self.named_modules()
+        return {f"{prefix}.{n}": module.get_buffer(n) for prefix, module in modules for n in getattr(module, "averaged", ())}
+
     def after_step(self, draws: Draws) -> dict[str, float]:
         """Called on every rank after the optimizers' step: EMA codebooks, revival; returns extra metrics."""
         return {}

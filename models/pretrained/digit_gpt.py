@@ -82,7 +82,7 @@ class OfCentres(GroupGenerator):
 
         centres: tuple[int, int]
 
-    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any = None) -> None:
         super().__init__(config, layout, classes, tokenizer)
         self.register_buffer("centroids", torch.zeros(config.centres))
         self.register_buffer("centroid_norm", torch.zeros(1, config.centres[1]))

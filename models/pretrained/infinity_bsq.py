@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def config(info: Mapping[str, Any]) -> MultiScaleBSQ.Config:
 def build(info: Mapping[str, Any]) -> MultiScaleBSQ:
     """The quantizer; it has no weights."""
     settings = config(info)
-    return settings.build(pair(settings.scales[-1]))
+    return cast(MultiScaleBSQ, settings.build(pair(settings.scales[-1])))
 
 
 def names(info: Mapping[str, Any]) -> NameMap:

@@ -15,7 +15,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.serving import drafts
-from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
+from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work, sha256_of
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Tracker
@@ -48,15 +48,17 @@ def plan_evaluate(
         if not measured:
             raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a tokenizer alone; add {TOKENIZER_METRICS[0]}")
         # What says how samples are drawn and judged does not shape these numbers.
-        alone = {"evaluate": {"metrics": measured, "features": evaluate.features}}
+        network = {key: value for key, value in identity(evaluate).items() if key in ("features", "resize")}
+        alone = {"evaluate": {"metrics": measured, **network}}
         return StepSpec("evaluate", VERSION_CODED, "evaluation", name, alone, inputs)
     _check_neighbours(evaluate)
     settings = identity(sample)
-    config = {"evaluate": identity(evaluate), "sample": drafts.without_reference(settings)}
+    protocol, notes = _by_content(evaluate)
+    config = {"evaluate": protocol, "sample": drafts.without_reference(settings)}
     inputs["generator"] = generator
     if (draft := draft_model(settings, store) or draft) is not None:
         inputs["draft"] = draft
-    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
+    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs, notes)
 
 
 def draft_model(sample: Mapping[str, Any], store: Store) -> Artifact | None:
@@ -85,9 +87,24 @@ def plan_density_evaluation(
     measured = [name for name in evaluate.metrics if name in DENSITY_METRICS]
     if not measured:
         raise ConfigError(f"evaluate.metrics={list(evaluate.metrics)}: none judges a density; add {DENSITY_METRICS[0]}")
-    config = {"evaluate": identity(evaluate) | {"metrics": measured}}
+    protocol, notes = _by_content(evaluate)
     inputs = {"density": density, "dataset": dataset} | ({} if features is None else {"features": features})
-    return StepSpec("evaluate", VERSION, "evaluation", name, config, inputs)
+    return StepSpec("evaluate", VERSION, "evaluation", name, {"evaluate": protocol | {"metrics": measured}}, inputs, notes)
+
+
+def _by_content(evaluate: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The protocol, in which a reference file is its content, and notes that say where it lies.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    protocol = identity(evaluate)
+    if evaluate.reference in ("held_out", "train"):
+        return protocol, {}
+    path = Path(evaluate.reference).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"evaluate.reference={evaluate.reference!r}: no file {path}; write held_out, train, or a reference FILE.npz")
+    return protocol | {"reference": f"sha256:{sha256_of(path)}"}, {"reference": str(path)}
 
 
 def _check_neighbours(evaluate: EvaluateConfig) -> None:

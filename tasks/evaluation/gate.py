@@ -45,7 +45,7 @@ def check_names(floor: Mapping[str, float], gate: str, measured: Sequence[str] |
 
 
 def value_of(metrics: Mapping[str, Any], name: str) -> tuple[str, float]:
-    """The full name and value of a metric; ``fd`` means ``fd_classifier`` where that is what was measured.
+    """The full name and value of a metric; ``fd`` means ``fd_classifier``, or ``fid``, where that is what was measured.
 
     Raises:
         StepError: the evaluation does not have it.
@@ -53,6 +53,7 @@ def value_of(metrics: Mapping[str, Any], name: str) -> tuple[str, float]:
     fitting = [key for key in metrics if key == name] or sorted(
         key for key in metrics if key.startswith(f"{name}_") and not key.endswith(("_deviation", "_ceiling"))
     )
+    fitting = fitting or [key for key in measured_by_all().get(name, ()) if key in metrics]
     if not fitting:
         raise StepError(f"metric {name!r} was not measured; add what makes it to evaluate.metrics. There are: {', '.join(sorted(metrics))}")
     return fitting[0], float(metrics[fitting[0]])

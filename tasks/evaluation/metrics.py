@@ -22,6 +22,30 @@ def moments(feature_ND: NDArray) -> tuple[Array, Array]:
     return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
 
 
+class Moments:
+    """Mean and unbiased covariance of features that come in blocks, from sums in float64; memory does not grow with the rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sum: Array | None = None
+        self._outer: Array | None = None
+
+    def add(self, feature_ND: NDArray) -> None:
+        """Count a block of rows (N, D)."""
+        x = _rows(feature_ND, "features")
+        self.rows += len(x)
+        self._sum = x.sum(axis=0) if self._sum is None else self._sum + x.sum(axis=0)
+        self._outer = x.T @ x if self._outer is None else self._outer + x.T @ x
+
+    @property
+    def moments(self) -> tuple[Array, Array]:
+        """Mean (D,) and covariance (D, D)."""
+        if self._sum is None or self._outer is None or self.rows < 2:
+            raise ValueError(f"features: {self.rows} rows, at least 2 are needed")
+        mean = self._sum / self.rows
+        return mean, (self._outer - self.rows * np.outer(mean, mean)) / (self.rows - 1)
+
+
 def frechet_distance(mu_1: NDArray, sigma_1: NDArray, mu_2: NDArray, sigma_2: NDArray) -> float:
     """Fréchet distance of two Gaussians: ``|mu_1 - mu_2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
 
@@ -48,15 +72,22 @@ class Estimate:
     deviation: float
 
 
-def kernel_distance(real_MD: NDArray, fake_ND: NDArray, blocks: int = 10, size: int = 1000, seed: int = 0) -> Estimate:
+#: torch-fidelity's seed of subsets and of the order of samples; its numbers are those of these draws.
+PUBLISHED_SEED = 2020
+
+
+def kernel_distance(
+    real_MD: NDArray, fake_ND: NDArray, blocks: int = 10, size: int = 1000, seed: int | np.random.RandomState = 0
+) -> Estimate:
     """Kernel distance: unbiased squared MMD with the kernel ``(x.y / D + 1)^3``, averaged over random blocks.
 
     Bińkowski et al. 2018, "Demystifying MMD GANs", section 4 (KID); the unbiased estimator is Gretton et al. 2012,
-    equation 3.  Blocks hold ``size`` rows of either set, fewer where a set is smaller.
+    equation 3.  Blocks hold ``size`` rows of either set, fewer where a set is smaller.  Given ``RandomState(2020)`` as the seed, the
+    generated set first and 100 blocks, it is the number of torch-fidelity.
     """
     real, fake = _rows(real_MD, "real", least=2), _rows(fake_ND, "fake", least=2)
     n = min(size, len(real), len(fake))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed) if isinstance(seed, int) else seed
     values = [_mmd(real[rng.choice(len(real), n, replace=False)], fake[rng.choice(len(fake), n, replace=False)]) for _ in range(blocks)]
     return Estimate(float(np.mean(values)), float(np.std(values)))
 
@@ -68,15 +99,18 @@ def _mmd(x: Array, y: Array) -> float:
     return float(within - 2 * xy.mean())
 
 
-def inception_score(probability_NK: NDArray, splits: int = 10) -> Estimate:
+def inception_score(probability_NK: NDArray, splits: int = 10, order: NDArray[np.int64] | None = None) -> Estimate:
     """``exp(E_x KL(p(y|x) || p(y)))`` over ``splits`` equal parts (interleaved, so that sorted classes do no harm).
 
-    Salimans et al. 2016, "Improved Techniques for Training GANs", section 4.  Between 1 and K.
+    Salimans et al. 2016, "Improved Techniques for Training GANs", section 4.  Between 1 and K.  Parts of an ``order`` (N,) are cut
+    one after the other; with ``RandomState(2020).permutation(N)`` it is the number of torch-fidelity.
     """
     p = _rows(probability_NK, "probabilities")
+    splits = min(splits, len(p))
+    cuts = [len(p) * i // splits for i in range(splits + 1)]
     scores = []
-    for i in range(min(splits, len(p))):
-        part = np.clip(p[i :: min(splits, len(p))], 1e-300, None)
+    for i in range(splits):
+        part = np.clip(p[i::splits] if order is None else p[order[cuts[i] : cuts[i + 1]]], 1e-300, None)
         scores.append(np.exp((part * (np.log(part) - np.log(part.mean(axis=0)))).sum(axis=1).mean()))
     return Estimate(float(np.mean(scores)), float(np.std(scores)))
 

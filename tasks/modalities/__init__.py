@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloom.models.core import signals
@@ -14,6 +15,7 @@ from tokenloom.models.core.signals import upgraded
 
 if TYPE_CHECKING:
     from tokenloom.tasks.modalities.base import Modality
+    from tokenloom.tasks.store.artifacts import Outcome, Store
 
 
 @cache
@@ -54,3 +56,8 @@ def kind_of(notes: Mapping[str, Any]) -> str:
 def of(notes: Mapping[str, Any]) -> Modality:
     """The kind of a dataset, from its record's notes."""
     return kind(kind_of(notes))
+
+
+def import_network(name: str, weights: Path, store: Store) -> Outcome | None:
+    """The published network of this name, by which some kind is judged, as an artifact; None if no kind knows it."""
+    return next((made for each in kinds().values() if (made := each.import_network(name, weights, store)) is not None), None)

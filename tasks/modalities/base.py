@@ -171,6 +171,14 @@ class Modality(ABC):
         """Train that network, or find it."""
         raise ConfigError(f"data.kind={self.kind}: it is judged without a network")
 
+    def import_network(self, name: str, weights: Path, store: Store) -> Outcome | None:
+        """The published network of this name, by which samples are judged, as an artifact; None if this kind knows none.
+
+        Raises:
+            ConfigError: a file that does not hold it.
+        """
+        return None
+
     @abstractmethod
     def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
         """Draw samples for people and write them (``tokenloom sample``); what was drawn, as plain data.

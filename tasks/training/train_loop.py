@@ -152,6 +152,7 @@ class _Run:
             numbers |= {f"{prefix}lr": lr, f"{prefix}gradient_norm": gradient}
         if type(self.model).after_step is not Method.after_step:
             numbers |= self.model.after_step(self._draws(start, stop, total, "after_step"))
+        self.state.follow()
         self.state.step += 1
         seconds = time.perf_counter() - began
         self.window_rows += total

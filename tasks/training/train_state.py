@@ -14,6 +14,7 @@ from tokenloom.models.core.protocols import Method
 from tokenloom.models.core.settings import TrainSettings
 from tokenloom.tasks.training.optimizer import PhaseOptimizer
 from tokenloom.tasks.training.parallel import checksum
+from tokenloom.tasks.training.schedule import ema_decay
 
 
 class TrainState:
@@ -39,6 +40,23 @@ class TrainState:
         if twice := sorted({name for name in owned if owned.count(name) > 1}):
             raise ConfigError(f"{type(model).__name__}: parameters {twice} are in two phases")
 
+        self._decay, self._buffers = settings.ema, model.averaged_buffers() if settings.ema else {}
+        self._averages = {name: buffer.clone() for name, buffer in self._buffers.items()}
+
+    def follow(self) -> None:
+        """The averages of buffers take in what the step left there, by the same decay as weights."""
+        for name, average in self._averages.items():
+            average.lerp_(self._buffers[name].to(average), 1 - ema_decay(self._decay, self.step))
+
+    def _swap(self) -> None:
+        """Exchange weights and buffers with their averages."""
+        for phase in self.phases:
+            phase.swap()
+        for name, average in self._averages.items():
+            kept = self._buffers[name].clone()
+            self._buffers[name].copy_(average)
+            average.copy_(kept)
+
     @contextlib.contextmanager
     def only(self, phase: PhaseOptimizer) -> Iterator[None]:
         """Other phases' parameters take no gradient: their part of the graph is not even walked."""
@@ -54,16 +72,14 @@ class TrainState:
     @contextlib.contextmanager
     def exported(self) -> Iterator[None]:
         """The model as it will be saved: EMA weights if there are any, eval mode, no gradients."""
-        for phase in self.phases:
-            phase.swap()
+        self._swap()
         self.model.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
             self.model.train()
-            for phase in self.phases:
-                phase.swap()
+            self._swap()
 
     def checksum(self) -> int:
         """A number that differs between workers whose weights or buffers differ."""
@@ -87,7 +103,7 @@ class TrainState:
             seen.add(tensor.data_ptr())
         for phase in self.phases:
             tensors |= phase.state()
-        return tensors
+        return tensors | {f"ema.buffers.{name}": average for name, average in self._averages.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take the state after ``step`` steps; raises ``KeyError`` or ``RuntimeError`` when it is another model's."""
@@ -95,6 +111,8 @@ class TrainState:
         self._load_weights(weights)
         for phase in self.phases:
             phase.load(tensors, step)
+        for name, average in self._averages.items():  # a state of before they were kept has none: they start anew
+            average.copy_(tensors.get(f"ema.buffers.{name}", self._buffers[name]))
         self.step = step
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:

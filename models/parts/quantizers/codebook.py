@@ -138,6 +138,11 @@ class Codebook(nn.Module):
         self.register_buffer("_sums", torch.zeros(k, c), persistent=False)
 
     @property
+    def averaged(self) -> tuple[str, ...]:
+        """Buffers that stand in for weights."""
+        return ("weight",) if isinstance(self.config.update, EMA) else ()
+
+    @property
     def ready(self) -> bool:
         """False until codes that start from data have done so; the same on all ranks."""
         if not self._ready:  # what has started stays so, and the device is not read again

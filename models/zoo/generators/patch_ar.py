@@ -5,8 +5,8 @@ Differs: a Gaussian of every value, trained by likelihood and sampled, where the
 patches of the size of the input ones; linear maps in and out instead of residual blocks; Llama blocks; trained on one data set
 instead of a corpus; windows of fixed length, longer horizons roll on with each sample's own values.
 Run: tokenloom run series_co2
-Expect: series_co2 (weekly, half a year ahead): MASE 0.45 where the seasonal naive forecast has 1.39, CRPS 0.33, a tenth of the steps
-that ``bins_ar`` takes to draw a path.
+Expect: series_co2 (weekly, half a year ahead): MASE 0.45 where the seasonal naive forecast has 1.39, CRPS 0.33, the 80 % intervals
+cover 68 %; a path takes 2 steps of decoding where ``bins_ar`` takes 26.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def _size(name: str, parameters: int, fid: float, **args: object) -> Size:
         args=args,
         parameters=parameters,
         layout=TokenLayout(grids=((1, tokens),), vocabulary=4096, axis="sequence"),
-        codec=("titok", {"tokens": tokens, "codes": 4096}),
+        codec=("titok", {"size": f"TiTok-{name}"}),
         checkpoints=(f"generator_titok_{name.lower().replace('-', '')}.bin", f"tokenizer_titok_{name.lower().replace('-', '')}.bin"),
         headline=f"FID {fid}",
         training=TRAINING if name == "B-64" else None,

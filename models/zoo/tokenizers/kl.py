@@ -2,9 +2,9 @@
 
 New: no codebook.  The encoder says mean and variance of a Gaussian at each position, training decodes a sample of it, and a light
 divergence from a standard normal keeps the latents bounded; tokens are the means, scaled to unit variance.
-Differs: the scale is measured on training images after the last step where the released one is a constant (0.2325); convolutions that suit
-small images, with 2x2 or 4x4 pixels a step at the ends; the released model has 66.5 M parameters and 16 channels at a sixteenth of the
-resolution, and also a perceptual and an adversarial loss (off by default here).
+Differs: by default the scale is measured on training images after the last step where the released one is a constant (0.2325), and
+convolutions suit small images; the sizes have the released nets and scale.  The perceptual and the adversarial loss are off unless asked
+for.  The divergence counts for an image's value, as strong beside the mean error as published beside its sum.
 Run: tokenloom run smoke_kl
 Expect: held-out digits (32x32, 300 steps of 64, learning rate 4e-3, about 30 CPU seconds): squared error 0.036 on [-1, 1], 0.51 M
 parameters, 16 channels at 4x4, deviation of the tokens 0.98.

@@ -2,8 +2,9 @@
 
 New: nothing; the baseline that raster generators use.  An image becomes one grid of codes, each the nearest entry of a
 codebook of unit vectors (the codes' direction is compared, not their length, arXiv:2110.04627).
-Differs: the codebook follows moving averages of the vectors assigned to it and codes out of use are revived, both over all
-workers; convolutions that suit small images, without attention, with 2x2 or 4x4 pixels a step at the ends.
+Differs: by default the codebook follows moving averages of the vectors assigned to it and codes out of use are revived, both over all
+workers, and convolutions suit small images; the sizes have the published nets, learned codebook, PatchGAN and weights of losses, and the
+perceptual loss where its file is given.
 Run: tokenloom run digits_raster
 Expect: held-out digits (32x32, 1000 steps of 32, learning rate 3e-3, about 40 CPU seconds): 16 codes of 512 give a squared error of 0.032
 on [-1, 1], PSNR 21 dB, all codes in use; ``multipliers: [1]`` gives an 8x8 grid and 0.018 (500 steps of 64).

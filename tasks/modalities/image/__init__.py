@@ -98,6 +98,11 @@ class Image(Modality):
 
         return features(step, store, report)
 
+    def import_network(self, name: str, weights: Path, store: Store) -> Outcome | None:
+        from tokenloom.tasks.modalities.image.judging import inception
+
+        return inception.import_network(weights, store) if name == inception.NAME else None
+
     def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
         from tokenloom.tasks.modalities.image.sampling import sample
 

@@ -2,8 +2,8 @@
 
 New: the choice of a code is an argmax of dot products whose gradient is that of their softmax, so every code learns from every vector
 and the whole codebook stays in use; an entropy loss keeps choices sharp and codes equally used.
-Differs: the entropy of the mean distribution is that of a worker's rows; convolutions that suit small images, without attention, with 4x4
-pixels a step at the ends (published: 16384 codes of 256 channels at 256 px).
+Differs: the entropy of the mean distribution is that of a worker's rows; by default convolutions suit small images, the sizes have the
+published nets, PatchGAN, LeCam and weights of losses, and the perceptual loss where its file is given.
 Run: tokenloom run smoke_ibq
 Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.0 dB,
 squared error 0.064 on [-1, 1], all codes in use, perplexity 940; it learns more slowly than codebooks of averages.

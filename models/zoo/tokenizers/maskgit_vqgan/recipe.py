@@ -3,8 +3,9 @@
 New: nothing but its geometry, which the released weights need: residual blocks without biases and without attention, average pooling
 on the way down, and, where the width changes, a shortcut that takes the block's own output.  Images are in [0, 1] inside.  The
 commitment has weight 1 and the codebook's term 0.25.
-Differs: the codebook follows moving averages (so the codebook's term is gone) and codes out of use are revived, both over all workers;
-2x2 pixels a step at the ends and few channels (released: 128 channels, five levels, 1024 codes of 256 channels, 54 M parameters).
+Differs: by default the codebook follows moving averages (so the codebook's term is gone) and codes out of use are revived, both over all
+workers, with 2x2 pixels a step at the ends and few channels; the size has the released nets and a learned codebook.  Published: also an
+entropy loss, a perceptual loss on a classifier's features and StyleGAN's discriminator with R1.
 Run: tokenloom run smoke_maskgit_vqgan
 Expect: held-out digits (32x32, 400 steps of 64, learning rate 4e-3, about 26 CPU seconds): 16 codes of 512 give a squared error of 0.034 on
 [-1, 1], all codes in use, 0.29 M parameters.

@@ -8,7 +8,7 @@ this protocol alone, so every method on that data is judged by the same network.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from tokenloom.models.core.draws import seed_of
 from tokenloom.models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.loader import Loader, Rows, indices
-from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 
@@ -54,16 +54,25 @@ def read_images(
     ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block, so that large images need not all
     be in memory before they are made smaller.
     """
-    rows, index = _selected(store, dataset, splits, limit)
-    if not len(index):
-        signal = modalities.signal_of(store.record(dataset).notes)
-        return np.zeros((0, *signal["shape"], signal["channels"]), np.uint8), np.zeros(0, np.int64)
-    loader, images, labels = Loader(rows, store.cache), [], []
-    for start in range(0, len(index), 1024):
-        image, label = loader.items(index[start : start + 1024])
+    signal = modalities.signal_of(store.record(dataset).notes)
+    images, labels = [np.zeros((0, *signal["shape"], signal["channels"]), np.uint8)], [np.zeros(0, np.int64)]
+    for image, label in _blocks(store, dataset, splits, limit):
         images.append(prepare(image) if prepare else image)
         labels.append(label)
-    return np.concatenate(images), np.concatenate(labels)
+    return np.concatenate(images[1:] or images), np.concatenate(labels)
+
+
+def read_blocks(store: Store, dataset: Artifact, splits: Sequence[str]) -> Iterator[Images]:
+    """The images of some splits, at most 1,024 at a time."""
+    return (image for image, _ in _blocks(store, dataset, splits, None))
+
+
+def _blocks(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> Iterator[tuple[Images, NDArray[np.int64]]]:
+    rows, index = _selected(store, dataset, splits, limit)
+    loader = Loader(rows, store.cache) if len(index) else None
+    for start in range(0, len(index), 1024):
+        assert loader is not None
+        yield loader.items(index[start : start + 1024])
 
 
 def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
@@ -91,14 +100,23 @@ def plan_features(dataset: Artifact, config: EvaluateConfig, store: Store) -> St
     """The step that trains the feature network of a dataset.
 
     Raises:
-        ConfigError: ``evaluate.features`` asks for weights that cannot be used.
+        ConfigError: ``evaluate.features`` asks for weights that are not in the store.
     """
     if config.features != "auto":
-        raise ConfigError(
-            f"evaluate.features={config.features!r}: Inception weights are not supported yet; "
-            "use auto, a classifier trained on the data (its numbers are named fd_classifier)"
-        )
+        return _imported(config.features, store)
     return StepSpec("features", VERSION, "features", dataset.name, {"protocol": asdict(PROTOCOL)}, {"dataset": dataset})
+
+
+def _imported(name: str, store: Store) -> StepSpec:
+    """The step that has brought the named weights into the store."""
+    try:
+        record = store.record(store.resolve(name, "features"))
+    except (ConfigError, ArtifactError) as error:
+        raise ConfigError(
+            f"evaluate.features={name!r}: no such weights in {store.uri}; write auto (a classifier trained on the data), or inception "
+            "after `tokenloom import inception pt_inception-2015-12-05-6726825d.pth`"
+        ) from error
+    return StepSpec(record.step, record.version, "features", record.artifact.name, record.config, record.inputs)
 
 
 def features(step: StepSpec, store: Store, report: Report = silent) -> Outcome:

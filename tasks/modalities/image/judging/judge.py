@@ -91,8 +91,9 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
     config, reference, found, store = here.config, here.reference, here.found, here.store
     condition_spec = ConditionSpec.of(spec, reference.names)
     request = EvaluationRequest.of(condition_spec, reference, config, store)
-    drawn, numbers = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
-    judged, of_samples = measures.judge_samples(drawn, numbers, request, reference, config, store)
+    drawn = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
+    compared = here.step.notes.get("reference", config.reference)
+    judged, of_samples = measures.judge_samples(drawn, request, reference, config, store, compared)
     found.add(of_samples)
     found.numbers["parameters"] = parameters(model)
     here.report("evaluate", 3, 5, {})

@@ -6,7 +6,8 @@ from tokenloom.tasks.modalities.base import Comparison
 
 #: What each entry of ``evaluate.metrics`` measures; the last one is always there.
 MEASURED: dict[str, tuple[str, ...]] = {
-    "fd": ("fd",),
+    "fd": ("fd", "fid"),
+    "sfid": ("sfid",),
     "kid": ("kid",),
     "is": ("is",),
     "precision_recall": ("precision", "recall"),
@@ -16,6 +17,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "memorisation": ("memorisation_ratio", "copies"),
     "reconstruction": (
         "rfd",
+        "rfid",
         "psnr",
         "ssim",
         "detail",
@@ -32,8 +34,14 @@ MEASURED: dict[str, tuple[str, ...]] = {
 #: Metrics whose names begin so, which way is better, what it is.
 MEANINGS = (
     ("fd_", "lower", "Fréchet distance of the feature network's features to the held-out images (not FID: another network)"),
+    ("fid_", "lower", "Fréchet Inception distance after another resize than the published evaluators'"),
+    ("fid", "lower", "Fréchet Inception distance to the reference images"),
+    ("sfid", "lower", "the same of features by position, which see arrangement"),
+    ("rfid", "lower", "Fréchet Inception distance of reconstructed to original held-out images"),
     ("kid_", "lower", "kernel distance to the held-out images, unbiased"),
     ("is_", "higher", "inception score with the feature network as the classifier"),
+    ("kid", "lower", "kernel Inception distance to the reference images, unbiased"),
+    ("is", "higher", "Inception score"),
     ("precision", "higher", "share of samples on the manifold of real images"),
     ("recall", "higher", "share of real images on the manifold of the samples"),
     ("density", "higher", "how deep samples lie in the real manifold; 1 for equal distributions"),
@@ -90,6 +98,7 @@ COMPARISON = Comparison(
 )  # fmt: skip
 #: Metrics of a model card, in order.
 CARD = (
+    "fid", "sfid", "kid", "is", "rfid",
     "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio", "copies",
     "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim",
     "rfd_", "psnr", "ssim", "codebook_use", "images_per_second", "net_calls", "tokens_per_call",

@@ -6,20 +6,23 @@ Shapes: N samples, M held-out images, H W C rows, columns, channels, S groups of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenloom.configs.schema import EvaluateConfig
+from tokenloom.configs.schema import EvaluateConfig, Resize
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Density, Generator, Tokenizer
 from tokenloom.tasks.data.captions import in_turn
 from tokenloom.tasks.evaluation import metrics, plots
 from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays
 from tokenloom.tasks.modalities.image import pictures
-from tokenloom.tasks.modalities.image.judging import features, reading, reconstruction, scores
+from tokenloom.tasks.modalities.image.judging import features, network, reading, reconstruction, scores
+from tokenloom.tasks.modalities.image.judging.sampling_actor import Drawn
+from tokenloom.tasks.modalities.image.judging.statistics import Statistics
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.serving.predict import spread
 from tokenloom.tasks.serving.request import ConditionSpec, Request
@@ -41,6 +44,7 @@ class Reference:
     image: scores.Images
     label: NDArray[np.int64]
     network_folder: Path
+    resize: Resize = "tensorflow"
 
     @classmethod
     def of(cls, store: Store, dataset: Artifact, network: Artifact, config: EvaluateConfig) -> Reference:
@@ -52,12 +56,20 @@ class Reference:
         image, label = features.read_images(store, dataset, ["validation", "test"], HELD_OUT_LIMIT)
         if len(image) < config.neighbours + 2:
             raise StepError(f"dataset {dataset.id}: {len(image)} held-out images are too few to judge by; raise data.validation")
-        return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network))
+        return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network), config.resize)
 
-    @property
-    def network(self) -> features.Classifier:
+    @cached_property
+    def network(self) -> network.Network:
         """The network whose features are compared."""
-        return features.load_classifier(self.network_folder)
+        return network.load(self.network_folder, self.resize)
+
+    def statistics(self, given: str, store: Store) -> Statistics | None:
+        """What features are compared with: None are those of the held-out images, ``train`` the training split's, else a file's."""
+        if given == "held_out":
+            return None
+        if given == "train":
+            return Statistics.streamed(self.network, features.read_blocks(store, self.dataset, ["train"]))
+        return Statistics.read(Path(given), self.network)
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,8 @@ class EvaluationRequest:
     def of(cls, condition_spec: ConditionSpec, reference: Reference, config: EvaluateConfig, store: Store) -> EvaluationRequest:
         """The request of a protocol to a model."""
         labels = spread(config.samples, len(reference.names))
+        if config.labels == "random":
+            labels = np.random.default_rng(config.seed).integers(len(reference.names), size=config.samples)
         if condition_spec.column != "text":
             return cls(labels)
         captions = features.read_captions(store, reference.dataset, ["validation", "test"], HELD_OUT_LIMIT)
@@ -84,15 +98,19 @@ class EvaluationRequest:
 
 
 def judge_samples(
-    drawn: scores.Images, numbers: Numbers, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store
+    drawn: Drawn, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store, compared: str
 ) -> tuple[scores.Judged, Findings]:
-    """Numbers and pictures of samples (N, H, W, C); ``numbers`` are those of how they were drawn."""
+    """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
-    judged = scores.Judged(reference.network, drawn, request.labels, reference.image, reference.label, train, train_label)
-    found = Findings({**numbers, **scores.sample_scores(judged, config)})
+    statistics = reference.statistics(compared, store)
+    given = (reference.image, reference.label, train, train_label, statistics)
+    judged = scores.Judged(reference.network, drawn.image, request.labels, *given)
+    if drawn.features is not None:
+        judged.keep("sample", network.Standard.of(drawn.features))
+    found = Findings({**drawn.numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
-    found.arrays["samples.npz"] = arrays(images=drawn, labels=request.labels, **texts)
+    found.arrays["samples.npz"] = arrays(images=drawn.image, labels=request.labels, **texts)
     return judged, found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tokenloom.configs.schema import EvaluateConfig
-from tokenloom.tasks.modalities.image.judging import features, reading, recognition, scores
+from tokenloom.tasks.modalities.image.judging import reading, recognition, scores
 from tokenloom.tasks.modalities.image.judging.measures import Reference
 from tokenloom.tasks.store.artifacts import StepSpec, Store
 
@@ -16,8 +16,7 @@ from tokenloom.tasks.store.artifacts import StepSpec, Store
 def protocol(step: StepSpec, store: Store, config: EvaluateConfig, reference: Reference, judged: scores.Judged | None) -> dict[str, Any]:
     """Two evaluations compare only when these agree."""
     dataset, image = store.record(reference.dataset), reference.image
-    rows, columns = image.shape[1:3]
-    weights = reference.network_folder / "classifier.safetensors"
+    rows, columns, network = *image.shape[1:3], reference.network
     found: dict[str, Any] = {
         "version": step.version,
         "reference": {
@@ -29,9 +28,10 @@ def protocol(step: StepSpec, store: Store, config: EvaluateConfig, reference: Re
         "image": {"size": rows if rows == columns else [rows, columns], "channels": image.shape[3], "fit": dataset.config["data"]["fit"]},
         "rounding": "uint8 = round((x + 1) * 127.5), no resize",
         "features": {
-            "network": features.NAME,
+            "network": network.name,
             "artifact": step.inputs["features"].fingerprint,
-            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+            "sha256": hashlib.sha256((reference.network_folder / network.weights).read_bytes()).hexdigest()[:16],
+            **({"resize": config.resize, "compared": config.reference} if network.published else {}),
         },
         "text": reading.protocol(min(rows, columns)),
     }
@@ -42,7 +42,7 @@ def _of_samples(config: EvaluateConfig, reference: Reference, judged: scores.Jud
     counts = np.bincount(judged.sample_label, minlength=max(1, len(reference.names)))
     return {
         "samples": len(judged.sample),
-        "class_balance": {"rule": "even", "least": int(counts.min()), "most": int(counts.max())},
+        "class_balance": {"rule": config.labels, "least": int(counts.min()), "most": int(counts.max())},
         "seed": config.seed,
         "shard": config.shard,
         "manifold": {

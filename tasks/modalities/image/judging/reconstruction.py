@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.protocols import Tokenizer, TokenLayout, Tokens
 from tokenloom.tasks.evaluation import metrics
 from tokenloom.tasks.modalities.image.judging import features, pixels
+from tokenloom.tasks.modalities.image.judging.network import Network
 from tokenloom.tasks.modalities.image.served.draw import to_uint8
 
 Images = NDArray[np.uint8]
@@ -76,10 +77,10 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def reconstruction_scores(network: features.Classifier, image: Images, coded: Coded) -> Numbers:
-    """``rfd_*``, PSNR, SSIM and detail of reconstructions."""
-    real, fake = features.classify(network, image)[0], features.classify(network, coded.image)[0]
-    result = {f"rfd_{features.NAME}": metrics.frechet_distance(*metrics.moments(real), *metrics.moments(fake))}
+def reconstruction_scores(network: Network, image: Images, coded: Coded) -> Numbers:
+    """``rfd_*`` or ``rfid``, PSNR, SSIM and detail of reconstructions."""
+    real, fake = network.see(image).feature, network.see(coded.image).feature
+    result = {network.metric("rfd"): metrics.frechet_distance(*metrics.moments(real), *metrics.moments(fake))}
     result["psnr"] = pixels.psnr(image, coded.image)
     if min(image.shape[1:3]) >= 11:
         result["ssim"] = pixels.ssim(image, coded.image)

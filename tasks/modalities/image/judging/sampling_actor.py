@@ -5,9 +5,11 @@ Every sample has its own seed, so the samples depend neither on the shards nor o
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,54 +26,78 @@ if TYPE_CHECKING:
     from tokenloom.tasks.serving.request import Request
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Samples (N, H, W, C), numbers of how they were drawn (images a second of one worker, the decoding's), and what the standard network
+    tells of them (None: another network judges)."""
+
+    image: NDArray[np.uint8]
+    numbers: dict[str, float]
+    features: dict[str, NDArray[np.float32]] | None
+
+
 def draw_samples(
     step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, request: Request, work: Work, report: Report
-) -> tuple[NDArray[np.uint8], dict[str, float]]:
-    """A sample of each label or text of the request, images a second of one worker and numbers of the decoding; a shard that is finished
-    is not drawn again."""
+) -> Drawn:
+    """A sample of each label or text of the request; a shard that is finished is not drawn again."""
     shards = [request[start : start + config.shard] for start in range(0, len(request), config.shard)]
     marks = {i: payload for i in range(len(shards)) if (payload := work.done(f"samples-{i:05d}"))}
     todo = [i for i in range(len(shards)) if i not in marks]
     done = len(request) - sum(len(shards[i]) for i in todo)
     report("sample", done, len(request), {})
-    for i, image, seconds, decoding in _finished(todo, shards, config.shard, step, store, cluster, config.seed) if todo else ():
-        path = f"{work.folder}/parts/{i:05d}.npy"
-        raw = io.BytesIO()
-        np.save(raw, image)
-        store.storage.write(path, raw.getvalue())
-        marks[i] = {
-            "files": [{"path": path, "size": len(raw.getvalue()), "sha256": sha256_of(raw.getvalue())}],
-            "rate": len(image) / max(seconds, 1e-9),
-            "decoding": decoding,
-        }
+    for i, drawn, seconds, decoding in _finished(todo, shards, config, step, store, cluster) if todo else ():
+        files = [_write(store, f"{work.folder}/parts/{i:05d}.{name}.npy", value) for name, value in drawn.items()]
+        marks[i] = {"files": files, "rate": len(drawn["image"]) / max(seconds, 1e-9), "decoding": decoding}
         work.mark(f"samples-{i:05d}", marks[i])
-        done += len(image)
+        done += len(drawn["image"])
         report("sample", done, len(request), {"images_per_second": marks[i]["rate"]})
-    files = [marks[i]["files"][0] for i in range(len(shards))]
-    images = [np.load(io.BytesIO(read_verified(store.storage, f["path"], f["sha256"])), allow_pickle=False) for f in files]
-    # the median of the shards: the first one of a worker warms up
+    parts: dict[str, list[NDArray]] = {}
+    for i in range(len(shards)):
+        for file in marks[i]["files"]:
+            value = np.load(io.BytesIO(read_verified(store.storage, file["path"], file["sha256"])), allow_pickle=False)
+            parts.setdefault(file["path"].split(".")[-2], []).append(value)
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    # The median of the shards: the first one of a worker warms up.
     numbers = {"images_per_second": float(np.median([marks[i]["rate"] for i in range(len(shards))]))}
     traces = [marks[i].get("decoding", {}) for i in range(len(shards))]  # none of a shard that an older version has drawn
     numbers |= {name: float(np.mean([trace[name] for trace in traces])) for name in traces[0] if all(name in t for t in traces)}
-    return np.concatenate(images), numbers
+    return Drawn(arrays.pop("image"), numbers, arrays or None)
+
+
+def _write(store: Store, path: str, value: NDArray) -> dict[str, Any]:
+    raw = io.BytesIO()
+    np.save(raw, value)
+    store.storage.write(path, raw.getvalue())
+    return {"path": path, "size": len(raw.getvalue()), "sha256": sha256_of(raw.getvalue())}
 
 
 def _finished(
-    todo: list[int], shards: Sequence[Request], size: int, step: StepSpec, store: Store, cluster: ClusterConfig, seed: int
-) -> Iterator[tuple[int, NDArray[np.uint8], float, dict[str, float]]]:
-    """Yield (shard, images, seconds, numbers of the decoding) as the actors finish, in any order."""
+    todo: list[int], shards: Sequence[Request], config: EvaluateConfig, step: StepSpec, store: Store, cluster: ClusterConfig
+) -> Iterator[tuple[int, dict[str, NDArray], float, dict[str, float]]]:
+    """Yield (shard, images and their features by name, seconds of drawing, numbers of the decoding) as the actors finish, in any order."""
     run = cluster.execution
     models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "density", "draft") if role in step.inputs}
-    given = (store.uri, worker_root(cluster, store.root), models, step.config.get("sample", {}), run.threads, run.device)
-    calls = [Call(i, "draw", (shards[i], seed, i * size)) for i in todo]
-    for i, (images, seconds, decoding) in shared_out(SamplingActor, given, calls, store.root, cluster, what="sampling"):
-        yield i, images, seconds, decoding
+    judge = None if config.features == "auto" else (step.inputs["features"].to_dict(), config.resize)
+    given = (store.uri, worker_root(cluster, store.root), models, step.config.get("sample", {}), run.threads, run.device, judge)
+    calls = [Call(i, "draw", (shards[i], config.seed, i * config.shard)) for i in todo]
+    for i, (drawn, seconds, decoding) in shared_out(SamplingActor, given, calls, store.root, cluster, what="sampling"):
+        yield i, drawn, seconds, decoding
 
 
 class SamplingActor:
-    """Generator and tokenizer, or the density, of one worker; everything it is given is an address or plain data."""
+    """Generator and tokenizer, or the density, of one worker, and the standard network where it judges (``judge``: its artifact and
+    the resize); everything it is given is an address or plain data."""
 
-    def __init__(self, store: str, root: str, models: dict[str, dict[str, str]], sample: dict[str, Any], threads: int, device: str) -> None:
+    def __init__(
+        self,
+        store: str,
+        root: str,
+        models: dict[str, dict[str, str]],
+        sample: dict[str, Any],
+        threads: int,
+        device: str,
+        judge: tuple[dict[str, str], str] | None = None,
+    ) -> None:
         import torch
 
         from tokenloom.tasks.runtime.cluster import node_root
@@ -83,12 +109,20 @@ class SamplingActor:
         folders = {role: at.fetch(Artifact.from_dict(a), "model.json", "weights.safetensors") for role, a in models.items()}
         first = folders.get("generator") or folders["density"]
         self._pair = open_pair(first, folders.get("tokenizer"), [], sample, device, draft=folders.get("draft"))
+        self._judge = None
+        if judge is not None:
+            from tokenloom.tasks.modalities.image.judging import inception
 
-    def draw(self, request: Request, seed: int, start: int) -> tuple[NDArray[np.uint8], float, dict[str, float]]:
-        """The images of one shard, which begins at sample number ``start``, the seconds it took and the numbers of the decoding."""
+            network = inception.load(at.fetch(Artifact.from_dict(judge[0])), device)
+            self._judge = functools.partial(inception.features, network, resize=judge[1])
+
+    def draw(self, request: Request, seed: int, start: int) -> tuple[dict[str, NDArray], float, dict[str, float]]:
+        """The images of one shard, which begins at sample number ``start``, and their features, by name; the seconds that drawing took
+        and the numbers of the decoding."""
         from tokenloom.tasks.modalities.image.served.draw import traced_images
 
         conditions = request if isinstance(request, np.ndarray) else self._pair.condition_spec.conditions(request)
         began = time.perf_counter()
         images, decoding = traced_images(self._pair.generator, self._pair.tokenizer, conditions, self._pair.sampler, seed, start)
-        return images, time.perf_counter() - began, decoding
+        seconds = time.perf_counter() - began
+        return {"image": images} | ({} if self._judge is None else self._judge(image_NHWC=images)), seconds, decoding

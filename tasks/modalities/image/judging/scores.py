@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,10 @@ from numpy.typing import NDArray
 from tokenloom.configs.schema import EvaluateConfig
 from tokenloom.models.core.protocols import Batch, Conditions, Generator, Tokens
 from tokenloom.tasks.evaluation import metrics
-from tokenloom.tasks.modalities.image.judging import features, recognition
+from tokenloom.tasks.modalities.image.judging import recognition
+from tokenloom.tasks.modalities.image.judging.network import Network, Seen
+from tokenloom.tasks.modalities.image.judging.statistics import Statistics
+from tokenloom.tasks.runtime.errors import StepError
 
 Images = NDArray[np.uint8]
 Numbers = dict[str, float]
@@ -28,21 +30,33 @@ SIDE = 32  # pixels a side at which raw pixels are compared; larger images are a
 class Judged:
     """Samples with the real images that they are judged against; features are computed once and kept."""
 
-    network: features.Classifier
+    network: Network
     sample: Images
     sample_label: NDArray[np.int64]
     held_out: Images
     held_out_label: NDArray[np.int64]
     train_small: Images  # at most SIDE pixels a side
     train_label: NDArray[np.int64]
+    compared: Statistics | None = None  # what the samples' features are compared with; the held-out images' if not given
     nearest_index: NDArray[np.int64] | None = None
-    _seen: dict[str, Any] = field(default_factory=dict)
+    _seen: dict[str, Seen] = field(default_factory=dict)
 
-    def seen(self, name: str, image: Images) -> tuple[NDArray, NDArray]:
-        """Features and class probabilities of a set of images."""
+    def seen(self, name: str, image: Images) -> Seen:
+        """What the network tells of a set of images."""
         if name not in self._seen:
-            self._seen[name] = features.classify(self.network, image)
+            self._seen[name] = self.network.see(image)
         return self._seen[name]
+
+    def keep(self, name: str, seen: Seen) -> None:
+        """Take what the network has told of a set elsewhere."""
+        self._seen[name] = seen
+
+    @property
+    def reference(self) -> Statistics:
+        """What the features of the samples are compared with."""
+        if self.compared is None:
+            self.compared = Statistics.of(self.seen("held_out", self.held_out))
+        return self.compared
 
 
 def small(image_NHWC: Images, side: int = SIDE) -> Images:
@@ -61,7 +75,7 @@ def sample_scores(judged: Judged, config: EvaluateConfig) -> Numbers:
     """Every metric of the samples that the protocol asks for."""
     selected: set[str] = set(config.metrics)
     result = Numbers()
-    if selected & {"fd", "kid", "is"}:
+    if selected & {"fd", "sfid", "kid", "is"}:
         result |= _features(judged, selected, config)
     if selected & {"precision_recall", "density_coverage"}:
         result |= _manifold(judged, selected, config)
@@ -75,19 +89,20 @@ def sample_scores(judged: Judged, config: EvaluateConfig) -> Numbers:
 
 
 def _features(judged: Judged, selected: set[str], config: EvaluateConfig) -> Numbers:
-    name, result = features.NAME, Numbers()
-    fake, probability = judged.seen("sample", judged.sample)
-    real, _ = judged.seen("held_out", judged.held_out)
+    network, result = judged.network, Numbers()
+    fake, real = judged.seen("sample", judged.sample), judged.reference
     if "fd" in selected:
-        reference = metrics.moments(real)
-        result[f"fd_{name}"] = metrics.frechet_distance(*reference, *metrics.moments(fake))
+        result[network.metric("fd")] = metrics.frechet_distance(*real.moments, *metrics.moments(fake.feature))
+    if "sfid" in selected and fake.spatial is not None:
+        if real.spatial is None:
+            raise StepError("evaluate.reference: the file has no mu_s and sigma_s, which sfid is compared with; leave sfid out")
+        result[network.metric("sfd")] = metrics.frechet_distance(*real.spatial, *metrics.moments(fake.spatial))
     if "kid" in selected:
-        # blocks of at most half of a set, or they would all be the same
-        kid = metrics.kernel_distance(real, fake, size=min(1000, min(len(real), len(fake)) // 2), seed=config.seed)
-        result |= {f"kid_{name}": kid.mean, f"kid_{name}_deviation": kid.deviation}
+        kid, name = network.kernel(real.feature(), fake.feature, config.seed), network.metric("kid")
+        result |= {name: kid.mean, f"{name}_deviation": kid.deviation}
     if "is" in selected:
-        score = metrics.inception_score(probability)
-        result |= {f"is_{name}": score.mean, f"is_{name}_deviation": score.deviation}
+        score, name = network.score(fake.probability), network.metric("is")
+        result |= {name: score.mean, f"{name}_deviation": score.deviation}
     return result
 
 
@@ -103,17 +118,25 @@ def _evenly(total: int, count: int) -> NDArray[np.int64]:
 
 
 def _manifold(judged: Judged, selected: set[str], config: EvaluateConfig) -> Numbers:
-    from sklearn.decomposition import PCA
-
-    real = _flat(manifold_reference(judged, config.samples)[0])
-    fake = _flat(small(judged.sample))
-    projection = PCA(min(config.components, *real.shape), svd_solver="full").fit(real)
-    real, fake, result = projection.transform(real), projection.transform(fake), Numbers()
+    """Of the standard network's features, as published; else of the pixels' principal components."""
+    result = Numbers()
+    if judged.network.published:
+        real, fake = judged.reference.feature(), judged.seen("sample", judged.sample).feature
+    else:
+        real, fake = _components(judged, config)
     if "precision_recall" in selected:
         result["precision"], result["recall"] = metrics.precision_recall(real, fake, config.neighbours)
     if "density_coverage" in selected:
         result["density"], result["coverage"] = metrics.density_coverage(real, fake, config.neighbours)
     return result
+
+
+def _components(judged: Judged, config: EvaluateConfig) -> tuple[NDArray, NDArray]:
+    from sklearn.decomposition import PCA
+
+    real, fake = _flat(manifold_reference(judged, config.samples)[0]), _flat(small(judged.sample))
+    projection = PCA(min(config.components, *real.shape), svd_solver="full").fit(real)
+    return projection.transform(real), projection.transform(fake)
 
 
 def _memorisation(judged: Judged) -> Numbers:
