@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenloom.configs.schema import ClusterConfig, EvaluateConfig
+from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, Resize
 from tokenloom.tasks.runtime.cluster import worker_root
 from tokenloom.tasks.runtime.pool import Call, shared_out
 from tokenloom.tasks.runtime.progress import Report
@@ -96,7 +96,7 @@ class SamplingActor:
         sample: dict[str, Any],
         threads: int,
         device: str,
-        judge: tuple[dict[str, str], str] | None = None,
+        judge: tuple[dict[str, str], Resize] | None = None,
     ) -> None:
         import torch
 
