@@ -87,7 +87,8 @@ TITLES = {
 COMPARISON = Comparison(
     headline=("fid", "fid_", "fd_", "rfid", "rfid_", "rfd_"),
     columns=(
-        "fid", "fid_", "sfid", "sfid_", "kid", "is", "rfid", "rfid_", "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
+        "fid", "fid_", "sfid", "sfid_", "kid", "is", "rfid", "rfid_",
+        "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
         "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim", "rfd_", "psnr",
         "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
         "tokens_per_image", "bits_per_image", "encoded_per_second", "decoded_per_second", "images_per_second",
