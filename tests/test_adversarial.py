@@ -43,6 +43,8 @@ def held_out_errors(weight: float, start: int, steps: int, every: int = 25) -> l
     state, held, errors = TrainState(model, TrainSettings(steps=steps)), blobs(64, -1), []
     for step in range(steps):
         for phase in state.phases:
+            if step < phase.begins:
+                continue
             phase.clear()
             with state.only(phase):
                 model.losses(Batch(blobs(rows, step)), phase.phase, Draws.whole(0, step, rows, steps, stream=phase.phase))[
