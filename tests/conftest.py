@@ -33,9 +33,13 @@ from tokenloom.tasks.store.artifacts import Store  # noqa: E402
 torch.set_num_threads(1)
 
 
+#: Beginnings of the variables that are put back after each test.
+OURS = ("MLFLOW_", "PREFECT_", "TOKENLOOM_", "PYTHON", "NO_PROXY", "no_proxy")
+
+
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """No test leaves addresses behind: MLflow and our own command line set them for the whole process."""
+    """No test leaves addresses, proxies or paths behind: MLflow and our own command line set them for the whole process."""
     before = dict(os.environ)
     yield
     set_by_us = ("MLFLOW_", "PREFECT_", "TOKENLOOM_", "PYTHON", "RAY_TMPDIR", "TMPDIR", "no_proxy", "NO_PROXY")

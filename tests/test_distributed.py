@@ -70,6 +70,7 @@ def test_three_workers_of_ray_have_the_losses_of_one(store, ray_session, tmp_pat
     assert not any("PlacementGroupCleaner" in log.read_text() for log in logs)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_killed_worker_costs_nothing(store, ray_session, tmp_path) -> None:
     step = tokenizer_step(store, steps=400, checkpoint_every=25)
@@ -94,7 +95,7 @@ def test_a_killed_worker_costs_nothing(store, ray_session, tmp_path) -> None:
 
 @pytest.mark.ray
 def test_nan_is_one_clear_error_and_no_restart(store, ray_session) -> None:
-    step = tokenizer_step(store, optimizer=OptimizerSettings(lr=1e38, warmup=0.0, clip=0.0))
+    step = tokenizer_step(store, optimizer=OptimizerSettings(lr=1e6, warmup=0.0, clip=0.0, weight_decay=1.0))
     with pytest.raises(StepError, match=r"step \d+, phase 'main'.*not finite.*train\.optimizer\.lr"):
         train_model(step, store, cluster_of(2))
     assert store.find(step) is None
@@ -160,7 +161,8 @@ def test_hardware_never_changes_the_fingerprint_and_a_setting_always_does(store)
 
 
 def test_plain_settings_round_trip() -> None:
-    settings = TrainSettings(steps=3, optimizer=OptimizerSettings(betas=(0.8, 0.9)))
+    stepped = OptimizerSettings(schedule="drops", drops=((0.5, 0.1),), restarts=(0.25,), exempt=("vectors",))
+    settings = TrainSettings(steps=3, optimizer=OptimizerSettings(betas=(0.8, 0.9)), phases={"discriminator": stepped})
     assert settings_of(json.loads(json.dumps(asdict(settings)))) == settings
 
 
@@ -223,6 +225,7 @@ def test_sharding_is_only_where_a_generator_has_several_workers(store) -> None:
     assert job.execution.sharding == "fsdp"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_training_is_tracked_once(store, root, ray_session) -> None:
     tracker = Tracker(None, root, "tiny")

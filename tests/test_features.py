@@ -61,9 +61,10 @@ def test_step_is_cached_and_keyed_by_dataset_and_protocol_alone(tmp_path):
     assert first.metrics["accuracy"] == pytest.approx((features.classify(network, image[80:100])[1].argmax(1) == label[80:100]).mean())
 
 
-def test_inception_weights_are_refused_before_work():
-    with pytest.raises(ConfigError, match=r"inception\.safetensors.*not supported yet.*auto"):
-        features.plan_features(world().dataset, EvaluateConfig(features="inception.safetensors"), world().store)
+@pytest.mark.parametrize("name", ["inception", "inception.safetensors"])
+def test_weights_that_are_not_in_the_store_are_refused_before_work(name):
+    with pytest.raises(ConfigError, match=rf"{name}'.*no such weights.*auto.*tokenloom import inception"):
+        features.plan_features(world().dataset, EvaluateConfig(features=name), world().store)
 
 
 def test_an_empty_training_split_is_one_clear_error(tmp_path):

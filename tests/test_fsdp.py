@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def one_step(state: TrainState, group: Group) -> list[float]:
         phase.reduce(group.sum)
         numbers += [float(phase.tail[99]), float(phase.clip())]
         phase.step(state.step, SETTINGS.steps)
+    state.follow()
     state.step += 1
     return numbers
 
@@ -95,7 +97,9 @@ def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """What two processes found, on the generators of the tests that were asked for."""
     names = [item.callspec.params["name"] for item in request.session.items if "sharded" in getattr(item, "fixturenames", ())]
     folder = tmp_path_factory.mktemp("fsdp")
-    done = subprocess.run([sys.executable, __file__, str(folder), *names], capture_output=True, text=True, timeout=500)
+    # Said, because PYTHONSAFEPATH, which our own command line sets, keeps a script's folder out of the path.
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, __file__, str(folder), *names], capture_output=True, text=True, timeout=500, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

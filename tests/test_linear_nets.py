@@ -152,16 +152,16 @@ def test_texts_that_may_be_padded_are_refused_at_build() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("kind", "fields", "words"),
     [
-        (retention.Retention.Config(heads=5), "heads=5"),
-        (scan_attention.ScanAttention.Config(heads=0), "heads=0"),
-        (mamba.Selective.Config(states=0), "states=0"),
+        (retention.Retention.Config, {"heads": 5}, "heads=5"),
+        (scan_attention.ScanAttention.Config, {"heads": 0}, "heads=0"),
+        (mamba.Selective.Config, {"states": 0}, "states=0"),
     ],
 )
-def test_impossible_settings_are_named(config: Mixer.Config, words: str) -> None:
+def test_impossible_settings_are_named(kind: type[Mixer.Config], fields: dict[str, int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        config.build(WIDTH)
+        kind(**fields).build(WIDTH)
 
 
 def test_blocks_take_turns_over_the_maps() -> None:

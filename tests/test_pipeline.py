@@ -103,6 +103,7 @@ def test_samples_of_the_registered_model(first: tuple[Path, dict[str, Any]]) -> 
     assert sorted(arrays["labels"]) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.long
 def test_a_lost_token_shard_is_made_again_alone(first: tuple[Path, dict[str, Any]]) -> None:
     root, _made = first
     store = Store(str(root / "store"), root)
@@ -119,6 +120,7 @@ def test_a_lost_token_shard_is_made_again_alone(first: tuple[Path, dict[str, Any
     assert [path for path in shards if path.stat().st_mtime_ns != before[path][1]] == [lost]
 
 
+@pytest.mark.long
 def test_a_changed_generator_runs_it_and_what_follows(first: tuple[Path, dict[str, Any]]) -> None:
     root, made = first
     changed = document(tokenloom(root, "run", "smoke_var", "--json", "--no-prefect", "--set", "generator.args.depth=1"))

@@ -22,7 +22,7 @@ from tokenloom.tasks.tracking.tracker import Tracker
 
 INFRA = Path(__file__).parents[1] / "infra"
 WORD = "a-word"
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def _check_automation(api: str, home: Path) -> None:
     assert [action["state"] for action in automation["actions"]] == ["CRASHED"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_api_starts_and_its_lists_answer(tmp_path: Path) -> None:
     port, log = prefect_api.free_port(), tmp_path / "server.log"

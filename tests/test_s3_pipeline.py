@@ -16,7 +16,7 @@ import yaml
 
 from tokenloom.tasks.modalities.image import png
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(900)]
 TRAIN = {"steps": 4, "batch": 8, "log_every": 1, "validate_every": 2, "checkpoint_every": 2}
 
 

@@ -69,7 +69,7 @@ def test_a_changed_stage_runs_it_and_what_follows(source: Path, store: Store) ->
     [
         ({"objective": {"nul": {}}}, r"stages\[0\].*nul"),
         ({"objective": {"nll": {"weight": 2}}}, r"stages\[0\].*weight"),
-        ({"objective": {"whole_grid": {}}}, r"stages\[0\].*whole grid"),
+        ({"objective": {"whole_grid": {}}}, r"stages\[0\].*objective \(the objective\) requires"),
         ({"roles": {"teacher": "nobody"}}, r"stages\[0\]\.roles\.teacher: .*nobody"),
     ],
 )

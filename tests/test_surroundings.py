@@ -362,6 +362,7 @@ def test_a_root_that_can_only_be_read_is_refused_before_work(
     assert re.search(r"--root '\S+': cannot be written: Read-only file system", capsys.readouterr().err)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_pages_open_where_modules_lie_about_and_proxies_are_set(trap: Path, tmp_path: Path) -> None:
     """Both servers, asked over loopback; the proxies lead nowhere."""

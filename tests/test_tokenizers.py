@@ -210,7 +210,7 @@ def test_geometry_gives_grid_and_image_back(patch: int) -> None:
         ("var_vq", {"codes": 1}, 16, "codes=1"),
         ("vq", {"channels": 12}, 16, "norm_groups=8: does not divide the width 12"),
         ("vq", {"attention": [2]}, 16, r"attention=\[2\]: levels are 0 to 1"),
-        ("vq", {"adversarial": -1.0}, 16, "adversarial.weight=-1.0"),
+        ("vq", {"adversarial": -1.0}, 16, r"args\.adversarial=-1\.0: must be from 0"),
         ("vq", {"patch": 0}, 16, "patch=0"),
         ("vq", {"dim": 1}, 16, "dim=1"),
         ("vq", {"colours": 3}, 16, "args.colours"),

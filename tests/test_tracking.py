@@ -158,6 +158,7 @@ def _first_use(root: str, number: int, failures: multiprocessing.Queue) -> None:
         failures.put(repr(error))
 
 
+@pytest.mark.long
 def test_two_processes_may_create_the_database_at_once(root) -> None:
     context = multiprocessing.get_context("spawn")
     failures = context.Queue()
@@ -228,6 +229,7 @@ def server(root: Path) -> Iterator[tuple[str, subprocess.Popen]]:
         process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_that_dies_in_the_middle(root, server, caplog) -> None:
     address, process = server

@@ -59,7 +59,6 @@ def test_stages_stack() -> None:
     [
         ("raster", {"nil": {}}, r"stages\[0\]\.objective.*write one of .*nll"),
         ("raster", {"nll": {"weight": 1}}, r"stages\[0\]\.objective\.nll: unknown field 'weight'"),
-        ("raster", {"whole_grid": {}}, r"stages\[0\]\.objective: order, net: predicting the whole grid needs"),
         ("vq_ddm", {"nll": {}}, r"stages\[0\]\.objective: 'vq_ddm' has a loss of its own; leave objective out"),
     ],
 )
@@ -73,5 +72,5 @@ def test_a_density_depends_on_the_dataset_alone() -> None:
     step = plan_density("run", MethodConfig(recipe="iwae", args={"latent": 4}, train=TRAIN), dataset)
     assert (step.step, step.kind, step.inputs) == ("train_density", "density", {"dataset": dataset})
     assert step.config["config"]["latent"] == 4
-    with pytest.raises(ConfigError, match="unknown density recipe 'raster'; there are: iwae"):
+    with pytest.raises(ConfigError, match=r"unknown density recipe 'raster'; there are: .*iwae"):
         plan_density("run", MethodConfig(recipe="raster", train=TRAIN), dataset)

@@ -18,10 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from tokenloom.configs.schema import BaseConfig, ClusterConfig, MethodConfig, SampleConfig, identity
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.core.settings import TrainSettings
 from tokenloom.tasks.data.loader import Rows
 from tokenloom.tasks.modalities import signal_of
 from tokenloom.tasks.runtime.checks import check_sharding, check_training, check_warm_start
@@ -203,8 +205,7 @@ def roles_of(step: StepSpec) -> dict[str, Artifact]:
 
 def settings_of(plain: dict[str, Any]) -> TrainSettings:
     """Training settings from their plain form."""
-    optimizer = {**plain["optimizer"], "betas": tuple(plain["optimizer"]["betas"])}
-    return TrainSettings(**{**plain, "optimizer": OptimizerSettings(**optimizer)})
+    return TypeAdapter(TrainSettings).validate_python(plain)
 
 
 def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, run: Run | None, report: Report) -> dict[str, Any]:

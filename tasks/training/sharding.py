@@ -234,7 +234,7 @@ class ShardedState(TrainState):
         whole = {f"model.{name}": tensor for name, tensor in self.weights().items()}
         for phase in cast("list[ShardedOptimizer]", self.phases):
             whole |= {key: _whole(part) for key, part in phase.shards().items()}
-        return whole
+        return whole | {name: _whole(average) for name, average in self._buffer_averages().items()}
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         own = self.model.state_dict()

@@ -103,7 +103,11 @@ class TrainState:
             seen.add(tensor.data_ptr())
         for phase in self.phases:
             tensors |= phase.state()
-        return tensors | {f"ema.buffers.{name}": average for name, average in self._averages.items()}
+        return tensors | self._buffer_averages()
+
+    def _buffer_averages(self) -> dict[str, Tensor]:
+        """The averages of buffers, the same on all workers, by their name in the state."""
+        return {f"ema.buffers.{name}": average for name, average in self._averages.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Take the state after ``step`` steps; raises ``KeyError`` or ``RuntimeError`` when it is another model's."""

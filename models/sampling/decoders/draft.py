@@ -6,12 +6,13 @@ Shapes: B rows, W drafted tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, LayoutError, Tokens
 from tokenloom.models.sampling.chain import ChainSession, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -28,12 +29,10 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
     the large one by ``use_draft_model`` where both are opened.  Samples are distributed exactly as those of the large model alone.
     """
 
+    limits: ClassVar = {"window": Range(1, 4096)}
+
     window: int = 4
     model: Added[str] = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.window <= 4096:
-            raise ConfigError(f"decoder.window={self.window}: must be at least 1 and at most 4096")
 
     def refusal(self, model: Any, sampler: Sampler) -> str | None:
         if (reason := refusal(model, sampler)) is not None:

@@ -6,13 +6,13 @@ Shapes: B rows, W drafted tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, Tokens
 from tokenloom.models.sampling.chain import ChainSession, Outcome, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -31,11 +31,9 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     those of decoding one by one; the fewer calls, the less neighbouring tokens depend on each other.
     """
 
-    window: int = 16
+    limits: ClassVar = {"window": Range(1, 4096)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.window <= 4096:
-            raise ConfigError(f"decoder.window={self.window}: must be at least 1 and at most 4096")
+    window: int = 16
 
     def refusal(self, model: Decodable, sampler: Sampler) -> str | None:
         return refusal(model, sampler)

@@ -36,7 +36,9 @@ MEANINGS = (
     ("fd_", "lower", "Fréchet distance of the feature network's features to the held-out images (not FID: another network)"),
     ("fid_", "lower", "Fréchet Inception distance after another resize than the published evaluators'"),
     ("fid", "lower", "Fréchet Inception distance to the reference images"),
-    ("sfid", "lower", "the same of features by position, which see arrangement"),
+    ("sfid", "lower", "the Fréchet Inception distance of features by position, which see arrangement"),
+    ("sfid_", "lower", "the same after another resize than the published evaluators'"),
+    ("rfid_", "lower", "Fréchet Inception distance of reconstructions after another resize than the published evaluators'"),
     ("rfid", "lower", "Fréchet Inception distance of reconstructed to original held-out images"),
     ("kid_", "lower", "kernel distance to the held-out images, unbiased"),
     ("is_", "higher", "inception score with the feature network as the classifier"),
@@ -83,8 +85,9 @@ TITLES = {
 }
 #: How a leaderboard of images shows its runs.
 COMPARISON = Comparison(
-    headline=("fd_", "fid_", "rfd_"),
+    headline=("fid", "fid_", "fd_", "rfid", "rfid_", "rfd_"),
     columns=(
+        "fid", "fid_", "sfid", "sfid_", "kid", "is", "rfid", "rfid_",
         "fd_", "kid_", "is_", "precision", "recall", "density", "coverage", "recognition", "memorisation_ratio",
         "nll_bits_per_image", "nll_bits_per_dim", "bound_bits_per_dim", "rfd_", "psnr",
         "ssim", "detail", "text", "codebook_use", "codebook_perplexity",
