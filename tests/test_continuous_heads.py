@@ -90,3 +90,18 @@ def test_mar_masks_one_share_a_batch_and_at_least_seven_tenths() -> None:
         shares.append(1 - float(known.float().mean()))
     assert min(shares) >= 0.68
     assert len(set(shares)) > 2
+
+
+@torch.no_grad()
+def test_an_energy_score_is_drawn_from_guided_hidden_states() -> None:
+    torch.manual_seed(0)
+    head = EnergyScore.Config(width=16, depth=1, noise=4).construct(2, 8)
+    for parameter in head.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape)
+    h, null = torch.randn(2, 5, 3, 8)
+
+    def drawn(hidden: Hidden) -> torch.Tensor:
+        return head.draw(hidden, Sampler(), NOW, SampleDraws.of(0, 0, 5)).data
+
+    torch.testing.assert_close(drawn(Hidden(h, null, 1.5)), drawn(Hidden(2.5 * h - 1.5 * null, None, 0.0)))
+    assert not torch.allclose(drawn(Hidden(h, null, 1.5)), drawn(Hidden(h, None, 0.0)), atol=0.01)

@@ -46,6 +46,8 @@ def made(name: str, seed: int = 0, **changes: Any) -> GroupGenerator:
 
 
 def tokens(model: GroupGenerator, seed: int = 1, rows: int = ROWS) -> torch.Tensor:
+    if model.layout.channels:
+        return torch.randn(rows, model.layout.length, model.layout.channels, generator=torch.Generator().manual_seed(seed))
     shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
     return torch.randint(model.layout.vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 

@@ -43,7 +43,7 @@ def dropping(config: Any, rate: float) -> Any:
 def tiny(
     name: str, grids: Grids, rate: float | None = None, spread: float = 0.0, codes: int = CODES, seed: int = 0, **changes: Any
 ) -> Generator:
-    """The tiny model of a recipe on the first layout that it takes: these grids, with two codebooks, or a grid of four.
+    """The tiny model of a recipe on the first layout that it takes: these grids, with two codebooks, a grid of four, or values for codes.
 
     Where its tokenizer has scales, the layout is that of scales up to the side of the grid.
 
@@ -54,6 +54,7 @@ def tiny(
     scaled = {"scales": [1, 2][: grids[0][0]]} if "scales" in inspect.signature(codec.function).parameters else {}
     stands = {"tokenizer": codec.config(dict(codec.tiny) | scaled), "signal": signals.image(4 * grids[0][0], 1)}
     layouts = [TokenLayout(grids=g, vocabulary=codes, codebooks=q) for g, q in ((grids, 1), (grids, 2), (((2, 2),), 1))]
+    layouts.append(TokenLayout(grids=grids, channels=3))
     if scaled:
         layouts = [stands["tokenizer"].build(signal=stands["signal"]).layout]  # type: ignore[attr-defined]
     config = recipe.config(dict(recipe.tiny) | changes)
@@ -80,6 +81,8 @@ def tiny(
 
 
 def some(layout: TokenLayout, rows: int) -> Tensor:
+    if layout.channels:
+        return torch.randn(rows, layout.length, layout.channels, generator=torch.Generator().manual_seed(0))
     shape = (rows, layout.length) + ((layout.codebooks,) if layout.codebooks > 1 else ())
     return torch.randint(layout.vocabulary, shape, generator=torch.Generator().manual_seed(0))
 
@@ -187,6 +190,8 @@ def test_samples_follow_the_guided_distribution(name: str, changes: dict[str, An
 def measured(model: Generator, rows: int = 3000, label: int = 2) -> list[tuple[float, float]]:
     """Weights of guidance and their errors in samples whose weight is one."""
     head = getattr(model, "head", None)
+    if model.layout.channels:
+        pytest.skip("it draws values, which have no counts; what guidance does to them hangs on the head, and is tested with it")
     if isinstance(head, Channelwise):
         pytest.skip("its features are guided, not its logits")
     if isinstance(model, DiscreteState):  # what the noise was does not matter, the condition alone does

@@ -176,7 +176,8 @@ def test_what_is_rolled_back_leaves_no_trace(name: str, shapes: Any) -> None:
         mark = session.mark()
         for ahead in range(group, min(group + 2, session.plan.groups)):  # other tokens, and what follows from them
             proposal = session.verify(session.propose(ahead))
-            session.commit(replace(proposal, data=(proposal.data + 1) % model.layout.vocabulary))
+            other = proposal.data + 1
+            session.commit(replace(proposal, data=other if model.layout.channels else other % model.layout.vocabulary))
         session.rollback(mark)
         step = session.commit(session.verify(session.propose(group)))
         assert torch.equal(step.h_BnD, expected.h_BnD)
