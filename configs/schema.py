@@ -10,22 +10,19 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from tokenloom.configs.evaluation import DENSITY_METRICS as DENSITY_METRICS
+from tokenloom.configs.evaluation import METRICS as METRICS
+from tokenloom.configs.evaluation import TOKENIZER_METRICS as TOKENIZER_METRICS
+from tokenloom.configs.evaluation import EvaluateConfig as EvaluateConfig
+from tokenloom.configs.evaluation import Metric as Metric
+from tokenloom.configs.evaluation import Resize as Resize
 from tokenloom.configs.section import Section as Section
+from tokenloom.configs.series import SeriesConfig as SeriesConfig
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import Added, ConfigError, Execution, Identity
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 
 NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"  # a folder, an experiment and a registered model can have it
-
-
-class SeriesConfig(Section):
-    """How windows are cut from series: ``history`` values that are given and ``horizon`` values to forecast."""
-
-    history: Identity[int] = Field(ge=1, description="values before a forecast")
-    horizon: Identity[int] = Field(ge=1, description="values of a forecast")
-    stride: Identity[int] = Field(1, ge=1, description="values between the starts of two training windows")
-    season: Identity[int] = Field(1, ge=1, description="period of the seasonal naive forecast, in values; 1 repeats the last value")
-    values: Identity[list[str] | None] = Field(None, description="names of the value columns; all numeric ones if not given")
 
 
 class DataConfig(Section):
@@ -231,51 +228,6 @@ class SampleConfig(Section):
     order: Added[Literal["raster", "random", "halton"] | None] = Field(
         None, description="sequence of the positions, of models that may start anywhere"
     )
-
-
-Metric = Literal[
-    "fd", "kid", "is", "precision_recall", "density_coverage", "nll", "recognition", "memorisation", "reconstruction", "text",
-    "mase", "crps", "mse", "sfid"]  # fmt: skip
-#: How images reach the 299 x 299 pixels of the Inception network: as ADM and torch-fidelity, pytorch-fid, or clean-fid do.
-Resize = Literal["tensorflow", "half_pixel", "bicubic"]
-#: What is measured unless the run says otherwise.
-METRICS: tuple[Metric, ...] = ("fd", "precision_recall", "nll", "recognition", "memorisation", "reconstruction", "text")
-#: Those that judge a tokenizer; the others judge samples.
-TOKENIZER_METRICS: tuple[Metric, ...] = ("reconstruction", "text")
-#: Those that judge a density.
-DENSITY_METRICS: tuple[Metric, ...] = ("fd", "kid", "is", "precision_recall", "density_coverage", "nll", "memorisation")
-
-
-class EvaluateConfig(Section):
-    """The evaluation protocol, recorded with every number."""
-
-    samples: Identity[int] = Field(1000, ge=10, description="generated samples, spread evenly over the classes")
-    metrics: Identity[list[Metric]] = Field(default_factory=lambda: list(METRICS), description="what is measured")
-    neighbours: Identity[int] = Field(3, ge=1, description="k of precision/recall and density/coverage")
-    components: Identity[int] = Field(50, ge=1, description="principal components of the pixels that precision/recall use")
-    seed: Identity[int] = 0
-    shard: Identity[int] = Field(250, ge=1, description="samples drawn from one seed; the unit of parallel sampling")
-    features: Identity[str] = Field(
-        "auto",
-        description="auto (a classifier trained on the data: fd_classifier), or inception (fid), which `tokenloom import inception FILE` "
-        "brings into the store",
-    )
-    resize: Added[Resize] = Field("tensorflow", description="how images reach Inception's 299 pixels")
-    reference: Added[str] = Field(
-        "held_out", description="what samples are compared with: held_out, train (all of it), or an ADM reference FILE.npz"
-    )
-    labels: Added[Literal["even", "random"]] = Field("even", description="classes of the samples: in turn, or drawn by the seed")
-
-    @model_validator(mode="after")
-    def _of_the_network(self) -> EvaluateConfig:
-        asked = {
-            "metrics: [sfid]": "sfid" in self.metrics,
-            "resize": self.resize != "tensorflow",
-            "reference": self.reference != "held_out",
-        }
-        if self.features == "auto" and (wrong := [name for name, set_ in asked.items() if set_]):
-            raise ValueError(f"{wrong[0]} goes with features: inception, not with a classifier of the data (features: auto)")
-        return self
 
 
 class RegisterConfig(Section):

@@ -294,3 +294,14 @@ def _normal(words: Tensor) -> Tensor:
     """The inverse normal distribution function at the middle of one of 2^23 equal intervals: never infinite, at most 5.3."""
     # 2u - 1 for u = (k + 1/2) / 2^23 is exact in float32.
     return math.sqrt(2) * torch.erfinv((2 * (words >> 9 & 0x7FFFFF) + 1).float() * 2**-23 - 1)
+
+
+def permutations(length: int, draws: SampleDraws | None, stream: str = "order") -> Tensor:
+    """(B, length) one for each sample, from its own seed.
+
+    Raises:
+        ValueError: a random order was given no draws.
+    """
+    if draws is None:
+        raise ValueError("a random order needs draws")
+    return draws.permutation(stream, 0, length)

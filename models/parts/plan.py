@@ -118,17 +118,6 @@ def grouped(keys: Sequence[tuple[int, ...]], window: int | None = None) -> Plan:
     return Plan(torch.tensor([index]), tuple(sizes), window)
 
 
-def permutations(length: int, draws: SampleDraws | None, stream: str = "order") -> Tensor:
-    """(B, length) one for each sample, from its own seed.
-
-    Raises:
-        ValueError: a random order was given no draws.
-    """
-    if draws is None:
-        raise ValueError("a random order needs draws")
-    return draws.permutation(stream, 0, length)
-
-
 def known_first(plan: Plan, keep_L: Tensor) -> Plan:
     """The plan with the positions of ``keep_L`` as its first group and the others after it, order and group sizes kept."""
     kept_BL = keep_L.to(plan.sequence_BL.device)[plan.sequence_BL]

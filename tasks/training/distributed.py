@@ -325,7 +325,6 @@ def _leave() -> None:
 
 def _read(storage: Storage, path: str) -> dict[str, Any] | None:
     try:
-        content: dict[str, Any] = json.loads(storage.read(path))
-        return content
+        return dict(json.loads(storage.read(path)))
     except (FileNotFoundError, ValueError):
         return None

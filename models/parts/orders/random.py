@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws, permutations
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.fixed import Raster
 from tokenloom.models.parts.orders.sizes import Even, Sizes, rule_of
-from tokenloom.models.parts.plan import Plan, known_first, permutations
+from tokenloom.models.parts.plan import Plan, known_first
 
 
 @dataclass(frozen=True, kw_only=True)

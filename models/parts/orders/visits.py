@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import config
-from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
-from tokenloom.models.parts.plan import permutations
+from tokenloom.models.core.draws import SampleDraws, permutations
+from tokenloom.models.core.layout import LayoutError, TokenLayout
 
 
 class Visit(config.Config, ABC):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws, permutations
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
-from tokenloom.models.parts.plan import Plan, permutations
+from tokenloom.models.parts.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
