@@ -153,7 +153,15 @@ def test_one_fault_of_each_cheap_kind(where: str, tmp_path: Path) -> None:
     ]
     for kind in kinds:
         command += ["--kind", kind]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent.parent, env=os.environ.copy())
+    # Named here, since a safe path (which other tests may have set) leaves out the working directory.
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted(r["kind"] for r in rows) == sorted(kinds)
