@@ -150,7 +150,7 @@ def test_samples_follow_features_of_a_frozen_encoder(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(FrozenEncoder, "__call__", letters)
     ask = ConditionSpec.of(spec(ENCODED)).conditions
     ids = torch.tensor([[0] * 4, [3] * 4])[torch.arange(16) % 2]
-    built = trained(model(ENCODED), ask([TEXTS[i % 2] for i in range(16)]), ids, 120)
+    built = trained(model(ENCODED), ask([TEXTS[i % 2] for i in range(16)]), ids)
     assert isinstance(built.condition, Encoded)
     drawn = built.generate(ask([TEXTS[1]] * 50), Sampler(), SampleDraws.of(0, 0, ask([TEXTS[1]] * 50).rows)).ids
     assert (drawn == 3).float().mean() > 0.9

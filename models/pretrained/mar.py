@@ -14,6 +14,7 @@ from tokenloom.models.core.protocols import Labels, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion, spaced
 from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
+from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.orders import Masked
 from tokenloom.models.parts.plan import Plan
@@ -21,7 +22,7 @@ from tokenloom.models.pretrained.names import Fuse, NameMap, Rename, Rule
 from tokenloom.models.pretrained.options import RECORDED, Options, inert, used
 from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms
 from tokenloom.models.sampling.sampler import Constant, Linear, Schedule
-from tokenloom.models.zoo.generators.mar import blocks, mar
+from tokenloom.models.zoo.generators.mar import mar
 
 FAMILY = "mar"
 
@@ -108,7 +109,7 @@ def config(info: Info) -> GroupGenerator.Config:
 
 def half(c: Mapping[str, Any], name: str) -> Any:
     """The encoder's or the decoder's blocks."""
-    return blocks(c[f"{name}_embed_dim"], c[f"{name}_depth"], c[f"{name}_num_heads"], c["mlp_ratio"])
+    return blocks.vit(c[f"{name}_depth"], c[f"{name}_embed_dim"], c[f"{name}_num_heads"], c["mlp_ratio"])
 
 
 def build(info: Info) -> GroupGenerator:

@@ -62,16 +62,23 @@ class Schedule(config.Config, ABC):
     clock: Clock = "steps"
 
     @abstractmethod
+    def on(self, moment: Moment) -> float:
+        """Value at a moment of decoding."""
+
+
+class ProgressSchedule(Schedule, ABC):
+    """A function of progress."""
+
+    @abstractmethod
     def at(self, progress: float) -> float:
         """Value at this progress, 0 at the start and 1 at the end."""
 
     def on(self, moment: Moment) -> float:
-        """Value at a moment of decoding."""
         return self.at(moment.share(self.clock))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(Schedule, tag="schedule.constant"):
+class Constant(ProgressSchedule, tag="schedule.constant"):
     """The same value at every step."""
 
     def at(self, progress: float) -> float:
@@ -79,7 +86,7 @@ class Constant(Schedule, tag="schedule.constant"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Schedule, tag="schedule.linear"):
+class Linear(ProgressSchedule, tag="schedule.linear"):
     """From ``start`` at the first step to ``value`` at the last (VAR)."""
 
     start: float = 0.0
@@ -89,7 +96,7 @@ class Linear(Schedule, tag="schedule.linear"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerCosine(Schedule, tag="schedule.power_cosine"):
+class PowerCosine(ProgressSchedule, tag="schedule.power_cosine"):
     """``value (1 - cos(pi progress^power)) / 2`` (RAR, arXiv:2411.00776)."""
 
     power: float = 1.0
@@ -99,7 +106,7 @@ class PowerCosine(Schedule, tag="schedule.power_cosine"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fading(Schedule, tag="schedule.fading"):
+class Fading(ProgressSchedule, tag="schedule.fading"):
     """``value (1 - p) (last + span (1 - p))`` at progress p: to nothing at the end.
 
     With last 0.5 and span 0.8 it is the temperature of TiTok's generators (arXiv:2406.07550, released samplers): Gumbel noise of size
@@ -115,7 +122,7 @@ class Fading(Schedule, tag="schedule.fading"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval(Schedule, tag="schedule.interval"):
+class Interval(ProgressSchedule, tag="schedule.interval"):
     """The value while progress is in [``start``, ``end``], else zero (arXiv:2404.07724; LlamaGen's ``cfg_interval`` sets the end)."""
 
     start: float = 0.0
@@ -138,9 +145,6 @@ class Table(Schedule, tag="schedule.table"):
     def __post_init__(self) -> None:
         if not self.factors:
             raise ConfigError("schedule factors=[]: give at least one")
-
-    def at(self, progress: float) -> float:
-        raise NotImplementedError("a table is read by steps: use on()")
 
     def on(self, moment: Moment) -> float:
         return self.value * self.factors[min(moment.step, len(self.factors) - 1)]

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion, Schedule, Spacing, spaced
-from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.base import Head, Predict
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.continuous import ContinuousHead
 from tokenloom.models.parts.heads.denoising_mlp import DenoisingMLP
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.head_sampler import HeadSampler
-from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.sampler import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DiffusionSampler(HeadSampler, tag="head_sampler.diffusion"):
         spaced(self.steps, self.spacing)
 
 
-class Diffusion(DenoisingMLP, Head):
+class Diffusion(DenoisingMLP, ContinuousHead):
     """Gaussian diffusion of a token given its hidden state, by a ``DenoisingMLP``."""
 
     settings = DiffusionSampler
@@ -69,9 +69,7 @@ class Diffusion(DenoisingMLP, Head):
                 raise ConfigError(f"head: {self}: width, frequencies (both even), depth, repeats and scale must be positive")
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Diffusion:
-            if layout.discrete:
-                raise LayoutError("a diffusion head needs continuous tokens, such as those of the recipe kl")
-            return Diffusion(self, layout.channels, width)
+            return Diffusion(self, ContinuousHead.channels_of(layout), width)
 
     def __init__(self, config: Config, channels: int, width: int) -> None:
         self.config, self.process = config, GaussianDiffusion(config.schedule, config.predicts, config.variance)
@@ -100,19 +98,8 @@ class Diffusion(DenoisingMLP, Head):
         output = self(x_t, t_BNR, h_BND.unsqueeze(2).expand(-1, -1, repeats, -1))
         return torch.stack([part.mean(2) for part in self.process.losses(output, x0, noise, x_t, t_BNR).values()]).sum(0)
 
-    def draw(
-        self,
-        hidden: Hidden,
-        sampler: Sampler,
-        moment: Moment,
-        draws: SampleDraws,
-        forced: Tensor | None = None,
-        predict: Predict | None = None,
-    ) -> Drawn:
+    def sample(self, hidden: Hidden, own: DiffusionSampler, moment: Moment, draws: SampleDraws) -> Tensor:
         """Ancestral sampling; guidance mixes what is predicted at each step, not variances (MAR, section 3.4)."""
-        if forced is not None:
-            return Drawn(forced)
-        own = sampler.head if isinstance(sampler.head, DiffusionSampler) else DiffusionSampler()
         shape = (hidden.cond_BND.shape[1], self.enter.in_features)
         x, times = draws.normal("head", moment.step, *shape), spaced(own.steps, own.spacing)
         for i in reversed(range(own.steps)):
@@ -121,4 +108,4 @@ class Diffusion(DenoisingMLP, Head):
             x, log_variance = self.process.back(output, x, times[i], times[i - 1] if i else -1)
             if i:
                 x = x + own.temperature * (0.5 * log_variance).exp() * draws.normal(f"head.{i}", moment.step, *shape)
-        return Drawn(x / self.config.scale)
+        return x / self.config.scale

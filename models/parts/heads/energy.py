@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
-from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.base import Head, Predict
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.continuous import ContinuousHead
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.heads.modulated import ModulatedMLP
 from tokenloom.models.sampling.head_sampler import HeadSampler
-from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.sampler import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class EnergySampler(HeadSampler, tag="head_sampler.energy"):
             raise ConfigError(f"sample.head.temperature={self.temperature}: must be finite and not negative")
 
 
-class EnergyScore(Head):
+class EnergyScore(ContinuousHead):
     """Hidden state and noise to a token, by a residual MLP that the noise modulates; guidance is of the hidden states."""
 
     settings = EnergySampler
@@ -58,9 +58,7 @@ class EnergyScore(Head):
                 raise ConfigError(f"head.alpha={self.alpha}, spread={self.spread}: alpha must be in (0, 2), spread not negative")
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> EnergyScore:
-            if layout.discrete:
-                raise LayoutError("an energy score needs continuous tokens, such as those of the recipe kl")
-            return self.construct(layout.channels, width)
+            return self.construct(ContinuousHead.channels_of(layout), width)
 
     def __init__(self, config: Config, channels: int, width: int) -> None:
         super().__init__()
@@ -92,17 +90,6 @@ class EnergyScore(Head):
         first, second = (self(h, draws.uniform(count, repeats, self.config.noise)) for _ in range(2))
         return -self.score(first, second, target.float().unsqueeze(2)).mean(2)
 
-    def draw(
-        self,
-        hidden: Hidden,
-        sampler: Sampler,
-        moment: Moment,
-        draws: SampleDraws,
-        forced: Tensor | None = None,
-        predict: Predict | None = None,
-    ) -> Drawn:
-        if forced is not None:
-            return Drawn(forced)
-        own = sampler.head if isinstance(sampler.head, EnergySampler) else EnergySampler()
+    def sample(self, hidden: Hidden, own: EnergySampler, moment: Moment, draws: SampleDraws) -> Tensor:
         h = hidden.guided()
-        return Drawn(self(h, draws.uniform("head", moment.step, h.shape[1], self.config.noise), own.temperature))
+        return self(h, draws.uniform("head", moment.step, h.shape[1], self.config.noise), own.temperature)

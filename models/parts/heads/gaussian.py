@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
-from tokenloom.models.parts.drawn import Drawn
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.base import Head, Predict
+from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.continuous import ContinuousHead
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.sampling.head_sampler import HeadSampler
-from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.sampler import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class GaussianSampler(HeadSampler, tag="head_sampler.gaussian"):
             raise ConfigError(f"sample.head.temperature={self.temperature}: must not be negative")
 
 
-class GaussianHead(Head):
+class GaussianHead(ContinuousHead):
     """log p(x | h) = -sum_c [(x_c - m_c)^2 / 2 s_c^2 + log s_c + log(2 pi) / 2], m and log s affine in h; channels are independent."""
 
     likelihood = "exact"
@@ -49,9 +49,7 @@ class GaussianHead(Head):
                 raise ConfigError(f"head.least={self.least}: must be positive")
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> GaussianHead:
-            if layout.discrete:
-                raise LayoutError("a Gaussian head needs continuous tokens, such as those of the recipe series_patches")
-            return GaussianHead(self, layout.channels, width)
+            return GaussianHead(self, ContinuousHead.channels_of(layout), width)
 
     def __init__(self, config: Config, channels: int, width: int) -> None:
         super().__init__()
@@ -71,19 +69,8 @@ class GaussianHead(Head):
         z = (target.float() - mean) / deviation
         return (0.5 * z.square() + deviation.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def draw(
-        self,
-        hidden: Hidden,
-        sampler: Sampler,
-        moment: Moment,
-        draws: SampleDraws,
-        forced: Tensor | None = None,
-        predict: Predict | None = None,
-    ) -> Drawn:
+    def sample(self, hidden: Hidden, own: GaussianSampler, moment: Moment, draws: SampleDraws) -> Tensor:
         """One draw a channel; guidance mixes means, not deviations."""
-        if forced is not None:
-            return Drawn(forced)
-        own = sampler.head if isinstance(sampler.head, GaussianSampler) else GaussianSampler()
         mean, deviation = self.split(hidden.guided(self.out, of=self.channels))
         noise = draws.normal("head", moment.step, *mean.shape[1:]).to(mean)
-        return Drawn(mean + own.temperature * deviation * noise)
+        return mean + own.temperature * deviation * noise

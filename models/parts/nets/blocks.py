@@ -56,6 +56,19 @@ def gpt(depth: int, width: int | None, heads: int | None, dropout: float) -> Tra
     )
 
 
+def vit(depth: int, width: int, heads: int, ratio: float = 4.0, dropout: float = 0.0) -> Transformer.Config:
+    """Blocks of a vision transformer (arXiv:2010.11929), as masked autoencoders have them (MAR, arXiv:2406.11838)."""
+    return Transformer.Config(
+        width=width,
+        depth=depth,
+        heads=heads,
+        norm=PreNorm.Config(kind="layer", eps=1e-6),
+        mlp=GELU.Config(ratio=ratio, form="none"),
+        attention=Attention.Config(bias="qkv"),
+        dropout=dropout,
+    )
+
+
 def var(depth: int, width: int | None, heads: int | None, drop_path: float | None, net: type[N], **own: Any) -> N:
     """VAR's blocks (arXiv:2404.02905): adaLN, GELU, attention by cosine similarity, stochastic depth that grows with the depth.
 

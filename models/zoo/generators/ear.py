@@ -15,9 +15,9 @@ from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.masked import MaskToken
 from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
+from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.sampling.sampler import Linear, Sampler
-from tokenloom.models.zoo.generators.mar import blocks
 from tokenloom.models.zoo.published.mar import EAR
 
 
@@ -50,7 +50,7 @@ def ear(
     return GroupGenerator.Config(
         order=Masked(curve=TruncatedNormal(), decoding=Steps(count=steps), share="batch"),
         feed=MaskToken.Config(prefix=buffer),
-        net=blocks(width, depth, heads, dropout=dropout),
+        net=blocks.vit(depth, width, heads, dropout=dropout),
         head=EnergyScore.Config(width=head_width, depth=head_depth, repeats=repeats, noise=noise, alpha=alpha),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout, slots=buffer),
         sampler=Sampler(guidance=Linear(value=guidance, clock="almost"), head=EnergySampler(temperature=temperature)),

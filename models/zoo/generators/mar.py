@@ -11,31 +11,14 @@ from __future__ import annotations
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.known_values import KnownValues
 from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
-from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
-from tokenloom.models.parts.nets.transformer import Init, Transformer
-from tokenloom.models.parts.norms import PreNorm
 from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.published.mar import MAR
-
-
-def blocks(width: int, depth: int, heads: int, ratio: float = 4.0, dropout: float = 0.0) -> Transformer.Config:
-    """Blocks of a vision transformer, as MAR and what follows it has them."""
-    return Transformer.Config(
-        width=width,
-        depth=depth,
-        heads=heads,
-        norm=PreNorm.Config(kind="layer", eps=1e-6),
-        mlp=GELU.Config(ratio=ratio, form="none"),
-        attention=Attention.Config(bias="qkv"),
-        dropout=dropout,
-        init=Init(std=0.02),
-    )
 
 
 def noise_head(width: int, depth: int, repeats: int) -> Diffusion.Config:
@@ -68,7 +51,7 @@ def mar(
     label_dropout: float = 0.1,
 ) -> GroupGenerator.Config:
     """MAR-B by default: ``depth`` blocks each in encoder and decoder; ``draw_steps`` of the head for each of ``steps``."""
-    half = blocks(width, depth, heads, dropout=dropout)
+    half = blocks.vit(depth, width, heads, dropout=dropout)
     return GroupGenerator.Config(
         order=Masked(curve=TruncatedNormal(), decoding=Steps(count=steps), share="batch"),
         feed=KnownValues.Config(buffer=buffer),

@@ -16,9 +16,10 @@ from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.known_values import KnownValues
 from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.norms import AdaLN, PreNorm
+from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Masked, Steps
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.sampling.sampler import Linear, Sampler
@@ -49,15 +50,7 @@ def tokenbridge_ar(
     label_dropout: float = 0.1,
 ) -> GroupGenerator.Config:
     """The L model by default: ``depth`` blocks each in encoder and decoder, ``inner`` in the head."""
-    half = Transformer.Config(
-        width=width,
-        depth=depth,
-        heads=heads,
-        norm=PreNorm.Config(kind="layer", eps=1e-6),
-        mlp=GELU.Config(form="none"),
-        attention=Attention.Config(bias="qkv"),
-        dropout=dropout,
-    )
+    half = blocks.vit(depth, width, heads, dropout=dropout)
     channel = Transformer.Config(
         width=inner_width,
         depth=inner,
