@@ -165,5 +165,3 @@ def in_blocks(layout: TokenLayout, blocks: int, shape: Literal["squares", "runs"
     if side * side != size or rows % side or columns % side or layout.frames > 1:
         raise ConfigError(f"blocks={blocks}: {size} tokens each are no squares that tile {rows}x{columns}; use shape: runs")
     return position.view(rows // side, side, columns // side, side).transpose(1, 2).flatten()
-
-
