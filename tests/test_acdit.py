@@ -13,8 +13,8 @@ from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.layout import TokenLayout
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion
-from tokenloom.models.parts.solvers import Solver, solve
 from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.sampling.solvers import Solver, solve
 from tokenloom.models.zoo.generators.acdit.module import ACDiT, in_blocks
 
 LAYOUT = TokenLayout(grids=((4, 4),), channels=3)

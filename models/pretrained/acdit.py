@@ -16,11 +16,11 @@ from tokenloom.models.core.protocols import Conditions, Labels
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.mlp import GELU
 from tokenloom.models.parts.similarity import Normed, Scaled
-from tokenloom.models.parts.solvers import times_of
 from tokenloom.models.pretrained.names import NameMap, Rename
 from tokenloom.models.pretrained.options import Options, inert, used
 from tokenloom.models.pretrained.parity import ReplayedSamples, calls_of, gradient_norms, paired, reorder
 from tokenloom.models.sampling.sampler import Constant, Sampler
+from tokenloom.models.sampling.solvers import times_of
 from tokenloom.models.zoo.generators.acdit.module import ACDiT, SolverSampler
 from tokenloom.models.zoo.generators.acdit.net import skip_causal
 from tokenloom.models.zoo.generators.acdit.recipe import acdit

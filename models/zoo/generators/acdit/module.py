@@ -20,9 +20,9 @@ from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
-from tokenloom.models.parts.solvers import Solver, solve, times_of
 from tokenloom.models.sampling.head_sampler import HeadSampler
 from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.solvers import Solver, solve, times_of
 from tokenloom.models.zoo.generators.acdit.net import SkipCausal, rotary
 
 
