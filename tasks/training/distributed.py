@@ -86,8 +86,7 @@ def plan_generator(
     if made_by != tokenizer.fingerprint:
         raise ConfigError(f"tokens {tokens.id} were made by tokenizer {made_by}, not by {tokenizer.id}: extract them again")
     inputs = {"tokens": tokens, "tokenizer": tokenizer, **start}
-    assert config.recipe is not None, "a generator in use is not trained"
-    spec = plan_training("generator", name, config.recipe, config.args, config.set, config.train, inputs)
+    spec = plan_training("generator", name, config.recipe or "", config.args, config.set, config.train, inputs)
     return spec if sample is None else replace(spec, notes={**spec.notes, "sample": identity(sample)})
 
 
