@@ -37,6 +37,15 @@ class CosineCurve(Curve, tag="curve.cosine"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptCosine(Curve, tag="curve.kept_cosine"):
+    """``1 - cos(pi u / 2)``, u = 1 - t being the share of the noise: what is kept falls as a cosine from data to noise, so that the first
+    steps of the noise change little (multinomial diffusion, arXiv:2102.05379; VQ-DDM)."""
+
+    def masked(self, t: float) -> float:
+        return 1 - math.cos(math.pi / 2 * (1 - t))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arccos(Curve, tag="curve.arccos"):
     """``arccos(t) / (pi / 2)``: most positions in the last steps."""
 
