@@ -19,6 +19,7 @@ from tokenloom.models.core.protocols import Batch, Conditions, Generator, Labels
 from tokenloom.models.generators.discrete_state import DiscreteState
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import Conditioner, condition_of
+from tokenloom.models.parts.feeds.markov import MaskedScales
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
@@ -245,9 +246,12 @@ def test_guided_bursts_are_distributed_as_guided_one_by_one_decoding() -> None:
 @pytest.mark.parametrize("name", CHOOSING)
 def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(name: str) -> None:
     rows, length = 4, 4
-    steps_of = {"steps": 3} if "steps" in inspect.signature(registry.get(name).function).parameters else {}
+    three: dict[str, Any] = {"steps": 3, "schedule": ((1, 1, 2),)}
+    steps_of = {key: value for key, value in three.items() if key in inspect.signature(registry.get(name).function).parameters}
     model = tiny(name, ((2, 2),), spread=0.15, **steps_of)
     assert isinstance(model, GroupGenerator)
+    masked = model.feed.passes == "whole" or isinstance(model.feed, MaskedScales)
+    window = model.order.decode(model.layout, 1, SampleDraws.of(0, 0, 1)).window
     labels = Labels(torch.arange(rows) % CLASSES)
     steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, labels.rows)))
     assert len(steps) >= 3
@@ -260,8 +264,8 @@ def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(na
         known = torch.zeros(rows, length, dtype=torch.bool).scatter(1, order[:, :done], True)
         for place in range(length):
             open_B = ~known[:, place]
-            if model.feed.passes == "whole":  # all positions at once, from those known
-                plan, read = Plan(torch.arange(length)[None], (length,), known_BL=known), place
+            if masked:  # all positions at once, from those known
+                plan, read = Plan(torch.arange(length)[None], (length,), window, known_BL=known), place
             else:  # a chain in which this position comes next
                 key = 2 * (~known).long()
                 key[:, place] -= 1

@@ -121,6 +121,24 @@ class Steps(Sizes, tag="sizes.steps"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts(Sizes, tag="sizes.parts"):
+    """Successive group sizes for each number of positions that they sum to; any other number is one group.
+
+    HMAR's published schedule is ``((1, 3), (1, 1, 2, 5))``: a grid of four positions in two steps, one of nine in four, all others whole.
+    """
+
+    parts: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        sums = [sum(part) for part in self.parts]
+        if any(size < 1 for part in self.parts for size in part) or len(set(sums)) < len(sums) or 0 in sums:
+            raise ConfigError(f"sizes.parts={[list(part) for part in self.parts]}: give positive sizes, one cut for each number of positions")
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        return next((part for part in self.parts if sum(part) == length), (length,))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Count(Sizes, tag="sizes.count"):
     """``count`` steps by the order's own rule, along a cosine where that rule knows no number of steps."""
 
