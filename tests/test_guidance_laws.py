@@ -245,33 +245,34 @@ def test_guided_bursts_are_distributed_as_guided_one_by_one_decoding() -> None:
 
 @pytest.mark.parametrize("name", CHOOSING)
 def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(name: str) -> None:
-    rows, length = 4, 4
+    rows = 4
     three: dict[str, Any] = {"steps": 3, "schedule": ((1, 1, 2),)}
     steps_of = {key: value for key, value in three.items() if key in inspect.signature(registry.get(name).function).parameters}
     model = tiny(name, ((2, 2),), spread=0.15, **steps_of)
     assert isinstance(model, GroupGenerator)
-    masked = model.feed.passes == "whole" or isinstance(model.feed, MaskedScales)
-    window = model.order.decode(model.layout, 1, SampleDraws.of(0, 0, 1)).window
+    length, scales = model.layout.length, isinstance(model.feed, MaskedScales)
     labels = Labels(torch.arange(rows) % CLASSES)
     steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, labels.rows)))
     assert len(steps) >= 3
-    order = torch.cat([step.place_Bn for step in steps], dim=1)
+    order = torch.cat([step.place_Bn.expand(rows, -1) for step in steps], dim=1)
     assert bool((order.sort(1).values == torch.arange(length)).all())
     data = torch.zeros_like(order).scatter(1, order, torch.cat([step.data for step in steps], dim=1))
-    done = 0
+    decoded, done = model.order.decode(model.layout, rows, SampleDraws.of(0, 0, rows)), 0
     for step in steps:
-        assert torch.equal(step.data, step.drawn.gather(1, step.place_Bn))
+        among = decoded.candidates(step.group)[0].tolist()
+        assert torch.equal(step.data, step.drawn.gather(1, step.place_Bn - among[0]))
         known = torch.zeros(rows, length, dtype=torch.bool).scatter(1, order[:, :done], True)
-        for place in range(length):
+        for at, place in enumerate(among):
             open_B = ~known[:, place]
-            if masked:  # all positions at once, from those known
-                plan, read = Plan(torch.arange(length)[None], (length,), window, known_BL=known), place
+            if model.feed.passes == "whole" or scales:  # all positions at once, from those known
+                sizes = model.layout.scale_sizes if scales else (length,)
+                plan, read = Plan(torch.arange(length)[None], sizes, decoded.window, known_BL=known), place
             else:  # a chain in which this position comes next
                 key = 2 * (~known).long()
                 key[:, place] -= 1
                 plan, read = Plan(torch.cat([order[:, :done], key.argsort(1)[:, done:]], dim=1), (1,) * length), done
             with torch.no_grad():
                 taught = model(data, labels, plan)[:, read]
-            torch.testing.assert_close(step.h_BnD[open_B, place], taught[open_B], atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(step.h_BnD[open_B, at], taught[open_B], atol=2e-5, rtol=1e-5)
         done += step.place_Bn.shape[1]
     assert done == length
