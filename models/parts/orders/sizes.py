@@ -132,7 +132,9 @@ class Parts(Sizes, tag="sizes.parts"):
     def __post_init__(self) -> None:
         sums = [sum(part) for part in self.parts]
         if any(size < 1 for part in self.parts for size in part) or len(set(sums)) < len(sums) or 0 in sums:
-            raise ConfigError(f"sizes.parts={[list(part) for part in self.parts]}: give positive sizes, one cut for each number of positions")
+            raise ConfigError(
+                f"sizes.parts={[list(part) for part in self.parts]}: give positive sizes, one cut for each number of positions"
+            )
 
     def cut(self, length: int) -> tuple[int, ...]:
         return next((part for part in self.parts if sum(part) == length), (length,))

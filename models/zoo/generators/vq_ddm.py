@@ -3,9 +3,9 @@
 New: all tokens are refined together from uniformly random codes to data, each step seeing the whole image; in-painting
 needs no training, since known tokens are shown with the noise of the step.  Of a token's value ``cos(pi u / 2)`` is kept at the share u
 of the noise.  The codebook is small and evenly used: a large one is rebuilt and fine-tuned first (ReFiT, the tokenizer ``vq_refit``).
-Differs: a transformer with adaptive norms that predicts the data, not the noise; the reverse step sums over all data (as D3PM, arXiv:2107.03006), so that a perfect
-prediction of the data is a perfect reverse step; the number of steps may be changed when sampling; class labels.  The
-likelihood is bounded by the loss, not known.
+Differs: a transformer with adaptive norms that predicts the data, not the noise; the reverse step sums over all data (as D3PM,
+arXiv:2107.03006), so that a perfect prediction of the data is a perfect reverse step; the number of steps may be changed when sampling;
+class labels.  The likelihood is bounded by the loss, not known.
 Run: tokenloom run smoke_vq_ddm
 Expect: on CelebA-HQ, LSUN and ImageNet the quality of VQ-GAN's transformer at less cost in the paper.
 """

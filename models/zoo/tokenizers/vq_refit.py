@@ -53,7 +53,9 @@ class Refit(Autoencoder):
             quantizer = getattr(base, "quantizer", None)
             if not isinstance(base, Autoencoder.Config) or not isinstance(quantizer, VQ.Config):
                 found = "none is given" if base is None else f"{type(base).__qualname__} has none"
-                raise ConfigError(f"tokenizer: this tokenizer rebuilds the codebook of its base, and {found}; give tokenizer.base.recipe: vq")
+                raise ConfigError(
+                    f"tokenizer: this tokenizer rebuilds the codebook of its base, and {found}; give tokenizer.base.recipe: vq"
+                )
             book = replace(quantizer.codebook, codes=self.codes, start=self.start)
             return Refit(replace(base, quantizer=replace(quantizer, codebook=book)), signal, **given)
 
