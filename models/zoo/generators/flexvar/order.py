@@ -74,7 +74,7 @@ class DrawnScales(Order, tag="order.drawn_scales", label="scales, drawn"):
             return self._of(layout, self._scheduled(layout))
         if not isinstance(sizes, Steps | Count) or not 2 <= sizes.count <= len(layout.grids):
             raise ConfigError(
-                f"sample.steps={getattr(sizes, 'count', sizes)}: these tokens have {len(layout.grids)} grids, of which at least 2 are taken; "
+                f"sample.steps={getattr(sizes, 'count', sizes)}: there are {len(layout.grids)} grids, of which at least 2 are taken; "
                 "store more (tokenizer.args.scales), or ask for fewer steps"
             )
         for schedule in self.schedules:
