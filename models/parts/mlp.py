@@ -48,13 +48,14 @@ class SwiGLU(MLP):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         hidden = -(-int(config.multiplier * int(2 * config.ratio * width / 3)) // config.multiple_of) * config.multiple_of
-        bias, self.act = config.bias == "all", {"silu": F.silu, "gelu": F.gelu}[config.act]
+        bias, self.act = config.bias == "all", config.act
         self.gate = nn.Linear(width, hidden, bias=bias)
         self.up = nn.Linear(width, hidden, bias=bias)
         self.out = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.act(self.gate(x)) * self.up(x))
+        gate = self.gate(x)
+        return self.out((F.silu(gate) if self.act == "silu" else F.gelu(gate)) * self.up(x))
 
 
 class GELU(MLP):

@@ -45,7 +45,7 @@ class Halves(SlotNet):
 
     def __init__(self, config: Config, layout: TokenLayout) -> None:
         super().__init__()
-        self.first, self.second = config.first.build(layout), config.second.build(layout)
+        self.first, self.second, self.depth = config.first.build(layout), config.second.build(layout), config.first.depth
         self.between = nn.Linear(config.width, config.width)
         nn.init.xavier_uniform_(self.between.weight)
         nn.init.zeros_(self.between.bias)
@@ -64,7 +64,7 @@ class Halves(SlotNet):
         draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D)."""
-        depth = len(self.first.attention)
+        depth = self.depth
         own, other = (None, None) if cache is None else (cache[:depth], cache[depth:])
         visibility = Transformer.evaluated(visibility, slots.x_BSD, own)
         h = self.between(self.first(slots, visibility, cond, own, draws)) + self.position[slots.position_BS]
