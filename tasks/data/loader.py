@@ -73,6 +73,7 @@ class Loader:
         if self.augmentation is not None:
             check_augmentation(rows)
         self._pool: ThreadPoolExecutor | None = None
+        self._rows = len(rows)
         self.held = self._held()
         self._ragged, self.longest = False, 0
         self._captions, self._features = list[Captions](), list[Features]()
@@ -100,8 +101,7 @@ class Loader:
     @property
     def works(self) -> bool:
         """Whether a batch takes more than a gather, so that it is better made ahead of the step."""
-        done = isinstance(self.held, Flat) and bool(self.held.done.all())
-        return not done or self.augmentation is not None
+        return not self.held.complete or self.augmentation is not None
 
     @property
     def fits(self) -> bool:
@@ -151,7 +151,7 @@ class Loader:
             )
 
     def __len__(self) -> int:
-        return int(self.held.starts[-1])
+        return self._rows
 
     def indices(self, seed: int, step: int, batch: int, window: int = 0) -> NDArray[np.int64]:
         """Rows of the global batch of a step (``order.indices``)."""
@@ -172,7 +172,7 @@ class Loader:
 
     def stored(self, idx: NDArray[np.int64], draws: Draws | None = None) -> Batch:
         """The same with items as they are stored (B, *shape, C), which are a quarter of the signal's size."""
-        idx = np.asarray(idx, np.int64)
+        idx = np.ascontiguousarray(idx, np.int64)
         data, label_B = self._gather(idx, draws)
         conditions = Conditions({name: self._condition(name, idx, label_B) for name in self.rows.conditions})
         if self.layout is not None:
@@ -185,9 +185,9 @@ class Loader:
         assert isinstance(self.held, Flat), "tokens and conditions are held in arrays"
         return self.held
 
-    def _condition(self, name: str, idx: NDArray[np.int64], label_B: NDArray[np.int32]) -> Condition:
+    def _condition(self, name: str, idx: NDArray[np.int64], label_B: NDArray[np.int64]) -> Condition:
         if name == Labels.name:
-            return Labels(torch.from_numpy(label_B.astype(np.int64)))
+            return Labels(torch.from_numpy(label_B))
         owner = self.held.owner(idx)
         at = list(zip(owner.tolist(), (idx - self.held.starts[owner]).tolist()))
         if name in self._columns:
@@ -203,17 +203,17 @@ class Loader:
 
     def items(self, idx: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The stored items (B, …) and labels int64 (B,), for metrics and pictures."""
-        data, label_B = self._gather(np.asarray(idx, np.int64), None)
-        return data, label_B.astype(np.int64)
+        data, label_B = self._gather(np.ascontiguousarray(idx, np.int64), None)
+        return data, label_B
 
-    def _gather(self, idx: NDArray[np.int64], draws: Draws | None) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        if idx.size and (idx.min() < 0 or idx.max() >= len(self)):
+    def _gather(self, idx: NDArray[np.int64], draws: Draws | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        if idx.size and int(idx.view(np.uint64).max()) >= len(self):  # a negative one is very large
             raise IndexError(f"rows {idx.min()} to {idx.max()} of {len(self)}")
-        if not (isinstance(self.held, Flat) and self.held.done.all()):
+        if not self.held.complete:
             self.bring(np.unique(self.held.owner(idx)).tolist())
-        stored, label_B = self.held.gather(idx) if isinstance(self.held, (Flat, Encoded)) else ([], np.zeros(0, np.int32))
+        stored, label_B = self.held.gather(idx)
         if self.layout is not None:
-            return stored, label_B
+            return np.asarray(stored), label_B
         varied = self.augmentation if draws is not None else None
         u_BN = draws.uniform(self.modality.draws).numpy() if draws is not None and varied is not None else None
         return self.modality.items(stored, self.rows.shape, varied, u_BN, self.pool), label_B
