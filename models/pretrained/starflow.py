@@ -182,9 +182,7 @@ def names(info: Info) -> NameMap:
     rules = []
     for i, heads in enumerate([queries] * (m["num_blocks"] - 1) + [last]):
         ways = paired(heads + (kv or heads), of=heads + 2 * (kv or heads)) if m["hf_style_rope"] else (None, None)
-        rules.append(
-            Rename(f"blocks.{i}.attn_blocks.{{j}}.attention.qkv.{{p}}", f"flows.{i}.net.attention.{{j}}.qkv.{{p}}", *ways)
-        )
+        rules.append(Rename(f"blocks.{i}.attn_blocks.{{j}}.attention.qkv.{{p}}", f"flows.{i}.net.attention.{{j}}.qkv.{{p}}", *ways))
     each = paired(1) if m["hf_style_rope"] else (None, None)
     maps = {"gate_proj": "gate", "up_proj": "up", "down_proj": "out"} if m["use_swiglu"] else {"main.0": "up", "main.2": "out"}
     return NameMap(

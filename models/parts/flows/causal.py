@@ -51,8 +51,8 @@ class Grid(NamedTuple):
 
 
 def rotary(grid: Grid, text: int, reach: int, head_width: int, axes: Literal[2, 3], like: Tensor) -> Tensor:
-    """(1, 1, T + L, E/2, 2) tables: rows and columns are spread over a square grid of ``reach``; on the third axis stand text, spread alike,
-    and frames."""
+    """(1, 1, T + L, E/2, 2) tables: rows and columns are spread over a square grid of ``reach``; on the third axis stand text, spread
+    alike, and frames."""
     side = math.sqrt(grid.frame)
     y, x = (torch.arange(n, device=like.device) / side * reach for n in (grid.rows, grid.columns))
     rows = [c.flatten().repeat(max(1, grid.frames)) for c in torch.meshgrid(y, x, indexing="ij")]

@@ -47,8 +47,8 @@ class STARFlow(protocols.Generator):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="model.starflow"):
-        """``flows`` from the data to the prior (None: the identity); ``top``: the direction of the topmost, which alternate; ``reversal`` of
-        the whole sequence or within each frame; ``local``: the flows below the topmost see one frame.  ``noise`` is added in
+        """``flows`` from the data to the prior (None: the identity); ``top``: the direction of the topmost, which alternate; ``reversal``
+        of the whole sequence or within each frame; ``local``: the flows below the topmost see one frame.  ``noise`` is added in
         training; ``norm`` weighs the mean squares of what enters the flows; ``reach``: side of the grid of rotary positions (0: the
         layout's)."""
 
@@ -112,9 +112,7 @@ class STARFlow(protocols.Generator):
         p = self.config.patch
         return x_BNP.unflatten(2, (p, p, -1)).unflatten(1, (-1, grid.rows, grid.columns)).transpose(3, 4).flatten(1, 5)
 
-    def forward(
-        self, x_BNP: Tensor, text_BTW: Tensor | None, grid: Grid | None = None
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    def forward(self, x_BNP: Tensor, text_BTW: Tensor | None, grid: Grid | None = None) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         """What enters the flows and, last, z, each (B, N, P); log-determinants of all values, of a flow's own order; hidden states of the
         condition on top."""
         grid, x, found, logs, text = grid or self.grid, x_BNP, [x_BNP], [], None
