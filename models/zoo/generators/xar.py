@@ -35,7 +35,7 @@ def half(depth: int, width: int, heads: int, ratio: float = 4.0, dropout: float 
         depth=depth,
         heads=heads,
         norm=AdaLN.Config(kind="plain_rms", final="rms", last="plain", eps=1e-6),
-        mlp=SwiGLU.Config(ratio=ratio, multiple_of=1, bias="all", act="gelu"),
+        mlp=SwiGLU.Config(ratio=ratio, multiple_of=1, bias="yes", act="gelu"),
         attention=Attention.Config(bias="qkv"),
         rope=Rope.Config(),
         dropout=dropout,
