@@ -23,7 +23,7 @@ from tokenloom.models.parts.norms import AdaLN
 from tokenloom.models.parts.orders import Cells, Scales, Subsamples
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.sampling.sampler import Linear, Sampler
-from tokenloom.models.zoo.published.xar import XAR
+from tokenloom.models.zoo.published.continuous.xar import XAR
 
 Entity = Literal["cell", "subsample", "scale"]
 
