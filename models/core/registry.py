@@ -158,11 +158,31 @@ def register(
 
 
 @cache
+def _modules() -> tuple[str, ...]:
+    """Names of the modules of the zoo's rooms, without importing them: a recipe stands in the one of its name."""
+    import tokenloom.models.zoo
+
+    rooms = [room.name for room in pkgutil.iter_modules(tokenloom.models.zoo.__path__) if room.ispkg]
+    paths = {f"tokenloom.models.zoo.{room}": [f"{path}/{room}" for path in tokenloom.models.zoo.__path__] for room in rooms}
+    return tuple(f"{room}.{module.name}" for room, path in paths.items() for module in pkgutil.iter_modules(path))
+
+
+@cache
 def _discover() -> None:
+    """Import the whole zoo."""
     import tokenloom.models.zoo
 
     for module in pkgutil.walk_packages(tokenloom.models.zoo.__path__, "tokenloom.models.zoo."):
         importlib.import_module(module.name)
+
+
+def _find(name: str) -> None:
+    """Import what registers this name: the module of its name, or the whole zoo where that has not got it."""
+    for path in [path for path in _modules() if path.rpartition(".")[2] == name]:
+        for module in pkgutil.walk_packages(getattr(importlib.import_module(path), "__path__", ()), f"{path}."):
+            importlib.import_module(module.name)
+    if name not in _RECIPES:
+        _discover()
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -177,7 +197,8 @@ def get(name: str, kind: str | None = None) -> Recipe:
     Raises:
         ConfigError: unknown name or wrong kind, with the names that exist.
     """
-    _discover()
+    if name not in _RECIPES:
+        _find(name)
     if name not in _RECIPES or kind not in (None, _RECIPES[name].kind):
         what = f"{kind} recipe" if kind else "recipe"
         raise ConfigError(f"unknown {what} {name!r}; there are: {', '.join(names(kind))}")
