@@ -40,6 +40,12 @@ class Shard:
     rows: int
     sha256: str
     size: int
+    numbering: int | None = None  # which of ``Rows.numberings`` its labels follow, if they are not the dataset's own
+
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> Shard:
+        """A shard as a record notes it, among other things."""
+        return cls(**{name: noted[name] for name in cls.__dataclass_fields__ if name in noted})
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Rows:
     length: int | None = None
     encoder: dict[str, Any] | None = None
     modality: str = "image"
+    numberings: tuple[tuple[int, ...], ...] = ()  # of classes in shards of an earlier dataset: the number now of each number then
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -67,10 +74,12 @@ class Rows:
     @classmethod
     def of(cls, notes: Mapping[str, Any], store: str, split: str) -> Rows:
         """The rows of a split, from the notes of a dataset's or tokens' record."""
-        shards = tuple(Shard(**{k: s[k] for k in Shard.__dataclass_fields__}) for s in notes["shards"] if s["split"] == split)
+        shards = tuple(Shard.of(s) for s in notes["shards"] if s["split"] == split)
         layout = notes.get("layout")
         modality = modalities.kind_of(notes)
-        return cls("tokens" if layout else "signals", store, shards, len(notes["classes"]), layout, modality=modality)
+        numberings = tuple(tuple(numbers) for numbers in notes.get("numberings", ()))
+        kind: Literal["signals", "tokens"] = "tokens" if layout else "signals"
+        return cls(kind, store, shards, len(notes["classes"]), layout, modality=modality, numberings=numberings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -79,7 +88,23 @@ class Rows:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rows:
         """Inverse of ``to_dict``."""
-        return cls(**{**data, "shards": tuple(Shard(**shard) for shard in data["shards"]), "conditions": tuple(data["conditions"])})
+        plain = {**data, "conditions": tuple(data["conditions"]), "numberings": tuple(tuple(n) for n in data.get("numberings", ()))}
+        return cls(**plain | {"shards": tuple(Shard(**shard) for shard in data["shards"])})
+
+    def labels(self, shard: Shard, number_N: np.ndarray, where: str) -> np.ndarray:
+        """Class numbers (N,) of this split, of the numbers in a shard.
+
+        Raises:
+            ArtifactError: a number without a class.
+        """
+        label_N, most = number_N, self.classes
+        if shard.numbering is not None and number_N.size:
+            now = np.array(self.numberings[shard.numbering], np.int32)
+            most = len(now)
+            label_N = now[np.clip(number_N, 0, most - 1)]
+        if number_N.size and (number_N.min() < 0 or number_N.max() >= max(1, most) or label_N.min() < 0):
+            raise ArtifactError(f"{where}: labels from {number_N.min()} to {number_N.max()}, there are {most} classes")
+        return label_N
 
 
 @lru_cache(maxsize=2)
@@ -139,10 +164,8 @@ class Loader:
         self._columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for shard in rows.shards:
             folder = _open(storage, shard, rows, self.layout, Path(cache))
-            data, labels = map_array(folder / "data.npy"), np.load(folder / "labels.npy")
-            if labels.size and (labels.min() < 0 or labels.max() >= max(1, rows.classes)):
-                where = storage.uri(shard.path)
-                raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {rows.classes} classes")
+            data = map_array(folder / "data.npy")
+            labels = rows.labels(shard, np.load(folder / "labels.npy"), storage.uri(shard.path))
             self._data.append(np.asarray(data))  # a map makes a map of each selection: slow
             self._labels.append(labels)
             self._lengths.append(np.load(folder / "lengths.npy") if (folder / "lengths.npy").exists() else None)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Image(Modality):
     """Signals (B, C, H, W) in [-1, 1]; see ``fit.py`` for how a raw image is made to fit."""
 
-    kind = "image"
+    kind, noun = "image", "images"
     measured, meanings, comparison = MEASURED, MEANINGS, COMPARISON
     columns = (("image", pa.binary()),)
 
