@@ -57,7 +57,11 @@ def hub_source(where: str, wanted: Wanted) -> Source:
     def digest(_: Entry) -> str:
         whole = hashlib.sha256()
         for row in range(len(table)):
-            whole.update(hashlib.sha256(repr((labels[row], texts[row])).encode("utf-8", "surrogatepass") + _cell(read, row)).digest())
+            whole.update(
+                hashlib.sha256(
+                    repr((labels[row], texts[row])).encode("utf-8", "surrogatepass") + attempted(partial(_cell, read, row))
+                ).digest()
+            )
         return whole.hexdigest()
 
     found = sorted({name for name in labels if name is not None}, key=natural)
