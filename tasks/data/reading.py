@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 Content = TypeVar("Content")
 #: Seconds to wait before each further attempt.
@@ -53,7 +54,7 @@ def said(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> io.BufferedReader:
     """A file, open for reading; raises ``ReadError``."""
     return attempted(lambda: open(path, "rb"))
 

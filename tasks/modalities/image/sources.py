@@ -186,8 +186,8 @@ def idx(where: str) -> Source:
     entries, classes = [], set()
     for name, paths in pairs.items():
         parts = [_entry(path) for path in paths]
-        times = {"mtime": max(e.mtime for e in parts), "ctime": max(e.ctime for e in parts)}
-        entries.append(Entry(name, sum(e.size for e in parts), **times))
+        latest = max(e.mtime for e in parts), max(e.ctime for e in parts)
+        entries.append(Entry(name, sum(e.size for e in parts), latest[0], ctime=latest[1]))
         classes |= set(np.unique(read_idx(paths[1])).tolist())
     return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest)
 
