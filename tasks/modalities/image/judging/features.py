@@ -84,8 +84,7 @@ def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit:
 
 def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
     notes = store.record(dataset).notes
-    parts = [Rows.of(notes, store.uri, split) for split in splits]
-    rows = replace(parts[0], shards=tuple(shard for part in parts for shard in part.shards))
+    rows = Rows.of(notes, store.uri, *splits)
     total = len(rows)
     index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
     return rows, index
