@@ -17,7 +17,7 @@ import torch
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import seed_of
-from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels, Text, TextFeatures, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels, Text, TextFeatures, TokenLayout, Tokens, Values
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.arrays import map_array, whole, write_arrays
 from tokenloom.tasks.data.captions import Captions, Features, feature_batch, of_shard, text_batch
@@ -188,13 +188,27 @@ class Loader:
     def _condition(self, name: str, idx: np.ndarray, label_B: np.ndarray) -> Condition:
         if name == Labels.name:
             return Labels(torch.from_numpy(label_B.astype(np.int64)))
+        if name in self._columns:
+            return self.column(name, idx)
         owner = np.searchsorted(self._starts, idx, side="right") - 1
         at = list(zip(owner.tolist(), (idx - self._starts[owner]).tolist()))
-        if name in self._columns:
-            return values_of([(self._columns[name][i][0][row], bool(self._columns[name][i][1][row])) for i, row in at], self.modality)
         if name == Text.name:
             return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
         return feature_batch([(self._features[i], row) for i, row in at])
+
+    def column(self, name: str, idx: np.ndarray) -> Values:
+        """A further column of the rows at these positions (of rows that hold this condition)."""
+        owner = np.searchsorted(self._starts, idx, side="right") - 1
+        at = zip(owner.tolist(), (idx - self._starts[owner]).tolist())
+        return values_of([(self._columns[name][i][0][row], bool(self._columns[name][i][1][row])) for i, row in at], self.modality)
+
+    def given(self, name: str) -> np.ndarray:
+        """Which rows have that column: (N,) bool."""
+        return np.concatenate([given for _, given in self._columns[name]])
+
+    def labels(self) -> np.ndarray:
+        """The labels of all rows: (N,) int64."""
+        return np.concatenate(self._labels).astype(np.int64)
 
     def captions(self) -> Iterator[str]:
         """The captions of all rows in order, empty where there is none (of rows that read text)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig, identity
-from tokenloom.tasks.data.conditions import check_captions
+from tokenloom.tasks.data.conditions import check_captions, check_columns
 from tokenloom.tasks.evaluation.evaluate import draft_model
 from tokenloom.tasks.runtime.checks import check_generator
 from tokenloom.tasks.steps import ingest, train_tokenizer
@@ -41,7 +41,7 @@ def run(context: Context, inputs: Inputs) -> Outcome:
 
 
 def check(context: Context, planned: Mapping[str, Planned]) -> None:
-    """Build the generator without memory on what the tokenizer will give, and look at the captions that it needs."""
+    """Build the generator without memory on what the tokenizer will give, and look at the captions and columns that it needs."""
     spec, layout = train_tokenizer.checked(context, planned)
     mine = planned["generator"].spec
     start = mine.inputs.get("warm_start") if mine else None
@@ -50,6 +50,7 @@ def check(context: Context, planned: Mapping[str, Planned]) -> None:
     drafting = None if draft is None else context.store.record(draft).notes["spec"]
     check_generator(context.config, ingest.classes(context, planned), spec, layout, warm, drafting)
     check_captions(context.config)
+    check_columns(context.config)
 
 
 TRAIN_GENERATOR = Step("train_generator", "generator", "Train the generator on the tokens.", needs, plan, run, check)
