@@ -6,7 +6,7 @@ Every field is marked ``Identity`` (it shapes an artifact and enters its fingerp
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -16,13 +16,16 @@ from tokenloom.configs.evaluation import TOKENIZER_METRICS as TOKENIZER_METRICS
 from tokenloom.configs.evaluation import EvaluateConfig as EvaluateConfig
 from tokenloom.configs.evaluation import Metric as Metric
 from tokenloom.configs.evaluation import Resize as Resize
+from tokenloom.configs.methods import BaseConfig as BaseConfig
+from tokenloom.configs.methods import GeneratorConfig as GeneratorConfig
+from tokenloom.configs.methods import MethodConfig as MethodConfig
+from tokenloom.configs.methods import StageConfig as StageConfig
+from tokenloom.configs.methods import TokenizerConfig as TokenizerConfig
+from tokenloom.configs.section import NAME as NAME
 from tokenloom.configs.section import Section as Section
 from tokenloom.configs.series import SeriesConfig as SeriesConfig
-from tokenloom.models.core import registry
-from tokenloom.models.core.config import Added, ConfigError, Execution, Identity
-from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
-
-NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"  # a folder, an experiment and a registered model can have it
+from tokenloom.models.core.config import Added, Execution, Identity
+from tokenloom.models.core.settings import ExecutionSettings
 
 
 class DataConfig(Section):
@@ -99,96 +102,6 @@ class DataConfig(Section):
         return self
 
 
-class Trained(Section):
-    """Base of sections with a recipe and its training; ``train: {as: paper}`` is the published one, and fields beside it win."""
-
-    where: ClassVar[str] = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_published(cls, data: Any) -> Any:
-        train = data.get("train") if isinstance(data, dict) else None
-        if not isinstance(train, dict) or "as" not in train:
-            return data
-        if train["as"] != "paper":
-            raise ConfigError(f"train.as={train['as']!r}: write paper, or leave it out")
-        changes = {name: value for name, value in train.items() if name != "as"}
-        published = registry.get(str(data.get("recipe"))).training(data.get("args") or {}).given(changes, "train")
-        return data | {"train": published | {"source": "paper"}}
-
-
-class MethodConfig(Trained):
-    """A recipe, its arguments, edits of the config that it returns, and its training."""
-
-    recipe: Identity[str] = Field(description="a name from `tokenloom methods`")
-    args: Identity[dict[str, Any]] = Field(default_factory=dict, description="arguments of the recipe function")
-    set: Identity[dict[str, Any]] = Field(default_factory=dict, description="dotted paths in the config that it returns")
-    train: Identity[TrainSettings]
-
-
-class GeneratorConfig(MethodConfig):
-    """A generator to train: from fresh weights, or from those of another one.
-
-    ``warm_start: champion`` starts on new tokens from the generator behind the alias ``champion``, if there is one; what this
-    recipe has already made from the same tokens is kept, whatever it started from, so that unchanged data trains nothing.
-    """
-
-    warm_start: Identity[str | None] = Field(
-        None, description="weights to start from: champion, or a generator artifact (NAME-FINGERPRINT, a prefix of it, a run's name)"
-    )
-
-
-class StageConfig(Section):
-    """Further training of the generator: the same model, from the weights of the step before, under another objective or on
-    other settings; fine-tuning, post-training and distillation are stages."""
-
-    name: Identity[str] = Field(pattern=NAME, description="its step is stage_NAME")
-    objective: Identity[dict[str, Any] | None] = Field(
-        None, description="what it minimises, {NAME: {FIELD: VALUE}}, e.g. {nll: {}}; the generator's own if not given"
-    )
-    roles: Identity[dict[str, str]] = Field(
-        default_factory=dict, description="artifacts that the objective needs, by role, e.g. {teacher: NAME-FINGERPRINT}"
-    )
-    train: Identity[TrainSettings]
-
-
-class BaseConfig(Trained):
-    """The tokenizer that another one depends on, trained before it or used: exactly one of ``recipe`` and ``use``."""
-
-    where: ClassVar[str] = "tokenizer.base"
-
-    recipe: Identity[str | None] = Field(None, description="a name from `tokenloom methods`")
-    args: Identity[dict[str, Any]] = Field(default_factory=dict, description="arguments of the recipe function")
-    set: Identity[dict[str, Any]] = Field(default_factory=dict, description="dotted paths in the config that it returns")
-    train: Identity[TrainSettings | None] = Field(None, description="left out only where a recipe has nothing to train")
-    use: Identity[str | None] = Field(None, description="artifact: NAME-FINGERPRINT, a unique prefix of it, or a run's name")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
-        if (self.recipe is None) == (self.use is None):
-            raise ValueError(f"give either {self.where}.recipe (train one) or {self.where}.use (an artifact)")
-        return self
-
-
-class TokenizerConfig(BaseConfig):
-    """A tokenizer to train, or one to use: exactly one of ``recipe`` and ``use``.
-
-    ``base`` is the tokenizer that a recipe depends on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
-    trained first, whatever the data does later.
-    """
-
-    where: ClassVar[str] = "tokenizer"
-
-    base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one depends on: a recipe or {use: ARTIFACT}")
-    pinned: Execution[bool] = False
-
-    @model_validator(mode="after")
-    def _base_of_a_recipe(self) -> Self:
-        if self.use is not None and self.base is not None:
-            raise ValueError("tokenizer.base goes with tokenizer.recipe: a tokenizer in use is trained already")
-        return self
-
-
 View = Literal["plain", "flip", "ten_crop"]
 #: How a training image is tokenized unless the run says otherwise.
 VIEWS: tuple[View, ...] = ("plain",)
@@ -247,7 +160,9 @@ class RunConfig(Section):
 
     name: Identity[str] = Field(pattern=NAME, description="run name and registered model's name")
     data: Identity[DataConfig]
-    tokenizer: Identity[TokenizerConfig | None] = Field(None, description="left out only where a density models the data itself")
+    tokenizer: Identity[TokenizerConfig | None] = Field(
+        None, description="left out where a density models the data itself, or where a generator in use brings its own"
+    )
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
     generator: Identity[GeneratorConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
     density: Added[MethodConfig | None] = Field(None, description="a likelihood of the data itself, without tokens")
@@ -273,7 +188,10 @@ class RunConfig(Section):
             if wrong:
                 raise ValueError(f"{wrong[0]} is given, but a density models the data itself: leave {wrong[0]} out, or leave density out")
             return self
-        if self.tokenizer is None:
+        if self.generator is not None and self.generator.use is not None:
+            if self.tokenizer is not None and self.tokenizer.use is None:
+                raise ValueError(f"tokenizer is trained, but generator.use={self.generator.use!r} brings its own: leave tokenizer out")
+        elif self.tokenizer is None:
             raise ValueError("tokenizer: is missing; add it, or density: {recipe: …} for a model of the data itself")
         if self.generator is None:
             # Compared with the defaults, not by what was written: a run also travels as a whole document with every field.
@@ -281,7 +199,7 @@ class RunConfig(Section):
             for name, given, default in unused:
                 if given != default:
                     raise ValueError(f"{name} is given, but there is no generator: leave {name} out, or add generator: {{recipe: …}}")
-        elif self.generator.warm_start is not None and not self.tokenizer.pinned and self.tokenizer.use is None:
+        elif self.generator.warm_start is not None and not self.codec.pinned and self.codec.use is None:
             raise ValueError(
                 f"generator.warm_start={self.generator.warm_start!r}: a generator knows the codes of one tokenizer, and new data would "
                 "train another; add tokenizer.pinned: true, or use: ARTIFACT"

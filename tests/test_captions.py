@@ -14,7 +14,8 @@ from toy import job, run_alone, to_file
 from words import spec, token_rows
 
 from tokenloom.configs.load import load_run
-from tokenloom.configs.schema import DataConfig, identity
+from tokenloom.configs.schema import DataConfig, RunConfig, identity
+from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels, Text
 from tokenloom.tasks.data.captions import Captions, in_turn
@@ -113,14 +114,21 @@ def test_data_without_captions_is_one_clear_error(store: Store) -> None:
         example_texts(token_rows(store, [None, None]), store)
     assert example_texts(token_rows(store, [None, "b", "a", "b"]), store) == ["b", "a"]
     run = "smoke_text"
-    check_captions(load_run(run))
+    checked(load_run(run))
     for edit, message in (
         ("data.captions=source", "data.captions is 'source', but digits has none; set data.captions: names"),
         ("data.captions=none", "data.captions is 'none'; set data.captions: names"),
         ("generator.set={condition: {characters: {length: 17}}}", "length=17, but the caption of '0' has 18 bytes"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_captions(load_run(run, [edit]))
+            checked(load_run(run, [edit]))
+
+
+def checked(config: RunConfig) -> None:
+    """The look at captions before a run, with the conditions of its generator."""
+    method = config.generator
+    assert method is not None
+    check_captions(config, ConditionSpec.of(ModelSpec("generator", method.recipe or "", dict(method.args), dict(method.set))))
 
 
 def test_any_number_of_workers_trains_on_the_same_captions(store: Store, tmp_path: Path) -> None:

@@ -160,10 +160,12 @@ def test_a_text_encoder_without_its_package_says_what_to_install(monkeypatch: py
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="needs the package transformers; install tokenloom"):
         FrozenEncoder(str(tmp_path / "a"), 8, 16)(["x"])
-    condition = f"generator.set={{condition: {{encoded: {{encoder: {tmp_path}, features: 16}}}}}}"
+    config = load_run("smoke_text", [f"generator.set={{condition: {{encoded: {{encoder: {tmp_path}, features: 16}}}}}}"])
+    assert config.generator is not None
+    made = ModelSpec("generator", config.generator.recipe or "", config.generator.args, config.generator.set)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package transformers; install tokenloom"):
-        check_captions(load_run("smoke_text", [condition]))
+        check_captions(config, ConditionSpec.of(made))
 
 
 @pytest.mark.parametrize(("name", "fine"), [("google/t5", True), ("./near", False), ("near", False), ("/not/there", False), ("", True)])

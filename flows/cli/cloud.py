@@ -98,13 +98,15 @@ def _check_recipe(config: RunConfig) -> None:
 
     opener(config.data)
     section, method = config.tokenizer, config.generator
-    if section is None or (section.use is None and (section.base is None or section.base.use is None)):
+    if method is not None and method.use is not None:
+        pass  # both models are in the store
+    elif section is None or (section.use is None and (section.base is None or section.base.use is None)):
         check_models(config, classes=10)  # any number: the data's is not known
     else:
         depends_on(section)
         if method is not None:
             try:
-                ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)).config()
+                ModelSpec("generator", method.recipe or "", dict(method.args), dict(method.set)).config()
             except ConfigError as error:
                 raise ConfigError(f"generator: {error}") from error
     if method is not None or config.density is not None:

@@ -86,7 +86,7 @@ class GaussianDiffusion:
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0)."""
-        now = self._signal(t)
+        now = self.signal(t)
         return now.sqrt().float() * x0 + (1 - now).sqrt().float() * noise
 
     def loss(self, net: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class GaussianDiffusion:
     def losses(self, output: Tensor, x0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
         """(…) means over channels: squared error ``mse``; with learned variances also ``vb``, the bound in bits that trains them alone."""
         predicted = output[..., : x0.shape[-1]]
-        now = self._signal(t)
+        now = self.signal(t)
         target = noise if self.predicts == "eps" else now.sqrt().float() * noise - (1 - now).sqrt().float() * x0
         parts = {"mse": (predicted - target).square().mean(-1)}
         if self.variance == "learned":
@@ -110,7 +110,7 @@ class GaussianDiffusion:
         mean, small = self._posterior(self.clean(output, x, t), x, t, s)
         if self.variance == "fixed":
             return mean, small
-        large = (1 - self._signal(t) / self._signal(s)).log().float()
+        large = (1 - self.signal(t) / self.signal(s)).log().float()
         share = (output[..., x.shape[-1] :] + 1) / 2
         return mean, share * large + (1 - share) * small
 
@@ -125,18 +125,23 @@ class GaussianDiffusion:
 
     def clean(self, output: Tensor, x: Tensor, t: Tensor | int) -> Tensor:
         """The x_0 that outputs at x_t mean."""
-        now, predicted = self._signal(t), output[..., : x.shape[-1]]
+        now, predicted = self.signal(t), output[..., : x.shape[-1]]
         if self.predicts == "v":
             return now.sqrt().float() * x - (1 - now).sqrt().float() * predicted
         return now.rsqrt().float() * x - (1 / now - 1).sqrt().float() * predicted
 
+    def noise(self, output: Tensor, x: Tensor, t: Tensor | int) -> Tensor:
+        """The noise that outputs at x_t mean."""
+        now, predicted = self.signal(t), output[..., : x.shape[-1]]
+        return predicted if self.predicts == "eps" else now.sqrt().float() * predicted + (1 - now).sqrt().float() * x
+
     def _posterior(self, x0: Tensor, x: Tensor, t: Tensor | int, s: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(x_s | x_t, x_0) (arXiv:2006.11239, eqs. 6 and 7)."""
-        now, then = self._signal(t), self._signal(s)
+        now, then = self.signal(t), self.signal(s)
         kept = now / then
         mean = (then.sqrt() * (1 - kept) / (1 - now)).float() * x0 + (kept.sqrt() * (1 - then) / (1 - now)).float() * x
         # Of the last step, which has no variance, that of the one before.
-        late, early = (self._signal(u.clamp_min(k) if isinstance(u, Tensor) else max(u, k)) for u, k in ((t, 1), (s, 0)))
+        late, early = (self.signal(u.clamp_min(k) if isinstance(u, Tensor) else max(u, k)) for u, k in ((t, 1), (s, 0)))
         return mean, ((1 - early) / (1 - late) * (1 - late / early)).log().float()
 
     def _bound(self, output: Tensor, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -146,8 +151,8 @@ class GaussianDiffusion:
         kl = 0.5 * (log_variance - small - 1 + (small - log_variance).exp() + (true - mean).square() * (-log_variance).exp())
         return torch.where((t == 0).unsqueeze(-1), -_interval(x0, mean, (-0.5 * log_variance).exp()), kl)
 
-    def _signal(self, t: Tensor | int) -> Tensor:
-        """float64: () on the CPU of one time, (…, 1) of times (…)."""
+    def signal(self, t: Tensor | int) -> Tensor:
+        """Share of signal at times, float64: () on the CPU of one time, (…, 1) of times (…)."""
         if isinstance(t, int):
             return signals(self.schedule, torch.device("cpu"))[t]
         return signals(self.schedule, t.device)[t].unsqueeze(-1)

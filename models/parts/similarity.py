@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import Added
 
 
 class Similarity(config.Config, ABC):
@@ -75,18 +77,21 @@ class _Cosine(Comparison):
 
 @dataclass(frozen=True, kw_only=True)
 class Normed(Similarity, tag="similarity.normed"):
-    """Queries and keys of each head through a learned layer norm, then scaled dot products (arXiv:2302.05442, RAR)."""
+    """Queries and keys of each head through a learned norm, then scaled dot products (arXiv:2302.05442, RAR); ``kind``: a layer norm, or
+    a root-mean-square norm with weights."""
 
     eps: float = 1e-6
+    kind: Added[Literal["layer", "rms"]] = "layer"
 
     def build(self, heads: int, head_width: int) -> Comparison:
-        return _Normed(self.eps, head_width)
+        return _Normed(self, head_width)
 
 
 class _Normed(Comparison):
-    def __init__(self, eps: float, head_width: int) -> None:
+    def __init__(self, config: Normed, head_width: int) -> None:
         super().__init__()
-        self.q, self.k = nn.LayerNorm(head_width, eps=eps), nn.LayerNorm(head_width, eps=eps)
+        kind = nn.LayerNorm if config.kind == "layer" else nn.RMSNorm
+        self.q, self.k = kind(head_width, eps=config.eps), kind(head_width, eps=config.eps)
         self.factor = 1 / math.sqrt(head_width)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -62,6 +62,17 @@ def reorder(*parts: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor],
     return load, dump
 
 
+def paired(heads: int, of: int | None = None) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The two ways of a map to heads whose channels c and c + E/2 are turned together there, and 2 c and 2 c + 1 here: of the first
+    ``heads`` ``of`` so many (None: of all)."""
+
+    def moved(t: Tensor, before: tuple[int, int]) -> Tensor:
+        first, rest = t.split([len(t) * heads // (of or heads), len(t) - len(t) * heads // (of or heads)])
+        return torch.cat([first.unflatten(0, (heads, *before)).transpose(1, 2).flatten(0, 2), rest])
+
+    return lambda t: moved(t, (2, -1)), lambda t: moved(t, (-1, 2))
+
+
 class ReplayedDraws(Draws):
     """Numbers of a training step that were recorded elsewhere, in the order of the calls."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from tokenloom.configs.schema import RunConfig
-from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.requests import Text, TextFeatures
 from tokenloom.tasks import modalities
@@ -15,16 +14,12 @@ from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.artifacts import Store
 
 
-def check_captions(config: RunConfig) -> None:
-    """Refuse, before anything is made, a generator of captions on data without any.
+def check_captions(config: RunConfig, condition_spec: ConditionSpec) -> None:
+    """Refuse, before anything is made, a generator of captions (``condition_spec`` has its conditions) on data without any.
 
     Raises:
         ConfigError: naming what to set.
     """
-    method = config.generator
-    if method is None:
-        return
-    condition_spec = ConditionSpec.of(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)))
     if not condition_spec.texted:
         return
     check_encoder(condition_spec)
@@ -40,16 +35,12 @@ def check_captions(config: RunConfig) -> None:
                 raise ConfigError(f"generator.set.condition: length={condition_spec.length}, but the caption of {name!r} has {size} bytes")
 
 
-def check_columns(config: RunConfig) -> None:
+def check_columns(config: RunConfig, condition_spec: ConditionSpec) -> None:
     """Refuse, before anything is made, a generator of columns that the data does not have, or that have another shape.
 
     Raises:
         ConfigError: naming what to set.
     """
-    method = config.generator
-    if method is None:
-        return
-    condition_spec = ConditionSpec.of(ModelSpec("generator", method.recipe, dict(method.args), dict(method.set)))
     for name, shape in condition_spec.columns.items():
         if name not in (config.data.columns or {}):
             there = ", ".join(config.data.columns or {}) or "none"

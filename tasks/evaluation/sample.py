@@ -127,9 +127,11 @@ def draft_of(generator: Artifact, sample: Mapping[str, Any], store: Store) -> Ar
 
 
 def classes_of(generator: Record, store: Store) -> list[str]:
-    """Names of the classes that a generator knows."""
+    """Names of the classes that a generator knows: their numbers, of an imported one."""
     if "classes" in generator.notes:
         return list(generator.notes["classes"])
+    if "tokens" not in generator.inputs:
+        return [str(number) for number in range(generator.notes["spec"]["given"]["classes"])]
     return list(store.record(generator.inputs["tokens"]).notes["classes"])  # of a record from before classes were noted
 
 

@@ -8,12 +8,13 @@ from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, ide
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Generator, LayoutError, Method
+from tokenloom.models.core.protocols import Generator, Labels, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.tasks import modalities
 from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.serving.predict import default_sampler, use_draft_model
+from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.records import StepSpec
 
 
@@ -70,11 +71,12 @@ def check_tokenizer(
     Raises:
         ConfigError: as ``check_models``.
     """
-    data, section = {"signal": modalities.kind(config.data.kind).spec(config.data).to_dict()}, config.codec
+    data, section = {"signal": modalities.kind(config.data.kind).spec(config.data).to_dict()}, config.tokenizer
     if tokenizer is not None:
-        spec = _used(tokenizer, f"tokenizer.use={section.use!r}", data)
+        spec = _used(tokenizer, _used_by(config), data)
         built = _build(spec, "tokenizer")
     else:
+        assert section is not None, "a run without a tokenizer uses one"
         given: dict[str, Any] = dict(data)
         roles = depends_on(section)
         if section.base is not None:
@@ -85,6 +87,14 @@ def check_tokenizer(
         built = _build(spec, "tokenizer")
         check_training(built, spec.recipe, section.train, "tokenizer")
     return spec, getattr(built, "layout").to_dict()  # noqa: B009 - Method has no layout, a tokenizer does
+
+
+def _used_by(config: RunConfig) -> str:
+    """The field that brings the tokenizer in use."""
+    method, section = config.generator, config.tokenizer
+    if method is not None and method.use is not None:
+        return f"generator.use={method.use!r}"
+    return f"tokenizer.use={section.use if section else None!r}"
 
 
 def _base(section: BaseConfig, used: dict[str, Any] | None, data: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +131,30 @@ def check_generator(
     method = config.generator
     assert method is not None, "a run without a generator has nothing to check"
     given = {"layout": layout, "classes": classes, "tokenizer": tokenizer.to_dict()}
-    made = ModelSpec("generator", method.recipe, dict(method.args), dict(method.set), given)
+    made = ModelSpec("generator", method.recipe or "", dict(method.args), dict(method.set), given)
+    _check_sampling(config, made, draft)
+    if start is not None:
+        check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
+
+
+def check_used_generator(config: RunConfig, classes: int, made: ModelSpec, draft: dict[str, Any] | None = None) -> None:
+    """See that the generator that a run uses fits its data and can follow its sampler; ``made`` is its spec.
+
+    Raises:
+        ConfigError: it is conditioned on other classes than the data's, or as ``check_models``.
+    """
+    assert config.generator is not None, "a run without a generator has nothing to check"
+    theirs = made.given.get("classes")
+    if Labels.name in ConditionSpec.of(made).names and theirs != classes:
+        raise ConfigError(
+            f"generator.use={config.generator.use!r}: conditioned on {theirs} classes, the data has {classes}: "
+            "give the data that it was trained on"
+        )
+    _check_sampling(config, made, draft)
+
+
+def _check_sampling(config: RunConfig, made: ModelSpec, draft: dict[str, Any] | None) -> None:
+    """Build the generator without memory and look at its sampler, and at the model that drafts for it."""
     generator = cast(Generator, _build(made, "generator"))
     sampler = default_sampler(generator).edited(**identity(config.sample))
     if draft is not None:
@@ -129,9 +162,7 @@ def check_generator(
     try:
         generator.check_sampler(sampler)
     except LayoutError as error:
-        raise ConfigError(f"generator: recipe {method.recipe!r} does not fit the tokenizer's tokens: {error}") from error
-    if start is not None:
-        check_warm_start(made, ModelSpec.from_dict(start[1]), start[0])
+        raise ConfigError(f"generator: recipe {made.recipe!r} does not fit the tokenizer's tokens: {error}") from error
 
 
 def check_density(config: RunConfig, classes: int) -> None:

@@ -9,8 +9,9 @@ from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 
 
 def needs(config: RunConfig, _store: Store) -> dict[str, str] | None:
-    """A dataset and what encodes it."""
-    return None if config.tokenizer is None else roles("dataset", "tokenizer")
+    """A dataset and what encodes it, where something is trained on the tokens, or nothing but a tokenizer is."""
+    used = config.generator is not None and config.generator.use is not None and not config.stages
+    return None if config.density is not None or used else roles("dataset", "tokenizer")
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec:

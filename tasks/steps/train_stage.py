@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from tokenloom.configs.schema import RunConfig
+from tokenloom.configs.schema import RunConfig, identity
+from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.checks import check_stage
 from tokenloom.tasks.steps import ingest, train_tokenizer
@@ -52,13 +53,25 @@ def _plan(number: int, context: Context, inputs: Inputs) -> StepSpec:
         ConfigError: an unknown objective, one that the generator cannot be trained with, or a role that nothing has.
     """
     config, store = context.config, context.store
-    assert config.generator is not None, "stages go on from a generator"
-    spec = plan_generator(config.name, config.generator, inputs["tokens"], inputs["tokenizer"], store, sample=config.sample)
+    spec = _before(context, inputs)
     for at, stage in enumerate(config.stages[: number + 1]):
         where = f"stages[{at}]"
         others = {role: _other(store, reference, f"{where}.roles.{role}") for role, reference in stage.roles.items()}
         spec = plan_stage(config.name, spec, inputs["start"], stage.train, stage.objective, others, where)
     return spec
+
+
+def _before(context: Context, inputs: Inputs) -> StepSpec:
+    """The training of the run's generator, or that of the one that it uses as if it had been trained on these tokens."""
+    config, store = context.config, context.store
+    assert config.generator is not None, "stages go on from a generator"
+    given = train_tokenizer.given_generator(config, store)
+    if given is None:
+        return plan_generator(config.name, config.generator, inputs["tokens"], inputs["tokenizer"], store, sample=config.sample)
+    spec = ModelSpec.from_dict(store.record(given.artifact).notes["spec"]).resolve()
+    notes = {"recipe": spec.recipe, "args": spec.args, "set": spec.set, "sample": identity(config.sample)}
+    trained_on = {name: inputs[name] for name in ("tokens", "tokenizer")}
+    return StepSpec("train_generator", 1, "generator", config.name, {"recipe": spec.recipe, "config": spec.resolved}, trained_on, notes)
 
 
 def _other(store: Store, reference: str, where: str) -> Artifact:

@@ -21,12 +21,41 @@ from tokenloom.tasks.training.distributed import plan_tokenizer, train_model
 BASE = "tokenizer.base"  # what a record notes of a tokenizer that was trained for another one
 
 
-def given_tokenizer(config: RunConfig, store: Store) -> Given | None:
-    """The tokenizer that a run uses instead of training one (``tokenizer.use``, ``tokenizer.pinned``), if it does.
+def given_generator(config: RunConfig, store: Store) -> Given | None:
+    """The generator that a run uses instead of training one (``generator.use``), if it does.
 
     Raises:
-        ConfigError: the tokenizer in ``use`` is not in the store.
+        ConfigError: it is not in the store.
     """
+    if config.generator is None or config.generator.use is None:
+        return None
+    try:
+        return Given(store.resolve(config.generator.use, "generator"), "generator.use")
+    except ConfigError as error:
+        raise ConfigError(f"generator.use: {error}") from error
+
+
+def given_tokenizer(config: RunConfig, store: Store) -> Given | None:
+    """The tokenizer that a run uses instead of training one, if it does: ``tokenizer.use``, ``tokenizer.pinned``, or that of
+    ``generator.use``.
+
+    Raises:
+        ConfigError: the tokenizer in ``use`` is not in the store, or does not belong to the generator in use.
+    """
+    if generator := given_generator(config, store):
+        return _of_generator(generator.artifact, config.tokenizer, store)
+    return _given(config, store)
+
+
+def _of_generator(generator: Artifact, section: TokenizerConfig | None, store: Store) -> Given:
+    """The tokenizer of a generator in use, which a run may name too."""
+    theirs = store.record(generator).inputs["tokenizer"]
+    if section is not None and (named := store.resolve(section.use or "", "tokenizer")) != theirs:
+        raise ConfigError(f"tokenizer.use: {named.id} is not the tokenizer of {generator.id}, which is {theirs.id}: leave tokenizer out")
+    return Given(theirs, "tokenizer of generator.use")
+
+
+def _given(config: RunConfig, store: Store) -> Given | None:
     section = config.codec
     if section.use is not None:
         try:
@@ -55,7 +84,7 @@ def given_base(config: RunConfig, store: Store) -> Given | None:
     Raises:
         ConfigError: it is not in the store.
     """
-    if config.codec.base is None or config.codec.base.use is None:
+    if config.tokenizer is None or config.codec.base is None or config.codec.base.use is None:
         return None
     try:
         return Given(store.resolve(config.codec.base.use, "tokenizer"), "tokenizer.base.use")
@@ -74,12 +103,12 @@ def dependencies(config: RunConfig, store: Store) -> tuple[str, ...]:
 
 def needs(config: RunConfig, store: Store) -> dict[str, str] | None:
     """The dataset, and what the recipe depends on."""
-    return None if config.tokenizer is None else roles("dataset", *dependencies(config, store))
+    return None if config.density is not None else roles("dataset", *dependencies(config, store))
 
 
 def needs_base(config: RunConfig, store: Store) -> dict[str, str] | None:
     """The dataset, where the run's tokenizer depends on another one."""
-    return roles("dataset") if config.tokenizer is not None and "base" in dependencies(config, store) else None
+    return roles("dataset") if config.density is None and "base" in dependencies(config, store) else None
 
 
 def plan(context: Context, inputs: Inputs) -> StepSpec | Given:

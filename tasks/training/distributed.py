@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from tokenloom.configs.schema import BaseConfig, ClusterConfig, MethodConfig, SampleConfig, identity
+from tokenloom.configs.schema import BaseConfig, ClusterConfig, GeneratorConfig, MethodConfig, SampleConfig, identity
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import TrainSettings
@@ -64,7 +64,7 @@ def plan_tokenizer(
 
 def plan_generator(
     name: str,
-    config: MethodConfig,
+    config: MethodConfig | GeneratorConfig,
     tokens: Artifact,
     tokenizer: Artifact,
     store: Store,
@@ -86,7 +86,7 @@ def plan_generator(
     if made_by != tokenizer.fingerprint:
         raise ConfigError(f"tokens {tokens.id} were made by tokenizer {made_by}, not by {tokenizer.id}: extract them again")
     inputs = {"tokens": tokens, "tokenizer": tokenizer, **start}
-    spec = plan_training("generator", name, config.recipe, config.args, config.set, config.train, inputs)
+    spec = plan_training("generator", name, config.recipe or "", config.args, config.set, config.train, inputs)
     return spec if sample is None else replace(spec, notes={**spec.notes, "sample": identity(sample)})
 
 

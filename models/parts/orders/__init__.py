@@ -4,7 +4,19 @@ from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales, WeighedScales
 from tokenloom.models.parts.orders.masked import Confidence, LogitConfidence, Masked
 from tokenloom.models.parts.orders.random import Annealed, Random
-from tokenloom.models.parts.orders.sizes import Arccos, CosineCurve, Count, Curve, Even, Sizes, Steps, Straight, TruncatedNormal
+from tokenloom.models.parts.orders.sizes import (
+    Arccos,
+    CosineCurve,
+    Count,
+    Curve,
+    Even,
+    KeptCosine,
+    Parts,
+    Sizes,
+    Steps,
+    Straight,
+    TruncatedNormal,
+)
 from tokenloom.models.parts.orders.visits import Halton, Shuffled
 from tokenloom.models.parts.plan import Choice, Plan, grouped
 
@@ -19,9 +31,11 @@ __all__ = [
     "Diagonals",
     "Even",
     "Halton",
+    "KeptCosine",
     "LogitConfidence",
     "Masked",
     "Order",
+    "Parts",
     "Patches",
     "Plan",
     "Random",

@@ -1,0 +1,1 @@
+"""ACDiT: the recipe, and the modules that it builds."""
