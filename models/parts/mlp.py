@@ -59,19 +59,40 @@ class GELU(MLP):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLP.Config, tag="mlp.gelu"):
-        """``ratio`` of the hidden width to the width; ``form`` of the GELU."""
+        """``ratio`` of the hidden width to the width; ``form`` of the GELU; ``bias`` of both maps."""
 
         ratio: float = 4.0
         form: Literal["tanh", "none"] = "tanh"
+        bias: Added[Literal["yes", "no"]] = "yes"
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.form = config.form
-        self.up = nn.Linear(width, round(width * config.ratio))
-        self.out = nn.Linear(round(width * config.ratio), width)
+        self.up = nn.Linear(width, round(width * config.ratio), bias=config.bias == "yes")
+        self.out = nn.Linear(round(width * config.ratio), width, bias=config.bias == "yes")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.up(x), approximate=self.form))
+
+
+class GEGLU(MLP):
+    """Gated GELU (arXiv:2002.05202), with Gemma's tanh form."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MLP.Config, tag="mlp.geglu"):
+        """``ratio`` of the hidden width to the width; ``bias`` of all maps."""
+
+        ratio: float = 4.0
+        bias: Literal["yes", "no"] = "yes"
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        hidden, bias = int(width * config.ratio), config.bias == "yes"
+        self.gate, self.up = nn.Linear(width, hidden, bias=bias), nn.Linear(width, hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
 
 
 class ResidualMLP(nn.Module):

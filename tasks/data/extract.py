@@ -165,7 +165,7 @@ class Encoder:
         folder = self._store.fetch(self._artifact, "model.json", "weights.safetensors")
         self._model: Any
         self._model, spec = load_model(folder, self._device)
-        self._modality = modalities.kind(spec.given["signal"]["kind"])
+        self._modality, self._shape = modalities.kind(spec.given["signal"]["kind"]), tuple(spec.given["signal"]["shape"])
         self._encoding = threading.Lock()
         self._warm, self._name = False, uuid.uuid4().hex
 
@@ -186,7 +186,7 @@ class Encoder:
         began = time.monotonic()
         shard = Shard(**{k: of_shard[k] for k in Shard.__dataclass_fields__})
         raw = read_shard(storage, shard)
-        items, label_N = self._modality.read(raw, storage.uri(shard.path))
+        items, label_N = self._modality.read(raw, storage.uri(shard.path), self._shape)
         names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
         layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
         with self._encoding, torch.inference_mode():

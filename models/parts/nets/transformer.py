@@ -131,6 +131,18 @@ class Transformer(SlotNet):
         ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``modulation`` (B, 1 or S, D) the norms'.
         """
         rotations = self.rope(position_BS) if self.rope is not None else None
+        return self.turned(x_BSD, rotations, visibility, modulation, cache, draws)
+
+    def turned(
+        self,
+        x_BSD: Tensor,
+        rotations: Tensor | None,
+        visibility: Visibility,
+        modulation: Tensor,
+        cache: list[LayerCache] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """All blocks, without the last norm, with these rotary tables (None: none) in place of the net's own."""
         shared = self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x_BSD, cache)
         for i in range(len(self.attention)):

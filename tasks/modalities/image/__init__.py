@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,16 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import signals
-from tokenloom.models.core.signals import SignalSpec
+from tokenloom.models.core.augmentation import Augmentation
+from tokenloom.models.core.signals import Shape, SignalSpec
 from tokenloom.tasks.modalities import signal_of
 from tokenloom.tasks.modalities.base import Card, Fitted, Modality, Rejected, SampleRequest, Served
 from tokenloom.tasks.modalities.image import png
+from tokenloom.tasks.modalities.image.augmentation import DRAWS, centred, several
+from tokenloom.tasks.modalities.image.decode import decode
 from tokenloom.tasks.modalities.image.judging.meanings import CARD, COMPARISON, MEANINGS, MEASURED
 from tokenloom.tasks.modalities.image.views import parse_views, view_of
-from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.runtime.errors import ArtifactError, MixedSizesError
 
 if TYPE_CHECKING:
     from tokenloom.configs.schema import ClusterConfig, DataConfig, EvaluateConfig
@@ -37,6 +41,7 @@ class Image(Modality):
     kind = "image"
     measured, meanings, comparison = MEASURED, MEANINGS, COMPARISON
     columns = (("image", pa.binary()),)
+    encodes, draws = True, DRAWS
 
     def spec(self, config: DataConfig) -> SignalSpec:
         rows, columns = config.shape
@@ -57,17 +62,47 @@ class Image(Modality):
             return {"size": config.size, "channels": config.channels}
         return {"signal": self.spec(config).to_dict()}
 
-    def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (N, H, W, C) and labels int32 (N,); images of different sizes are an error."""
+    def read(self, raw: bytes, where: str, shape: Shape | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (N, H, W, C) and labels int32 (N,); with a ``shape`` the middle of images that are stored larger."""
+        items, labels = self.encoded(raw, where)
+        try:
+            images = [self._fitting(decode(item), shape) for item in items]
+        except ValueError as error:
+            raise ArtifactError(f"{where}: not a whole image shard ({error})") from error
+        if len({image.shape for image in images}) > 1:
+            raise MixedSizesError(f"{where}: not a whole image shard (its images have different sizes)")
+        return np.stack(images), labels
+
+    def encoded(self, raw: bytes, where: str) -> tuple[list[bytes], np.ndarray]:
         try:
             table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
-            images = [png.decode(value.as_py()) for value in table["image"]]
-            return np.stack(images), table["label"].to_numpy()
+            return table["image"].to_pylist(), table["label"].to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{where}: not a whole image shard ({error})") from error
 
-    def tensor(self, data: np.ndarray) -> Tensor:
-        return torch.from_numpy(data).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+    def items(
+        self,
+        stored: np.ndarray | Sequence[bytes],
+        shape: Shape | None = None,
+        augmentation: Augmentation | None = None,
+        u_BN: np.ndarray | None = None,
+        pool: Executor | None = None,
+    ) -> np.ndarray:
+        """Images uint8 (B, H, W, C) of the signal's ``shape``."""
+        try:
+            return several(stored, shape, augmentation, u_BN, pool)
+        except ValueError as error:
+            raise ArtifactError(f"an image in the node's cache cannot be read: {error}") from error
+
+    @staticmethod
+    def _fitting(image_HWC: np.ndarray, shape: Shape | None) -> np.ndarray:
+        if shape is None or image_HWC.shape[:2] == shape:
+            return image_HWC
+        return centred(image_HWC, shape)
+
+    def tensor(self, data: np.ndarray | Tensor) -> Tensor:
+        image_BHWC = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
+        return image_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
     def view(self, signal: Tensor, name: str) -> Tensor:
         return view_of(signal, name).contiguous()
@@ -76,7 +111,7 @@ class Image(Modality):
         return parse_views(views)
 
     def column(self, value: bytes) -> np.ndarray:
-        return png.decode(value)
+        return decode(value)
 
     def picture(self, drawn: Tensor) -> bytes:
         """PNG of one image (C, H, W), or of a row-wise grid of images (B, C, H, W), in [-1, 1]."""

@@ -78,8 +78,7 @@ def _blocks(store: Store, dataset: Artifact, splits: Sequence[str], limit: int |
 def selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
     """The rows of some splits, and which of them count: all, or ``limit`` evenly spread over them."""
     notes = store.record(dataset).notes
-    parts = [Rows.of(notes, store.uri, split) for split in splits]
-    rows = Rows("signals", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
+    rows = Rows.of(notes, store.uri, *splits)
     total = len(rows)
     index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
     return rows, index
