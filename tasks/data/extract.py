@@ -145,7 +145,7 @@ def _encode(
     given = (store.uri, worker_root(cluster, store.root), step.inputs["tokenizer"].to_dict(), run.threads, run.device)
     targets = [f"{folder}/shards/{shard['split']}-{key}.parquet" for key, shard, _ in todo]
     calls = [Call(key, "encode", (shard, views, target)) for (key, shard, views), target in zip(todo, targets)]
-    return shared_out(Encoder, given, calls, store.root, cluster, what="tokenizing", depth=DEPTH)
+    return shared_out(Encoder, given, calls, store.root, cluster, what="tokenizing", total=len(calls), depth=DEPTH)
 
 
 class Encoder:

@@ -124,7 +124,7 @@ class Flat(Held):
             raise MixedSizesError(f"{self.storage.uri(shard.path)}: items of shape {other}, the shards before it have {this}")
         for name, array in own.items():
             self._data[name][self.starts[i] : self.starts[i + 1]] = array
-        if any(len(array) and array.any() for array in arrays.values()):
+        if any(name.startswith("column-") or (len(array) and array.any()) for name, array in arrays.items()):
             write_arrays(self.beside(i), arrays)
         with contextlib.suppress(FileNotFoundError):  # it was removed to make room: what is mapped stays
             (self.folder / "done" / str(i)).touch()
@@ -159,6 +159,11 @@ class Flat(Held):
     def lengths(self, idx: NDArray[np.int64]) -> NDArray[np.int32]:
         """Valid tokens of these rows (B,)."""
         return self._data["lengths"][idx]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels of all rows (N,)."""
+        return self._data["labels"]
 
     @property
     def ragged(self) -> bool:

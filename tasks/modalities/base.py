@@ -98,6 +98,7 @@ class SampleRequest:
     texts: Sequence[str] | None = None
     history: Path | None = None
     horizon: int | None = None
+    columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
 
 
 class Modality(ABC):

@@ -208,7 +208,11 @@ def fashion_mnist() -> Source:
 def _check_columns(columns: Mapping[str, str], files: bool) -> None:
     """Raise ``ConfigError`` for a name that no condition may have or, of ``files``, for what is no end of a file's name."""
     for name, end in columns.items():
-        if not name.isidentifier() or name in ("class", "text", "features") or (files and (not end.startswith(".") or end.count(".") < 2)):
+        if (
+            not name.isidentifier()
+            or name in ("class", "class_id", "text", "features")
+            or (files and (not end.startswith(".") or end.count(".") < 2))
+        ):
             what = "the end of a file's name such as .control.png" if files else "the name of a Parquet column"
             raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and {what}")
 
