@@ -167,20 +167,27 @@ def _modules() -> tuple[str, ...]:
     return tuple(f"{room}.{module.name}" for room, path in paths.items() for module in pkgutil.iter_modules(path))
 
 
+def _load(path: str) -> None:
+    """Import a module, and all modules in it if it is a package."""
+    import torch
+
+    # Whoever asks first may be building without memory (``torch.device("meta")``); what modules make when imported lasts.
+    with torch.device("cpu"):
+        inside = getattr(importlib.import_module(path), "__path__", ())
+        for module in pkgutil.walk_packages(inside, f"{path}."):
+            importlib.import_module(module.name)
+
+
 @cache
 def _discover() -> None:
     """Import the whole zoo."""
-    import tokenloom.models.zoo
-
-    for module in pkgutil.walk_packages(tokenloom.models.zoo.__path__, "tokenloom.models.zoo."):
-        importlib.import_module(module.name)
+    _load("tokenloom.models.zoo")
 
 
 def _find(name: str) -> None:
     """Import what registers this name: the module of its name, or the whole zoo where that has not got it."""
     for path in [path for path in _modules() if path.rpartition(".")[2] == name]:
-        for module in pkgutil.walk_packages(getattr(importlib.import_module(path), "__path__", ()), f"{path}."):
-            importlib.import_module(module.name)
+        _load(path)
     if name not in _RECIPES:
         _discover()
 
