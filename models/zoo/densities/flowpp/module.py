@@ -88,7 +88,7 @@ class FlowPP(Density):
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.flowpp"):
         """Of each of the ``scales`` the number of couplings by channels and by a chessboard; ``width``, ``blocks`` and ``components``
-        of a coupling; ``dequant`` blocks in those of the dequantisation (0: uniform noise), of which there are so many with so many components
+        of a coupling; ``dequant`` blocks in those of the dequantisation (0: uniform noise), so many flows with so many components
         and channels of what they see; dropout of a share ``drop`` of channels."""
 
         scales: tuple[tuple[int, int], ...]
