@@ -159,10 +159,14 @@ def register(
 
 @cache
 def _discover() -> None:
+    import torch
+
     import tokenloom.models.zoo
 
-    for module in pkgutil.walk_packages(tokenloom.models.zoo.__path__, "tokenloom.models.zoo."):
-        importlib.import_module(module.name)
+    # Whoever asks first may be building without memory (``torch.device("meta")``); what modules make when imported lasts.
+    with torch.device("cpu"):
+        for module in pkgutil.walk_packages(tokenloom.models.zoo.__path__, "tokenloom.models.zoo."):
+            importlib.import_module(module.name)
 
 
 def names(kind: str | None = None) -> list[str]:

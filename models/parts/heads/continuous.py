@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.head_sampler import HeadSampler
 from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
 
@@ -67,3 +69,23 @@ class ContinuousHead(Head):
     @abstractmethod
     def sample(self, hidden: Hidden, own: Any, moment: Moment, draws: SampleDraws) -> Tensor:
         """Tokens (B, N, C) drawn under settings of the type ``settings``, by numbers of the streams ``head…``."""
+
+
+class NoiseHead(ContinuousHead):
+    """A head that makes each token from noise of its own; several positions may so share a hidden state."""
+
+    def traits(self, plan: Plan) -> Traits:
+        return {"several positions from one hidden state": Trait("yes", "head")}
+
+    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, N) of targets (B, N, C); (B, N, K) of targets (B, N, K, C), K positions from each hidden state."""
+        if draws is None:
+            raise ValueError(f"the loss of {type(self).__name__} needs draws")
+        if target.ndim == 3:
+            return self.position_loss(h_BND, target, draws)
+        each = target.shape[2]
+        return self.position_loss(h_BND.repeat_interleave(each, 1), target.flatten(1, 2), draws).unflatten(1, (-1, each))
+
+    @abstractmethod
+    def position_loss(self, h_BND: Tensor, target_BNC: Tensor, draws: Draws) -> Tensor:
+        """(B, N) what is minimised, one position from each hidden state."""
