@@ -28,7 +28,7 @@ FORMAT = 2
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills tensors of the meta device with initial values: there is nothing to fill, and most of a build's time goes there."""
+    """Leaves out initial values of tensors of the meta device: they have no memory, and much of the time of a build went there."""
 
     FILLS = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_})
 
