@@ -12,7 +12,7 @@ import torch
 from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Labels, LayoutError, Tokenizer, Tokens
+from tokenloom.models.core.protocols import Batch, Labels, LayoutError, Tokenizer, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import take
@@ -256,6 +256,21 @@ def test_flexvar_takes_other_grids_numbers_of_steps_and_aspects() -> None:
         torch.testing.assert_close(decoded, taught, atol=2e-5, rtol=1e-5)
     with pytest.raises(LayoutError, match="bound to its grids"):
         made("var").on(((1, 1), (8, 8)))
+
+
+def test_flexvar_draws_images_in_fewer_steps_than_grids_are_stored() -> None:
+    model = made("flexvar").on(tuple((n, n) for n in range(1, 9)))
+    for count in (3, 5, 8):
+        sampler = model.sampler.edited(top_k=0, steps=count)
+        made_, trace = model.decode(LABELS, sampler, SampleDraws.of(0, 0, LABELS.rows))
+        assert trace.steps == count
+        assert made_.layout == model.layout
+        plan = model.order.decode(model.layout, ROWS, None, sampler.sizes)
+        assert plan.sizes[-1] == 64
+        decoded, taught = hidden(model, tokens(model), plan)
+        torch.testing.assert_close(decoded, taught, atol=2e-5, rtol=1e-5)
+    batch = Batch(tokens=Tokens(tokens(model), model.layout), conditions=LABELS)
+    assert all(bool(model.losses(batch, "main", Draws.whole(0, step, ROWS))["loss"].isfinite()) for step in range(4))
 
 
 def test_flexvar_scales_that_are_left_out_do_not_matter() -> None:

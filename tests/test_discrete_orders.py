@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from tokenloom.models.parts.orders import (
     Annealed,
     Arccos,
     CosineCurve,
+    Count,
     Curve,
     Even,
     Halton,
@@ -25,6 +28,7 @@ from tokenloom.models.parts.orders import (
     Steps,
     Straight,
 )
+from tokenloom.models.zoo.generators.flexvar.order import TEN, THIRTEEN, DrawnScales
 
 SQUARE = TokenLayout(grids=((8, 8),), vocabulary=4)
 
@@ -133,6 +137,48 @@ def test_a_step_count_is_refused_where_the_order_fixes_it() -> None:
     for order in (Regions(), SomeScales()):
         with pytest.raises(ConfigError, match=r"sample\.steps"):
             order.decode(SQUARE, 1, None, Even(size=2))
+
+
+def test_flexvar_draws_its_sequence_of_grids() -> None:
+    """Two small sides, five of 3 … 10, two of 11 … 15 and the last; some are left out, and none is longer than 680 positions."""
+    layout = TokenLayout(grids=tuple((n, n) for n in range(1, 17)), vocabulary=4)
+    order, counts, sides = DrawnScales(), Counter[int](), Counter[int]()
+    for step in range(600):
+        chosen = [i + 1 for i in order.sequence(layout, Draws.whole(0, step, 3))]
+        assert chosen == sorted(set(chosen))
+        assert chosen[:2] == [1, 2]
+        assert sum(n * n for n in chosen) <= 680
+        counts[len(chosen)] += 1
+        sides.update(chosen)
+        if len(chosen) == 10 and tuple(chosen) != TEN:
+            assert sum(3 <= n <= 10 for n in chosen) == 5
+            assert sum(11 <= n <= 15 for n in chosen) == 2
+    assert set(sides) == set(range(1, 17))  # also 7, 9, 11, 12, 14, 15, which the schedule of ten steps has not
+    assert max(counts) == 10
+    assert min(counts) <= 7
+    assert order.plan(layout, Draws.whole(0, 5, 8)).sizes == tuple(
+        layout.scale_sizes[i] for i in order.sequence(layout, Draws.whole(0, 5, 3))
+    )  # the same for any batch
+
+
+def test_flexvar_decodes_in_any_number_of_steps() -> None:
+    layout = TokenLayout(grids=tuple((n, n) for n in range(1, 17)), vocabulary=4)
+    order = DrawnScales()
+
+    def taken(sizes: Count | None) -> tuple[int, ...]:
+        return tuple(int(size**0.5) for size in order.decode(layout, 1, None, sizes).sizes)
+
+    assert taken(None) == TEN
+    assert taken(Count(count=13)) == THIRTEEN
+    for count in range(3, 16):
+        found = taken(Count(count=count))
+        assert len(set(found)) == count
+        assert (found[0], found[-1]) == (1, 16)
+    asked = TokenLayout(grids=tuple((n, n) for n in (*THIRTEEN, 23, 32)), vocabulary=4)  # a resolution never trained on: all are taken
+    assert order.decode(asked, 1).sizes == asked.scale_sizes
+    for count in (1, 17):
+        with pytest.raises(ConfigError, match=r"sample\.steps"):
+            order.decode(layout, 1, None, Count(count=count))
 
 
 def test_flexvar_leaves_out_inner_scales_only() -> None:

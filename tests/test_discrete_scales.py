@@ -8,13 +8,14 @@ import pytest
 import torch
 from small_generators import PLAIN, small, some
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
-from tokenloom.models.parts.feeds.markov import MaskedScales
+from tokenloom.models.parts.feeds.markov import CodedScales
 from tokenloom.models.parts.heads.hidden import Hidden
-from tokenloom.models.parts.orders.sizes import Steps
+from tokenloom.models.parts.orders.sizes import Parts, Steps
 from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
 from tokenloom.models.zoo.generators.srdd.head import Resampled
 
@@ -77,9 +78,10 @@ def test_markov_feeds_refuse_plans_that_see_more() -> None:
 
 
 def test_the_steps_of_a_scale_change_without_training() -> None:
-    model = scaled("hmar")
+    model = scaled("hmar", kept="random")
     ids, labels = some(SCALES, 4)
-    for sizes, groups in ((None, 1 + 2 + 3), (Steps(count=1), 3), (Steps(count=4), 1 + 4 + 4), (Steps(count=16), 21)):
+    other = Parts(parts=((2, 2), (1, 5, 10)))
+    for sizes, groups in ((None, 1 + 2 + 1), (other, 1 + 2 + 3), (Steps(count=1), 3), (Steps(count=4), 1 + 4 + 4), (Steps(count=16), 21)):
         sampler = Sampler(guidance=Constant(value=0.0), sizes=sizes)
         plan = model.order.decode(SCALES, 4, SampleDraws.of(3, 0, 4), sizes)
         steps = list(model.decode_steps(labels, sampler, SampleDraws.of(3, 0, labels.rows), forced=ids))
@@ -89,9 +91,9 @@ def test_the_steps_of_a_scale_change_without_training() -> None:
 
 
 def test_a_step_knows_what_earlier_steps_of_the_scale_drew_and_no_later_ones() -> None:
-    model = scaled("hmar")
+    model = scaled("hmar", kept="random")
     ids, labels = some(SCALES, 1)
-    plan = model.order.decode(SCALES, 1, SampleDraws.of(0, 0, 1))
+    plan = model.order.decode(SCALES, 1, SampleDraws.of(0, 0, 1), Parts(parts=((1, 3), (3, 4, 9))))
     h = model(ids, labels, plan)
     first, third = plan.members(3)[0], plan.members(5)[0]  # steps 1 and 3 of the last scale
     early, late = ids.clone(), ids.clone()
@@ -119,9 +121,10 @@ def test_training_masks_every_scale_by_itself_and_weighs_what_is_masked() -> Non
     assert torch.equal(torch.cat([p.weight_BL for p in parts]), plan.weight_BL)  # type: ignore[misc]
 
 
-def test_tokens_that_are_kept_are_seen_by_all_of_their_scale() -> None:
-    model = scaled("hmar")
-    assert isinstance(model.feed, MaskedScales)
+@pytest.mark.parametrize("kept", ["surest", "random"])
+def test_tokens_that_are_kept_are_seen_by_all_of_their_scale(kept: str) -> None:
+    model = scaled("hmar", kept=kept)
+    assert isinstance(model.feed, CodedScales)
     ids, labels = some(SCALES, 3)
     keep = torch.zeros(21, dtype=torch.bool)
     keep[[2, 4, 20]] = True
@@ -134,6 +137,44 @@ def test_tokens_that_are_kept_are_seen_by_all_of_their_scale() -> None:
     again = model.inpaint(Tokens(other, SCALES), keep, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)).ids
     assert torch.equal(again[:, :5], done[:, :5])
     assert not torch.equal(again[:, 5:20], done[:, 5:20])  # positions before it in storage order
+
+
+def test_the_released_schedule_takes_fourteen_steps() -> None:
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    layout = TokenLayout(grids=tuple((n, n) for n in sides), vocabulary=16)
+    plan = scaled("hmar").order.decode(layout, 1, SampleDraws.of(0, 0, 1))
+    assert plan.sizes == (1, 1, 3, 1, 1, 2, 5, 16, 25, 36, 64, 100, 169, 256)
+    with pytest.raises(ConfigError, match=r"sizes\.parts"):
+        Parts(parts=((1, 3), (2, 2)))
+
+
+def test_a_step_keeps_the_tokens_of_its_scale_that_are_likeliest() -> None:
+    model = scaled("hmar", schedule=((1, 3), (2, 5, 9)))
+    _, labels = some(SCALES, 3)
+    known = torch.zeros(3, 21, dtype=torch.bool)
+    for step in model.decode_steps(labels, PLAIN, SampleDraws.of(4, 0, labels.rows)):
+        assert step.logits is not None
+        assert step.drawn is not None
+        start, stop = {1: (0, 1), 4: (1, 5), 16: (5, 21)}[step.logits.shape[1]]
+        sure = step.logits.log_softmax(-1).gather(-1, step.drawn.unsqueeze(-1))[..., 0]
+        sure = sure.masked_fill(known[:, start:stop], -torch.inf)
+        best = start + sure.topk(step.place_Bn.shape[1], dim=1).indices
+        assert torch.equal(step.place_Bn.expand(3, -1).sort(1).values, best.sort(1).values)
+        known.scatter_(1, step.place_Bn.expand(3, -1), True)
+    assert bool(known.all())
+
+
+@torch.no_grad()
+def test_known_tokens_enter_as_their_codes_under_the_map_of_the_codes_so_far() -> None:
+    model = scaled("hmar")
+    feed = model.feed
+    assert isinstance(feed, CodedScales)
+    ids, known = torch.tensor([[3, 7]]), torch.tensor([[True, False]])
+    x = feed.known(ids, known)
+    code = feed.quantizer.codebook.weight[3]
+    torch.testing.assert_close(x[0, 0], feed.embed(code) - feed.embed.bias)
+    torch.testing.assert_close(x[0, 1], feed.open)
+    assert sum(n.startswith("feed.table") for n, _ in model.named_parameters()) == 0
 
 
 # SRDD

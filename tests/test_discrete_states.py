@@ -16,7 +16,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.discrete_state import DiscreteState
 from tokenloom.models.generators.noising import Absorbing, Noise, Uniform
-from tokenloom.models.parts.orders import Confidence
+from tokenloom.models.parts.orders import Confidence, CosineCurve
 from tokenloom.models.parts.orders.sizes import Even, Steps
 from tokenloom.models.sampling.sampler import Constant, Sampler
 
@@ -67,7 +67,7 @@ def test_the_loss_bounds_the_likelihood_of_what_is_sampled(noise: Noise, gap: fl
     layout, steps, codes = TokenLayout(grids=((1, 2),), vocabulary=3), 3, 3
     model = states("vq_ddm", layout, scale=0.1, steps=steps)
     total = codes + noise.extra
-    model.config = replace(model.config, noise=noise)
+    model.config = replace(model.config, noise=noise, curve=CosineCurve())  # the gap of a fresh net is known for this curve
     if noise.extra:
         torch.manual_seed(1)
         model.table.books[0] = torch.nn.Embedding(total, 32)
@@ -162,3 +162,14 @@ def test_steps_are_a_choice_of_sampling() -> None:
     with pytest.raises(ConfigError, match="choice"):
         replace(model.config, choice=Confidence())
     assert model.likelihood == "none"
+
+
+def test_the_forward_process_of_vq_ddm_keeps_a_cosine_of_the_noise() -> None:
+    """``cos(pi u / 2)`` of the tokens at the share u of the noise: most of it happens late, so an early step loses little."""
+    model = states("vq_ddm", grid(2), steps=8)
+    u = torch.linspace(0, 1, 9)[:-1]
+    torch.testing.assert_close(model._keep(1 - u)[:, 0], (torch.pi / 2 * u).cos(), atol=1e-6, rtol=0)
+    ids = torch.zeros((4000, 1), dtype=torch.int64)
+    lost, other = torch.rand(2, 4000, 1, generator=torch.Generator().manual_seed(0)).unbind(0)
+    kept = model.config.noise.corrupt(ids, model._keep(torch.full((4000,), 0.75)), lost, other, 1000) == 0
+    assert float(kept.float().mean()) == pytest.approx(0.9239, abs=0.02)

@@ -19,6 +19,7 @@ from tokenloom.models.core.protocols import Batch, Conditions, Generator, Labels
 from tokenloom.models.generators.discrete_state import DiscreteState
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.conditions import Conditioner, condition_of
+from tokenloom.models.parts.feeds.markov import MaskedScales
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
@@ -54,7 +55,7 @@ def tiny(
     scaled = {"scales": [1, 2][: grids[0][0]]} if "scales" in inspect.signature(codec.function).parameters else {}
     stands = {"tokenizer": codec.config(dict(codec.tiny) | scaled), "signal": signals.image(4 * grids[0][0], 1)}
     layouts = [TokenLayout(grids=g, vocabulary=codes, codebooks=q) for g, q in ((grids, 1), (grids, 2), (((2, 2),), 1))]
-    layouts.append(TokenLayout(grids=grids, channels=3))
+    layouts += [TokenLayout(grids=g, channels=3) for g in (grids, ((2, 2),))]
     if scaled:
         layouts = [stands["tokenizer"].build(signal=stands["signal"]).layout]  # type: ignore[attr-defined]
     config = recipe.config(dict(recipe.tiny) | changes)
@@ -244,30 +245,34 @@ def test_guided_bursts_are_distributed_as_guided_one_by_one_decoding() -> None:
 
 @pytest.mark.parametrize("name", CHOOSING)
 def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(name: str) -> None:
-    rows, length = 4, 4
-    steps_of = {"steps": 3} if "steps" in inspect.signature(registry.get(name).function).parameters else {}
+    rows = 4
+    three: dict[str, Any] = {"steps": 3, "schedule": ((1, 1, 2),)}
+    steps_of = {key: value for key, value in three.items() if key in inspect.signature(registry.get(name).function).parameters}
     model = tiny(name, ((2, 2),), spread=0.15, **steps_of)
     assert isinstance(model, GroupGenerator)
+    length, scales = model.layout.length, isinstance(model.feed, MaskedScales)
     labels = Labels(torch.arange(rows) % CLASSES)
     steps = list(model.decode_steps(labels, model.sampler.edited(guidance=0.0), SampleDraws.of(0, 0, labels.rows)))
     assert len(steps) >= 3
-    order = torch.cat([step.place_Bn for step in steps], dim=1)
+    order = torch.cat([step.place_Bn.expand(rows, -1) for step in steps], dim=1)
     assert bool((order.sort(1).values == torch.arange(length)).all())
     data = torch.zeros_like(order).scatter(1, order, torch.cat([step.data for step in steps], dim=1))
-    done = 0
+    decoded, done = model.order.decode(model.layout, rows, SampleDraws.of(0, 0, rows)), 0
     for step in steps:
-        assert torch.equal(step.data, step.drawn.gather(1, step.place_Bn))
+        among = decoded.candidates(step.group)[0].tolist()
+        assert torch.equal(step.data, step.drawn.gather(1, step.place_Bn - among[0]))
         known = torch.zeros(rows, length, dtype=torch.bool).scatter(1, order[:, :done], True)
-        for place in range(length):
+        for at, place in enumerate(among):
             open_B = ~known[:, place]
-            if model.feed.passes == "whole":  # all positions at once, from those known
-                plan, read = Plan(torch.arange(length)[None], (length,), known_BL=known), place
+            if model.feed.passes == "whole" or scales:  # all positions at once, from those known
+                sizes = model.layout.scale_sizes if scales else (length,)
+                plan, read = Plan(torch.arange(length)[None], sizes, decoded.window, known_BL=known), place
             else:  # a chain in which this position comes next
                 key = 2 * (~known).long()
                 key[:, place] -= 1
                 plan, read = Plan(torch.cat([order[:, :done], key.argsort(1)[:, done:]], dim=1), (1,) * length), done
             with torch.no_grad():
                 taught = model(data, labels, plan)[:, read]
-            torch.testing.assert_close(step.h_BnD[open_B, place], taught[open_B], atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(step.h_BnD[open_B, at], taught[open_B], atol=2e-5, rtol=1e-5)
         done += step.place_Bn.shape[1]
     assert done == length

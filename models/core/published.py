@@ -88,7 +88,7 @@ class Size:
         published: its name in the tables of published facts, where the dial alone would not tell it apart.
         parameters: of the official model, exactly; None if no source has them.  ``mark`` says where the number is from.
         layout: the tokens that a generator was trained on.
-        tokens: of one image, of a tokenizer; a generator's layout has them.
+        tokens: of one image; of a generator those of its layout if not given, which may store more than a sample takes.
         image: rows and columns of the images, in pixels.
         classes: that the model is conditioned on.
         codec: recipe and arguments of the tokenizer that it was published on (of a tokenizer: of its base).
@@ -117,7 +117,7 @@ class Size:
     training: Training | None = None
 
     def __post_init__(self) -> None:
-        if self.layout is not None:
+        if self.layout is not None and self.tokens is None:
             object.__setattr__(self, "tokens", self.layout.length)
 
     @property

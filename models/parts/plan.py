@@ -40,7 +40,8 @@ class Plan:
     ``known_BL`` marks layout positions whose tokens are given from the start (masked training); ``weight_BL`` weighs the
     loss by layout position, rows summing to one on average over the global batch (None: all alike).  ``place_BG`` are the
     layout positions at which whole groups stand (None: at their first member).  With a ``choice`` only the sizes
-    are fixed: which positions a group takes is decided while decoding.
+    are fixed: which positions a group takes is decided while decoding, among all of the sequence or, with ``reach``, among the
+    entries of the sequence from the first to before the second number of the group's pair.
     """
 
     sequence_BL: Tensor
@@ -50,6 +51,7 @@ class Plan:
     weight_BL: Tensor | None = None
     place_BG: Tensor | None = None
     choice: Choice | None = None
+    reach: tuple[tuple[int, int], ...] = ()
 
     @property
     def groups(self) -> int:
@@ -71,6 +73,13 @@ class Plan:
     def start(self, group: int) -> int:
         """Entries of the sequence before a group."""
         return sum(self.sizes[:group])
+
+    def candidates(self, group: int) -> Tensor:
+        """(B, n) layout positions of which one group is made: its members, or those among which a choice finds them."""
+        if self.choice is None:
+            return self.members(group)
+        start, stop = self.reach[group] if self.reach else (0, self.sequence_BL.shape[1])
+        return self.sequence_BL[:, start:stop]
 
     def members(self, group: int) -> Tensor:
         """(B, n) layout positions of one group."""

@@ -132,7 +132,7 @@ class DecodingSession:
         slots, head = self.model.feed.step(self.state, self.both, self.cond, group), self.model.head
         before = self.mark() if head.calls == "several" else None
         h = self.model.read(self._run(slots), slots)
-        place = self.plan.sequence_BL if self.plan.choice else self.plan.members(group)
+        place = self.plan.candidates(group)
         teacher = None if self.given is None or self.keep_L is not None else take(self.given, place)
         weight = self.sampler.guidance.on(moment)
 
@@ -160,11 +160,12 @@ class DecodingSession:
             data = torch.where(keep.view(*keep.shape, *[1] * (data.ndim - 2)), take(self.given, place), data)
         if choice is not None:
             sure = choice.confidence(proposal.drawn, proposal.group, self.plan.groups, self.draws)
-            sure = sure.masked_fill(self.known_BL, -torch.inf)
+            known_Bn = take(self.known_BL, place)
+            sure = sure.masked_fill(known_Bn, -torch.inf)
             if self.keep_L is not None:  # what is given is known first
-                sure = sure.masked_fill(self.keep_L & ~self.known_BL, torch.inf)
-            place = sure.topk(self.plan.sizes[proposal.group], dim=1).indices
-            data = take(data, place)
+                sure = sure.masked_fill(take(self.keep_L.expand(self.rows, -1), place) & ~known_Bn, torch.inf)
+            index = sure.topk(self.plan.sizes[proposal.group], dim=1).indices
+            place, data = take(place.expand(self.rows, -1), index), take(data, index)
         return replace(proposal, place_Bn=place, data=data)
 
     @torch.no_grad()

@@ -102,7 +102,7 @@ class DoublePosition(Shifted):
         return OpenChain(held[:, :-1], place[:, :-1], held[:, -1:], place[:, -1:])
 
     def step(self, state: OpenChain, plan: Plan, cond: Conditioned, group: int) -> Slots:
-        target = plan.sequence_BL if plan.choice is not None else plan.members(group)
+        target = plan.candidates(group)
         closed, start, count = state.closed_BmD.shape[1], plan.start(group), target.shape[1]
         rows = max(len(target), len(state.open_B1))
         queries = state.open_B1D + self.position_target[target]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
@@ -83,13 +84,20 @@ class MaskedScales(Markov):
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         super().__init__(config, layout, width, quantizer)
-        self.mask = layout.vocabulary  # the row after the vocabulary
-        self.table = Ids(layout, width, spare=1)
+        self._known_tokens(layout, width)
         sizes = layout.scale_sizes
         self.ranges = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
 
+    def _known_tokens(self, layout: TokenLayout, width: int) -> None:
+        self.mask = layout.vocabulary  # the row after the vocabulary
+        self.table = Ids(layout, width, spare=1)
+
+    def known(self, ids: Tensor, known: Tensor) -> Tensor:
+        """(B, n, D) what says which tokens are known already."""
+        return self.table(torch.where(known, ids, cast(Any, self.mask)))
+
     def traits(self, plan: Plan) -> Traits:
-        return {"known positions": Trait("yes", "feed")}
+        return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         base = super().parallel(data, plan, cond, draws).x_BSD
@@ -98,7 +106,7 @@ class MaskedScales(Markov):
         for g in range(plan.groups):
             start, stop = self.ranges[self._scale(plan, g)]
             known = (group_BL[:, start:stop] < g) if plan.known_BL is None else plan.known_BL[:, start:stop]
-            x.append(base[:, start:stop] + self.table(self._shown(ids[:, start:stop], known)))
+            x.append(base[:, start:stop] + self.known(ids[:, start:stop], known))
             here = torch.arange(start, stop, device=data.device)[None]
             group.append(torch.full_like(here, g))
             place.append(here)
@@ -116,8 +124,8 @@ class MaskedScales(Markov):
         start, stop = self.ranges[self._scale(plan, group)]
         place = torch.arange(start, stop, device=state.ids_BL.device)[None]
         base = self._first(cond) if state.input_BnC is None else self.embed(state.input_BnC)
-        x = self._placed(base, place) + self.table(self._shown(state.ids_BL[:, start:stop], state.known_BL[:, start:stop]))
-        return Slots(x, torch.full_like(place, group), place, plan.members(group) - start, visibility=Everything(), cached=0)
+        x = self._placed(base, place) + self.known(state.ids_BL[:, start:stop], state.known_BL[:, start:stop])
+        return Slots(x, torch.full_like(place, group), place, plan.candidates(group) - start, visibility=Everything(), cached=0)
 
     def push(self, state: Partly, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         index = place_Bn.expand(len(data), -1)
@@ -137,5 +145,22 @@ class MaskedScales(Markov):
             raise LayoutError(f"a group must lie inside a scale, {plan.sizes} does not fit scales of {self.layout.scale_sizes}")
         return scale
 
-    def _shown(self, ids: Tensor, known: Tensor) -> Tensor:
-        return torch.where(known, ids, cast(Any, self.mask))
+
+class CodedScales(MaskedScales):
+    """The same with known tokens as their code vectors, under the map that embeds the codes so far, and one vector for [MASK]."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskedScales.Config, tag="feed.coded_scales", label="codes so far, codes or [MASK]"):
+        """As ``NextScale``."""
+
+        def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> CodedScales:
+            return CodedScales(self, layout, width, quantizer)
+
+    def _known_tokens(self, layout: TokenLayout, width: int) -> None:
+        self.open = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.open, std=(1 / 3 / width) ** 0.5)
+
+    def known(self, ids: Tensor, known: Tensor) -> Tensor:
+        weight = self.embed.weight
+        code = F.linear(F.embedding(ids, self.quantizer.codebook.weight).to(weight.dtype), weight)
+        return torch.where(known.unsqueeze(-1), code, self.open)

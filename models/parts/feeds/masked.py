@@ -54,8 +54,7 @@ class Whole(Feed):
         return data, torch.zeros(data.shape[:2], dtype=torch.bool, device=device)
 
     def step(self, state: Any, plan: Plan, cond: Conditioned, group: int) -> Slots:
-        target_BN = plan.sequence_BL if plan.choice is not None else plan.members(group)
-        return self.of_known(state[0], state[1], target_BN, cond, None)
+        return self.of_known(state[0], state[1], plan.candidates(group), cond, None)
 
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> tuple[Tensor, Tensor]:
         index = place_Bn.expand(len(data), -1)

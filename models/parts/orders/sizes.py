@@ -37,6 +37,15 @@ class CosineCurve(Curve, tag="curve.cosine"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptCosine(Curve, tag="curve.kept_cosine"):
+    """``1 - cos(pi u / 2)``, u = 1 - t being the share of the noise: what is kept falls as a cosine from data to noise, so that the first
+    steps of the noise change little (multinomial diffusion, arXiv:2102.05379; VQ-DDM)."""
+
+    def masked(self, t: float) -> float:
+        return 1 - math.cos(math.pi / 2 * (1 - t))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arccos(Curve, tag="curve.arccos"):
     """``arccos(t) / (pi / 2)``: most positions in the last steps."""
 
@@ -109,6 +118,26 @@ class Steps(Sizes, tag="sizes.steps"):
             # At least one position now, and one for every step to come.
             sizes.append(max(1, min(length if step == count else known, length - (count - step)) - done))
         return tuple(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts(Sizes, tag="sizes.parts"):
+    """Successive group sizes for each number of positions that they sum to; any other number is one group.
+
+    HMAR's published schedule is ``((1, 3), (1, 1, 2, 5))``: a grid of four positions in two steps, one of nine in four, all others whole.
+    """
+
+    parts: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        sums = [sum(part) for part in self.parts]
+        if any(size < 1 for part in self.parts for size in part) or len(set(sums)) < len(sums) or 0 in sums:
+            raise ConfigError(
+                f"sizes.parts={[list(part) for part in self.parts]}: give positive sizes, one cut for each number of positions"
+            )
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        return next((part for part in self.parts if sum(part) == length), (length,))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,9 @@ from dataclasses import replace
 from tokenloom.models.core.published import Size
 from tokenloom.models.zoo.published import codecs, var
 
+#: Grids of all sides are stored, since training draws among them.
+SIDES = tuple(range(1, 17))
+
 
 def _size(depth: int, parameters: int, fid: float, epochs: int) -> Size:
     train = var.training(depth, epochs)
@@ -14,8 +17,9 @@ def _size(depth: int, parameters: int, fid: float, epochs: int) -> Size:
         name=f"d{depth}",
         args={"depth": depth, "gamma": var.gamma(depth)},
         parameters=parameters,
-        layout=var.layout(var.SCALES_256, 8912),
-        codec=codecs.flexvar(var.SCALES_256),
+        layout=var.layout(SIDES, 8912),
+        tokens=sum(n * n for n in var.SCALES_256),
+        codec=codecs.flexvar(SIDES),
         checkpoints=(f"FlexVARd{depth}-epo{epochs - 1}.pth", "FlexVAE.pth"),
         headline=f"FID {fid}",
         training=replace(train, augmentation=("shorter side to 1 to 1.14 of the size", "random crop", "flip")),

@@ -7,26 +7,33 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws, permutations
-from tokenloom.models.core.protocols import LayoutError, TokenLayout
+from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
-from tokenloom.models.parts.plan import Plan
+from tokenloom.models.parts.plan import Choice, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked steps inside"):
-    """Scales small to large, each drawn in steps whose members are random; a scale attends to itself alone (HMAR, arXiv:2506.04421).
+    """Scales small to large, each drawn in steps; a scale attends to itself alone (HMAR, arXiv:2506.04421).
 
     Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the
-    share ``curve.masked(u)``, u uniform.  Decoding takes ``steps`` of each scale, the last number for all further ones, and may
-    be set to any other sizes.  Groups stand at the start of their scale.
+    share ``curve.masked(u)``, u uniform.  Decoding cuts each scale by ``decoding``, or (None) takes ``steps`` of each, the last number for
+    all further ones; any other sizes may be asked for.  The members of a step are random, or those that ``choice`` finds surest among
+    the open positions of the scale.  Groups stand at the start of their scale.
     """
 
     steps: tuple[int, ...] = (1, 2, 4)
     whole: float = 0.5
     curve: Curve = CosineCurve()
+    decoding: Added[Sizes | None] = None
+    choice: Added[Choice | None] = None
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return "exact" if self.choice is None else "none"
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
@@ -51,21 +58,26 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
         whole, start = self._sizes(layout), 0
         cut: list[int] = []
         place: list[int] = []
+        reach: list[tuple[int, int]] = []
         sequence = []
         for scale, size in enumerate(whole):
-            rule = rule_of(Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve), sizes)
+            own = self.decoding or Steps(count=self.steps[min(scale, len(self.steps) - 1)], curve=self.curve)
+            rule = rule_of(own, sizes)
             cut += rule.cut(size)
             place += [start] * (len(cut) - len(place))
-            sequence.append(start + permutations(size, draws, f"order.{scale}"))
+            reach += [(start, start + size)] * (len(cut) - len(reach))
+            inside = torch.arange(size)[None] if self.choice else permutations(size, draws, f"order.{scale}")
+            sequence.append(start + inside)
             start += size
-        return Plan(torch.cat(sequence, dim=1), tuple(cut), window=0, place_BG=torch.tensor([place]))
+        found = Plan(torch.cat(sequence, dim=1), tuple(cut), window=0, place_BG=torch.tensor([place]), choice=self.choice)
+        return replace(found, reach=tuple(reach)) if self.choice else found
 
     def around(self, plan: Plan, keep_L: Tensor) -> Plan:
         """What is known comes first in its scale."""
         assert plan.place_BG is not None
         stand = plan.place_BG[0].tolist()
         keep_L = keep_L.to(plan.sequence_BL.device)
-        sequence, cut, place = [], [], []
+        sequence, cut, place, reach = [], [], [], []
         for start in sorted(set(stand)):
             own = [size for size, at in zip(plan.sizes, stand) if at == start]
             inside, keep = plan.sequence_BL[:, start : start + sum(own)], keep_L[start : start + sum(own)]
@@ -75,7 +87,11 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
                 left.append(min(size, sum(own) - sum(left)))
             cut += [n for n in left if n]
             place += [start] * sum(n > 0 for n in left)
-        return replace(plan, sequence_BL=torch.cat(sequence, 1), sizes=tuple(cut), place_BG=torch.tensor([place]))
+            reach += [(start, start + sum(own))] * sum(n > 0 for n in left)
+        found = replace(plan, sizes=tuple(cut), place_BG=torch.tensor([place]))
+        if plan.choice is not None:  # what is given is found first among the positions of its scale
+            return replace(found, reach=tuple(reach))
+        return replace(found, sequence_BL=torch.cat(sequence, 1))
 
     @staticmethod
     def _sizes(layout: TokenLayout) -> tuple[int, ...]:
