@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.layout import LayoutError as LayoutError
 from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
