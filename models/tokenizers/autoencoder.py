@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.adversarial.loss import Adversarial
-from tokenloom.models.parts.losses import Perceptual, Pixels
+from tokenloom.models.parts.losses import LogitLaplace, Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import perplexity
@@ -46,6 +46,7 @@ class Autoencoder(Tokenizer):
         perceptual: Perceptual.Config | None = None
         adversarial: Adversarial.Config | None = None
         semantic: Semantic.Config | None = None
+        logit_laplace: Added[LogitLaplace | None] = None
 
         @property
         def needs(self) -> tuple[str, ...]:
@@ -122,6 +123,8 @@ class Autoencoder(Tokenizer):
             with self.semantic.listening(self.decoder) as inner:
                 image_hat, quantized = self(image_BCHW, draws)
         parts = {"reconstruction": self.config.pixels(image_hat, image_BCHW)}
+        if self.config.logit_laplace is not None:
+            parts["logit_laplace"] = self.config.logit_laplace(image_hat, image_BCHW)
         if self.config.perceptual is not None:
             parts["perceptual"] = self.config.perceptual.weight * self._perceive(image_hat, image_BCHW)
         if self.adversarial is not None:

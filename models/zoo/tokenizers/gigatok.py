@@ -4,8 +4,8 @@ New: semantic regularisation: a small MLP on the features of an early decoder bl
 do, which keeps the latent space simple enough for a generator while the tokenizer grows; of a larger budget the decoder gets more than the
 encoder; an entropy loss keeps large codebooks stable.
 Differs: transformers on both sides instead of convolutions around them, learned queries instead of ones pooled in levels; the teacher is
-the classifier of the data, or DINO (released: DINOv2-B) if its file is given; the perceptual and the adversarial loss only if set;
-released models have 256 tokens of 16384 codes of 8 channels and 136 M to 2.9 B parameters.
+a toy, the three convolutions of the data's own classifier, or DINO (released: DINOv2-B) if its file is given; the perceptual and the
+adversarial loss only if set; released models have 256 tokens of 16384 codes of 8 channels and 136 M to 2.9 B parameters.
 Run: tokenloom run smoke_gigatok
 Expect: digits (600 steps of 32, learning rate 2e-3, 74 CPU seconds): mean squared error 0.058 on [-1, 1].
 """
@@ -46,9 +46,9 @@ def gigatok(
     losses: Losses = LOSSES,
 ) -> Autoencoder.Config:
     """``widths`` and ``depths`` of encoder and decoder; ``semantic`` weighs the regularisation (0 is off) of the decoder's block
-    ``semantic_depth``, ``dino`` is a file of DINOv2 weights (``set`` edits ``semantic.teacher.…``)."""
+    ``semantic_depth``, ``dino`` is a file of DINO or DINOv2 weights of any width (``set`` edits ``semantic.teacher.…``)."""
     sides = [Blocks.Config(width=width, depth=depth, heads=heads) for width, depth in zip(widths, depths)]
-    teacher = Dino(weights=dino) if dino else Classified()
+    teacher = Dino.of_file(dino) if dino else Classified()
     return Autoencoder.Config(
         net=Queries(patch=patch, tokens=tokens, encoder_blocks=sides[0], decoder_blocks=sides[1]),
         quantizer=VQ.Config(
