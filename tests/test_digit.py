@@ -173,7 +173,7 @@ def test_dino_tokenizer_keeps_its_weights_and_refuses_other_files(tmp_path: Path
     _, shape = dino_file(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     changes = {f"net.source.{k}": v for k, v in shape.items() if k != "width"} | {"net.source.sha256": digest}
-    args = {"codes": 8, "dim": 12, "dino": str(path), "channels": 8}
+    args = {"codes": 8, "dim": 12, "dino": str(path), "channels": 8, "last": 1}
     spec = ModelSpec("tokenizer", "digit", args, changes, {"signal": signals.image(SIZE, 1).to_dict()})
     torch.manual_seed(0)
     model = cast(Autoencoder, spec.build())

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.models.core.signals import Shape
+from tokenloom.models.parts.nets.base import Inner
 
 
 class GenerativeDecoder(nn.Module, ABC):
@@ -31,6 +33,14 @@ class GenerativeDecoder(nn.Module, ABC):
             """
             return self.construct(shape=shape, channels=channels, dim=dim, length=length)
 
+        def source(self, shape: Shape, channels: int, **given: Any) -> tuple[Shape, int]:
+            """Rows, columns and channels of what it samples, for images of ``shape``."""
+            return shape, channels
+
+    def clean(self, image_BCHW: Tensor) -> Tensor:
+        """What it would sample in the best of cases: the image, or the latents of it."""
+        return image_BCHW
+
     @abstractmethod
     def losses(self, z_BNZ: Tensor, image_BCHW: Tensor, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted terms whose sum is trained, and detached parts to log, among them ``reconstruction``: the error of predicted images."""
@@ -42,6 +52,14 @@ class GenerativeDecoder(nn.Module, ABC):
     def fewest(self, length: int) -> int:
         """Tokens without which there is nothing to decode, of ``length``."""
         return length
+
+    def inner(self, depth: int) -> Inner:
+        """The features of the decoder's net on the image plane after ``depth`` blocks.
+
+        Raises:
+            ConfigError: this decoder has no such features.
+        """
+        raise ConfigError(f"decoder: {type(self).__name__} has no features on the image plane after {depth} blocks")
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         """Updates once an optimizer step on every rank, the only place for collectives; metrics to report."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ class Dino(Source, tag="net.dino", label="DINO"):
         shape: dict[str, Any] = {}
         if path.is_file():
             shape = _shape_of(path)
-        elif "width" in fields:
+        if not shape and "width" in fields:
             width = fields["width"]
             shape = {"heads": max(1, width // 64), "depth": {1024: 24, 1536: 40}.get(width, 12)}
             shape |= {"mlp": "swiglu"} if width == 1536 else {}
@@ -101,13 +101,19 @@ class Dino(Source, tag="net.dino", label="DINO"):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != self.sha256.lower():
                 raise ConfigError(f"weights={self.weights!r}: its SHA-256 is {found}, not {self.sha256}")
-        return {name: tensor for name, tensor in load_file(path).items() if name not in _UNUSED}
+        try:
+            return {name: tensor for name, tensor in load_file(path).items() if name not in _UNUSED}
+        except SafetensorError as error:
+            raise ConfigError(f"weights={self.weights!r}: cannot be read as safetensors: {error}") from None
 
 
 def _shape_of(path: Path) -> dict[str, Any]:
-    """The shape of the network whose tensors a file holds."""
-    with safe_open(path, "pt") as file:
-        sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    """The shape of the network whose tensors a file holds; nothing of a damaged file, which loading it refuses."""
+    try:
+        with safe_open(path, "pt") as file:
+            sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except SafetensorError:
+        return {}
     try:
         (_, places, width), (_, _, patch, _) = sizes["pos_embed"], sizes["patch_embed.proj.weight"]
     except KeyError as error:

@@ -221,13 +221,13 @@ class Trunk(nn.Module):
                 qkv[width : 2 * width] = qkv[:width]
         self.norm_post = nn.LayerNorm(width, config.eps)
 
-    def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None, visibility: Visibility = EVERYTHING) -> tuple[Tensor, Tensor]:
         """What becomes of the patches (B, L, D) and of the further tokens (B, N, D)."""
         x_BSD = torch.cat([self.class_token.expand(len(patch_BLD), 1, -1).to(patch_BLD.dtype), patch_BLD], 1) + self.position
         if further_BND is not None:
             assert self.further_position is not None, "this trunk has no places for further tokens"
             x_BSD = torch.cat([x_BSD, further_BND + self.further_position], 1)
-        x_BSD = self.norm_post(self.stack(self.norm_pre(x_BSD))[:, 1:])
+        x_BSD = self.norm_post(self.stack(self.norm_pre(x_BSD), visibility)[:, 1:])
         patches = patch_BLD.shape[1]
         return x_BSD[:, :patches], x_BSD[:, patches:]
 
