@@ -18,6 +18,7 @@ from tokenloom.models.parts.adversarial.stylegan import StyleGAN2, spread
 from tokenloom.models.parts.losses import LogitLaplace
 from tokenloom.models.parts.mlp import Tanh
 from tokenloom.models.parts.nets.bare_vit import rows_and_columns
+from tokenloom.models.parts.nets.factorised import Factorised
 from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
 
 IMAGE = SignalSpec(shape=(16, 16), channels=3)
@@ -125,3 +126,24 @@ def test_rq_vae_shares_its_book_and_drops_stages() -> None:
     assert dropped.eval().kept(Draws(0, 0, 100, 0, 1, 1)) == 3
     with pytest.raises(ConfigError, match=r"kept=4: there are 3 stages"):
         get("rvq").config({**args, "kept": 4})
+
+
+def test_unitoks_attention_factorisation_has_the_published_size_and_is_causal() -> None:
+    count = [sum(p.numel() for p in Factorised.Config().build(*sides).parameters()) for sides in ((1024, 64), (64, 1024))]
+    assert count == [3_246_784, 7_615_744]
+    torch.manual_seed(0)
+    for sides in ((8, 4), (4, 8), (6, 4)):
+        module = Factorised.Config().build(*sides).double()
+        x = torch.randn(2, sides[0], 2, 3, dtype=torch.float64)
+        other = x.clone()
+        other[..., 1, 1] += torch.randn(sides[0], dtype=torch.float64)
+        changed = (module(x) - module(other)).abs().amax((0, 1)).flatten() > 1e-9
+        assert changed.tolist() == [False] * 4 + [True] * 2
+    shrinking = Factorised.Config().build(8, 4)
+    x = torch.randn(1, 5, 8)
+    q, k, v = shrinking.qkv(x).chunk(3, -1)
+    heads = [F.scaled_dot_product_attention(*(t[..., 4 * h : 4 * h + 4] for t in (q, k, v)), is_causal=True) for h in (0, 1)]
+    torch.testing.assert_close(shrinking.attend(x), shrinking.attended((heads[0] + heads[1]) / 2))
+    model = get("pq").config({"channels": 8, "multipliers": [1, 2], "patch": 2, "codes": 8, "dim": 2}).build(signal=IMAGE)
+    assert isinstance(model.quant_conv, Factorised)
+    assert isinstance(get("pq").config({"between": "convolution"}).build(signal=IMAGE).quant_conv, nn.Conv2d)
