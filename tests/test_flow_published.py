@@ -138,3 +138,36 @@ def test_the_flow_is_aligned_with_a_teacher(recipe: str) -> None:
     assert all(p.grad is not None for p in model.semantic.parameters())
     with pytest.raises(ConfigError, match=r"depth=7: the decoder's net has 1 blocks"):
         flow(recipe, semantic=0.5, semantic_depth=7)
+
+
+def layton(**more: Any) -> FlowTokenizer:
+    entry, given = registry.get("layton"), {"signal": signals.image(16, 1).to_dict()}
+    given["tokenizer"] = ModelSpec("tokenizer", "kl", dict(registry.get("kl").tiny), {}, dict(given)).to_dict()
+    torch.manual_seed(0)
+    model = ModelSpec("tokenizer", "layton", {**entry.tiny, **more}, {}, given).build()
+    assert isinstance(model, FlowTokenizer)
+    return model
+
+
+def test_layton_is_trained_against_a_discriminator_of_its_own_phase() -> None:
+    assert layton().phases == ("main",)
+    model = layton(adversarial=0.5, adversarial_start=1)
+    assert model.phases == ("autoencoder", "discriminator")
+    assert [model.begins(phase) for phase in model.phases] == [0, 1]
+    names = {phase: {name for name, _ in model.phase_parameters(phase)} for phase in model.phases}
+    assert all(name.startswith("decoder.adversarial.") for name in names["discriminator"])
+    assert not names["autoencoder"] & names["discriminator"]
+    batch, early, late = Batch(signal=images()), Draws(0, 0, 10, 0, ROWS, ROWS), Draws(0, 2, 10, 0, ROWS, ROWS)
+    model.train()
+    assert float(model.losses(batch, "discriminator", early)["loss"]) == 0.0
+    found = model.losses(batch, "discriminator", late)
+    assert float(found["loss"]) > 0.5
+    found["loss"].backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == names["discriminator"]
+    model.zero_grad()
+    assert "adversarial" in model.losses(batch, "autoencoder", late)
+    assert model.after_step(late)["adversarial_ratio"] > 0
+    later = model.losses(batch, "autoencoder", late)
+    assert float(later["adversarial"]) != 0
+    later["loss"].backward()
+    assert all(p.grad is None for _, p in model.phase_parameters("discriminator"))

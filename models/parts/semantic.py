@@ -105,3 +105,9 @@ class Semantic(nn.Module):
             target_BEhw = F.adaptive_avg_pool2d(target_BEhw, (inner_BDhw.shape[2], inner_BDhw.shape[3]))
         found_BEhw = self.head(inner_BDhw.movedim(1, -1)).movedim(-1, 1)
         return self.config.weight * (1 - F.cosine_similarity(found_BEhw.float(), target_BEhw.float(), dim=1)).mean()
+
+
+def aligned(weight: float, depth: int, dino: str = "") -> Semantic.Config | None:
+    """The alignment of a decoder's block with the DINO of a file, or else with the toy classifier of the data; none of weight 0."""
+    teacher = Dino.of_file(dino) if dino else Classified()
+    return Semantic.Config(depth=depth, weight=weight, teacher=teacher) if weight else None

@@ -84,6 +84,8 @@ class FlowTokenizer(Tokenizer):
         self.reader = config.reader.build(back, self._layout.length) if config.reader else None
         dim = config.reader.width if config.reader else back
         self.decoder = config.decoder.build(shape=signal.plane, channels=signal.channels, dim=dim, length=self._layout.length, **given)
+        if self.decoder.adversarial is not None:
+            self.phases = ("autoencoder", "discriminator")
         self.semantic = config.semantic.build(self.decoder, signal.channels, given.get("features")) if config.semantic else None
 
     @property
@@ -138,6 +140,8 @@ class FlowTokenizer(Tokenizer):
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         image_BCHW = batch.signal
         assert image_BCHW is not None, "a tokenizer is trained on images"
+        if phase == "discriminator":
+            return self._discriminator(image_BCHW, draws)
         quantized = self.quantizer(self.latents(image_BCHW, draws), draws)
         z_BNZ = self._read(quantized.z)
         if self.semantic is None:
@@ -151,6 +155,27 @@ class FlowTokenizer(Tokenizer):
         if "usage" in quantized.stats:
             reports = reports | code_reports(quantized.stats["usage"].to(loss.detach()), self.layout)
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | reports
+
+    def _discriminator(self, image_BCHW: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The losses of the decoder's discriminator."""
+        adversarial = self.decoder.adversarial
+        assert adversarial is not None
+        if not adversarial.on(draws.step):
+            return adversarial.idle()
+        with torch.no_grad():
+            z_BNZ = self._read(self.quantizer.given(self.latents(image_BCHW), draws))
+            fake_BCHW = self.decoder.judged(z_BNZ, image_BCHW, draws)
+        loss = adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step, draws)
+        return {"loss": loss, "discriminator": loss.detach()}
+
+    def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        wanted, start = phase == "discriminator", "decoder.adversarial."
+        return [(n, p) for n, p in super().phase_parameters(phase) if n.startswith(start) == wanted]
+
+    def begins(self, phase: str) -> int:
+        """The discriminator's phase begins when the decoder meets it."""
+        adversarial = self.decoder.adversarial
+        return adversarial.config.start if phase == "discriminator" and adversarial is not None else 0
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Vectors and the codebook are free of weight decay."""

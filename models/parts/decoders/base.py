@@ -16,6 +16,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Tokenizer
 from tokenloom.models.core.signals import Shape
+from tokenloom.models.parts.adversarial.loss import Adversarial
 from tokenloom.models.parts.nets.base import Inner
 
 
@@ -37,6 +38,11 @@ class GenerativeDecoder(nn.Module, ABC):
             """Rows, columns and channels of what it samples, for images of ``shape``."""
             return shape, channels
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Judges what it makes, of one that is trained against a discriminator.
+        self.adversarial: Adversarial | None = None
+
     def clean(self, image_BCHW: Tensor) -> Tensor:
         """What it would sample in the best of cases: the image, or the latents of it."""
         return image_BCHW
@@ -48,6 +54,10 @@ class GenerativeDecoder(nn.Module, ABC):
     @abstractmethod
     def sample(self, z_BNZ: Tensor, keep_B: Tensor) -> Tensor:
         """Unclamped images (B, C, H, W) of the first ``keep_B`` tokens a row, the same for a row in any batch."""
+
+    def judged(self, z_BNZ: Tensor, image_BCHW: Tensor, draws: Draws) -> Tensor:
+        """The images (B, C, H, W) that its discriminator learns to tell from ``image_BCHW``, made as in its own training."""
+        raise NotImplementedError(f"{type(self).__name__} has no discriminator")
 
     def fewest(self, length: int) -> int:
         """Tokens without which there is nothing to decode, of ``length``."""

@@ -23,15 +23,13 @@ from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.decoders.reader import TokenReader
 from tokenloom.models.parts.decoders.token_dropout import Staged
-from tokenloom.models.parts.nets.dino import Dino
-from tokenloom.models.parts.nets.frozen import Classified
 from tokenloom.models.parts.nets.seeded import SeededQueries
 from tokenloom.models.parts.nets.vit import Blocks
-from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.vq import VQ
-from tokenloom.models.parts.semantic import Semantic
+from tokenloom.models.parts.semantic import aligned
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.models.tokenizers.moving_norm import MovingNorm
+from tokenloom.models.zoo.tokenizers._small import codebook
 
 
 @register(
@@ -77,14 +75,11 @@ def d_ar(
     have appeared.  ``semantic`` weighs the alignment of the flow's block ``semantic_depth`` with the DINO of a file, or else with the
     toy classifier of the data (REPA).
     """
-    teacher = Dino.of_file(dino) if dino else Classified()
     read = TokenReader.Config(blocks=Blocks.Config(width=widths[1], depth=reader, heads=heads)) if reader else None
     blocks = Blocks.Config(width=widths[0], depth=depths[0], heads=heads)
     return FlowTokenizer.Config(
         net=SeededQueries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks, registers=registers),
-        quantizer=VQ.Config(
-            codebook=Codebook.Config(codes=codes, dim=dim, metric="cosine", update=EMA(), revival=Revival(threshold=0.2)), beta=beta
-        ),
+        quantizer=VQ.Config(codebook=codebook(codes, dim, "cosine", "averages"), beta=beta),
         latent=widths[0],
         norm=MovingNorm.Config(),
         decoder=Flow.Config(
@@ -95,5 +90,5 @@ def d_ar(
             predict=predict,
         ),
         reader=read,
-        semantic=Semantic.Config(depth=semantic_depth, weight=semantic, teacher=teacher) if semantic else None,
+        semantic=aligned(semantic, semantic_depth, dino),
     )

@@ -20,12 +20,10 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.decoders.token_dropout import Nested
-from tokenloom.models.parts.nets.dino import Dino
-from tokenloom.models.parts.nets.frozen import Classified
 from tokenloom.models.parts.nets.seeded import SeededQueries
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.quantizers.fsq import FSQ
-from tokenloom.models.parts.semantic import Semantic
+from tokenloom.models.parts.semantic import aligned
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.models.tokenizers.moving_norm import MovingNorm
 from tokenloom.models.tokenizers.on_latents import LatentFlow
@@ -71,7 +69,6 @@ def flextok(
         guidance=guidance,
         predict=predict,
     )
-    teacher = Dino.of_file(dino) if dino else Classified()
     return FlowTokenizer.Config(
         net=SeededQueries(patch=patch, tokens=tokens, encoder_blocks=blocks, decoder_blocks=blocks, registers=registers),
         quantizer=FSQ.Config(levels=levels),
@@ -79,5 +76,5 @@ def flextok(
         norm=MovingNorm.Config(),
         reads=space,
         decoder=flow if space == "pixels" else LatentFlow.Config(flow=flow),
-        semantic=Semantic.Config(depth=semantic_depth, weight=semantic, teacher=teacher) if semantic else None,
+        semantic=aligned(semantic, semantic_depth, dino),
     )

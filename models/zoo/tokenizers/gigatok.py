@@ -13,13 +13,11 @@ Expect: digits (600 steps of 32, learning rate 2e-3, 74 CPU seconds): mean squar
 from __future__ import annotations
 
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.nets.dino import Dino
-from tokenloom.models.parts.nets.frozen import Classified
 from tokenloom.models.parts.nets.queries import Queries
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, Revival
 from tokenloom.models.parts.quantizers.vq import VQ
-from tokenloom.models.parts.semantic import Semantic
+from tokenloom.models.parts.semantic import aligned
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
 from tokenloom.models.zoo.tokenizers._small import LOSSES, Losses
 
@@ -48,7 +46,6 @@ def gigatok(
     """``widths`` and ``depths`` of encoder and decoder; ``semantic`` weighs the regularisation (0 is off) of the decoder's block
     ``semantic_depth``, ``dino`` is a file of DINO or DINOv2 weights of any width (``set`` edits ``semantic.teacher.…``)."""
     sides = [Blocks.Config(width=width, depth=depth, heads=heads) for width, depth in zip(widths, depths)]
-    teacher = Dino.of_file(dino) if dino else Classified()
     return Autoencoder.Config(
         net=Queries(patch=patch, tokens=tokens, encoder_blocks=sides[0], decoder_blocks=sides[1]),
         quantizer=VQ.Config(
@@ -58,6 +55,6 @@ def gigatok(
         ),
         latent=dim,
         quant_kernel=0,
-        semantic=Semantic.Config(depth=min(semantic_depth, depths[1]), weight=semantic, teacher=teacher) if semantic else None,
+        semantic=aligned(semantic, min(semantic_depth, depths[1]), dino),
         **losses.losses(),
     )
