@@ -47,6 +47,9 @@ class Image(Modality):
         rows, columns = config.shape
         return signals.image(rows, config.channels, columns)
 
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        return config.neighbours + 2
+
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.image.sources import open_source
 
