@@ -78,7 +78,7 @@ class Image(Modality):
 
     def encoded(self, raw: bytes, where: str) -> tuple[list[bytes], np.ndarray]:
         try:
-            table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
+            table = pq.ParquetFile(io.BytesIO(raw)).read(["image", "label"])
             return table["image"].to_pylist(), table["label"].to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{where}: not a whole image shard ({error})") from error
