@@ -47,6 +47,9 @@ class Image(Modality):
         rows, columns = config.shape
         return signals.image(rows, config.channels, columns)
 
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        return config.neighbours + 2
+
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.image.sources import open_source
 
@@ -75,7 +78,7 @@ class Image(Modality):
 
     def encoded(self, raw: bytes, where: str) -> tuple[list[bytes], np.ndarray]:
         try:
-            table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
+            table = pq.ParquetFile(io.BytesIO(raw)).read(["image", "label"])
             return table["image"].to_pylist(), table["label"].to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{where}: not a whole image shard ({error})") from error
