@@ -45,6 +45,7 @@ def check(context: Context, _planned: Mapping[str, Planned]) -> None:
     if last not in judges:
         raise ConfigError(f"data.kind={config.data.kind}: a run that ends with a {last} cannot be judged; end it with: {', '.join(judges)}")
     modalities.kind(config.data.kind).check(config)
+    check_augmentation(config)
     unknown = {role: Artifact(role, config.name, "0" * 12, "") for role in ("tokenizer", "dataset", "features")}
     models = {"density" if config.density is not None else "generator": Artifact("generator", config.name, "0" * 12, "")}
     plan(context, unknown | (models if config.density is not None or config.generator is not None else {}))
