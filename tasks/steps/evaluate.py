@@ -8,6 +8,7 @@ from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation import evaluate as evaluating
+from tokenloom.tasks.runtime.checks import check_augmentation
 from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store

@@ -18,7 +18,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Density, Generator, Tokenizer
 from tokenloom.tasks.data.captions import in_turn
 from tokenloom.tasks.evaluation import metrics, plots
-from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays
+from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays, arrays_file
 from tokenloom.tasks.modalities.image import pictures
 from tokenloom.tasks.modalities.image.judging import features, network, reading, reconstruction, scores
 from tokenloom.tasks.modalities.image.judging.sampling_actor import Drawn
@@ -29,7 +29,6 @@ from tokenloom.tasks.serving.request import ConditionSpec, Request
 from tokenloom.tasks.store.artifacts import Artifact, Store
 
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
-HELD_OUT_LIMIT = 10_000
 NEAREST = 20  # samples shown beside their nearest training images
 SHOWN = 20  # held-out images shown beside their reconstructions
 RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and ``decoded``, for a comparison of tokenizers
@@ -37,7 +36,7 @@ RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and `
 
 @dataclass(frozen=True)
 class Reference:
-    """What every model on a dataset is judged against: its held-out images (M, H, W, C) uint8, and the network that compares."""
+    """What every model on a dataset is judged against: all its held-out images (M, H, W, C) uint8, and the network that compares."""
 
     dataset: Artifact
     names: list[str]
@@ -53,7 +52,7 @@ class Reference:
         Raises:
             StepError: they are too few to judge by.
         """
-        image, label = features.read_images(store, dataset, ["validation", "test"], HELD_OUT_LIMIT)
+        image, label = features.read_images(store, dataset, ["validation", "test"])
         if len(image) < config.neighbours + 2:
             raise StepError(f"dataset {dataset.id}: {len(image)} held-out images are too few to judge by; raise data.validation")
         return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network), config.resize)
@@ -63,12 +62,21 @@ class Reference:
         """The network whose features are compared."""
         return network.load(self.network_folder, self.resize)
 
-    def statistics(self, given: str, store: Store) -> Statistics | None:
-        """What features are compared with: None are those of the held-out images, ``train`` the training split's, else a file's."""
+    @cached_property
+    def held_out(self) -> Statistics:
+        """What the network tells of the held-out images."""
+        return Statistics.streamed(self.network.blocks(self.image))
+
+    def statistics(self, given: str, store: Store, keep: bool) -> Statistics:
+        """What features are compared with: those of the held-out images, ``train`` the training split's, else a file's.
+
+        Args:
+            keep: whether the features themselves are needed, beside their sums.
+        """
         if given == "held_out":
-            return None
+            return self.held_out
         if given == "train":
-            return Statistics.streamed(self.network, features.read_blocks(store, self.dataset, ["train"]))
+            return Statistics.streamed(map(self.network.see, features.read_blocks(store, self.dataset, ["train"])), keep)
         return Statistics.read(Path(given), self.network)
 
 
@@ -88,7 +96,7 @@ class EvaluationRequest:
             labels = np.random.default_rng(config.seed).integers(len(reference.names), size=config.samples)
         if condition_spec.column != "text":
             return cls(labels)
-        captions = features.read_captions(store, reference.dataset, ["validation", "test"], HELD_OUT_LIMIT)
+        captions = features.read_captions(store, reference.dataset, ["validation", "test"])
         return cls(labels, list(in_turn(labels, reference.label, captions)), captions)
 
     @property
@@ -102,15 +110,14 @@ def judge_samples(
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
-    statistics = reference.statistics(compared, store)
-    given = (reference.image, reference.label, train, train_label, statistics)
+    statistics = reference.statistics(compared, store, bool({"kid", "precision_recall", "density_coverage"} & set(config.metrics)))
+    seen = None if drawn.features is None else Statistics.streamed(map(network.Standard.of, drawn.features()))
+    given = (reference.image, reference.label, train, train_label, statistics, seen)
     judged = scores.Judged(reference.network, drawn.image, request.labels, *given)
-    if drawn.features is not None:
-        judged.keep("sample", network.Standard.of(drawn.features))
     found = Findings({**drawn.numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
-    found.arrays["samples.npz"] = arrays(images=drawn.image, labels=request.labels, **texts)
+    found.files["samples.npz"] = arrays_file(store.root / "scratch", images=drawn.image, labels=request.labels, **texts)
     return judged, found
 
 
@@ -140,7 +147,7 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
     """Numbers and pictures of what a tokenizer keeps of the held-out images."""
     found = Findings()
     if "reconstruction" in config.metrics:
-        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.image, coded)
+        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.held_out, reference.image, coded)
         found.numbers |= reconstruction.cost_scores(coded)
         count_SK, rows = reconstruction.code_counts(coded.tokens)
         if rows:
