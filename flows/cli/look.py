@@ -41,18 +41,40 @@ def methods(name: str | None, as_json: bool) -> None:
         table(f"{kind}: {len(cells)}", columns, cells)
 
 
+def files_by_name(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[Path]]:
+    """``NAME=FILE`` options as the files of each name."""
+    found: dict[str, list[Path]] = {}
+    for value in values:
+        name, between, file = value.partition("=")
+        if not (name and between and file):
+            raise click.BadParameter(f"{value!r}: write NAME=FILE, e.g. control=edges.png")
+        if not Path(file).is_file():
+            raise click.BadParameter(f"{value!r}: no file {file}")
+        found.setdefault(name, []).append(Path(file))
+    return found
+
+
 @click.command(
     epilog=epilog(
         "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
         "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
         "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
+        "tokenloom sample pets-control --column control=edges.png --n 4 --out pets.png",
         "tokenloom sample series-co2 --horizon 52 --n 200 --out next_year.png",
     )
 )
 @click.argument("model")
 @click.option("--classes", metavar="NAMES", help="Classes to draw, by name or number, e.g. cat,dog or 0-9 or 1,4 [default: all].")
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a text model; may be given again.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=files_by_name,
+    help="Of a model with a control image, mask, …: its file; may be given again, and is used in turn [default: those of held-out images].",
+)
 @click.option(
     "--n",
     "total",
@@ -95,6 +117,7 @@ def sample(
     model: str,
     classes: str | None,
     texts: tuple[str, ...],
+    columns: dict[str, list[Path]],
     total: int,
     seed: int,
     history: Path | None,
@@ -136,6 +159,7 @@ def sample(
             seed=seed,
             history=history,
             horizon=horizon,
+            columns=columns,
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,

@@ -65,6 +65,16 @@ class Conditioner(nn.Module, ABC):
             """The conditions that batches and requests have to hold: ``class``, ``text``, ``features`` or a column of the data."""
             return (Labels.name,)
 
+        @property
+        def each(self) -> tuple[Conditioner.Config, ...]:
+            """Its parts, where it is made of several; itself alone otherwise."""
+            return (self,)
+
+        @property
+        def shapes(self) -> Mapping[str, tuple[int, ...]]:
+            """The shape (C, …) of each of the data's columns among ``names``."""
+            return {}
+
         @classmethod
         def parse(cls, value: Mapping[str, Any], where: str) -> Conditioner.Config:
             """A condition as a run file has it: ``{characters: {length: 64}}``, ``{encoded: {…}}`` or ``{classes: {…}}``.

@@ -30,11 +30,11 @@ class MLP(nn.Module, ABC):
 
 
 class SwiGLU(MLP):
-    """Gated SiLU (arXiv:2002.05202), hidden width 2/3 ``ratio`` D times ``multiplier``, rounded up to ``multiple_of``; no biases."""
+    """Gated SiLU, or another gate (arXiv:2002.05202), hidden width 2/3 ``ratio`` D times ``multiplier``, rounded up to ``multiple_of``."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLP.Config, tag="mlp.swiglu"):
-        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights.
+        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights; ``bias`` of all maps.
 
         Both factors of the hidden width are cut to whole numbers, one after the other, as Llama's are.
         """
@@ -42,16 +42,20 @@ class SwiGLU(MLP):
         multiple_of: int = 256
         ratio: float = 4.0
         multiplier: Added[float] = 1.0
+        bias: Added[Literal["yes", "no"]] = "no"
+        act: Added[Literal["silu", "gelu"]] = "silu"
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         hidden = -(-int(config.multiplier * int(2 * config.ratio * width / 3)) // config.multiple_of) * config.multiple_of
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        bias, self.act = config.bias == "yes", config.act
+        self.gate = nn.Linear(width, hidden, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.silu(self.gate(x)) * self.up(x))
+        gate = self.gate(x)
+        return self.out((F.silu(gate) if self.act == "silu" else F.gelu(gate)) * self.up(x))
 
 
 class GELU(MLP):

@@ -18,7 +18,7 @@ from tokenloom.models.core import config
 from tokenloom.models.core.config import Added
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
-Kind = Literal["rms", "rms_bias", "rms_offset", "layer", "plain", "none"]
+Kind = Literal["rms", "rms_bias", "rms_offset", "layer", "plain", "plain_rms", "none"]
 
 
 class BiasedRMSNorm(nn.RMSNorm):
@@ -45,13 +45,13 @@ class OffsetRMSNorm(nn.Module):
 
 def norm(kind: Kind, width: int, eps: float) -> nn.Module:
     """A root-mean-square norm with weights (and biases; ``rms_offset``: with weights around zero), a layer norm with both, a ``plain``
-    layer norm without any, or none at all."""
+    one of either without any, or none at all."""
     if kind == "none":
         return nn.Identity()
     if kind == "rms_offset":
         return OffsetRMSNorm(width, eps)
-    if kind == "rms":
-        return nn.RMSNorm(width, eps=eps)
+    if kind in ("rms", "plain_rms"):
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=kind == "rms")
     if kind == "rms_bias":
         return BiasedRMSNorm(width, eps)
     return nn.LayerNorm(width, eps=eps, elementwise_affine=kind == "layer")
@@ -171,14 +171,15 @@ class AdaLN(BlockNorm):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BlockNorm.Config, tag="norm.adaln", label="adaLN"):
-        """``kind`` of the blocks' norms and ``final`` of the last one; ``gamma``: size of the initial gammas, near zero so
-        that blocks start as identities."""
+        """``kind`` of the blocks' norms and ``final`` of the last one, which the condition modulates or not (``last``); ``gamma``: size
+        of the initial gammas, near zero so that blocks start as identities."""
 
         eps: float = 1e-6
         kind: Kind = "plain"
         final: Kind = "plain"
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
+        last: Added[Literal["adaptive", "plain"]] = "adaptive"
 
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)
@@ -189,7 +190,7 @@ class AdaLN(BlockNorm):
         self.maps = nn.ModuleList([nn.Linear(width, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
         self.offset: nn.Embedding | None = nn.Embedding(depth, 3 * branches * width) if config.sharing == "shared" else None
         self.before = norm(config.final, width, config.eps)
-        self.final = nn.Linear(width, 2 * width)
+        self.final: nn.Linear | None = nn.Linear(width, 2 * width) if config.last == "adaptive" else None
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -226,5 +227,7 @@ class AdaLN(BlockNorm):
 
     def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Norm before the head; here the order is scale, shift."""
+        if self.final is None:
+            return self.before(x)
         scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
         return self.before(x) * (1 + scale) + shift

@@ -8,6 +8,7 @@ from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data import ingest as ingesting
+from tokenloom.tasks.data.found import found as told
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
 from tokenloom.tasks.store.artifacts import Outcome, Store
 
@@ -28,7 +29,7 @@ def plan(context: Context, _inputs: Inputs) -> Given | Later:
     found = ingesting.scan(data, context.store)
     if found.record is None:
         return Later(found.reason)
-    return Given(found.record.artifact, found.reason or "complete, nothing new in the source")
+    return Given(found.record.artifact, f"complete, nothing new in the source: {told(found.record)}")
 
 
 def run(context: Context, _inputs: Inputs) -> Outcome:

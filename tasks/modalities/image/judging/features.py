@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ __all__ = [
     "features",
     "load_classifier",
     "plan_features",
-    "read_captions",
     "read_images",
+    "selected",
 ]
 
 
@@ -55,7 +55,7 @@ def read_images(
     ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block.  Many images lie in a file that is mapped, so
     that memory does not grow with them.
     """
-    signal, count = modalities.signal_of(store.record(dataset).notes), len(_selected(store, dataset, splits, limit)[1])
+    signal, count = modalities.signal_of(store.record(dataset).notes), len(selected(store, dataset, splits, limit)[1])
     if not count:
         return np.zeros((0, *signal["shape"], signal["channels"]), np.uint8), np.zeros(0, np.int64)
     images, labels, at = np.zeros(0, np.uint8), np.zeros(count, np.int64), 0
@@ -74,21 +74,15 @@ def read_blocks(store: Store, dataset: Artifact, splits: Sequence[str]) -> Itera
 
 
 def _blocks(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> Iterator[tuple[Images, NDArray[np.int64]]]:
-    rows, index = _selected(store, dataset, splits, limit)
+    rows, index = selected(store, dataset, splits, limit)
     loader = Loader(rows, store.cache) if len(index) else None
     for start in range(0, len(index), 1024):
         assert loader is not None
         yield loader.items(index[start : start + 1024])
 
 
-def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
-    """The captions of the images that ``read_images`` gives; the empty text where there is none."""
-    rows, index = _selected(store, dataset, splits, limit)
-    texts = list(Loader(replace(rows, conditions=("text",)), store.cache).captions()) if len(index) else []
-    return [texts[i] for i in index]
-
-
-def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+def selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+    """The rows of some splits, and which of them count: all, or ``limit`` evenly spread over them."""
     notes = store.record(dataset).notes
     rows = Rows.of(notes, store.uri, *splits)
     total = len(rows)
