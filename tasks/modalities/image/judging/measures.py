@@ -139,7 +139,9 @@ def judge_samples(
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
-    statistics = reference.statistics(compared, store, bool({"kid", "precision_recall", "density_coverage"} & set(config.metrics)))
+    asked = set(config.metrics)
+    keep, wanted = bool(asked & {"kid", "precision_recall", "density_coverage"}), bool(asked & scores.BY_FEATURES)
+    statistics = reference.statistics(compared, store, keep) if wanted else None
     seen = None if drawn.features is None else Statistics.streamed(map(network.Standard.of, drawn.features()))
     given = (reference.image, reference.label, train, train_label, statistics, seen)
     judged = scores.Judged(reference.network, drawn.image, request.labels, *given)

@@ -25,6 +25,8 @@ from tokenloom.tasks.runtime.errors import StepError
 
 Images = NDArray[np.uint8]
 Numbers = dict[str, float]
+#: Metrics that compare features of the network (of the standard one the last two as well).
+BY_FEATURES = {"fd", "sfid", "kid", "is", "precision_recall", "density_coverage"}
 SIDE = 32  # pixels a side at which raw pixels are compared; larger images are averaged down
 
 
