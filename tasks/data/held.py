@@ -63,10 +63,7 @@ class Held(ABC):
     def _labels(self, labels: NDArray, shard: Shard) -> NDArray[np.int64]:
         if len(labels) != shard.rows:
             raise ArtifactError(f"{self.storage.uri(shard.path)}: {len(labels)} rows, {shard.rows} are recorded")
-        if labels.size and (labels.min() < 0 or labels.max() >= max(1, self.rows.classes)):
-            where = self.storage.uri(shard.path)
-            raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {self.rows.classes} classes")
-        return labels.astype(np.int64)
+        return self.rows.labels(shard, labels, self.storage.uri(shard.path))
 
 
 class Flat(Held):
@@ -79,6 +76,7 @@ class Flat(Held):
         super().__init__(rows, cache, limit)
         self.layout, self.larger = layout, larger
         parts = [rows.kind, rows.modality, rows.layout, None if larger else rows.shape, *(shard.sha256 for shard in rows.shards)]
+        parts += [list(rows.numberings[s.numbering]) for s in rows.shards if s.numbering is not None]
         self.folder = node_cache.folder_of(cache, node_cache.FLAT, sha256_of(canonical_json(parts)))
         self.done = np.zeros(len(rows.shards), bool)
         self._data: dict[str, NDArray[Any]] = {}
@@ -126,7 +124,7 @@ class Flat(Held):
             raise MixedSizesError(f"{self.storage.uri(shard.path)}: items of shape {other}, the shards before it have {this}")
         for name, array in own.items():
             self._data[name][self.starts[i] : self.starts[i + 1]] = array
-        if any(len(array) and array.any() for array in arrays.values()):
+        if any(name.startswith("column-") or (len(array) and array.any()) for name, array in arrays.items()):
             write_arrays(self.beside(i), arrays)
         with contextlib.suppress(FileNotFoundError):  # it was removed to make room: what is mapped stays
             (self.folder / "done" / str(i)).touch()
@@ -161,6 +159,11 @@ class Flat(Held):
     def lengths(self, idx: NDArray[np.int64]) -> NDArray[np.int32]:
         """Valid tokens of these rows (B,)."""
         return self._data["lengths"][idx]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels of all rows (N,)."""
+        return self._data["labels"]
 
     @property
     def ragged(self) -> bool:
@@ -222,7 +225,8 @@ class Encoded(Held):
     def _fill(self, shard: Shard, folder: Path) -> None:
         items, labels = self.modality.encoded(read_shard(self.storage, shard), self.storage.uri(shard.path))
         end_N = np.cumsum([len(item) for item in items], dtype=np.int64)
-        write_arrays(folder, {"ends": end_N, "labels": self._labels(labels, shard)}, {"items.bin": items})
+        self._labels(labels, shard)  # as they are in the shard: another dataset with it may number its classes otherwise
+        write_arrays(folder, {"ends": end_N, "labels": labels.astype(np.int64)}, {"items.bin": items})
         node_cache.trim(self.cache, self.limit, [folder])
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenloom.models.core.augmentation import Augmentation
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels, Text, TextFeatures, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, Condition, Conditions, Labels, Text, TextFeatures, TokenLayout, Tokens, Values
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.arrays import map_array, whole, write_arrays
@@ -188,13 +188,30 @@ class Loader:
     def _condition(self, name: str, idx: NDArray[np.int64], label_B: NDArray[np.int64]) -> Condition:
         if name == Labels.name:
             return Labels(torch.from_numpy(label_B))
-        owner = self.held.owner(idx)
-        at = list(zip(owner.tolist(), (idx - self.held.starts[owner]).tolist()))
         if name in self._columns:
-            return values_of([(self._columns[name][i][0][row], bool(self._columns[name][i][1][row])) for i, row in at], self.modality)
+            return self.column(name, idx)
+        at = self._at(idx)
         if name == Text.name:
             return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
         return feature_batch([(self._features[i], row) for i, row in at])
+
+    def _at(self, idx: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """The shard of each row, and its place there."""
+        owner = self.held.owner(idx)
+        return list(zip(owner.tolist(), (idx - self.held.starts[owner]).tolist()))
+
+    def column(self, name: str, idx: NDArray[np.int64]) -> Values:
+        """A further column of the rows at these positions (of rows that hold this condition)."""
+        columns = self._columns[name]
+        return values_of([(columns[i][0][row], bool(columns[i][1][row])) for i, row in self._at(idx)], self.modality)
+
+    def given(self, name: str) -> NDArray[np.bool_]:
+        """Which rows have that column: (N,)."""
+        return np.concatenate([given for _, given in self._columns[name]])
+
+    def labels(self) -> NDArray[np.int64]:
+        """The labels of all rows: (N,) (of rows that hold more conditions)."""
+        return self._flat.labels
 
     def captions(self) -> Iterator[str]:
         """The captions of all rows in order, empty where there is none (of rows that read text)."""

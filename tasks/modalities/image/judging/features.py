@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ __all__ = [
     "features",
     "load_classifier",
     "plan_features",
-    "read_captions",
     "read_images",
+    "selected",
 ]
 
 
@@ -68,21 +68,15 @@ def read_blocks(store: Store, dataset: Artifact, splits: Sequence[str]) -> Itera
 
 
 def _blocks(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> Iterator[tuple[Images, NDArray[np.int64]]]:
-    rows, index = _selected(store, dataset, splits, limit)
+    rows, index = selected(store, dataset, splits, limit)
     loader = Loader(rows, store.cache) if len(index) else None
     for start in range(0, len(index), 1024):
         assert loader is not None
         yield loader.items(index[start : start + 1024])
 
 
-def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
-    """The captions of the images that ``read_images`` gives; the empty text where there is none."""
-    rows, index = _selected(store, dataset, splits, limit)
-    texts = list(Loader(replace(rows, conditions=("text",)), store.cache).captions()) if len(index) else []
-    return [texts[i] for i in index]
-
-
-def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+def selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+    """The rows of some splits, and which of them count: all, or ``limit`` evenly spread over them."""
     notes = store.record(dataset).notes
     rows = Rows.of(notes, store.uri, *splits)
     total = len(rows)

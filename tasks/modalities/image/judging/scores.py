@@ -6,6 +6,7 @@ Shapes: N samples, M reference (real, held-out) images, T training images, H W C
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,16 +157,17 @@ def _flat(image: Images) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def likelihood(generator: Generator, tokens: list[Tokens], conditions: Conditions, values: int) -> Numbers:
+def likelihood(generator: Generator, tokens: list[Tokens], conditions: Callable[[int, int], Conditions], values: int) -> Numbers:
     """Mean negative log-likelihood of held-out tokens under their conditions, in bits an image and an image value (``values`` = H W C).
 
+    ``conditions`` gives those of the rows from a first to before a last.
     It measures the tokens, so it compares only generators of one tokenizer.
     """
     device = next(generator.parameters()).device
     total, start = 0.0, 0
     for part in tokens:
         rows = len(part.data)
-        given = conditions.part(start, start + rows)
+        given = conditions(start, start + rows)
         total -= float(generator.log_prob(Batch(tokens=part, conditions=given).to(device)).double().sum())
         start += rows
     bits = total / max(start, 1) / math.log(2)
