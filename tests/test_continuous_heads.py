@@ -122,7 +122,7 @@ def mixtures(**config: Any) -> InnerMixture:
     """An untrained head whose features hang on each other, with small means, so that a grid covers all that it draws."""
     torch.manual_seed(0)
     head = InnerMixture.Config(width=16, heads=2, components=3, **config).construct(2, WIDTH)
-    for name, parameter in head.named_parameters():
+    for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return head.eval()
 
