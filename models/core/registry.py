@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
-from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override, shortened
+from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, shortened
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.limits import check_number
 from tokenloom.models.core.published import Size, Training
 
