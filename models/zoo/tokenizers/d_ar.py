@@ -36,18 +36,7 @@ from tokenloom.models.zoo.tokenizers._small import codebook
     "d_ar",
     kind="tokenizer",
     paper="2505.23660",
-    tiny={
-        "tokens": 4,
-        "codes": 16,
-        "dim": 4,
-        "groups": 2,
-        "steps": 4,
-        "patch": 4,
-        "widths": [16, 32],
-        "depths": [1, 1],
-        "heads": 2,
-        "reader": 1,
-    },
+    tiny={"tokens": 4, "codes": 16, "dim": 4, "groups": 2, "steps": 4, "patch": 4, "widths": [16, 32], "depths": [1, 1], "heads": 2},
 )
 def d_ar(
     tokens: int = 16,
