@@ -19,6 +19,7 @@ from tokenloom.models.parts.losses import LogitLaplace
 from tokenloom.models.parts.mlp import Tanh
 from tokenloom.models.parts.nets.bare_vit import rows_and_columns
 from tokenloom.models.parts.nets.factorised import Factorised
+from tokenloom.models.parts.nets.magvit import AdaptiveNorm, depth_to_space
 from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
 
 IMAGE = SignalSpec(shape=(16, 16), channels=3)
@@ -147,3 +148,24 @@ def test_unitoks_attention_factorisation_has_the_published_size_and_is_causal() 
     model = get("pq").config({"channels": 8, "multipliers": [1, 2], "patch": 2, "codes": 8, "dim": 2}).build(signal=IMAGE)
     assert isinstance(model.quant_conv, Factorised)
     assert isinstance(get("pq").config({"between": "convolution"}).build(signal=IMAGE).quant_conv, nn.Conv2d)
+
+
+def test_open_magvit2s_decoder_is_told_the_latents_mean_and_spread() -> None:
+    torch.manual_seed(0)
+    norm = AdaptiveNorm(3, 8, 4)
+    x, z = torch.randn(2, 8, 4, 4), torch.randn(2, 3, 2, 2)
+    spread, mean = z.flatten(2).std(-1), z.flatten(2).mean(-1)
+    expected = norm.gamma(spread)[..., None, None] * F.group_norm(x, 4, eps=1e-6) + norm.beta(mean)[..., None, None]
+    torch.testing.assert_close(norm(x, z), expected, atol=1e-4, rtol=1e-4)
+    cell = torch.arange(8.0).view(1, 8, 1, 1)  # two channels of each of four places
+    torch.testing.assert_close(depth_to_space(cell)[0, 0], torch.tensor([[0.0, 2], [4, 6]]))
+    args = {"net": "magvit", "bits": 4, "channels": 8, "multipliers": [1, 2], "norm_groups": 4}
+    model = get("lfq").config(args).build(signal=IMAGE)
+    assert model.layout.grids == ((8, 8),)
+    image = torch.rand(2, 3, 16, 16)
+    assert model.decode(model.encode(image)).shape == image.shape
+    assert any(isinstance(part, AdaptiveNorm) for part in model.decoder.modules())
+    simvq = get("simvq").config({**{k: v for k, v in args.items() if k != "bits"}, "codes": 8, "dim": 4}).build(signal=IMAGE)
+    assert not any(isinstance(part, AdaptiveNorm) for part in simvq.decoder.modules())
+    assert simvq.quantizer.codebook.bias is not None
+    assert get("simvq").config().quantizer.map == "linear"  # type: ignore[attr-defined]

@@ -27,6 +27,8 @@ FAMILIES = {
     "infinity-bsq": ("infinity_bsq",),
     "titok": ("titok", "titok_onestage"),
     "bsq-vit": ("bsq",),
+    "open-magvit2": ("lfq",),
+    "simvq": ("simvq",),
     "vit-vqgan": ("vit_vq",),
 }
 #: Beginnings of the names of published sizes that no recipe has, and why.
@@ -44,7 +46,7 @@ ABSENT = {
 }
 #: Families whose recipes are built otherwise, as their "Differs" lines say.
 WITHOUT = {
-    *("open-magvit2", "simvq", "d-ar", "digit", "equivariant", "flextok", "gigatok", "larp", "layton", "nfig", "unitok"),
+    *("d-ar", "digit", "equivariant", "flextok", "gigatok", "larp", "layton", "nfig", "unitok"),
     "xq-gan",
 }
 

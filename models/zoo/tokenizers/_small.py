@@ -11,6 +11,7 @@ from tokenloom.models.parts.adversarial.patch import Blurring, PatchDiscriminato
 from tokenloom.models.parts.adversarial.stylegan import StyleGAN2
 from tokenloom.models.parts.losses import LogitLaplace, Perceptual, Pixels
 from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.nets.magvit import Magvit
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.kmeans import KMeans
 from tokenloom.models.parts.quantizers.vq import VQ
@@ -123,6 +124,11 @@ class Small(Levels):
             decoder_attention=self.decoder_attention,
             resample=self.resample,
         )
+
+    def magvit(self, levels: Literal["adaptive", "none"] = "adaptive") -> Magvit:
+        """The net of Open-MAGVIT2 with these widths, levels and blocks; ``levels`` of its decoder have such norms."""
+        shape: dict[str, Any] = {"channels": self.channels, "multipliers": self.multipliers, "blocks": self.blocks}
+        return Magvit(norm_groups=self.norm_groups, levels=levels, **shape)
 
     @property
     def out(self) -> int:
