@@ -19,7 +19,10 @@ from tokenloom.models.parts.losses import LogitLaplace
 from tokenloom.models.parts.mlp import Tanh
 from tokenloom.models.parts.nets.bare_vit import rows_and_columns
 from tokenloom.models.parts.nets.factorised import Factorised
+from tokenloom.models.parts.nets.hybrid import Hybrid, pooled
 from tokenloom.models.parts.nets.magvit import AdaptiveNorm, depth_to_space
+from tokenloom.models.parts.nets.queries import Queries
+from tokenloom.models.parts.quantizers.gradients import Rotation
 from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
 
 IMAGE = SignalSpec(shape=(16, 16), channels=3)
@@ -169,3 +172,42 @@ def test_open_magvit2s_decoder_is_told_the_latents_mean_and_spread() -> None:
     assert not any(isinstance(part, AdaptiveNorm) for part in simvq.decoder.modules())
     assert simvq.quantizer.codebook.bias is not None
     assert get("simvq").config().quantizer.map == "linear"  # type: ignore[attr-defined]
+
+
+def test_gigatok_has_convolutions_around_a_q_former() -> None:
+    torch.manual_seed(0)
+    args = dict(get("gigatok").tiny)
+    config = get("gigatok").config(args)
+    assert isinstance(config.net, Hybrid)  # type: ignore[attr-defined]
+    assert isinstance(config.quantizer.gradient, Rotation)  # type: ignore[attr-defined]
+    assert isinstance(get("gigatok").config({**args, "net": "transformers"}).net, Queries)  # type: ignore[attr-defined]
+    model = get("gigatok").config({**args, "semantic": 0.0}).build(signal=IMAGE)
+    x = torch.rand(2, 3, 16, 16)
+    assert model.encoder.convolutions(x).shape == (2, 16, 4, 4)
+    before = model.encoder(x)
+    assert before.shape == (2, 4, 1, 6)
+    with torch.no_grad():
+        for block in model.encoder.stack.blocks:
+            block.cross.proj.weight.zero_()  # without its look at the map a query knows its own average and those of the others
+        spread = x.clone()
+        spread[:, :, 12:, 12:] = spread[:, :, 12:, 12:].flip(-1)
+        assert not torch.equal(before, model.encoder(x))
+    level = torch.randn(1, 5, 4, 4)
+    found = pooled(level, 8)
+    torch.testing.assert_close(found[0, 0], level.mean((2, 3))[0])
+    torch.testing.assert_close(found[0, 4], level[0, :, 2:, 2:].mean((1, 2)))
+    torch.testing.assert_close(found[0, 5:], level[0, :, 0, :3].t())
+    assert pooled(level, 3).shape == (1, 3, 5)
+    with pytest.raises(ConfigError, match=r"net\.patch=8: the convolutions' grid is \(4, 4\), not \(2, 2\)"):
+        get("gigatok").config({**args, "semantic": 0.0}, {"net.patch": 8}).build(signal=IMAGE)
+
+
+def test_the_entropy_of_the_mean_has_a_weight_of_its_own() -> None:
+    z = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    losses = {}
+    for diversity in (0.0, 1.0, 3.0):
+        torch.manual_seed(0)
+        config = get("gigatok").config({**get("gigatok").tiny, "diversity": diversity}).quantizer  # type: ignore[attr-defined]
+        losses[diversity] = float(config.build((2, 2))(z).losses["entropy"].detach())
+    assert losses[0.0] > losses[1.0]
+    assert math.isclose(losses[3.0] - losses[0.0], 3 * (losses[1.0] - losses[0.0]), rel_tol=1e-4)
