@@ -7,8 +7,8 @@ Differs: UniTok has eight groups of 4096 codes of 8 channels, a ViTamin-L on bot
 which nothing is here; codebooks follow moving averages from a k-means start, over all workers; convolutions that suit small images, without
 attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_pq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32): PSNR 19.1 dB,
-squared error 0.050 on [-1, 1], all codes in use.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32, ``between: convolution``):
+PSNR 19.1 dB, squared error 0.050 on [-1, 1], all codes in use.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ bits of one codebook of 1024 on two stages of 32.
 Differs: a codebook follows moving averages from a k-means start over all workers; quantizer dropout only if ``kept`` is set; no
 perceptual and no adversarial loss unless set; convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
 Run: tokenloom run smoke_rvq
-Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32): PSNR 19.1 dB,
-squared error 0.050 on [-1, 1], all codes in use.
+Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 positions of two codes of 32, ``books: separate``): PSNR
+19.1 dB, squared error 0.050 on [-1, 1], all codes in use.
 """
 
 from __future__ import annotations
