@@ -8,8 +8,8 @@ Differs: by default queries see each other both ways, no transformer reads the t
 groups are in sight before the noisy image says more than they do; the published form is the values beside it (at this shift and so short a
 training a reader with one group a step is far behind: 0.238).  The net predicts the image, whose error is trained, instead of the velocity
 (``predict``), and is aligned with DINOv2 features only if ``semantic`` and ``dino`` are set; no perceptual loss; Euler steps instead of
-Adams'; queries start from mixtures of the patches; blocks are plain ViT's, not Llama's; the codebook follows moving averages and codes out of
-use are revived, both over all workers; released: 256 tokens of 16384 codes, 300 M parameters.
+Adams'; queries start from mixtures of the patches; blocks are plain ViT's, not Llama's; the codebook follows moving averages and codes out
+of use are revived, both over all workers; released: 256 tokens of 16384 codes, 300 M parameters.
 Run: tokenloom run smoke_d_ar
 Expect: digits (600 steps of 32, learning rate 2e-3, 72 CPU seconds), mean squared error on [-1, 1] of 4, 8, 12 and all 16
 tokens: 0.107, 0.087, 0.084, 0.083.
