@@ -62,8 +62,8 @@ def d_ar(
     ``widths`` and ``depths`` of encoder and flow.
 
     ``reader``: blocks of the causal token decoder; with it a step sees the group of its interval alone, without it (0) all groups that
-    have appeared.  As published: ``reader: 8, registers: causal, shift: 2, predict: velocity``.  ``semantic`` weighs the alignment of the flow's block ``semantic_depth`` with the DINO of a file, or else with the
-    toy classifier of the data (REPA).
+    have appeared.  As published: ``reader: 8, registers: causal, shift: 2, predict: velocity``.  ``semantic`` weighs the alignment of
+    the flow's block ``semantic_depth`` with the DINO of a file, or else with the toy classifier of the data (REPA).
     """
     read = TokenReader.Config(blocks=Blocks.Config(width=widths[1], depth=reader, heads=heads)) if reader else None
     blocks = Blocks.Config(width=widths[0], depth=depths[0], heads=heads)
