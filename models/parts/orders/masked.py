@@ -66,8 +66,8 @@ class Masked(Order, tag="order.masked"):
     """Predict what is masked from what is known (MaskGIT, arXiv:2202.04200).
 
     Training masks the share ``curve.masked(u)`` of each row, u uniform and drawn for each ``row`` or once a ``batch``, ``rounded`` to the
-    nearest number or ``up`` (MAR); ``seen_weight`` weighs the loss at known positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
-    ``choice`` finds surest.
+    nearest number or ``up`` (MAR); ``seen_weight`` weighs the loss at known positions.  Decoding follows ``visit`` in groups of
+    ``decoding``, or takes in each step the positions that ``choice`` finds surest.
     """
 
     curve: Curve = CosineCurve()
