@@ -207,13 +207,15 @@ def judge_inline(
         return evaluate(step, store, ClusterConfig()).artifact
 
 
-def draw_here(todo, shards, config, step, store, cluster):
+def draw_here(todo, request, config, step, store, cluster):
     """What the actors do, without actors."""
     models = {role: step.inputs[role].to_dict() for role in ("generator", "tokenizer", "draft") if role in step.inputs}
     judge = None if config.features == "auto" else (step.inputs["features"].to_dict(), config.resize)
-    actor = SamplingActor(store.uri, str(store.root), models, step.config["sample"], 1, "cpu", judge)
+    classes = store.record(step.inputs["dataset"]).notes["classes"]
+    actor = SamplingActor(store.uri, str(store.root), models, classes, step.config["sample"], 1, "cpu", judge)
     for i in todo:
-        yield (i, *actor.draw(shards[i], config.seed, i * config.shard))
+        start = i * config.shard
+        yield (i, *actor.draw(request.part(start, start + config.shard), config.seed, start))
 
 
 def copy_store(store: Store, folder: Path, *without: str) -> Store:

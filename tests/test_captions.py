@@ -150,6 +150,7 @@ def test_any_number_of_workers_trains_on_the_same_captions(store: Store, tmp_pat
     assert any((value - start).abs().max() > 1e-4 for value, start in zip(one.values(), spec().build().state_dict().values()))
 
 
-def test_held_out_captions_are_taken_in_turn_by_class() -> None:
-    wanted = in_turn(np.array([0, 1, 0, 0, 2]), np.array([1, 0, 0, 1, 2]), ["b1", "a1", "a2", "b2", ""])
-    assert wanted == ["a1", "b1", "a2", "a1", ""]
+def test_held_out_items_are_taken_in_turn_by_class() -> None:
+    texts = ["b1", "a1", "a2", "b2", ""]
+    items = in_turn(np.array([0, 1, 0, 0, 2]), np.array([1, 0, 0, 1, 2]), np.array([bool(text) for text in texts]))
+    assert items.tolist() == [1, 0, 2, 1, -1]

@@ -32,6 +32,7 @@ from tokenloom.tasks.evaluation.evaluate import evaluate, plan_evaluate
 from tokenloom.tasks.modalities.image.judging import features, reconstruction, sampling_actor, scores
 from tokenloom.tasks.modalities.image.judging.network import load as load_network
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.serving.request import Request
 
 
 @pytest.fixture
@@ -216,12 +217,11 @@ def test_actors_draw_the_same_samples_however_many_there_are(ray_session, actors
     step_inputs = [world().store.record(world().var).inputs[r] for r in ("generator", "tokenizer", "dataset", "features")]
     store = world().store
     step = plan_evaluate("x", *step_inputs, SampleConfig(), FEW, store)
-    labels = np.arange(60) % 10
-    shards = [labels[start : start + 25] for start in (0, 25, 50)]
+    request = Request(np.arange(60) % 10)
     protocol = FEW.model_copy(update={"shard": 25, "seed": 0})
-    here = {i: drawn["image"] for i, drawn, *_ in draw_here([0, 1, 2], shards, protocol, step, store, ClusterConfig())}
+    here = {i: drawn["image"] for i, drawn, *_ in draw_here([0, 1, 2], request, protocol, step, store, ClusterConfig())}
     cluster = ClusterConfig(extract_actors=actors, execution=ExecutionSettings(workers=1, device="cpu"))
-    there = {i: drawn["image"] for i, drawn, *_ in sampling_actor._finished([0, 1, 2], shards, protocol, step, store, cluster)}
+    there = {i: drawn["image"] for i, drawn, *_ in sampling_actor._finished([0, 1, 2], request, protocol, step, store, cluster)}
     assert sorted(there) == [0, 1, 2]
     for i in there:
         np.testing.assert_array_equal(there[i], here[i])

@@ -77,7 +77,7 @@ def train(model: Tokenizer, steps: int, lr: float = 5e-3, micro: int = ROWS) -> 
 def trained(recipe: str) -> FlowTokenizer:
     """A tiny tokenizer that knows one batch."""
     model = flow(recipe)
-    train(model, 500 if recipe == "d_ar" else 300, lr=3e-3)
+    train(model, *((500, 1e-3) if recipe == "d_ar" else (300, 3e-3)))
     return model.eval()  # type: ignore[return-value]
 
 
@@ -96,14 +96,19 @@ def test_prefixes_decode_and_get_better_with_their_length() -> None:
     assert torch.equal(decoded[model.layout.length], model.decode(tokens))
 
 
-def test_previews_are_finite_and_get_better_with_each_group() -> None:
+def test_previews_belong_to_their_image_and_get_better_with_each_group() -> None:
+    """Margins over three initialisations: previews 0.23 of another image's or less, all groups 0.79 of the first's, 0.49 of mixed ones."""
     model = trained("d_ar")
     tokens = model.encode(images())
     decoded = [model.decode_prefix(tokens, k) for k in (2, 4)]
     assert all(bool(image.isfinite().all()) for image in decoded)
-    errors = [error(image) for image in decoded]
-    assert errors[1] < 0.9 * errors[0], errors
     assert torch.equal(decoded[1], model.decode(tokens))
+    errors = [error(image) for image in decoded]
+    other = Tokens(tokens.ids.roll(1, 0), tokens.layout)
+    assert all(mine < 0.5 * error(model.decode_prefix(other, k)) for mine, k in zip(errors, (2, 4))), errors
+    assert errors[1] < errors[0], errors
+    mixed = torch.cat((tokens.ids[:, :2], other.ids[:, 2:]), 1)  # the later group of another image
+    assert errors[1] < 0.75 * error(model.decode(Tokens(mixed, tokens.layout))), errors
 
 
 def test_a_group_of_tokens_steers_its_own_interval_and_none_before() -> None:

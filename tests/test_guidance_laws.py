@@ -55,7 +55,7 @@ def tiny(
     scaled = {"scales": [1, 2][: grids[0][0]]} if "scales" in inspect.signature(codec.function).parameters else {}
     stands = {"tokenizer": codec.config(dict(codec.tiny) | scaled), "signal": signals.image(4 * grids[0][0], 1)}
     layouts = [TokenLayout(grids=g, vocabulary=codes, codebooks=q) for g, q in ((grids, 1), (grids, 2), (((2, 2),), 1))]
-    layouts.append(TokenLayout(grids=grids, channels=3))
+    layouts += [TokenLayout(grids=g, channels=3) for g in (grids, ((2, 2),))]
     if scaled:
         layouts = [stands["tokenizer"].build(signal=stands["signal"]).layout]  # type: ignore[attr-defined]
     config = recipe.config(dict(recipe.tiny) | changes)

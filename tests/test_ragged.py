@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inline_runs import here_fixture, ran, scheduled  # noqa: F401
 
+from tokenloom.configs.load import load_run
 from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, LayoutError, TokenLayout, Tokens
 from tokenloom.tasks.data.loader import Loader, Rows, Shard
 from tokenloom.tasks.data.tokens import read_tokens, write_tokens
+from tokenloom.tasks.evaluation.sample import sample_model
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Store, sha256_of
 
@@ -114,3 +117,20 @@ def test_jpeg_without_padding_is_as_long_as_its_bytes() -> None:
         assert (b.ids[row, : length - 1] < 256).all()
     assert torch.equal(ragged.decode(b), filled.decode(a))  # type: ignore[operator]
     assert replace(b, lengths=None).ids.tolist() == a.ids.tolist()
+
+
+@pytest.mark.slow
+def test_bytes_of_any_length_go_from_images_to_a_registered_model(here: Store, tmp_path: Path) -> None:
+    rows, said = scheduled(load_run("smoke_ragged", ["data.limit=60", "evaluate.samples=10", "evaluate.neighbours=2"]), here)
+    assert ran(rows)[-2:] == ["evaluate", "register"]
+    assert "models:/smoke-ragged/1 is champion" in said
+    tokens = here.records("tokens")[0]
+    lengths = np.concatenate([read_tokens(here.storage.read(shard["path"])).length_N for shard in tokens.notes["shards"]])  # type: ignore[misc]
+    assert len(lengths) == 60
+    assert 1 < lengths.min() < lengths.max() <= 96
+    judged = here.records("evaluation")[0].metrics
+    assert judged["nll_bits_per_image"] > 0
+    assert judged["tokens_per_image"] == pytest.approx(lengths.mean(), rel=0.5), "padding is not counted"
+    sample_model("smoke-ragged", here, None, total=3, out=tmp_path / "drawn.npz")
+    with np.load(tmp_path / "drawn.npz") as arrays:
+        assert arrays["images"].shape == (3, 16, 16, 1)

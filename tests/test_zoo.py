@@ -15,11 +15,13 @@ from tokenloom.models.core.build import load_model, save_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Tokenizer, tokens_of
+from tokenloom.models.generators.group_denoiser import GroupDenoiser
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.orders.base import Fixed
 from tokenloom.models.zoo.generators.acdit.module import ACDiT
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
+from tokenloom.models.zoo.generators.starflow.module import STARFlow
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -194,7 +196,8 @@ def test_other_steps_are_taken_or_refused_before_work(name: str) -> None:
     assert isinstance(model, Generator)
     sampler = model.sampler.edited(guidance=0.0, steps=3)  # type: ignore[union-attr, operator]
     labels, draw = Labels(torch.arange(2) % CLASSES), SampleDraws.of(0, 0, 2)
-    fixed = isinstance(model, CoarseToFine | ACDiT) or (isinstance(model, GroupGenerator) and isinstance(model.order, Fixed))
+    fixed = isinstance(model, ACDiT | CoarseToFine | GroupDenoiser | STARFlow)
+    fixed = fixed or (isinstance(model, GroupGenerator) and isinstance(model.order, Fixed))
     if not fixed:
         model.check_sampler(sampler)
         assert model.generate(labels, sampler, draw).data.shape[:2] == (2, model.layout.length)

@@ -41,18 +41,40 @@ def methods(name: str | None, as_json: bool) -> None:
         table(f"{kind}: {len(cells)}", columns, cells)
 
 
+def files_by_name(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[Path]]:
+    """``NAME=FILE`` options as the files of each name."""
+    found: dict[str, list[Path]] = {}
+    for value in values:
+        name, between, file = value.partition("=")
+        if not (name and between and file):
+            raise click.BadParameter(f"{value!r}: write NAME=FILE, e.g. control=edges.png")
+        if not Path(file).is_file():
+            raise click.BadParameter(f"{value!r}: no file {file}")
+        found.setdefault(name, []).append(Path(file))
+    return found
+
+
 @click.command(
     epilog=epilog(
         "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
         "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
         "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
+        "tokenloom sample pets-control --column control=edges.png --n 4 --out pets.png",
         "tokenloom sample series-co2 --horizon 52 --n 200 --out next_year.png",
     )
 )
 @click.argument("model")
 @click.option("--classes", metavar="NAMES", help="Classes to draw, by name or number, e.g. cat,dog or 0-9 or 1,4 [default: all].")
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A caption to draw, of a text model; may be given again.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=files_by_name,
+    help="Of a model with a control image, mask, …: its file; may be given again, and is used in turn [default: those of held-out images].",
+)
 @click.option(
     "--n",
     "total",
@@ -78,6 +100,11 @@ def methods(name: str | None, as_json: bool) -> None:
 @click.option("--order", type=click.Choice(["raster", "random", "halton"]), help="Sequence of positions, of models that start anywhere.")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
+    "--head",
+    metavar="SETTINGS",
+    help="Settings of the head's own sampler, as in a run file: '{diffusion: {steps: 50, temperature: 0.95}}' [default: the run's].",
+)
+@click.option(
     "--decoder",
     metavar="NAME",
     help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
@@ -95,10 +122,12 @@ def sample(
     model: str,
     classes: str | None,
     texts: tuple[str, ...],
+    columns: dict[str, list[Path]],
     total: int,
     seed: int,
     history: Path | None,
     horizon: int | None,
+    head: str | None,
     decoder: str | None,
     out: Path,
     root: str | None,
@@ -136,6 +165,8 @@ def sample(
             seed=seed,
             history=history,
             horizon=horizon,
+            columns=columns,
+            head=None if head is None else parse_yaml(head, "--head"),
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,

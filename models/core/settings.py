@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
+from tokenloom.models.core.augmentation import Augmentation
 from tokenloom.models.core.config import Added, ConfigError, Execution, Identity
 from tokenloom.models.core.limits import Range, check_number
 
 #: Of settings that are counted in steps and rows; what relates several of them stands with the settings.
 _RANGES = {
     **dict.fromkeys(("steps", "log_every", "validate_every", "checkpoint_every", "sample_every", "keep_every"), Range(0, 1 << 31)),
-    **dict.fromkeys(("batch", "micro_batch"), Range(0, 1 << 24)),
+    **dict.fromkeys(("batch", "micro_batch", "window"), Range(0, 1 << 24)),
     "seed": Range(-(1 << 63), (1 << 63) - 1),
-    **dict.fromkeys(("workers", "threads", "max_failures"), Range(-1, 1 << 16)),
+    **dict.fromkeys(("workers", "threads", "max_failures", "prefetch", "decoders"), Range(-1, 1 << 16)),
+    **dict.fromkeys(("cache_gb", "decoded_gb"), Range(0, 1e9)),
     **dict.fromkeys(("betas", "warmup", "warmup_from", "hold", "restarts", "final", "ema"), Range(0, 1)),
     "clip": Range(0, 1e6),  # 0 is off
 }
@@ -85,6 +87,8 @@ class TrainSettings:
     optimizer: Identity[OptimizerSettings] = field(default_factory=OptimizerSettings)
     phases: Added[dict[str, OptimizerSettings]] = field(default_factory=dict)
     ema: Identity[float] = 0.0  # decay per step; 0 is off
+    augment: Added[Augmentation | None] = None  # how items of the data vary from step to step
+    window: Added[int] = 0  # so many shards' rows are mixed at a time, for data larger than a node's cache; 0: all rows
     source: Execution[str] = ""  # whose training this is: "paper" where a run file says ``as: paper``
     on_nan: Execution[Literal["stop"]] = "stop"
     checkpoint_every: Execution[int] = 200
@@ -129,8 +133,16 @@ class ExecutionSettings:
     compile: Execution[bool] = False
     sharding: Execution[Literal["ddp", "fsdp"]] = "ddp"  # of a generator's state over several workers; a tokenizer's is always whole
     max_failures: Execution[int] = 3
+    prefetch: Execution[int] = 2  # batches of items that are decoded ahead of the step; 0: none
+    decoders: Execution[int] = 2  # threads of each worker that decode and vary items
+    cache_gb: Execution[float] = 64.0  # of shards in a node's cache; those that were not used for longest go first
+    decoded_gb: Execution[float] = 4.0  # a split that is no larger than this is kept decoded in the cache
 
     def __post_init__(self) -> None:
         _check_ranges(self, "execution")
         if self.workers < 1 or self.threads < 1:
             raise ConfigError(f"workers={self.workers}, threads={self.threads}: must be at least 1")
+        if self.prefetch < 0 or self.decoders < 1:
+            raise ConfigError(f"prefetch={self.prefetch}, decoders={self.decoders}: prefetch >= 0, and at least 1 decoder")
+        if self.cache_gb <= 0:
+            raise ConfigError(f"cache_gb={self.cache_gb}: must be positive")

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
-from tokenloom.models.core.config import Added
+from tokenloom.models.core.config import Added, from_fields
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.named import from_fields
 from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.plan import Plan
@@ -64,6 +63,16 @@ class Conditioner(nn.Module, ABC):
         def names(self) -> tuple[str, ...]:
             """The conditions that batches and requests have to hold: ``class``, ``text``, ``features`` or a column of the data."""
             return (Labels.name,)
+
+        @property
+        def each(self) -> tuple[Conditioner.Config, ...]:
+            """Its parts, where it is made of several; itself alone otherwise."""
+            return (self,)
+
+        @property
+        def shapes(self) -> Mapping[str, tuple[int, ...]]:
+            """The shape (C, …) of each of the data's columns among ``names``."""
+            return {}
 
         @classmethod
         def parse(cls, value: Mapping[str, Any], where: str) -> Conditioner.Config:

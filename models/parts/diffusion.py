@@ -7,6 +7,7 @@ no noise, T - 1 almost no signal, and -1 stands for the data itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise, repeat
@@ -15,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
+from tokenloom.models.sampling.head_sampler import HeadSampler
 
 TIMES = 1000
 
@@ -51,6 +53,21 @@ def spaced(steps: int, spacing: Spacing = "even") -> list[int]:
     return [round(t) for t in accumulate(repeat((TIMES - 1) / (steps - 1), steps - 1), initial=0.0)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSampler(HeadSampler, tag="head_sampler.diffusion"):
+    """``steps`` of the reverse chain among all times, spaced as ``spaced`` has it; ``temperature`` scales the noise of each step (MAR,
+    arXiv:2406.11838, section 3.4)."""
+
+    steps: int = 50
+    temperature: float = 1.0
+    spacing: Added[Spacing] = "even"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= TIMES or self.temperature < 0:
+            raise ConfigError(f"sample.head.steps={self.steps}, temperature={self.temperature}: 1 to {TIMES} steps, not negative")
+        spaced(self.steps, self.spacing)
+
+
 @dataclass(frozen=True)
 class GaussianDiffusion:
     """A schedule of noise, and how the outputs (…, C or 2 C) of a net are read.
@@ -72,6 +89,11 @@ class GaussianDiffusion:
         now = self.signal(t)
         return now.sqrt().float() * x0 + (1 - now).sqrt().float() * noise
 
+    def loss(self, net: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """(…) the sum of ``losses`` of a net ``(x_t, t) -> outputs`` at these times (…)."""
+        x_t = self.noised(x0, noise, t)
+        return torch.stack(list(self.losses(net(x_t, t), x0, noise, x_t, t).values())).sum(0)
+
     def losses(self, output: Tensor, x0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
         """(…) means over channels: squared error ``mse``; with learned variances also ``vb``, the bound in bits that trains them alone."""
         predicted = output[..., : x0.shape[-1]]
@@ -91,6 +113,15 @@ class GaussianDiffusion:
         large = (1 - self.signal(t) / self.signal(s)).log().float()
         share = (output[..., x.shape[-1] :] + 1) / 2
         return mean, share * large + (1 - share) * small
+
+    def chain(self, net: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[int], noise: Callable[[int], Tensor]) -> Tensor:
+        """Ancestral sampling from noise x (…, C) back through some ``times``; ``noise`` (…, C) is added after each but the last step."""
+        for i in reversed(range(len(times))):
+            t = torch.full(x.shape[:-1], times[i], device=x.device)
+            x, log_variance = self.back(net(x, t), x, times[i], times[i - 1] if i else -1)
+            if i:
+                x = x + (0.5 * log_variance).exp() * noise(i)
+        return x
 
     def clean(self, output: Tensor, x: Tensor, t: Tensor | int) -> Tensor:
         """The x_0 that outputs at x_t mean."""

@@ -30,11 +30,11 @@ class MLP(nn.Module, ABC):
 
 
 class SwiGLU(MLP):
-    """Gated SiLU (arXiv:2002.05202), hidden width 2/3 ``ratio`` D times ``multiplier``, rounded up to ``multiple_of``; no biases."""
+    """Gated SiLU, or another gate (arXiv:2002.05202), hidden width 2/3 ``ratio`` D times ``multiplier``, rounded up to ``multiple_of``."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLP.Config, tag="mlp.swiglu"):
-        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights.
+        """``multiple_of``: rounding of the hidden width; ``ratio`` of an ungated branch with as many weights; ``bias`` of all maps.
 
         Both factors of the hidden width are cut to whole numbers, one after the other, as Llama's are.
         """
@@ -42,16 +42,20 @@ class SwiGLU(MLP):
         multiple_of: int = 256
         ratio: float = 4.0
         multiplier: Added[float] = 1.0
+        bias: Added[Literal["yes", "no"]] = "no"
+        act: Added[Literal["silu", "gelu"]] = "silu"
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         hidden = -(-int(config.multiplier * int(2 * config.ratio * width / 3)) // config.multiple_of) * config.multiple_of
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        bias, self.act = config.bias == "yes", config.act
+        self.gate = nn.Linear(width, hidden, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.silu(self.gate(x)) * self.up(x))
+        gate = self.gate(x)
+        return self.out((F.silu(gate) if self.act == "silu" else F.gelu(gate)) * self.up(x))
 
 
 class GELU(MLP):
@@ -59,19 +63,40 @@ class GELU(MLP):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLP.Config, tag="mlp.gelu"):
-        """``ratio`` of the hidden width to the width; ``form`` of the GELU."""
+        """``ratio`` of the hidden width to the width; ``form`` of the GELU; ``bias`` of both maps."""
 
         ratio: float = 4.0
         form: Literal["tanh", "none"] = "tanh"
+        bias: Added[Literal["yes", "no"]] = "yes"
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.form = config.form
-        self.up = nn.Linear(width, round(width * config.ratio))
-        self.out = nn.Linear(round(width * config.ratio), width)
+        self.up = nn.Linear(width, round(width * config.ratio), bias=config.bias == "yes")
+        self.out = nn.Linear(round(width * config.ratio), width, bias=config.bias == "yes")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.up(x), approximate=self.form))
+
+
+class GEGLU(MLP):
+    """Gated GELU (arXiv:2002.05202), with Gemma's tanh form."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MLP.Config, tag="mlp.geglu"):
+        """``ratio`` of the hidden width to the width; ``bias`` of all maps."""
+
+        ratio: float = 4.0
+        bias: Literal["yes", "no"] = "yes"
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        hidden, bias = int(width * config.ratio), config.bias == "yes"
+        self.gate, self.up = nn.Linear(width, hidden, bias=bias), nn.Linear(width, hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
 
 
 class ResidualMLP(nn.Module):

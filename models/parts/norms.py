@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import Added
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
-Kind = Literal["rms", "rms_bias", "layer", "plain"]
+Kind = Literal["rms", "rms_bias", "rms_offset", "layer", "plain", "plain_rms", "none"]
 
 
 class BiasedRMSNorm(nn.RMSNorm):
@@ -31,10 +32,26 @@ class BiasedRMSNorm(nn.RMSNorm):
         return super().forward(x) + self.bias
 
 
+class OffsetRMSNorm(nn.Module):
+    """A root-mean-square norm whose weights are one more than its parameters (Gemma)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], 1 + self.weight, self.eps)
+
+
 def norm(kind: Kind, width: int, eps: float) -> nn.Module:
-    """A root-mean-square norm with weights (and biases), a layer norm with both, or a ``plain`` layer norm without any."""
-    if kind == "rms":
-        return nn.RMSNorm(width, eps=eps)
+    """A root-mean-square norm with weights (and biases; ``rms_offset``: with weights around zero), a layer norm with both, a ``plain``
+    one of either without any, or none at all."""
+    if kind == "none":
+        return nn.Identity()
+    if kind == "rms_offset":
+        return OffsetRMSNorm(width, eps)
+    if kind in ("rms", "plain_rms"):
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=kind == "rms")
     if kind == "rms_bias":
         return BiasedRMSNorm(width, eps)
     return nn.LayerNorm(width, eps=eps, elementwise_affine=kind == "layer")
@@ -88,15 +105,17 @@ class BlockNorm(nn.Module, ABC):
 
 
 class PreNorm(BlockNorm):
-    """A learned norm before each branch, nothing after it."""
+    """A learned norm before each branch, and another of its output where one is asked for."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BlockNorm.Config, tag="norm.pre"):
-        """``kind``: rms (LlamaGen) or layer; ``last``: whether the stack ends with a norm or with the raw stream."""
+        """``kind``: rms (LlamaGen) or layer; ``last``: whether the stack ends with a norm or with the raw stream; ``post``: the norm of a
+        branch's output."""
 
         kind: Kind = "rms"
         eps: float = 1e-5
         last: Literal["norm", "raw"] = "norm"
+        post: Added[Kind] = "none"
 
         @property
         def label(self) -> str:
@@ -108,9 +127,13 @@ class PreNorm(BlockNorm):
             [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
         )
         self.final = norm(config.kind, width, config.eps) if config.last == "norm" else nn.Identity()
+        self.post = nn.ModuleList([nn.ModuleList([norm(config.post, width, config.eps) for _ in range(branches)]) for _ in range(depth)])
 
     def enter(self, block: int, branch: int, x: Tensor, how: Branch | None) -> Tensor:
         return cast(nn.ModuleList, self.branches[block])[branch](x)
+
+    def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
+        return x + cast(nn.ModuleList, self.post[block])[branch](y)
 
     def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         return self.final(x)
@@ -148,14 +171,16 @@ class AdaLN(BlockNorm):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BlockNorm.Config, tag="norm.adaln", label="adaLN"):
-        """``kind`` of the blocks' norms and ``final`` of the last one; ``gamma``: size of the initial gammas, near zero so
-        that blocks start as identities."""
+        """``kind`` of the blocks' norms and ``final`` of the last one, which the condition modulates or not (``last``); ``gamma``: size
+        of the initial gammas, near zero so that blocks start as identities."""
 
         eps: float = 1e-6
         kind: Kind = "plain"
         final: Kind = "plain"
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
+        last: Added[Literal["adaptive", "plain"]] = "adaptive"
+        condition: Added[int] = 0
 
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)
@@ -163,10 +188,11 @@ class AdaLN(BlockNorm):
         self.branches = nn.ModuleList(
             [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
         )
-        self.maps = nn.ModuleList([nn.Linear(width, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
+        given = config.condition or width
+        self.maps = nn.ModuleList([nn.Linear(given, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
         self.offset: nn.Embedding | None = nn.Embedding(depth, 3 * branches * width) if config.sharing == "shared" else None
         self.before = norm(config.final, width, config.eps)
-        self.final = nn.Linear(width, 2 * width)
+        self.final: nn.Linear | None = nn.Linear(given, 2 * width) if config.last == "adaptive" else None
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -203,5 +229,7 @@ class AdaLN(BlockNorm):
 
     def last(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Norm before the head; here the order is scale, shift."""
+        if self.final is None:
+            return self.before(x)
         scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
         return self.before(x) * (1 + scale) + shift

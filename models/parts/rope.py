@@ -69,11 +69,11 @@ def _spread(layout: TokenLayout, axis: AxisName, reach: int) -> Tensor:
 
 
 def rotate(x_BHSE: Tensor, rotations_B1SE2: Tensor) -> Tensor:
-    """The interleaved pairs of x rotated by the angles of its slots, in float32.
+    """The interleaved pairs of x rotated by the angles of its slots, in at least float32.
 
     With four numbers a pair instead of two, each half of it has a cosine and a sine of its own: ``(a c - b s, b c' + a s')``.
     """
-    pair = x_BHSE.float().unflatten(-1, (-1, 2))
+    pair = x_BHSE.to(torch.promote_types(x_BHSE.dtype, torch.float32)).unflatten(-1, (-1, 2))
     if rotations_B1SE2.shape[-1] == 4:
         (a, b), (cos, sin, other_cos, other_sin) = pair.unbind(-1), rotations_B1SE2.unbind(-1)
         return torch.stack([a * cos - b * sin, b * other_cos + a * other_sin], dim=-1).flatten(-2).to(x_BHSE.dtype)

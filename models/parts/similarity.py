@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added
+from tokenloom.models.parts.norms import norm
 
 
 class Similarity(config.Config, ABC):
@@ -78,10 +79,10 @@ class _Cosine(Comparison):
 @dataclass(frozen=True, kw_only=True)
 class Normed(Similarity, tag="similarity.normed"):
     """Queries and keys of each head through a learned norm, then scaled dot products (arXiv:2302.05442, RAR); ``kind``: a layer norm, or
-    a root-mean-square norm with weights."""
+    a root-mean-square norm with weights, or with weights that are one more than its parameters."""
 
     eps: float = 1e-6
-    kind: Added[Literal["layer", "rms"]] = "layer"
+    kind: Added[Literal["layer", "rms", "rms_offset"]] = "layer"
 
     def build(self, heads: int, head_width: int) -> Comparison:
         return _Normed(self, head_width)
@@ -90,8 +91,7 @@ class Normed(Similarity, tag="similarity.normed"):
 class _Normed(Comparison):
     def __init__(self, config: Normed, head_width: int) -> None:
         super().__init__()
-        kind = nn.LayerNorm if config.kind == "layer" else nn.RMSNorm
-        self.q, self.k = kind(head_width, eps=config.eps), kind(head_width, eps=config.eps)
+        self.q, self.k = norm(config.kind, head_width, config.eps), norm(config.kind, head_width, config.eps)
         self.factor = 1 / math.sqrt(head_width)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -60,18 +60,15 @@ def examples(texts: Sequence[str | None]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text))[:EXAMPLES]
 
 
-def in_turn(label_N: NDArray[np.int64], label_M: NDArray[np.int64], captions: Sequence[str]) -> list[str]:
-    """For each wanted label a caption of that class, all of its captions in turn; the empty text for a class without any."""
-    own: dict[int, list[str]] = {k: [] for k in np.unique(label_N).tolist()}
-    for k, text in zip(label_M.tolist(), captions):
-        if text and k in own:
-            own[k].append(text)
-    taken = dict.fromkeys(own, 0)
-    texts = []
-    for k in label_N.tolist():
-        texts.append(own[k][taken[k] % len(own[k])] if own[k] else "")
-        taken[k] += 1
-    return texts
+def in_turn(label_N: NDArray[np.int64], label_M: NDArray[np.int64], usable_M: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each wanted label the number of a usable item of that class, all of them in turn; -1 for a class without any."""
+    own = {k: np.flatnonzero((label_M == k) & usable_M) for k in np.unique(label_N).tolist()}
+    item_N = np.full(len(label_N), -1)
+    for k, items in own.items():
+        wanted = np.flatnonzero(label_N == k)
+        if len(items):
+            item_N[wanted] = items[np.arange(len(wanted)) % len(items)]
+    return item_N
 
 
 def text_batch(raw: Sequence[bytes], longest: int) -> Text:

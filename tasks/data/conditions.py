@@ -1,4 +1,4 @@
-"""Text conditions of a generator: what its data must have, and what its batches carry."""
+"""Texts and columns as conditions of a generator: what its data must have, and what its batches carry."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def check_captions(config: RunConfig, condition_spec: ConditionSpec) -> None:
         for name in source.classes:
             if (size := len((source.of_class(name, config.data.captions) or "").encode())) > condition_spec.length:
                 raise ConfigError(f"generator.set.condition: length={condition_spec.length}, but the caption of {name!r} has {size} bytes")
+
+
+def check_columns(config: RunConfig, condition_spec: ConditionSpec) -> None:
+    """Refuse, before anything is made, a generator of columns that the data does not have, or that have another shape.
+
+    Raises:
+        ConfigError: naming what to set.
+    """
+    for name, shape in condition_spec.columns.items():
+        if name not in (config.data.columns or {}):
+            there = ", ".join(config.data.columns or {}) or "none"
+            raise ConfigError(f"generator.set.condition: it takes the column {name!r}, and data.columns has {there}; add it there")
+        signal = modalities.kind(config.data.kind).spec(config.data)
+        if shape != (made := (signal.channels, *signal.shape)):
+            raise ConfigError(f"generator.set.condition: the column {name!r} of shape {shape}, and the data's columns have {made}")
 
 
 def with_conditions(rows: Rows, condition_spec: ConditionSpec) -> Rows:

@@ -101,13 +101,16 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
         made = {k: found[key][k] for k in ("path", "size", "sha256", "rows")}
         work.add_file(**made)
-        listed.append({**made, "split": shard["split"], "key": key, "images": shard["sha256"]})
+        numbering = {"numbering": shard["numbering"]} if shard.get("numbering") is not None else {}
+        listed.append({**made, **numbering, "split": shard["split"], "key": key, "images": shard["sha256"]})
     work.notes |= {
         "layout": layout,
         "classes": data.notes["classes"],
         "shards": listed,
         "tokenizer_spec": made_by.notes["spec"],
     }
+    if "numberings" in data.notes:
+        work.notes["numberings"] = data.notes["numberings"]
     rows = {split: sum(s["rows"] for s in listed if s["split"] == split) for split in ("train", "validation", "test")}
     return {**rows, "shards": total, "encoded": len(todo), "reused": reused, **throughput(timings)}
 
@@ -142,7 +145,7 @@ def _encode(
     given = (store.uri, worker_root(cluster, store.root), step.inputs["tokenizer"].to_dict(), run.threads, run.device)
     targets = [f"{folder}/shards/{shard['split']}-{key}.parquet" for key, shard, _ in todo]
     calls = [Call(key, "encode", (shard, views, target)) for (key, shard, views), target in zip(todo, targets)]
-    return shared_out(Encoder, given, calls, store.root, cluster, what="tokenizing", depth=DEPTH)
+    return shared_out(Encoder, given, calls, store.root, cluster, what="tokenizing", total=len(calls), depth=DEPTH)
 
 
 class Encoder:
@@ -165,7 +168,7 @@ class Encoder:
         folder = self._store.fetch(self._artifact, "model.json", "weights.safetensors")
         self._model: Any
         self._model, spec = load_model(folder, self._device)
-        self._modality = modalities.kind(spec.given["signal"]["kind"])
+        self._modality, self._shape = modalities.kind(spec.given["signal"]["kind"]), tuple(spec.given["signal"]["shape"])
         self._encoding = threading.Lock()
         self._warm, self._name = False, uuid.uuid4().hex
 
@@ -184,10 +187,10 @@ class Encoder:
         torch.set_num_threads(self._threads)  # a setting of the thread
         storage = self._store.storage
         began = time.monotonic()
-        shard = Shard(**{k: of_shard[k] for k in Shard.__dataclass_fields__})
+        shard = Shard.of(of_shard)
         raw = read_shard(storage, shard)
-        items, label_N = self._modality.read(raw, storage.uri(shard.path))
-        names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
+        items, label_N = self._modality.read(raw, storage.uri(shard.path), self._shape)
+        names = pq.ParquetFile(io.BytesIO(raw)).read(["key", "caption"])
         layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
         with self._encoding, torch.inference_mode():
             if not self._warm:  # the first call of a network is slow, and says nothing about the rest

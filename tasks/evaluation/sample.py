@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenloom.models.core.build import ModelSpec, load_model, save_model
@@ -192,13 +193,15 @@ def sample_model(
     seed: int = 0,
     history: Path | None = None,
     horizon: int | None = None,
+    columns: Mapping[str, Sequence[Path]] = MappingProxyType({}),
     out: Path,
     report: Report = silent,
     **settings: Any,
 ) -> dict[str, Any]:
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
-    Classes are given by number, or as a person writes them (``chosen_classes``).  ``settings`` are those of ``Sampler.edited``, with a
+    Classes are given by number, or as a person writes them (``chosen_classes``); ``columns`` are files of further columns of the data, by
+    name.  ``settings`` are those of ``Sampler.edited``, with a
     ``decoder`` as a run file has it.
 
     Raises:
@@ -212,8 +215,8 @@ def sample_model(
         use_draft_model(cast(Generator, pair.generator), cast(Generator, draft))
     pair = pair.edited(**drafts.without_reference(settings))
     if isinstance(classes, str):
-        classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.column == "class_id" else ()
-    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon)
+        classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.labelled else ()
+    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon, dict(columns))
     return modalities.kind(pair.kind).sample(pair, title, request, store, report)
 
 

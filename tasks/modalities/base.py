@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from tokenloom.models.core.augmentation import Augmentation
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import SignalSpec
+from tokenloom.tasks.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:  # training and loading import this file on machines that have torch, numpy and pyarrow alone
     from tokenloom.configs.schema import ClusterConfig, DataConfig, EvaluateConfig, RunConfig
@@ -38,10 +41,11 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An item that cannot be used, and why."""
+    """An item that cannot be used, and why; ``retry`` where it could not be read now, which says nothing about its content."""
 
     reason: str
     digest: str = ""
+    retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,18 +98,24 @@ class SampleRequest:
     texts: Sequence[str] | None = None
     history: Path | None = None
     horizon: int | None = None
+    columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
 
 
 class Modality(ABC):
     """A kind of signal; each has one room here, whose module or package holds it as ``MODALITY``."""
 
     kind: str
+    #: What its items are called, several of them.
+    noun: str = "items"
     #: What each entry of ``evaluate.metrics`` measures; what a reader should know of metrics that only this kind has.
     measured: Mapping[str, tuple[str, ...]]
     meanings: tuple[tuple[str, str, str], ...]
     comparison: Comparison
     #: The kind's columns of a dataset shard, beside key, label, caption and source.
     columns: tuple[tuple[str, pa.DataType], ...]
+    #: Whether items are stored encoded, and how many uniform numbers vary one (0: this kind is not varied).
+    encodes: bool = False
+    draws: int = 0
     #: Whether samples are judged by a network that the step ``features`` trains on the data.
     needs_features: bool = True
     #: What of a run can be judged: what it ends with is refused, before work, where it is not among these.
@@ -114,6 +124,10 @@ class Modality(ABC):
     @abstractmethod
     def spec(self, config: DataConfig) -> SignalSpec:
         """The signal that a run file asks for; raises ``ConfigError`` for a value that this kind cannot use."""
+
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        """Held-out items without which nothing can be judged under this protocol."""
+        return 1
 
     def check(self, config: RunConfig) -> None:
         """Refuse, before any step of the run works, models that cannot be judged or served on this data; raises ``ConfigError``."""
@@ -132,12 +146,39 @@ class Modality(ABC):
         """What the dataset's record notes of the signal, ``signal`` among it (records without one are of square images)."""
 
     @abstractmethod
-    def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """Stored items (N, …) and labels int32 (N,) of a shard's Parquet bytes; raises ``ArtifactError`` where it is damaged."""
+    def read(self, raw: bytes, where: str, shape: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Stored items (N, …) and labels int32 (N,) of a shard's Parquet bytes; with a ``shape``, of items that are stored larger, what
+        stands for the signal.
+
+        Raises:
+            ArtifactError: a damaged shard.
+            MixedSizesError: items of different sizes.
+        """
+
+    def encoded(self, raw: bytes, where: str) -> tuple[list[bytes], np.ndarray]:
+        """The same as encoded items, of a kind that ``encodes``; they are decoded when they are asked for."""
+        raise ArtifactError(f"{where}: items of kind {self.kind} are stored as they are")
+
+    def items(
+        self,
+        stored: np.ndarray | Sequence[bytes],
+        shape: Any = None,
+        augmentation: Augmentation | None = None,
+        u_BN: np.ndarray | None = None,
+        pool: Executor | None = None,
+    ) -> np.ndarray:
+        """Items (B, …) of a batch from stored ones, decoded (B, …) or encoded, of the signal's ``shape``.
+
+        Args:
+            augmentation: how they are varied, of a kind that has ``draws``; ``u_BN`` are that many uniform numbers of each row.
+            pool: threads that may share the rows.
+        """
+        assert isinstance(stored, np.ndarray), "this kind has no encoded items"
+        return stored
 
     @abstractmethod
-    def tensor(self, data: np.ndarray) -> Tensor:
-        """Stored items (B, …) as the signal (B, C, *shape), float32."""
+    def tensor(self, data: np.ndarray | Tensor) -> Tensor:
+        """Stored items (B, …) as the signal (B, C, *shape), float32, on the device where they are."""
 
     def view(self, signal: Tensor, name: str) -> Tensor:
         """One form of the signal that is tokenized; raises ``ConfigError`` for one that this kind does not have."""

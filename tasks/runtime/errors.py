@@ -11,6 +11,10 @@ class ArtifactError(StepError):
     """An artifact in the store is missing, incomplete or damaged; the message names the path."""
 
 
+class MixedSizesError(ArtifactError):
+    """Stored items of different sizes, where all have to have one."""
+
+
 class OldRecordError(ArtifactError):
     """An artifact of an older version, whose fingerprints were others: it is left as it is and not used."""
 

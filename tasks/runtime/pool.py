@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,40 @@ class Call:
 
 
 def shared_out(
-    actor: type, given: tuple[Any, ...], calls: Sequence[Call], root: Path, cluster: ClusterConfig, *, what: str, depth: int = 1
+    actor: type,
+    given: tuple[Any, ...],
+    calls: Iterable[Call],
+    root: Path,
+    cluster: ClusterConfig,
+    *,
+    what: str,
+    total: int,
+    depth: int = 1,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (key, result) of each call as the actors finish, in any order.
 
     Args:
         actor: class of the actors, made from ``given``: addresses and plain data.
-        calls: in the order in which they begin.
+        calls: in the order in which they begin; each is taken when an actor is free for it.
         what: the work in messages: ``sampling``.
+        total: how many calls there are.
         depth: calls that one actor holds at once.
 
     Raises:
         StepError: a call failed, or an actor died more often than it is restarted. (A ``ConfigError`` of a call stays one.)
     """
     with session(cluster, root) as current:
-        ray, count = current.ray, min(cluster.extract_actors, len(calls))
+        ray, count = current.ray, min(cluster.extract_actors, total)
         check_room(ray, cluster, count)
         options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker, "max_restarts": 2, "max_task_retries": 2}
         made = ray.remote(max_concurrency=depth, **options)(actor)
         actors = [made.remote(*given) for _ in range(count)]
         idle = [each for _ in range(depth) for each in actors]  # each has a place for every call that it may hold
-        waiting, running = list(reversed(calls)), dict[Any, tuple[Any, Any]]()
+        waiting, left, running = iter(calls), total, dict[Any, tuple[Any, Any]]()
         try:
-            while waiting or running:
-                while waiting and idle:
-                    call, worker = waiting.pop(), idle.pop(0)
+            while left or running:
+                while left and idle:
+                    call, worker, left = next(waiting), idle.pop(0), left - 1
                     running[getattr(worker, call.method).remote(*call.arguments)] = call.key, worker
                 ready, _ = ray.wait(list(running), num_returns=1)
                 key, worker = running.pop(ready[0])

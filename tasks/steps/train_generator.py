@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tokenloom.configs.schema import RunConfig, identity
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.tasks.data.conditions import check_captions
+from tokenloom.tasks.data.conditions import check_captions, check_columns
 from tokenloom.tasks.evaluation.evaluate import draft_model
 from tokenloom.tasks.runtime.checks import check_generator, check_used_generator
 from tokenloom.tasks.serving.request import ConditionSpec
@@ -50,7 +50,7 @@ def run(context: Context, inputs: Inputs) -> Outcome:
 
 
 def check(context: Context, planned: Mapping[str, Planned]) -> None:
-    """Build the generator without memory on what the tokenizer will give, and look at the captions that it needs."""
+    """Build the generator without memory on what the tokenizer will give, and look at the captions and columns that it needs."""
     config, store, method = context.config, context.store, context.config.generator
     assert method is not None, "a run without a generator has no such step"
     spec, layout = train_tokenizer.checked(context, planned)
@@ -65,7 +65,9 @@ def check(context: Context, planned: Mapping[str, Planned]) -> None:
     else:
         made = ModelSpec("generator", method.recipe or "", dict(method.args), dict(method.set))
         check_generator(config, ingest.classes(context, planned), spec, layout, warm, drafting)
-    check_captions(config, ConditionSpec.of(made))
+    condition_spec = ConditionSpec.of(made)
+    check_captions(config, condition_spec)
+    check_columns(config, condition_spec)
 
 
 TRAIN_GENERATOR = Step(

@@ -14,8 +14,9 @@ from tokenloom.models.core.build import ModelSpec, parameters, save_model
 from tokenloom.models.core.draws import seed_of
 from tokenloom.models.core.protocols import Batch, Method
 from tokenloom.models.core.settings import TrainSettings
-from tokenloom.tasks.data.loader import Loader, indices
+from tokenloom.tasks.data.loader import Loader
 from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.carried import carried
 from tokenloom.tasks.training.checkpoint import fetch_adopted
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import device_of, repeatable
@@ -35,7 +36,7 @@ def built(job: TrainJob, storage: Storage, root: Path) -> Method:
         start = found.pop("warm_start", None)
         model.adopt(**found)
         if start is not None:
-            model.load_state_dict(start.state_dict(), strict=True)
+            model.load_state_dict(carried(model.state_dict(), start.state_dict(), job.fresh, "warm_start"), strict=True)
     return model
 
 
@@ -43,7 +44,7 @@ def first_batches(loader: Loader, settings: TrainSettings, place: Callable[[Batc
     """The first global batches of the data order (no more than one epoch), whole, the same on every worker."""
     rows = min(settings.batch, len(loader))
     for step in range(min(BATCHES, len(loader) // rows)):
-        yield place(loader.get(indices(settings.seed, step, rows, len(loader))))
+        yield place(loader.get(loader.indices(settings.seed, step, rows, settings.window)))
 
 
 def save(weights: Mapping[str, Tensor], spec: ModelSpec, scratch: Path, storage: Storage, folder: str) -> None:
@@ -66,6 +67,6 @@ def build_only(job: TrainJob) -> dict[str, Any]:
     device = device_of(job.execution.device)
     with repeatable(job.execution.threads):
         model = built(job, storage, root).to(device).eval()
-        model.finish(first_batches(Loader(job.rows, root / "cache"), job.settings, lambda batch: batch.to(device)))
+        model.finish(first_batches(Loader(job.rows, root / "cache", job.execution), job.settings, lambda batch: batch.to(device)))
         save(model.state_dict(), ModelSpec.from_dict(job.spec), root / "scratch" / f"{job.fingerprint}-built", storage, job.folder)
     return {"steps": 0, "parameters": parameters(model), "workers": 1, "train_seconds": 0.0}

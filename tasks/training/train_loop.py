@@ -24,7 +24,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, seed_of
 from tokenloom.models.core.protocols import Batch, Method, Tokenizer
 from tokenloom.tasks.data.batches import exact_norms, floats_to, pieces
-from tokenloom.tasks.data.loader import Loader, indices, share
+from tokenloom.tasks.data.feed import Feed
+from tokenloom.tasks.data.loader import Loader, share
 from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import Checkpoints
@@ -63,8 +64,9 @@ def train(
             weights differ, a store that cannot be written.
         Preempted: ``stop`` was true; the state is saved.
     """
-    with repeatable(job.execution.threads):
+    with repeatable(job.execution.threads), contextlib.ExitStack() as at_the_end:
         run = _Run(job, Group(rank, world))
+        at_the_end.callback(run.feed.close)
         run.resume()
         while run.step < job.settings.steps:
             numbers, stopping = run.train_step(stop is not None and stop())
@@ -97,8 +99,10 @@ class _Run:
         if group.world > self.settings.batch:
             raise ConfigError(f"train.batch={self.settings.batch} is smaller than the number of workers, {group.world}: use fewer workers")
         self.device = device_of(job.execution.device)
-        self.loader = Loader(job.rows, self.root / "cache")
-        self.held_out = Loader(job.validation, self.root / "cache") if job.validation else None
+        cache, settings = self.root / "cache", self.settings
+        self.loader = Loader(job.rows, cache, job.execution, settings.augment, lazy=True)
+        self.held_out = Loader(job.validation, cache, job.execution, lazy=True) if job.validation else None
+        self.feed = Feed(self.loader, settings, *share(settings.batch, group.rank, group.world), self.device)
         self.spec = ModelSpec.from_dict(job.spec)
         self.dtype = torch.float64 if self.settings.precision == "float64" else torch.float32
         self.model: Method = built(job, self.storage, self.root).to(self.device, self.dtype).train()
@@ -123,9 +127,9 @@ class _Run:
     def train_step(self, stopping: bool) -> tuple[dict[str, float], bool]:
         """One step of every phase; its metrics, and whether any worker wants to stop."""
         began, settings, total = time.perf_counter(), self.settings, self.settings.batch
-        start, stop = share(total, self.group.rank, self.group.world)
-        rows = indices(settings.seed, self.step, total, len(self.loader))[start:stop]
-        batch = self._place(self.loader.get(rows)) if stop > start else None
+        start, stop = self.feed.start, self.feed.stop
+        batch = self.feed.batch(self.step)
+        batch = self._exact(batch) if batch is not None else None
         # A draw that a model makes behind the back of ``draws`` is at least a function of the step: a resumed run repeats it.
         seed = seed_of(settings.seed, self.step, self.group.rank)
         torch.default_generator.manual_seed(seed)
@@ -196,7 +200,9 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
 
     def _place(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device)
+        return self._exact(batch.to(self.device))
+
+    def _exact(self, batch: Batch) -> Batch:
         return floats_to(batch, self.dtype) if self.dtype == torch.float64 else batch
 
     # --- what happens every so often --------------------------------------------------------------------------
@@ -233,9 +239,11 @@ class _Run:
 
     def log(self, numbers: dict[str, float], report: Callable[[dict[str, Any]], None] | None) -> None:
         """Write one row of metrics (first worker)."""
-        speed = self.window_rows / max(self.window_seconds, 1e-9)
-        self.window_rows, self.window_seconds = 0, 0.0
-        row: dict[str, Any] = {"step": self.step, **numbers, **speeds(self.model, self.device, self.group.world, speed)}
+        seconds = max(self.window_seconds, 1e-9)
+        speed, waiting = self.window_rows / seconds, min(1.0, self.feed.waited / seconds)
+        self.window_rows, self.window_seconds, self.feed.waited = 0, 0.0, 0.0
+        fast = speeds(self.model, self.device, self.group.world, speed) | {"waiting_for_data": waiting}
+        row: dict[str, Any] = {"step": self.step, **numbers, **fast}
         if self.watch is not None and (collapsed := self.watch.look(self.step, numbers)):
             row[WARNINGS] = collapsed
         if self.group.first:

@@ -6,7 +6,6 @@ Shapes: B rows, P prefix slots, T memory slots, D width, C channels, H W rows an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,14 @@ class Several(Conditioner):
         @property
         def names(self) -> tuple[str, ...]:
             return tuple(name for part in self.parts for name in part.names)
+
+        @property
+        def each(self) -> tuple[Conditioner.Config, ...]:
+            return tuple(inner for part in self.parts for inner in part.each)
+
+        @property
+        def shapes(self) -> dict[str, tuple[int, ...]]:
+            return {name: shape for part in self.parts for name, shape in part.shapes.items()}
 
     def __init__(self, config: Config, classes: int, width: int) -> None:
         super().__init__()
@@ -117,6 +124,10 @@ class Control(Single):
         def names(self) -> tuple[str, ...]:
             return (self.name,)
 
+        @property
+        def shapes(self) -> dict[str, tuple[int, ...]]:
+            return {self.name: (self.channels, self.rows, self.columns)}
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         self.config, self.rate, self.name = config, config.dropout, config.name
@@ -142,9 +153,11 @@ class Control(Single):
 
     def embed_of(self, condition: Values) -> Conditioned:
         """Patches (B, P, D); raises ``ValueError`` for values of another shape."""
-        wanted: tuple[Any, ...] = (self.config.channels, self.config.rows, self.config.columns)
-        if tuple(condition.value.shape[1:]) != wanted:
-            raise ValueError(f"{self.name}: values of shape {tuple(condition.value.shape[1:])}; this model takes {wanted}")
-        x = self.patches(condition.value).flatten(2).transpose(1, 2)
+        wanted, value = self.config.shapes[self.name], condition.value
+        if tuple(value.shape[1:]) != wanted:
+            if bool(condition.present_B.any()):
+                raise ValueError(f"{self.name}: values of shape {tuple(value.shape[1:])}; this model takes {wanted}")
+            value = value.new_zeros(len(value), *wanted)  # data without any such value does not know its shape
+        x = self.patches(value).flatten(2).transpose(1, 2)
         slots_BPD = torch.where(condition.present_B[:, None, None], x, self.null_value.to(x.dtype)) + self.position
         return Conditioned(slots_BPD, slots_BPD.mean(1), None, slots_BPD, None)

@@ -15,7 +15,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head
-from tokenloom.models.parts.heads.continuous import ContinuousHead
+from tokenloom.models.parts.heads.continuous import NoiseHead
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.heads.modulated import ModulatedMLP
 from tokenloom.models.sampling.head_sampler import HeadSampler
@@ -33,7 +33,7 @@ class EnergySampler(HeadSampler, tag="head_sampler.energy"):
             raise ConfigError(f"sample.head.temperature={self.temperature}: must be finite and not negative")
 
 
-class EnergyScore(ContinuousHead):
+class EnergyScore(NoiseHead):
     """Hidden state and noise to a token, by a residual MLP that the noise modulates; guidance is of the hidden states."""
 
     settings = EnergySampler
@@ -58,7 +58,7 @@ class EnergyScore(ContinuousHead):
                 raise ConfigError(f"head.alpha={self.alpha}, spread={self.spread}: alpha must be in (0, 2), spread not negative")
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> EnergyScore:
-            return self.construct(ContinuousHead.channels_of(layout), width)
+            return self.construct(NoiseHead.channels_of(layout), width)
 
     def __init__(self, config: Config, channels: int, width: int) -> None:
         super().__init__()
@@ -81,14 +81,12 @@ class EnergyScore(ContinuousHead):
 
         return self.config.spread * distance(first, second) - distance(first, target) - distance(second, target)
 
-    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
+    def position_loss(self, h_BND: Tensor, target_BNC: Tensor, draws: Draws) -> Tensor:
         """(B, N) the negative energy score, the mean over pairs."""
-        if draws is None:
-            raise ValueError("an energy score needs draws")
-        repeats, count = self.config.repeats, target.shape[1]
+        repeats, count = self.config.repeats, target_BNC.shape[1]
         h = h_BND.unsqueeze(2).expand(-1, -1, repeats, -1)
         first, second = (self(h, draws.uniform(count, repeats, self.config.noise)) for _ in range(2))
-        return -self.score(first, second, target.float().unsqueeze(2)).mean(2)
+        return -self.score(first, second, target_BNC.float().unsqueeze(2)).mean(2)
 
     def sample(self, hidden: Hidden, own: EnergySampler, moment: Moment, draws: SampleDraws) -> Tensor:
         h = hidden.guided()

@@ -109,7 +109,8 @@ class Transformer(SlotNet):
     ) -> Tensor:
         """Hidden states (B, S, D), after the last norm."""
         modulation = modulation_of(slots, cond)
-        return self.norm.last(self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws), modulation)
+        h = self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws)
+        return self.norm.last(h, spread(modulation, h.shape[1]))
 
     @staticmethod
     def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
@@ -128,15 +129,27 @@ class Transformer(SlotNet):
     ) -> Tensor:
         """All blocks, without the last norm.
 
-        ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``modulation`` (B, 1 or S, D) the norms'.
+        ``position_BS`` (B or 1, S) are layout positions for rotary tables (-1: none), ``modulation`` the norms': (B, S, D), or fewer
+        vectors, each of as many neighbouring slots.
         """
         rotations = self.rope(position_BS) if self.rope is not None else None
+        return self.turned(x_BSD, rotations, visibility, modulation, cache, draws)
+
+    def turned(
+        self,
+        x_BSD: Tensor,
+        rotations: Tensor | None,
+        visibility: Visibility,
+        modulation: Tensor,
+        cache: list[LayerCache] | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """All blocks, without the last norm, with these rotary tables (None: none) in place of the net's own."""
         shared = self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x_BSD, cache)
         for i in range(len(self.attention)):
-            x_BSD = self.block(
-                i, x_BSD, visibility, rotations, self.norm.modulate(i, modulation, shared), cache[i] if cache else None, draws
-            )
+            how = [spread_branch(each, x_BSD.shape[1]) for each in self.norm.modulate(i, modulation, shared)]
+            x_BSD = self.block(i, x_BSD, visibility, rotations, how, cache[i] if cache else None, draws)
         return x_BSD
 
     def block(
@@ -170,3 +183,13 @@ class Transformer(SlotNet):
         """The MLP branch of a block, joined."""
         y = self.mlp[index](self.norm.enter(index, 1, x_BSD, how))
         return self.norm.join(index, 1, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
+
+
+def spread(vector: Tensor, slots: int) -> Tensor:
+    """(B, 1 or S, D) of (B, G, D), each vector being that of S / G neighbouring slots."""
+    return vector if vector.shape[1] in (1, slots) else vector.repeat_interleave(slots // vector.shape[1], 1)
+
+
+def spread_branch(how: Branch | None, slots: int) -> Branch | None:
+    """The same of a branch's values."""
+    return None if how is None else (spread(how[0], slots), spread(how[1], slots), spread(how[2], slots))

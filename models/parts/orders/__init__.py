@@ -1,7 +1,7 @@
 """Orders: a partition of the positions into successive groups that are predicted one after another."""
 
 from tokenloom.models.parts.orders.base import Order
-from tokenloom.models.parts.orders.fixed import Diagonals, Patches, Raster, Regions, Scales, SomeScales, WeighedScales
+from tokenloom.models.parts.orders.fixed import Cells, Diagonals, Patches, Raster, Regions, Scales, SomeScales, Subsamples, WeighedScales
 from tokenloom.models.parts.orders.masked import Confidence, LogitConfidence, Masked
 from tokenloom.models.parts.orders.random import Annealed, Random
 from tokenloom.models.parts.orders.sizes import (
@@ -23,6 +23,7 @@ from tokenloom.models.parts.plan import Choice, Plan, grouped
 __all__ = [
     "Annealed",
     "Arccos",
+    "Cells",
     "Choice",
     "Confidence",
     "CosineCurve",
@@ -47,6 +48,7 @@ __all__ = [
     "SomeScales",
     "Steps",
     "Straight",
+    "Subsamples",
     "TruncatedNormal",
     "WeighedScales",
     "grouped",

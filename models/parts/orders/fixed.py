@@ -1,4 +1,4 @@
-"""Orders that depend on the layout alone: raster, scales, diagonals, distant tokens in parallel, patches."""
+"""Orders that depend on the layout alone: raster, scales, diagonals, cells, distant tokens in parallel, patches."""
 
 from __future__ import annotations
 
@@ -90,10 +90,7 @@ class Regions(Fixed, tag="order.regions", label="distant tokens in parallel"):
             raise ConfigError(f"order.across={self.across}: must be at least 1")
 
     def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
-        (rows, columns), n = layout.grids[-1], self.across
-        if len(layout.grids) > 1 or layout.frames > 1 or rows % n or columns % n:
-            raise LayoutError(f"order.across={n}: needs one grid that is divisible by it, not {layout.grids}")
-        high, wide = rows // n, columns // n
+        n, (high, wide) = self.across, cells_of(layout, self.across)
 
         def key(row: int, column: int) -> tuple[int, int]:
             offset, region = row % high * wide + column % wide, row // high * n + column // wide
@@ -102,6 +99,43 @@ class Regions(Fixed, tag="order.regions", label="distant tokens in parallel"):
         plan = grouped([key(r, c) for _, _, r, c in layout.positions.tolist()])
         # Inside a group the regions are in raster order, which is the storage order of tokens with equal offsets.
         return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells(Fixed, tag="order.cells", label="cells"):
+    """The grid cut into ``across`` x ``across`` cells in raster order, each of which is a group (xAR, arXiv:2502.20388, section 3.2):
+    of one position each it is raster order, of the whole grid one group."""
+
+    across: int = 2
+
+    def __post_init__(self) -> None:
+        if self.across < 1:
+            raise ConfigError(f"order.across={self.across}: must be at least 1")
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        high, wide = cells_of(layout, self.across)
+        return grouped([(r // high, c // wide) for _, _, r, c in layout.positions.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subsamples(Cells, tag="order.subsamples", label="evenly spaced tokens"):
+    """Evenly spaced tokens at once: those at one offset in all of ``across`` x ``across`` cells, offsets in raster order (xAR)."""
+
+    def plan(self, layout: TokenLayout, draws: Draws | None = None) -> Plan:
+        high, wide = cells_of(layout, self.across)
+        return grouped([(r % high, c % wide) for _, _, r, c in layout.positions.tolist()])
+
+
+def cells_of(layout: TokenLayout, across: int) -> tuple[int, int]:
+    """Rows and columns of a cell.
+
+    Raises:
+        LayoutError: several grids, or one that cannot be cut so.
+    """
+    rows, columns = layout.grids[-1]
+    if len(layout.grids) > 1 or layout.frames > 1 or rows % across or columns % across:
+        raise LayoutError(f"order.across={across}: needs one grid that is divisible by it, not {layout.grids}")
+    return rows // across, columns // across
 
 
 @dataclass(frozen=True, kw_only=True)

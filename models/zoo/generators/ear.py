@@ -18,7 +18,7 @@ from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
 from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.sampling.sampler import Linear, Sampler
-from tokenloom.models.zoo.published.mar import EAR
+from tokenloom.models.zoo.published.continuous.mar import EAR
 
 
 @register(

@@ -18,7 +18,7 @@ from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.sampling.sampler import Linear, Sampler
-from tokenloom.models.zoo.published.mar import MAR
+from tokenloom.models.zoo.published.continuous.mar import MAR
 
 
 def noise_head(width: int, depth: int, repeats: int) -> Diffusion.Config:

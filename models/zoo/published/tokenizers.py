@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenloom.models.core.augmentation import Augmentation, RandomCrop
 from tokenloom.models.core.published import Size, Training
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 
@@ -33,6 +34,7 @@ _LLAMAGEN_TRAINING = Training(
         precision="bfloat16",
         optimizer=_adam((0.9, 0.95), clip=1.0),
         phases={"discriminator": _adam((0.9, 0.95), clip=1.0)},
+        augment=Augmentation(random_crop=RandomCrop(scale=(1.0, 1.25)), flip=0.5),
     ),
     augmentation=("random crop of 0.8 to 1.0 of the shorter side", "flip"),
     departs=(_LPIPS,),
@@ -49,6 +51,7 @@ _IBQ_TRAINING = Training(
         ema=0.999,
         optimizer=_adam((0.5, 0.9), ((250 / 330, 0.1), (300 / 330, 0.01))),
         phases={"discriminator": _adam((0.5, 0.9), ((250 / 330, 0.1), (300 / 330, 0.01)))},
+        augment=Augmentation(random_crop=RandomCrop(scale=(1.0, 1.0), resample="bilinear")),
     ),
     augmentation=("resize", "random crop"),
     departs=(

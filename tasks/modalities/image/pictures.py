@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,10 @@ def labelled_rows(rows: Sequence[tuple[str, Image]], title: str = "") -> bytes:
 
 def pairs(left_NHWC: Image, right_NHWC: Image, names: tuple[str, str], columns: int = 10) -> bytes:
     """Two sets image by image: a row of the first above a row of the second, as many such rows as needed: PNG."""
-    rows: list[tuple[str, Image]] = []
-    for i in range(0, len(left_NHWC), columns):
-        rows += [(names[0], left_NHWC[i : i + columns]), (names[1], right_NHWC[i : i + columns])]
-    return labelled_rows(rows)
+    return beside({names[0]: left_NHWC, names[1]: right_NHWC}, columns)
+
+
+def beside(sets: Mapping[str, Image], columns: int = 10) -> bytes:
+    """Sets of as many images, by name, image by image: a row of each above a row of the next, as many such rows as needed: PNG."""
+    total = len(next(iter(sets.values())))
+    return labelled_rows([(name, images[i : i + columns]) for i in range(0, total, columns) for name, images in sets.items()])

@@ -11,8 +11,12 @@ import zlib
 
 import numpy as np
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NONE, _SUB, _UP = 0, 1, 2
+
+
+class OtherMakingError(ValueError):
+    """A whole PNG file, but not one that ``encode`` writes: another bit depth, a palette, interlaced, other filters."""
 
 
 def encode(image_HWC: np.ndarray) -> bytes:
@@ -27,7 +31,7 @@ def encode(image_HWC: np.ndarray) -> bytes:
     rows = np.empty((height, 1 + width * channels), np.uint8)
     rows[:, 0], rows[:, 1:] = best, filtered[best].reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + _chunk(b"IEND", b"")
+    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -38,9 +42,10 @@ def decode(data: bytes) -> np.ndarray:
     """A PNG file written by ``encode`` to uint8 (H, W, C).
 
     Raises:
-        ValueError: damaged, or a PNG of another making (bit depth, palette, interlaced, other filters).
+        OtherMakingError: a PNG of another making.
+        ValueError: damaged.
     """
-    if data[:8] != _SIGNATURE:
+    if data[:8] != SIGNATURE:
         raise ValueError("not a PNG file")
     position, packed, header = 8, b"", None
     while position + 12 <= len(data):
@@ -58,7 +63,7 @@ def decode(data: bytes) -> np.ndarray:
     else:
         raise ValueError("PNG file is cut short")
     if header is None or header[2] != 8 or header[3] not in (0, 2) or header[6]:
-        raise ValueError(f"PNG of a kind that shards do not hold: header {header}")
+        raise OtherMakingError(f"PNG of a kind that shards do not hold: header {header}")
     width, height, channels = header[0], header[1], 1 if header[3] == 0 else 3
     try:
         rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + width * channels)
@@ -72,4 +77,4 @@ def decode(data: bytes) -> np.ndarray:
         return np.cumsum(pixels, axis=1, dtype=np.uint8)
     if filters == {_UP}:
         return np.cumsum(pixels, axis=0, dtype=np.uint8)
-    raise ValueError(f"PNG with row filters {sorted(filters)}, which shards do not hold")
+    raise OtherMakingError(f"PNG with row filters {sorted(filters)}, which shards do not hold")

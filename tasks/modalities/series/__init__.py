@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Series(Modality):
     """Signals (B, C, T), standardised by the training split and less the history's last value; T = history + horizon."""
 
-    kind = "series"
+    kind, noun = "series", "windows"
     columns = (("values", pa.list_(pa.float32())), ("channels", pa.int32()), ("history", pa.int32()))
     needs_features = False
     judges = ("generator",)
@@ -99,13 +99,14 @@ class Series(Modality):
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in source.notes.items()}
         return {"signal": self.spec(config).to_dict(), "series": plain}
 
-    def read(self, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, raw: bytes, where: str, shape: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Windows float32 (N, T, C), each less the last value of its history, and labels."""
         data, labels, history = windows_of(raw, where)
         return data - data[:, history - 1 : history], labels
 
-    def tensor(self, data: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(data)).transpose(1, 2).contiguous()
+    def tensor(self, data: np.ndarray | Tensor) -> Tensor:
+        window_BTC = torch.from_numpy(np.ascontiguousarray(data)) if isinstance(data, np.ndarray) else data
+        return window_BTC.transpose(1, 2).contiguous()
 
     def sample(self, pair: Pair, title: str, request: SampleRequest, store: Store, report: Report) -> dict[str, Any]:
         from tokenloom.tasks.modalities.series.sampling import sample

@@ -38,6 +38,8 @@ def sample(pair: Pair, title: str, given: SampleRequest, store: Store, report: R
         raise ConfigError(f"--out {str(given.out)!r}: write FILE.png or FILE.csv, a plot and a table of the forecasts; both are made")
     if given.classes is not None or given.texts is not None:
         raise ConfigError(f"--{'classes' if given.classes is not None else 'text'}: {title} forecasts series; give --history")
+    if given.columns:
+        raise ConfigError(f"--column {next(iter(given.columns))}=…: {title} forecasts series, which have no further columns")
     if "series" not in pair.known:
         raise ConfigError(f"{title}: it is not known how its data was cut and scaled; give a model that was trained here")
     windows = Windows.of(pair.known["series"])

@@ -260,12 +260,19 @@ def _marker(data: bytes) -> int:
 
 def _cosines() -> Tensor:
     """The orthonormal 8-point DCT-II (A.3.3)."""
-    k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
+    n = torch.arange(8, dtype=torch.float64, device="cpu")
+    k = n[:, None]
     table = torch.cos((2 * n + 1) * k * torch.pi / 16) / 2
     table[0] /= 2**0.5
     return table
 
 
+# On the CPU, wherever tensors are made by default at the time of the import: methods are found while models are built without memory.
 _DCT = _cosines()
-_FORWARD = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64)
-_BACK = torch.tensor([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], dtype=torch.float64)
+_FORWARD, _BACK = (
+    torch.tensor(table, dtype=torch.float64, device="cpu")
+    for table in (
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
+        [[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]],
+    )
+)

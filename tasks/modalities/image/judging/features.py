@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import seed_of
 from tokenloom.models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data.arrays import scratch
 from tokenloom.tasks.data.loader import Loader, Rows, indices
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
@@ -41,8 +42,8 @@ __all__ = [
     "features",
     "load_classifier",
     "plan_features",
-    "read_captions",
     "read_images",
+    "selected",
 ]
 
 
@@ -51,15 +52,20 @@ def read_images(
 ) -> tuple[Images, NDArray[np.int64]]:
     """Images (N, H, W, C) uint8 and labels (N,) of some splits.
 
-    ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block, so that large images need not all
-    be in memory before they are made smaller.
+    ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block.  Many images lie in a file that is mapped, so
+    that memory does not grow with them.
     """
-    signal = modalities.signal_of(store.record(dataset).notes)
-    images, labels = [np.zeros((0, *signal["shape"], signal["channels"]), np.uint8)], [np.zeros(0, np.int64)]
-    for image, label in _blocks(store, dataset, splits, limit):
-        images.append(prepare(image) if prepare else image)
-        labels.append(label)
-    return np.concatenate(images[1:] or images), np.concatenate(labels)
+    signal, count = modalities.signal_of(store.record(dataset).notes), len(selected(store, dataset, splits, limit)[1])
+    if not count:
+        return np.zeros((0, *signal["shape"], signal["channels"]), np.uint8), np.zeros(0, np.int64)
+    images, labels, at = np.zeros(0, np.uint8), np.zeros(count, np.int64), 0
+    for block, label in _blocks(store, dataset, splits, limit):
+        image = prepare(block) if prepare else block
+        if not at:
+            images = scratch(store.root / "scratch", (count, *image.shape[1:]), np.uint8)
+        images[at : at + len(image)], labels[at : at + len(image)] = image, label
+        at += len(image)
+    return images, labels
 
 
 def read_blocks(store: Store, dataset: Artifact, splits: Sequence[str]) -> Iterator[Images]:
@@ -68,24 +74,17 @@ def read_blocks(store: Store, dataset: Artifact, splits: Sequence[str]) -> Itera
 
 
 def _blocks(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> Iterator[tuple[Images, NDArray[np.int64]]]:
-    rows, index = _selected(store, dataset, splits, limit)
+    rows, index = selected(store, dataset, splits, limit)
     loader = Loader(rows, store.cache) if len(index) else None
     for start in range(0, len(index), 1024):
         assert loader is not None
         yield loader.items(index[start : start + 1024])
 
 
-def read_captions(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None = None) -> list[str]:
-    """The captions of the images that ``read_images`` gives; the empty text where there is none."""
-    rows, index = _selected(store, dataset, splits, limit)
-    texts = list(Loader(replace(rows, conditions=("text",)), store.cache).captions()) if len(index) else []
-    return [texts[i] for i in index]
-
-
-def _selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+def selected(store: Store, dataset: Artifact, splits: Sequence[str], limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+    """The rows of some splits, and which of them count: all, or ``limit`` evenly spread over them."""
     notes = store.record(dataset).notes
-    parts = [Rows.of(notes, store.uri, split) for split in splits]
-    rows = Rows("signals", store.uri, tuple(shard for part in parts for shard in part.shards), len(notes["classes"]))
+    rows = Rows.of(notes, store.uri, *splits)
     total = len(rows)
     index = np.arange(total) if limit is None or total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
     return rows, index

@@ -17,7 +17,7 @@ from tokenloom.tasks.evaluation import plots
 from tokenloom.tasks.evaluation.findings import Findings, keep, training_curves
 from tokenloom.tasks.modalities.image.judging import measures, reconstruction
 from tokenloom.tasks.modalities.image.judging.meanings import TITLES
-from tokenloom.tasks.modalities.image.judging.measures import EvaluationRequest, Reference
+from tokenloom.tasks.modalities.image.judging.measures import COLUMN, EvaluationRequest, Reference
 from tokenloom.tasks.modalities.image.judging.protocol import protocol
 from tokenloom.tasks.modalities.image.judging.sampling_actor import draw_samples
 from tokenloom.tasks.modalities.image.judging.scores import Judged
@@ -53,7 +53,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     models = _models(step, store, cluster)
     reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config)
     tokenizer = next((model for model, _ in models.values() if isinstance(model, Tokenizer)), None)
-    coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image)
+    coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image, folder=store.root / "scratch")
     report("evaluate", 1, 5, {})
     here, judged = _Execution(step, store, cluster, config, work, report, reference), None
     found = here.found
@@ -72,7 +72,10 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     if broken:
         raise StepError(f"evaluation of {step.name}: {', '.join(broken)} not finite; look at the samples in {work.uri}")
     found.notes["protocol"] = protocol(step, store, config, reference, judged)
-    keep(step, found, work, TITLES)
+    under = {
+        key: f"{key.removeprefix(COLUMN)} (above) and samples drawn under it (below)" for key in found.pictures if key.startswith(COLUMN)
+    }
+    keep(step, found, work, {**TITLES, **under})
     work.notes |= found.notes | {"classes": reference.names}
     store.storage.delete(f"{work.folder}/parts")  # they are all in samples.npz
     report("evaluate", 5, 5, found.numbers)
@@ -91,7 +94,7 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
     config, reference, found, store = here.config, here.reference, here.found, here.store
     condition_spec = ConditionSpec.of(spec, reference.names)
     request = EvaluationRequest.of(condition_spec, reference, config, store)
-    drawn = draw_samples(here.step, store, here.cluster, config, request.request, here.work, here.report)
+    drawn = draw_samples(here.step, store, here.cluster, config, request, here.work, here.report)
     compared = here.step.notes.get("reference", config.reference)
     judged, of_samples = measures.judge_samples(drawn, request, reference, config, store, compared)
     found.add(of_samples)
@@ -102,6 +105,7 @@ def _judge_sampling(here: _Execution, model: Generator | Density, spec: ModelSpe
             found.numbers |= measures.density_likelihood(model, reference, config.seed)
         return judged
     assert coded is not None, "a generator is judged with its tokenizer"
+    found.notes["inputs"] = list(condition_spec.inputs)
     if "nll" in config.metrics:
         found.numbers |= measures.generator_likelihood(model, condition_spec, coded, request, reference)
     found.notes["sampler"] = default_sampler(model).edited(**here.step.config["sample"]).to_dict()

@@ -15,29 +15,30 @@ from numpy.typing import NDArray
 
 from tokenloom.configs.schema import EvaluateConfig, Resize
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Density, Generator, Tokenizer
-from tokenloom.tasks.data.captions import in_turn
+from tokenloom.models.core.protocols import Batch, Conditions, Density, Generator, Tokenizer
 from tokenloom.tasks.evaluation import metrics, plots
-from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays
+from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays, arrays_file
 from tokenloom.tasks.modalities.image import pictures
+from tokenloom.tasks.modalities.image.held_out import HELD_OUT, HeldOut
 from tokenloom.tasks.modalities.image.judging import features, network, reading, reconstruction, scores
 from tokenloom.tasks.modalities.image.judging.sampling_actor import Drawn
 from tokenloom.tasks.modalities.image.judging.statistics import Statistics
+from tokenloom.tasks.modalities.image.served.draw import to_uint8
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.serving.predict import spread
 from tokenloom.tasks.serving.request import ConditionSpec, Request
 from tokenloom.tasks.store.artifacts import Artifact, Store
 
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
-HELD_OUT_LIMIT = 10_000
 NEAREST = 20  # samples shown beside their nearest training images
 SHOWN = 20  # held-out images shown beside their reconstructions
+COLUMN = "column_"  # the picture of samples below what a column of the data gave them: this and its name
 RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and ``decoded``, for a comparison of tokenizers
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What every model on a dataset is judged against: its held-out images (M, H, W, C) uint8, and the network that compares."""
+    """What every model on a dataset is judged against: all its held-out images (M, H, W, C) uint8, and the network that compares."""
 
     dataset: Artifact
     names: list[str]
@@ -53,7 +54,7 @@ class Reference:
         Raises:
             StepError: they are too few to judge by.
         """
-        image, label = features.read_images(store, dataset, ["validation", "test"], HELD_OUT_LIMIT)
+        image, label = features.read_images(store, dataset, HELD_OUT)
         if len(image) < config.neighbours + 2:
             raise StepError(f"dataset {dataset.id}: {len(image)} held-out images are too few to judge by; raise data.validation")
         return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network), config.resize)
@@ -63,38 +64,74 @@ class Reference:
         """The network whose features are compared."""
         return network.load(self.network_folder, self.resize)
 
-    def statistics(self, given: str, store: Store) -> Statistics | None:
-        """What features are compared with: None are those of the held-out images, ``train`` the training split's, else a file's."""
+    @cached_property
+    def held_out(self) -> Statistics:
+        """What the network tells of the held-out images."""
+        return Statistics.streamed(self.network.blocks(self.image))
+
+    def statistics(self, given: str, store: Store, keep: bool) -> Statistics:
+        """What features are compared with: those of the held-out images, ``train`` the training split's, else a file's.
+
+        Args:
+            keep: whether the features themselves are needed, beside their sums.
+        """
         if given == "held_out":
-            return None
+            return self.held_out
         if given == "train":
-            return Statistics.streamed(self.network, features.read_blocks(store, self.dataset, ["train"]))
+            return Statistics.streamed(map(self.network.see, features.read_blocks(store, self.dataset, ["train"])), keep)
         return Statistics.read(Path(given), self.network)
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """The samples of an evaluation: ``labels`` (N,) in turn over the classes and, of a model of texts, held-out captions of them."""
+    """The samples of an evaluation: ``labels`` (N,) in turn over the classes and, of a model of more than classes, a held-out image each
+    (-1: none) whose captions and columns they share."""
 
     labels: NDArray[np.int64]
-    texts: list[str] | None = None
-    held_out_texts: list[str] | None = None
+    held_out: HeldOut | None = None
+    item_N: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, condition_spec: ConditionSpec, reference: Reference, config: EvaluateConfig, store: Store) -> EvaluationRequest:
-        """The request of a protocol to a model."""
+        """The request of a protocol to a model.
+
+        Raises:
+            ConfigError: the data lacks a column that the model takes.
+        """
         labels = spread(config.samples, len(reference.names))
         if config.labels == "random":
             labels = np.random.default_rng(config.seed).integers(len(reference.names), size=config.samples)
-        if condition_spec.column != "text":
+        if condition_spec.inputs == ("class_id",):
             return cls(labels)
-        captions = features.read_captions(store, reference.dataset, ["validation", "test"], HELD_OUT_LIMIT)
-        return cls(labels, list(in_turn(labels, reference.label, captions)), captions)
+        held_out = HeldOut.of(condition_spec, store, reference.dataset)
+        return cls(labels, held_out, held_out.in_turn(labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, stop: int) -> Request:
+        """What is asked for samples ``start:stop``."""
+        if self.held_out is None or self.item_N is None:
+            return Request(self.labels[start:stop])
+        return self.held_out.request(self.item_N[start:stop], self.labels[start:stop])
+
+    def of_held_out(self, reference: Reference, start: int, stop: int) -> Request:
+        """The conditions of the held-out images ``start:stop`` themselves."""
+        if self.held_out is None:
+            return Request(reference.label[start:stop])
+        return self.held_out.request(np.arange(start, min(stop, len(reference.label))), reference.label[start:stop])
 
     @property
-    def request(self) -> Request:
-        """Labels or texts, one a sample."""
-        return self.labels if self.texts is None else self.texts
+    def texts(self) -> list[str] | None:
+        """A text each, of a model of texts."""
+        return None if self.held_out is None or self.held_out.texts is None else list(self.part(0, len(self)).texts or ())
+
+    def shown(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.uint8]]:
+        """The columns of some samples by name, as images (S, H, W, C)."""
+        if self.held_out is None or self.item_N is None:
+            return {}
+        columns = self.held_out.request(self.item_N[index], self.labels[index]).columns
+        return {name: to_uint8(values.value) for name, values in columns.items()}
 
 
 def judge_samples(
@@ -102,15 +139,18 @@ def judge_samples(
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
-    statistics = reference.statistics(compared, store)
-    given = (reference.image, reference.label, train, train_label, statistics)
+    asked = set(config.metrics)
+    keep, wanted = bool(asked & {"kid", "precision_recall", "density_coverage"}), bool(asked & scores.BY_FEATURES)
+    statistics = reference.statistics(compared, store, keep) if wanted else None
+    seen = None if drawn.features is None else Statistics.streamed(map(network.Standard.of, drawn.features()))
+    given = (reference.image, reference.label, train, train_label, statistics, seen)
     judged = scores.Judged(reference.network, drawn.image, request.labels, *given)
-    if drawn.features is not None:
-        judged.keep("sample", network.Standard.of(drawn.features))
     found = Findings({**drawn.numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
+    for name, column in request.shown(shown := evenly(len(drawn.image), NEAREST)).items():
+        found.pictures[f"{COLUMN}{name}"] = pictures.pairs(column, drawn.image[shown], (name, "sample"))
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
-    found.arrays["samples.npz"] = arrays(images=drawn.image, labels=request.labels, **texts)
+    found.files["samples.npz"] = arrays_file(store.root / "scratch", images=drawn.image, labels=request.labels, **texts)
     return judged, found
 
 
@@ -120,7 +160,10 @@ def generator_likelihood(
     """Bits to code the held-out images' tokens, where the generator has a likelihood."""
     if generator.likelihood != "exact":
         return {}
-    conditions = condition_spec.conditions(reference.label if request.held_out_texts is None else request.held_out_texts)
+
+    def conditions(start: int, stop: int) -> Conditions:
+        return condition_spec.conditions(request.of_held_out(reference, start, stop))
+
     return scores.likelihood(generator, coded.tokens, conditions, int(np.prod(reference.image.shape[1:])))
 
 
@@ -140,7 +183,7 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
     """Numbers and pictures of what a tokenizer keeps of the held-out images."""
     found = Findings()
     if "reconstruction" in config.metrics:
-        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.image, coded)
+        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.held_out, reference.image, coded)
         found.numbers |= reconstruction.cost_scores(coded)
         count_SK, rows = reconstruction.code_counts(coded.tokens)
         if rows:
@@ -156,16 +199,21 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
         found.numbers |= read
         found.pictures["text"] = pictures.pairs(both[0, :20], both[1, :20], ("text", "decoded"))
         found.notes |= {"skipped": [why]} if why else {}
-    shown = np.linspace(0, len(reference.image) - 1, min(SHOWN, len(reference.image))).astype(int)
+    shown = evenly(len(reference.image), SHOWN)
     original, decoded = reference.image[shown], coded.image[shown]
     found.pictures["reconstructions"] = pictures.pairs(original, decoded, ("original", "decoded"))
     found.arrays[RECONSTRUCTIONS] = arrays(original=original, decoded=decoded)
     return found
 
 
+def evenly(total: int, most: int) -> NDArray[np.int64]:
+    """At most this many numbers below ``total``, evenly spread."""
+    return np.linspace(0, total - 1, min(most, total)).astype(np.int64)
+
+
 def sample_pictures(judged: scores.Judged, names: list[str], texts: list[str] | None) -> dict[str, bytes]:
     """Samples by class, or by text; and beside their nearest training images."""
-    shown = np.linspace(0, len(judged.sample) - 1, min(NEAREST, len(judged.sample))).astype(int)
+    shown = evenly(len(judged.sample), NEAREST)
     sample = scores.small(judged.sample[shown])
     if judged.nearest_index is None:
         index = metrics.nearest(sample, judged.train_small)[1]

@@ -6,18 +6,21 @@ Shapes: N images, H W rows and columns, C channels.
 from __future__ import annotations
 
 import base64
+import binascii
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer
+from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer, Values
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks.serving.predict import Pair
-from tokenloom.tasks.serving.request import Request
+from tokenloom.tasks.serving.request import AnyRequest, Request
 
 SHARD = 250  # images drawn at once
 
@@ -63,12 +66,12 @@ def traced_images(
     return to_uint8(tokenizer.decode(tokens)), trace.numbers()
 
 
-def sample_shards(pair: Pair, request: Request, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
-    """Images of any number of labels or texts, ``rows`` at a time; the answer depends on the request and the seed alone."""
-    pair.condition_spec.check(request)
-    parts = []
+def sample_shards(pair: Pair, given: AnyRequest, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
+    """Images of any number of labels, texts or columns, ``rows`` at a time; the answer depends on the request and the seed alone."""
+    pair.condition_spec.check(given)
+    parts, request = [], Request.of(given)
     for start in range(0, len(request), rows):
-        conditions = pair.condition_spec.conditions(request[start : start + rows])
+        conditions = pair.condition_spec.conditions(request.part(start, start + rows))
         parts.append(sample_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start))
     return np.concatenate(parts)
 
@@ -86,3 +89,38 @@ def png_base64(image_HWC: NDArray[np.uint8]) -> str:
     out = io.BytesIO()
     Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC).save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()
+
+
+def column_of(name: str, images: Sequence[str | None], shape: tuple[int, ...]) -> Values:
+    """A column of the data from PNG in base64 text, one a row, as values (N, C, H, W) in [-1, 1]; a row without one is null.
+
+    Raises:
+        ConfigError: what is no PNG, or an image of another size, with its row.
+    """
+    channels, rows, columns = shape
+    value = torch.zeros(len(images), channels, rows, columns)
+    given = torch.tensor([isinstance(image, str) and bool(image) for image in images])
+    for row in torch.nonzero(given).flatten().tolist():
+        try:
+            raw = base64.b64decode(str(images[row]), validate=True)
+            value[row] = _decoded(raw, shape)
+        except (binascii.Error, OSError, ValueError, SyntaxError) as error:
+            raise ConfigError(
+                f"column {name!r}, row {row}: {error}; give a PNG of {rows} rows and {columns} columns as base64 text, or nothing"
+            ) from error
+    return Values(value, given)
+
+
+def _decoded(raw: bytes, shape: tuple[int, ...]) -> torch.Tensor:
+    """(C, H, W) in [-1, 1] of an image file; raises ``ValueError`` for another size before it is decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    channels, rows, columns = shape
+    try:
+        with Image.open(io.BytesIO(raw), formats=["PNG"]) as opened:
+            if opened.size != (columns, rows):
+                raise ValueError(f"{opened.height} rows and {opened.width} columns")
+            image_HWC = np.array(opened.convert("L" if channels == 1 else "RGB")).reshape(rows, columns, channels)
+    except UnidentifiedImageError as error:
+        raise ValueError("no PNG file") from error
+    return torch.from_numpy(image_HWC).permute(2, 0, 1).float().div_(127.5).sub_(1.0)

@@ -1,9 +1,9 @@
-"""The registered MLflow model: ``class_id`` or ``text`` in, ``png_base64`` out (MLflow runs this file when the model is loaded)."""
+"""The registered MLflow model: classes, texts or columns of the data in, ``png_base64`` out (MLflow runs this file to load the model)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow.models
 import numpy as np
@@ -11,6 +11,9 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
+
+if TYPE_CHECKING:
+    from tokenloom.tasks.serving.request import Request
 
 MOST_ROWS = 1024  # images of one request
 
@@ -25,30 +28,37 @@ class ImageModel(PythonModel):
         self.pair = open_bundle(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """``class_id`` or ``text`` (N,) to ``png_base64`` (N,); parameters: seed, guidance, temperature, steps."""
+        """``class_id``, ``text`` and columns of the data (N,), those that the model takes, to ``png_base64`` (N,).
+
+        Parameters: see ``served.options``.
+        """
         from tokenloom.models.core.config import ConfigError
         from tokenloom.tasks.modalities.image.served.draw import png_base64, sample_shards
+        from tokenloom.tasks.modalities.image.served.options import changes
 
-        column = self.pair.condition_spec.column
-        if column not in model_input:
-            raise MlflowException(f"this model takes the column {column!r}, got {', '.join(model_input)}", INVALID_PARAMETER_VALUE)
-        rows = model_input[column]
-        if not 0 < len(rows) <= MOST_ROWS:
-            raise MlflowException(f"{len(rows)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
+        for column in self.pair.condition_spec.inputs:
+            if column not in model_input:
+                raise MlflowException(f"this model takes the column {column!r}, got {', '.join(model_input)}", INVALID_PARAMETER_VALUE)
+        if not 0 < len(model_input) <= MOST_ROWS:
+            raise MlflowException(f"{len(model_input)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
         given = params or {}
         try:
-            own = self.pair.sampler
-            changed: dict[str, Any] = {name: float(given[name]) for name in ("guidance", "temperature") if name in given}
-            # equal to the default means untouched: a temperature schedule must not become a constant
-            changed = {name: value for name, value in changed.items() if value != getattr(own, name).value}
-            if steps := int(given.get("steps", 0)):  # 0: the model's own
-                changed["steps"] = steps
-            pair = self.pair.edited(**changed)
-            request = rows.to_numpy(np.int64) if column == "class_id" else [str(text) for text in rows]
-            images = sample_shards(pair, request, int(given.get("seed", 0)))
+            pair = self.pair.edited(**changes(self.pair, given))
+            images = sample_shards(pair, self._request(model_input), int(given.get("seed", 0)))
         except ConfigError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})
+
+    def _request(self, rows: pd.DataFrame) -> Request:
+        from tokenloom.tasks.modalities.image.served.draw import column_of
+        from tokenloom.tasks.serving.request import Request
+
+        condition_spec = self.pair.condition_spec
+        return Request(
+            rows["class_id"].to_numpy(np.int64) if condition_spec.labelled else None,
+            [str(text) for text in rows["text"]] if condition_spec.texted else None,
+            {name: column_of(name, rows[name].tolist(), shape) for name, shape in condition_spec.columns.items()},
+        )
 
 
 mlflow.models.set_model(ImageModel())

@@ -1,0 +1,1 @@
+"""STARFlow: the recipe, and the modules that it builds."""

@@ -1,0 +1,1 @@
+"""Published sizes of generators of continuous tokens."""
