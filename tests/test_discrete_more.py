@@ -15,6 +15,7 @@ from tokenloom.models.core.protocols import Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.decoders.rejection import Rejection, RejectionSession
+from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder
 from tokenloom.models.zoo.generators.token_shuffle.feed import Merged
 
@@ -179,3 +180,12 @@ def test_a_band_is_predicted_from_lower_frequencies_alone() -> None:
     assert not torch.allclose(low_pass(sums[2], quantizer.cutoff(1)), sums[2], atol=1e-2)
     steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), forced=ids))
     torch.testing.assert_close(steps[-1].state[0], sums[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_fine_model_has_a_size_of_its_own() -> None:
+    model = small("coarse_to_fine", grid(3), fine_depth=1, fine_width=16, fine_heads=1, fine_dropout=0.0)
+    assert isinstance(model, CoarseToFine)
+    assert (model.config.coarse.net.width, model.config.coarse.net.depth) == (32, 2)  # type: ignore[attr-defined]
+    assert (model.config.fine.width, model.config.fine.depth, model.config.fine.heads, model.config.fine.dropout) == (16, 1, 1, 0.0)
+    ids, labels = some(grid(3), 3)
+    assert model.generate(labels, PLAIN, SampleDraws.of(0, 0, 3)).ids.shape == ids.shape

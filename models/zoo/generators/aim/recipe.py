@@ -20,7 +20,7 @@ from tokenloom.models.parts.nets.sequence import SequenceNet
 from tokenloom.models.parts.orders import Raster
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.generators.aim.norm import RMSAdaLN
-from tokenloom.models.zoo.published.aim import SIZES
+from tokenloom.models.zoo.generators.aim.sizes import SIZES
 
 
 @register(

@@ -26,7 +26,7 @@ from tokenloom.models.parts.orders import Scales
 from tokenloom.models.parts.similarity import CosineSimilarity, Scaled
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.mvar.net import ScaleNet
-from tokenloom.models.zoo.published.mvar import SIZES
+from tokenloom.models.zoo.generators.mvar.sizes import SIZES
 
 
 @register(
