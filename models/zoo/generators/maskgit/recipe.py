@@ -2,7 +2,8 @@
 
 New: a bidirectional transformer predicts masked tokens from known ones; training masks a share of each image, decoding draws all
 masked tokens at once and keeps those that it is surest of, few at first and more later along a cosine.
-Differs: guidance, which the paper does not have (nor the published size, which trains no null class); without the bias of a token's logit by its confidence noise beyond the last step.
+Differs: guidance, which the paper does not have (nor the published size, which trains no null class); without the bias of a token's
+logit by its confidence noise beyond the last step.
 Run: tokenloom run smoke_maskgit
 Expect: ImageNet 256 FID 6.06 with the released weights; the number of steps and which tokens are given (in-painting) change freely.
 """
