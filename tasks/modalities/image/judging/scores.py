@@ -49,7 +49,7 @@ class Judged:
         return self._seen[name]
 
     def keep(self, name: str, seen: Seen) -> None:
-        """Take what the network has told of a set elsewhere."""
+        """Take what the network has computed of a set elsewhere."""
         self._seen[name] = seen
 
     @property
