@@ -59,6 +59,22 @@ class DataConfig(Section):
         description="further images of an item by name, as conditions: {control: .control.png} is x.control.png beside x.png "
         "(folder:PATH, webdataset:GLOB), {control: edges} the column edges (parquet:GLOB)",
     )
+    image_column: Added[str | None] = Field(None, description="column of the images (parquet:GLOB, hf:REPO); usual names if not given")
+    label_column: Added[str | None] = Field(
+        None,
+        description="column, key of .json or end of a member (.cls) that holds the class; none: one class; usual names if not given",
+    )
+    caption_column: Added[str | None] = Field(
+        None,
+        description="column, key of .json or end of a member (.txt) that holds the caption; none: no captions; usual names if not given",
+    )
+    splits: Added[Literal["folders", "keyed"] | None] = Field(
+        None,
+        description="folders: train, val and test at the top are splits; keyed: every folder is a class; found by their names if not given",
+    )
+    bits: Added[int | None] = Field(
+        None, ge=8, le=16, description="significant bits of images of 16 bits, e.g. 12; what the file says, or 16, if not given"
+    )
     captions: Added[str] = Field(
         "source",
         description="text of each image: source (what it comes with), names (of the class, 'a handwritten seven'), none, "
@@ -227,7 +243,8 @@ def identity(section: Any) -> Any:
     Raises:
         ConfigError: a field without a mark, or a value without a stable serialization.
     """
-    from tokenloom.models.core.config import canonical, enters, identity_of
+    from tokenloom.models.core.config import canonical, enters
+    from tokenloom.models.core.identity import identity_of
 
     if isinstance(section, BaseModel):
         result = {}

@@ -73,6 +73,8 @@ def _noted(step: Step, config: RunConfig, work: Workspace, inputs: Mapping[str, 
         work.end(Done(step.name, "failed", seconds=time.monotonic() - started, error=_reason(error)))
         raise
     work.end(Done(step.name, made.status, made.artifact, made.seconds, dict(made.metrics)))
+    if made.told:
+        work.say(made.told)
     return made.artifact
 
 

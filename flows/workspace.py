@@ -116,6 +116,10 @@ class Workspace:
         self.done.append(done)
         screen.current().end(done)
 
+    def say(self, text: str) -> None:
+        """One line for people about the step that has ended."""
+        screen.current().say(f"  {text}")
+
     def artifact(self, name: str) -> Artifact | None:
         """The artifact that a step of this run made or found."""
         return next((d.artifact for d in self.done if d.name == name), None)

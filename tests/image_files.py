@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tokenloom.configs.schema import DataConfig
+from tokenloom.tasks.data.matching import numbering_of
 from tokenloom.tasks.store.artifacts import Outcome, Store
 
 
@@ -36,8 +37,14 @@ def config(source: str, **options: Any) -> DataConfig:
 
 
 def rows_of(store: Store, outcome: Outcome) -> list[dict[str, Any]]:
+    """Rows of all shards; labels are numbers of the dataset's classes."""
     notes = store.record(outcome.artifact).notes
-    return [row | {"split": s["split"]} for s in notes["shards"] for row in pq.read_table(store.storage.local_path(s["path"])).to_pylist()]
+    found = []
+    for shard in notes["shards"]:
+        names = numbering_of(notes, shard)
+        for row in pq.read_table(store.storage.local_path(shard["path"])).to_pylist():
+            found.append(row | {"split": shard["split"], "label": notes["classes"].index(names[row["label"]])})
+    return found
 
 
 def quarantine(store: Store, outcome: Outcome) -> dict[str, str]:

@@ -106,8 +106,11 @@ def test_appended_files_make_new_shards_only(store: Store, images: Path) -> None
     assert all(path.startswith(f"{second.artifact.folder}/") for path in after.keys() - before.keys())
     rows = rows_of(store, second)
     assert len(rows) == 27
-    assert store.record(second.artifact).notes["classes"] == ["cat", "dog", "ant"], "known labels keep their numbers"
-    assert {row["label"] for row in rows if row["key"].startswith("ant")} == {2}
+    assert store.record(second.artifact).notes["classes"] == ["ant", "cat", "dog"], "as if it had been there from the first"
+    assert {row["label"] for row in rows if row["key"].startswith("ant")} == {0}
+    loader = Loader(Rows.of(store.record(second.artifact).notes, store.uri, "train"), store.cache)
+    labels = loader.items(np.arange(len(loader)))[1].tolist()
+    assert labels == [row["label"] for row in rows if row["split"] == "train"], "known shards hold the numbers of then"
     assert ingest("pets", settings, store).status == "cached"
     assert store.verify(first.artifact, deep=True) == []
     assert collect(store, dry_run=True) == []
@@ -147,8 +150,8 @@ def test_a_lost_shard_is_made_again_alone_with_the_same_bytes(
     path.unlink() if damage == "remove" else path.write_bytes(b"PAR1")
     assert scan(settings, store).reason == f"1 shard missing or cut short (against {first.artifact.id})"
     made: list[Any] = []
-    original = module._shard
-    monkeypatch.setattr(module, "_shard", lambda *a: made.append(a) or original(*a))
+    original = module.make_shard
+    monkeypatch.setattr(module, "make_shard", lambda *a: made.append(a) or original(*a))
     again = ingest("pets", settings, store)
     assert (again.status, again.artifact, len(made)) == ("ran", first.artifact, 1)
     assert paths_of(store, again) == before

@@ -132,7 +132,7 @@ def test_imports_within_models_go_down_only() -> None:
 #: Rooms of tasks and flows, as above; a module that stands elsewhere than its folder is named by itself.
 UPPER = {
     "tasks": (
-        ("runtime.errors", "runtime.progress", "runtime.surroundings"),
+        ("runtime.errors", "runtime.progress", "runtime.surroundings", "data.reading"),
         ("store",),
         ("runtime", "tracking", "serving", "modalities", "data.listing"),
         ("data",),

@@ -13,15 +13,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import Condition, Labels, TextFeatures, TokenLayout
-from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.pretrained import families
-from tokenloom.models.pretrained.parity import load
 from tokenloom.models.pretrained.presets import PRESETS
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.tasks.store.artifacts import Store
@@ -132,54 +128,6 @@ def test_recipe_and_official_family_are_one_config(preset: str) -> None:
     ours = registry.get(name).config({"size": size}).to_dict()
     mine, theirs = parts(ours), parts(official)
     assert {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)} == set()
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "guidance": {"guidance": 9.0},
-    "no guidance": {"guidance": 0.0, "guidance_schedule": "constant"},
-    "temperature": {"temperature": 20.0},
-    "top_k": {"top_k": 1},
-    "top_p": {"top_p": 0.01},
-}
-
-
-def conditions(info: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], rows: int) -> Condition:
-    """The same condition in every row."""
-    if "caption_gen" in inputs:
-        return TextFeatures(inputs["caption_gen"][:1].expand(rows, -1, -1), inputs["emb_mask"][:1].expand(rows, -1))
-    if "gen_kv_compact" in inputs:
-        return TextFeatures(inputs["gen_kv_compact"][None, : info["config"]["gen_lens"][0]].expand(rows, -1, -1))
-    return Labels(torch.full((rows,), 2))
-
-
-FAMILIES = [
-    *("arpg", "flexvar", "halton_maskgit", "infinity", "llamagen_c2i", "llamagen_t2i", "nar", "npp", "open_magvit2_gpt", "par"),
-    *("randar", "rar", "titok_imagebert", "titok_uvitbert", "tokenbridge", "var", "digit_gpt"),
-]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_samples_of_an_imported_generator_follow_seed_and_options(name: str) -> None:
-    info = json.loads((FIXTURES / "parity" / f"{name}.json").read_text())
-    tensors = load_file(str(FIXTURES / "parity" / f"{name}.safetensors"))
-    family = families()[name]
-    model = cast(GroupGenerator, load(family, info, tensors))
-    if name == "infinity":  # its fixture has a large map: the first scales are enough
-        model.order = replace(model.order)
-    asked = conditions(info, {k[3:]: v for k, v in tensors.items() if k.startswith("in/")}, 3)
-    # Random weights are sure of themselves: a higher temperature lets seeds and filters show.
-    plain = replace(model.sampler.edited(temperature=4.0), top_k=0, top_p=1.0)
-
-    def drawn(sampler: Sampler, seed: int = 0) -> torch.Tensor:
-        return model.generate(asked, sampler, SampleDraws.of(seed, 0, 3)).ids
-
-    first = drawn(plain)
-    assert torch.equal(first, drawn(plain))
-    assert not torch.equal(first, drawn(plain, seed=1))
-    assert not torch.equal(first[0], first[1])
-    same = [option for option, edit in OPTIONS.items() if torch.equal(first, drawn(plain.edited(**edit)))]
-    # Two generators were published without guidance, and are not trained for it.
-    assert same == (["no guidance"] if name == "digit_gpt" else [])
 
 
 def test_what_a_preset_lacks_is_told(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,19 @@ Anything that meets these verbs trains, samples, is evaluated and is registered 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.layout import LayoutError as LayoutError
 from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition
@@ -233,6 +235,8 @@ class Generator(Method):
             raise ConfigError(f"sample.decoder={sampler.decoder.name}: this generator decodes in a way of its own; leave it out")
         if sampler.sizes is not None:
             raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
+        if sampler.visit is not None:
+            raise ConfigError(f"sample.order={sampler.visit.label}: this generator fixes its order; leave it out")
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood in nats (B,), or a bound on it from below, as ``likelihood`` says."""
@@ -251,6 +255,28 @@ class Density(Method):
     likelihood: ClassVar[Literal["exact", "bound"]]
     #: Shape of one signal, (channels, *shape).
     shape: tuple[int, ...]
+    config: Any
+    #: The settings of ``Sampler.edited`` that it has, each with the edits of its config that a value means.
+    options: ClassVar[Mapping[str, Callable[[Any], dict[str, Any]]]] = {}
+
+    def sampled(self, **changes: Any) -> Self:
+        """The same weights under other settings of sampling; None leaves one as it is.
+
+        Raises:
+            ConfigError: a setting that this density does not have, or a value out of range, naming it.
+        """
+        given, other = {name: value for name, value in changes.items() if value is not None}, copy.copy(self)
+        for name, value in given.items():
+            if name not in self.options or (name.startswith("guidance") and not self.conditional):
+                has = ", ".join(n for n in self.options if self.conditional or not n.startswith("guidance"))
+                raise ConfigError(f"sample.{name}: {type(self).__name__} has no such setting; it has {has or 'none'}")
+            other.config = override(other.config, self.options[name](value), f"sample.{name}")
+        return other
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it has classes, between which guidance can tell."""
+        return False
 
     @abstractmethod
     def log_prob(self, batch: Batch, draws: Draws) -> Tensor:

@@ -101,13 +101,16 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
         made = {k: found[key][k] for k in ("path", "size", "sha256", "rows")}
         work.add_file(**made)
-        listed.append({**made, "split": shard["split"], "key": key, "images": shard["sha256"]})
+        numbering = {"numbering": shard["numbering"]} if shard.get("numbering") is not None else {}
+        listed.append({**made, **numbering, "split": shard["split"], "key": key, "images": shard["sha256"]})
     work.notes |= {
         "layout": layout,
         "classes": data.notes["classes"],
         "shards": listed,
         "tokenizer_spec": made_by.notes["spec"],
     }
+    if "numberings" in data.notes:
+        work.notes["numberings"] = data.notes["numberings"]
     rows = {split: sum(s["rows"] for s in listed if s["split"] == split) for split in ("train", "validation", "test")}
     return {**rows, "shards": total, "encoded": len(todo), "reused": reused, **throughput(timings)}
 
@@ -184,10 +187,10 @@ class Encoder:
         torch.set_num_threads(self._threads)  # a setting of the thread
         storage = self._store.storage
         began = time.monotonic()
-        shard = Shard(**{k: of_shard[k] for k in Shard.__dataclass_fields__})
+        shard = Shard.of(of_shard)
         raw = read_shard(storage, shard)
         items, label_N = self._modality.read(raw, storage.uri(shard.path), self._shape)
-        names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
+        names = pq.ParquetFile(io.BytesIO(raw)).read(["key", "caption"])
         layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
         with self._encoding, torch.inference_mode():
             if not self._warm:  # the first call of a network is slow, and says nothing about the rest

@@ -63,10 +63,7 @@ class Held(ABC):
     def _labels(self, labels: NDArray, shard: Shard) -> NDArray[np.int64]:
         if len(labels) != shard.rows:
             raise ArtifactError(f"{self.storage.uri(shard.path)}: {len(labels)} rows, {shard.rows} are recorded")
-        if labels.size and (labels.min() < 0 or labels.max() >= max(1, self.rows.classes)):
-            where = self.storage.uri(shard.path)
-            raise ArtifactError(f"{where}: labels from {labels.min()} to {labels.max()}, there are {self.rows.classes} classes")
-        return labels.astype(np.int64)
+        return self.rows.labels(shard, labels, self.storage.uri(shard.path))
 
 
 class Flat(Held):
@@ -79,6 +76,7 @@ class Flat(Held):
         super().__init__(rows, cache, limit)
         self.layout, self.larger = layout, larger
         parts = [rows.kind, rows.modality, rows.layout, None if larger else rows.shape, *(shard.sha256 for shard in rows.shards)]
+        parts += [list(rows.numberings[s.numbering]) for s in rows.shards if s.numbering is not None]
         self.folder = node_cache.folder_of(cache, node_cache.FLAT, sha256_of(canonical_json(parts)))
         self.done = np.zeros(len(rows.shards), bool)
         self._data: dict[str, NDArray[Any]] = {}
@@ -227,7 +225,8 @@ class Encoded(Held):
     def _fill(self, shard: Shard, folder: Path) -> None:
         items, labels = self.modality.encoded(read_shard(self.storage, shard), self.storage.uri(shard.path))
         end_N = np.cumsum([len(item) for item in items], dtype=np.int64)
-        write_arrays(folder, {"ends": end_N, "labels": self._labels(labels, shard)}, {"items.bin": items})
+        self._labels(labels, shard)  # as they are in the shard: another dataset with it may number its classes otherwise
+        write_arrays(folder, {"ends": end_N, "labels": labels.astype(np.int64)}, {"items.bin": items})
         node_cache.trim(self.cache, self.limit, [folder])
 
     def close(self) -> None:

@@ -2,13 +2,15 @@
 
 A known file keeps its shard and new files make new shards, named by their content.  What cannot be used goes to
 the table ``quarantine.parquet`` with its reason, or stops the run when the configuration says so.
+
+A dataset's fingerprint covers its items (key, split, signal, class name, caption, columns) in the order of their keys, not how
+they came into shards: the same data are the same dataset whatever was there before.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
+import hashlib
 import os
 import shutil
 import time
@@ -20,28 +22,29 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
-from tokenloom.tasks.data.columns import stored
-from tokenloom.tasks.data.listing import Entry, Item, shown
-from tokenloom.tasks.data.matching import SPLITS, VERSION, Matched, Unit, match, read_table, units_of
-from tokenloom.tasks.data.noticed import Noticed, noticed
-from tokenloom.tasks.modalities.base import Fitted, Modality, Rejected
+from tokenloom.tasks.data.found import found, noted, reasons
+from tokenloom.tasks.data.listing import natural
+from tokenloom.tasks.data.matching import (
+    SPLITS,
+    VERSION,
+    Matched,
+    digest_of,
+    match,
+    numbering_of,
+    read_items,
+    read_table,
+    units_of,
+)
+from tokenloom.tasks.data.noticed import noticed
+from tokenloom.tasks.data.shards import filled, make_shard, table_bytes
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
-from tokenloom.tasks.store.storage import atomic
-
-
-def shard_schema(modality: Modality, further: Iterable[str] = ()) -> pa.Schema:
-    """The columns of a dataset shard of this kind, with those of ``data.columns``."""
-    beside = [(stored(name), pa.binary()) for name in further]
-    rest = [("label", pa.int32()), ("caption", pa.string()), ("source", pa.string())]
-    return pa.schema([("key", pa.string()), *modality.columns, *beside, *rest])
-
+from tokenloom.tasks.store.verification import read_verified
 
 _ITEMS = pa.schema(
     [
@@ -51,10 +54,21 @@ _ITEMS = pa.schema(
         ("label", pa.int32()),
         ("pixels", pa.binary()),
         ("shard", pa.string()),
+        ("caption_bytes", pa.int32()),
+        ("beside", pa.string()),
     ]
 )
-_ENTRIES = pa.schema([("entry", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("sha256", pa.string())])
-_QUARANTINE = pa.schema([("entry", pa.string()), ("source", pa.string()), ("reason", pa.string())])
+_ENTRIES = pa.schema(
+    [
+        ("entry", pa.string()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("sha256", pa.string()),
+        ("ctime", pa.int64()),
+        ("stamp", pa.string()),
+    ]
+)
+_QUARANTINE = pa.schema([("entry", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("retry", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -88,44 +102,42 @@ def ingest(name: str, config: DataConfig, store: Store, report: Report = silent)
         StepError: a bad image with ``on_bad: stop``, or a class of which nothing can be used.
     """
     started = time.monotonic()
-    found = scan(config, store)
-    if found.record is None:
+    known = scan(config, store)
+    if known.record is None:
         store.storage.check(write=True)
         with store.lease(f"ingest-{sha256_of(canonical_json(identity(config)))[:12]}"):
             # Another run may have made it while this one waited.
             plan = match(modalities.kind(config.kind).open_source(config), config, store)
             if plan.base is None or plan.reason:
                 return _make(name, config, store, plan, report)
-            found = Scan(plan.base.artifact.fingerprint, 0, "", plan.base)
-    assert found.record is not None
-    record = found.record
+            known = Scan(plan.base.artifact.fingerprint, 0, "", plan.base)
+    assert known.record is not None
+    record = known.record
     if config.on_bad == "stop" and record.metrics["rejected"]:
-        first = read_table(store, record, "quarantine.parquet")[0]
-        raise StepError(f"{first['source']}: {first['reason']} (data.on_bad is stop)")
-    return Outcome(record.artifact, "cached", time.monotonic() - started, record.metrics)
+        _stop(read_table(store, record, "quarantine.parquet")[0])
+    return Outcome(record.artifact, "cached", time.monotonic() - started, record.metrics, found(record))
+
+
+def _stop(reject: dict[str, Any]) -> None:
+    raise StepError(f"{reject['source']}: {reject['reason']} (data.on_bad is stop)")
 
 
 def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Report) -> Outcome:
     started = time.monotonic()
     plan.source.check()
     if config.on_bad == "stop" and plan.rejects:
-        raise StepError(f"{plan.rejects[0]['source']}: {plan.rejects[0]['reason']} (data.on_bad is stop)")
+        _stop(plan.rejects[0])
     units = list(units_of(plan, config))
     counts = Counter({split: sum(s["rows"] for s in plan.kept if s["split"] == split) for split in SPLITS})
     for unit in units:
         counts[unit.split] += len(unit.items)
-    for split in ("train", "validation"):
-        if not counts[split]:
-            total = sum(counts.values())
-            raise ConfigError(
-                f"data: {total} items leave the {split} split empty (validation={config.validation}, test={config.test}); add data"
-            )
+    _refuse_empty(counts, config, [])
     staging = store.root / "staging" / sha256_of(canonical_json(identity(config)))[:16]
     staging.mkdir(parents=True, exist_ok=True)
     made, done, total = [], 0, sum(len(unit.items) for unit in units)
     with noticed() as warned, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for unit in units:
-            made.append(_shard(unit, plan, config, staging, pool, warned))
+            made.append(make_shard(unit, plan, config, staging, pool, warned))
             done += len(unit.items)
             report("ingest", done, total, {"rejected": float(sum(len(m["rejects"]) for m in made) + len(plan.rejects))})
     outcome = _commit(name, config, store, plan, made, staging, started)
@@ -133,111 +145,146 @@ def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Re
     return outcome
 
 
-def _shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: ThreadPoolExecutor, warned: Noticed) -> dict[str, Any]:
-    """Make one shard in the staging folder unless an interrupted run left it there."""
-    marker = staging / f"{unit.key(config, plan.classes)}.json"
-    try:
-        made: dict[str, Any] = json.loads(marker.read_text())
-        if made["file"] is None or (staging / made["file"]).stat().st_size == made["size"]:
-            return made
-    except (OSError, ValueError, KeyError):
-        pass
-    modality, numbers = modalities.kind(config.kind), {name: i for i, name in enumerate(plan.classes)}
-
-    def fit(pair: tuple[Entry, Item]) -> Fitted | Rejected:
-        with warned.item(shown(*pair)):
-            return modality.fit(pair[1], config, numbers)
-
-    results = list(pool.map(fit, unit.items))
-    rows, index, rejects, digests = [], [], [], {}
-    for (entry, item), result in zip(unit.items, results):
-        if plan.source.single and result.digest:
-            digests[entry.name] = result.digest
-        if isinstance(result, Rejected):
-            if config.on_bad == "stop":
-                raise StepError(f"{shown(entry, item)}: {result.reason} (data.on_bad is stop)")
-            rejects.append({"entry": entry.name, "source": shown(entry, item), "reason": result.reason})
-            continue
-        caption = plan.source.caption(item, config.captions)
-        rows.append({"key": item.key, **result.columns, "label": result.label, "caption": caption, "source": item.source})
-        index.append({"key": item.key, "entry": entry.name, "split": unit.split, "label": result.label, "pixels": result.content.hex()})
-    made = {
-        "split": unit.split,
-        "file": None,
-        "rows": len(rows),
-        "size": 0,
-        "sha256": "",
-        "index": index,
-        "rejects": rejects,
-        "digests": digests,
-    }
-    if rows:
-        data = table_bytes(rows, shard_schema(modality, config.columns or ()))
-        sha256 = sha256_of(data)
-        made |= {"file": f"{unit.split}-{sha256[:12]}.parquet", "size": len(data), "sha256": sha256}
-        with atomic(staging / str(made["file"])) as file:
-            file.write(data)
-    with atomic(marker) as file:
-        file.write(json.dumps(made).encode())
-    return made
+def _refuse_empty(counts: Counter[str], config: DataConfig, rejects: list[dict[str, Any]]) -> None:
+    """Raise ``ConfigError`` where no item is left for training, or none to hold out."""
+    for split in ("train", "validation"):
+        if not counts[split]:
+            shares = f"validation={config.validation}, test={config.test}"
+            why = f"rejected were {reasons(rejects)}; mend or replace those" if rejects else "add data"
+            raise ConfigError(f"data: {sum(counts.values())} items leave the {split} split empty ({shares}); {why}")
 
 
-def table_bytes(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """Parquet bytes of rows; the same rows give the same bytes."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), sink, compression="zstd", write_statistics=False)
-    return sink.getvalue()
+def _kept_items(plan: Matched, config: DataConfig, store: Store) -> list[dict[str, Any]]:
+    """The items of kept shards, in order; what an earlier version did not note of them is read from the shards."""
+    items, modality = [], modalities.kind(config.kind)
+    for shard in plan.kept:
+        rows = plan.rows[shard["path"]]
+        if rows and rows[0].get("caption_bytes") is None:
+            rows = filled(rows, read_verified(store.storage, shard["path"], shard["sha256"]), modality)
+        items += rows
+    return items
+
+
+def contents(items: Iterable[dict[str, Any]]) -> str:
+    """Hash of the items of a dataset, in the order of their keys: key, split, signal, class name, caption and columns."""
+    digest = hashlib.sha256()
+    for row in sorted(items, key=lambda row: str(row["key"])):
+        digest.update(canonical_json([row["key"], row["split"], row["pixels"].hex(), row["label"], row["beside"]]) + b"\n")
+    return digest.hexdigest()
+
+
+def _check_classes(plan: Matched, config: DataConfig, present: set[str], rejects: list[dict[str, Any]]) -> None:
+    for name in plan.source.classes:
+        if name not in present and config.limit is None:
+            mine = [reject for reject in rejects if reject.get("label") == name]
+            why = reasons(mine) or "see the reasons with on_bad: stop"
+            raise StepError(f"class {name!r} of {config.source} has no usable image: repair or remove it ({why})")
 
 
 def _commit(
     name: str, config: DataConfig, store: Store, plan: Matched, made: list[dict[str, Any]], staging: Path, started: float
 ) -> Outcome:
-    new = [m for m in made if m["file"]]
-    shards = sorted({s["sha256"] for s in [*plan.kept, *new]})
-    step = StepSpec("ingest", VERSION, "dataset", name, {"data": identity(config), "classes": plan.classes, "shards": shards})
-    if plan.base is not None and step.fingerprint == plan.base.artifact.fingerprint:
-        step = dataclasses.replace(step, name=plan.base.artifact.name)  # only its tables change
-    present = {row["label"] for rows in plan.rows.values() for row in rows} | {row["label"] for m in new for row in m["index"]}
-    for number, label in enumerate(plan.classes):
-        if number not in present and label in plan.source.classes and config.limit is None:
-            raise StepError(
-                f"class {label!r} of {config.source} has no usable image: repair or remove it (see the reasons with on_bad: stop)"
-            )
+    new = [{**m, "index": [{**row, "pixels": bytes.fromhex(row["pixels"])} for row in m["index"]]} for m in made if m["file"]]
+    items = _kept_items(plan, config, store) + [row for m in new for row in m["index"]]
+    rejects = [*plan.rejects, *(reject for m in made for reject in m["rejects"])]
+    _refuse_empty(Counter(row["split"] for row in items), config, rejects)
+    _check_classes(plan, config, {row["label"] for row in items}, rejects)
+    classes = sorted({row["label"] for row in items}, key=natural)
+    step = StepSpec("ingest", VERSION, "dataset", name, {"data": identity(config), "classes": classes, "items": contents(items)})
+    same = next((r for r in reversed(store.records("dataset")) if r.artifact.fingerprint == step.fingerprint), None)
+    if same is not None:
+        step = dataclasses.replace(step, name=same.artifact.name)  # only its tables change
+    listed = _listed(plan, new, step, classes)
+    if same is not None and not set(_files(same)) <= {shard["path"] for shard in listed}:
+        sizes = store.storage.sizes([shard["path"] for shard in same.notes["shards"]])
+        if all(sizes[shard["path"]] == shard["size"] for shard in same.notes["shards"]):
+            # The same items came by another way: what was made of this dataset refers to the shards that it has.
+            listed, new, items = _adopted(same), [], read_items(store, same)
 
     def body(work: Work) -> dict[str, Any]:
-        entries, items, listed = [], [], []
-        for shard in plan.kept:
-            work.add_file(shard["path"], size=shard["size"], sha256=shard["sha256"], rows=shard["rows"])
-            listed.append(shard)
-            items += plan.rows[shard["path"]]
-        for m in new:
-            path = f"{work.folder}/shards/{m['file']}"
-            if path not in work.files:
+        sources = {m["file"]: m for m in new}
+        for shard in listed:
+            path = str(shard["path"])
+            if (m := sources.get(path.rpartition("/")[2])) and path == f"{work.folder}/shards/{m['file']}" and path not in work.files:
                 work.put_file(staging / m["file"], f"shards/{m['file']}", rows=m["rows"])
-                listed.append({"path": path, "split": m["split"], "rows": m["rows"], "sha256": m["sha256"], "size": m["size"]})
-                items += [{**row, "pixels": bytes.fromhex(row["pixels"]), "shard": path} for row in m["index"]]
-        # A shard that was lost and made again goes back to its place: the order of the rows is part of what a dataset is.
-        known = plan.base.notes["shards"] if plan.base is not None else []
-        places = {shard["sha256"]: number for number, shard in enumerate(known)}
-        listed.sort(key=lambda shard: places.get(shard["sha256"], len(places)))
-        at = {shard["path"]: number for number, shard in enumerate(listed)}
-        items.sort(key=lambda row: at[row["shard"]])
-        digests = {name: digest for m in made for name, digest in m["digests"].items()}
-        for entry in plan.source.entries:
-            row = plan.known.get(entry.name)
-            sha256 = row["sha256"] if row else digests.get(entry.name) or plan.source.digest(entry)
-            entries.append({"entry": entry.name, "size": entry.size, "mtime": entry.mtime, "sha256": sha256})
-        rejects = [*plan.rejects, *(reject for m in made for reject in m["rejects"])]
-        work.put("entries.parquet", table_bytes(entries, _ENTRIES))
-        work.put("items.parquet", table_bytes(items, _ITEMS))
-        work.put("quarantine.parquet", table_bytes(rejects, _QUARANTINE))
-        work.notes |= {**modalities.kind(config.kind).notes(config, plan.source), "classes": plan.classes, "shards": listed}
+            work.add_file(path, size=shard["size"], sha256=shard["sha256"], rows=shard["rows"])
+        _put_tables(work, plan, made, rejects, _placed(items, listed, new, work.folder), classes)
+        _note_shards(work, listed, classes)
+        work.notes |= modalities.kind(config.kind).notes(config, plan.source) | {"classes": classes}
+        work.notes["found"] = noted(items, rejects, classes, plan.source.how)
         counts = Counter(row["split"] for row in items)
         return {**{split: counts[split] for split in SPLITS}, "rejected": len(rejects), "duplicates_across_splits": duplicates(items)}
 
     # Rejects do not enter the fingerprint: a new corrupt file must be noted, but makes no new dataset.
     outcome = store.execute(step, body, again=True)
-    return dataclasses.replace(outcome, seconds=round(time.monotonic() - started, 3))
+    told = found(store.record(outcome.artifact))
+    return dataclasses.replace(outcome, seconds=round(time.monotonic() - started, 3), told=told)
+
+
+def _files(record: Record) -> list[str]:
+    return [shard["path"] for shard in record.notes["shards"]]
+
+
+def _adopted(record: Record) -> list[dict[str, Any]]:
+    """The shards of a dataset, each with the class names of its numbers."""
+    return [{**shard, "names": numbering_of(record.notes, shard)} for shard in record.notes["shards"]]
+
+
+def _listed(plan: Matched, new: list[dict[str, Any]], step: StepSpec, classes: list[str]) -> list[dict[str, Any]]:
+    """All shards in order, each with the class names of its numbers (``names``)."""
+    listed = []
+    for shard in plan.kept:
+        assert plan.base is not None
+        listed.append({**shard, "names": numbering_of(plan.base.notes, shard)})
+    for m in new:
+        path = f"{step.folder}/shards/{m['file']}"
+        if path not in {shard["path"] for shard in listed}:
+            shard = {"path": path, "split": m["split"], "rows": m["rows"], "sha256": m["sha256"], "size": m["size"]}
+            listed.append({**shard, "names": list(plan.classes)})
+    # A shard that was lost and made again goes back to its place: the order of the rows is part of what a dataset is.
+    known = plan.base.notes["shards"] if plan.base is not None else []
+    places = {shard["sha256"]: number for number, shard in enumerate(known)}
+    return sorted(listed, key=lambda shard: places.get(shard["sha256"], len(places)))
+
+
+def _placed(items: list[dict[str, Any]], listed: list[dict[str, Any]], new: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """The items with the path of their shard, in the order of the shards."""
+    paths = {row["key"]: f"{folder}/shards/{m['file']}" for m in new for row in m["index"]}
+    at = {shard["path"]: number for number, shard in enumerate(listed)}
+    placed = [{**row, "shard": paths.get(row["key"]) or row["shard"]} for row in items]
+    return sorted(placed, key=lambda row: at[row["shard"]])
+
+
+def _note_shards(work: Work, listed: list[dict[str, Any]], classes: list[str]) -> None:
+    """Note the shards; one whose numbers of classes are not the dataset's says which of ``numberings`` they follow."""
+    numbers, numberings, noted_shards = {name: i for i, name in enumerate(classes)}, list[list[int]](), []
+    for shard in listed:
+        plain = {key: value for key, value in shard.items() if key not in ("names", "numbering")}
+        numbering = [numbers.get(name, -1) for name in shard["names"]]
+        if numbering != list(range(len(classes))):
+            if numbering not in numberings:
+                numberings.append(numbering)
+            plain["numbering"] = numberings.index(numbering)
+        noted_shards.append(plain)
+    work.notes["shards"] = noted_shards
+    if numberings:
+        work.notes["numberings"] = numberings
+
+
+def _put_tables(
+    work: Work, plan: Matched, made: list[dict[str, Any]], rejects: list[dict[str, Any]], items: list[dict[str, Any]], classes: list[str]
+) -> None:
+    numbers = {name: number for number, name in enumerate(classes)}
+    digests = {name: digest for m in made for name, digest in m["digests"].items()}
+    entries = []
+    for entry in plan.source.entries:
+        row = plan.known.get(entry.name)
+        sha256 = digests.get(entry.name) or (row and row["sha256"]) or digest_of(plan.source, entry)
+        times = {"mtime": entry.mtime, "ctime": entry.ctime}
+        entries.append({"entry": entry.name, "size": entry.size, "sha256": sha256, "stamp": entry.stamp, **times})
+    work.put("entries.parquet", table_bytes(entries, _ENTRIES))
+    work.put("items.parquet", table_bytes(({**row, "label": numbers[row["label"]]} for row in items), _ITEMS))
+    work.put("quarantine.parquet", table_bytes(rejects, _QUARANTINE))
 
 
 def duplicates(items: Iterable[dict[str, Any]]) -> int:

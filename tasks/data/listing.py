@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloom.tasks.data.reading import opened
 from tokenloom.tasks.runtime.errors import StepError
+
+if TYPE_CHECKING:
+    from tokenloom.configs.schema import DataConfig
 
 ONE_CLASS = "all"  # the one class of a source without labels
 
@@ -34,17 +38,32 @@ class Item:
     source: str
     problem: str | None = None  # known without reading, e.g. an unsafe name
     columns: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # further signals by name (``data.columns``)
-    split: str | None = None  # where the kind of signal decides it, e.g. by time; else a keyed hash of the key does
+    split: str | None = None  # where the source decides it, e.g. by time or folder; else a keyed hash of the key does
+    retry: bool = False  # the problem may pass: it is never remembered
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a source; ``size`` and ``mtime`` (ns) change when it does."""
+    """One file of a source, with what changes when it does.
+
+    ``mtime`` and ``ctime`` in ns; the second also tells of a file that another one of the same size and time took the place of.
+    ``stamp`` names what its items depend on besides the file: class names that stand elsewhere, a table of captions.
+    A content is read again, and its hash compared, when any of them differs.
+    """
 
     name: str
     size: int
     mtime: int
     path: Path | None = None
+    ctime: int = 0
+    stamp: str = ""
+
+    @classmethod
+    def of(cls, path: Path, name: str, beside: Iterable[Path] = (), stamp: str = "") -> Entry:
+        """The entry of a file, under a name that any table can hold, with the files beside it that belong to its item."""
+        stats = [os.stat(each) for each in (path, *beside)]
+        latest = max(stat.st_mtime_ns for stat in stats), max(stat.st_ctime_ns for stat in stats)
+        return cls(printable(name), sum(stat.st_size for stat in stats), latest[0], path, latest[1], stamp)
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,7 @@ class Source:
 
     ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
+    ``how`` says for people where classes, captions and splits come from.
     """
 
     classes: tuple[str, ...]
@@ -65,6 +85,7 @@ class Source:
     names: Mapping[str, str] = field(default_factory=dict)
     phrases: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)  # what a kind of signal knows of the whole source
+    how: str = ""
 
     def caption(self, item: Item, captions: str) -> str | None:
         """The text of an item under ``data.captions``: its own, made of its class, or none."""
@@ -84,12 +105,30 @@ def shown(entry: Entry, item: Item) -> str:
     """Where an item is, for people: an absolute path where there is one."""
     if entry.path is None:
         return item.source
-    return str(entry.path if item.source == entry.name else entry.path.parent / item.source)
+    return printable(str(entry.path if item.source == entry.name else entry.path.parent / item.source))
+
+
+def printable(name: str) -> str:
+    """A name as text that can be stored: bytes that are not UTF-8 are written as ``\\xff``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if storable(name, escaped=True) else repr(name)[1:-1]
+
+
+def storable(text: str, escaped: bool = False) -> bool:
+    """Whether a text is UTF-8 (``escaped``: or holds bytes of a name that is not)."""
+    try:
+        text.encode("utf-8", "surrogateescape" if escaped else "strict")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def natural(name: str) -> tuple[Any, ...]:
-    """Sort key under which "2" comes before "10"."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+    """Sort key under which "2" comes before "10", and by which no two names are equal."""
+    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    numbers = [part.lstrip("0") for part in parts]
+    # A number of more digits is larger; it need not be one that Python would convert.
+    key = [(0, len(number), number) if part[0] in "0123456789" else (1, 0, part) for part, number in zip(parts, numbers)]
+    return tuple(key), name
 
 
 def turns(groups: Sequence[Any]) -> list[Any]:
@@ -99,8 +138,20 @@ def turns(groups: Sequence[Any]) -> list[Any]:
 
 
 def file_digest(entry: Entry) -> str:
-    """SHA-256 of an entry's file."""
+    """SHA-256 of an entry's file, and of what its items depend on besides."""
     if entry.path is None:
         raise StepError(f"{entry.name}: not a file")
-    with open(entry.path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with opened(entry.path) as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return stamped(content, entry.stamp)
+
+
+def stamped(digest: str, stamp: str) -> str:
+    """A hash that covers a stamp as well, if there is one."""
+    return hashlib.sha256(f"{digest}\0{stamp}".encode("utf-8", "surrogateescape")).hexdigest() if stamp else digest
+
+
+def split_of(key: str, config: DataConfig) -> str:
+    """The split of an item: a keyed hash of its key, whatever else there is."""
+    point = int.from_bytes(hashlib.sha256(f"{config.seed}\x1f{key}".encode()).digest()[:8], "big") / 2.0**64
+    return "test" if point < config.test else "validation" if point < config.test + config.validation else "train"

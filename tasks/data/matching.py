@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,13 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import DataConfig, identity
-from tokenloom.tasks.data.listing import Entry, Item, Source
+from tokenloom.tasks.data.listing import Entry, Item, Source, natural, shown, split_of
+from tokenloom.tasks.data.reading import ReadError
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Record, Store, canonical_json, sha256_of
 from tokenloom.tasks.store.verification import read_verified
 
-VERSION = 1  # of the step ingest: raised when its code changes what it makes
+VERSION = 2  # of the step ingest: raised when its code changes what it makes
+#: Versions whose datasets are still read. Those of the first are named by their shards, not by their items.
+READ = (1, VERSION)
 SPLITS = ("train", "validation", "test")
+_OF_THE_SYSTEM = "[Errno "  # how a reason began, before those that may pass were told apart
 
 
 @dataclass
@@ -29,30 +32,30 @@ class Unit:
     items: list[tuple[Entry, Item]]
 
     def key(self, config: DataConfig, classes: list[str]) -> str:
-        stamps = [(self.split, item.key, entry.size, entry.mtime) for entry, item in self.items]
+        stamps = [(self.split, item.key, entry.size, entry.mtime, entry.ctime, entry.stamp) for entry, item in self.items]
         return sha256_of(canonical_json([VERSION, identity(config), classes, stamps]))[:24]
 
 
 @dataclass
 class Matched:
-    """What stays of an earlier dataset and what is made anew."""
+    """What stays of an earlier dataset and what is made anew; ``classes`` in the one order that class names have."""
 
     source: Source
     classes: list[str]
     base: Record | None = None
     kept: list[dict[str, Any]] = field(default_factory=list)  # shards
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of kept shards, by path
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of kept shards, by path; labels are names
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # unchanged entries: name -> row of the entries table
-    rejects: list[dict[str, str]] = field(default_factory=list)  # of unchanged entries
+    rejects: list[dict[str, Any]] = field(default_factory=list)  # of unchanged entries
     fresh: list[Entry] = field(default_factory=list)
+    again: dict[str, set[str]] = field(default_factory=dict)  # unchanged entries: places of items that could not be read
     lost: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)  # (split, rows) of shards to make again
     reason: str = ""
 
 
-def split_of(key: str, config: DataConfig) -> str:
-    """The split of an item: a keyed hash of its key, whatever else there is."""
-    point = int.from_bytes(hashlib.sha256(f"{config.seed}\x1f{key}".encode()).digest()[:8], "big") / 2.0**64
-    return "test" if point < config.test else "validation" if point < config.test + config.validation else "train"
+def split_in(item: Item, config: DataConfig) -> str:
+    """The split that an item's source gives it; else that of its key."""
+    return item.split or split_of(item.key, config)
 
 
 def read_table(store: Store, record: Record, name: str) -> list[dict[str, Any]]:
@@ -60,9 +63,23 @@ def read_table(store: Store, record: Record, name: str) -> list[dict[str, Any]]:
     path = f"{record.artifact.folder}/{name}"
     try:
         known = {file["path"]: file["sha256"] for file in record.files}
-        return list(pq.read_table(pa.BufferReader(read_verified(store.storage, path, known[path]))).to_pylist())
+        return list(pq.ParquetFile(pa.BufferReader(read_verified(store.storage, path, known[path]))).read().to_pylist())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ArtifactError(f"{store.storage.uri(path)}: {error}") from error
+
+
+def read_items(store: Store, record: Record) -> list[dict[str, Any]]:
+    """The items of a dataset, each with the name of its class as ``label``."""
+    classes = record.notes["classes"]
+    return [{**row, "label": classes[row["label"]]} for row in read_table(store, record, "items.parquet")]
+
+
+def numbering_of(notes: dict[str, Any], shard: dict[str, Any]) -> list[str | None]:
+    """Class names of the numbers in a shard's file; None of a class that the dataset no longer has."""
+    classes: list[str] = notes["classes"]
+    if shard.get("numbering") is None:
+        return list(classes)
+    return [None if number < 0 else classes[number] for number in notes["numberings"][shard["numbering"]]]
 
 
 def match(source: Source, config: DataConfig, store: Store) -> Matched:
@@ -71,7 +88,7 @@ def match(source: Source, config: DataConfig, store: Store) -> Matched:
     digests: dict[str, str] = {}
     best: Matched | None = None
     for record in reversed(store.records("dataset")):
-        if record.config["data"] == wanted and record.version == VERSION:
+        if record.config["data"] == wanted and record.version in READ:
             try:
                 plan = _against(record, source, store, digests)
             except ArtifactError:
@@ -82,69 +99,120 @@ def match(source: Source, config: DataConfig, store: Store) -> Matched:
     if best is None or config.limit is not None:
         # With a limit, one file more may push another one out: the whole is made anew.
         reason = "no dataset of this source yet" if best is None else best.reason
-        return Matched(source, list(source.classes), fresh=list(source.entries), reason=reason)
+        return Matched(source, sorted(source.classes, key=natural), fresh=list(source.entries), reason=reason)
     return best
+
+
+def digest_of(source: Source, entry: Entry) -> str:
+    """Hash of an entry's content, empty where it cannot be read now."""
+    try:
+        return source.digest(entry)
+    except ReadError:
+        return ""
+
+
+def _known(entry: Entry, row: dict[str, Any] | None, source: Source, digests: dict[str, str]) -> dict[str, Any] | None:
+    """The row of an entry whose content is as it was; tables of earlier versions hold neither ``ctime`` nor ``stamp``."""
+    if row is None:
+        return None
+    now = {"size": entry.size, "mtime": entry.mtime, "ctime": entry.ctime, "stamp": entry.stamp}
+    old = {**now, **{name: row[name] for name in now if row.get(name) is not None}}
+    if row.get("stamp") is None:
+        old["stamp"] = ""  # what a source depends on beside its files was not looked at
+    if old == now:
+        return row
+    if entry.name not in digests:
+        digests[entry.name] = digest_of(source, entry)
+    same = digests[entry.name] and digests[entry.name] == row["sha256"]
+    return {**row, **now} if same else None
 
 
 def _against(record: Record, source: Source, store: Store, digests: dict[str, str]) -> Matched:
     """What one earlier dataset has of the source."""
-    folder = record.artifact.folder
     entries = {row["entry"]: row for row in read_table(store, record, "entries.parquet")}
-    # Labels of known shards stay right: old classes keep their numbers, new ones follow.
-    old = list(record.notes["classes"])
-    plan = Matched(source, old + [name for name in source.classes if name not in old], base=record)
+    plan = Matched(source, [], base=record)
     for entry in source.entries:
-        row = entries.get(entry.name)
-        if row is not None and (row["size"], row["mtime"]) != (entry.size, entry.mtime):
-            digest = digests.get(entry.name) or digests.setdefault(entry.name, source.digest(entry))
-            row = {**row, "size": entry.size, "mtime": entry.mtime} if digest == row["sha256"] else None
+        row = _known(entry, entries.get(entry.name), source, digests)
         if row is None:
             plan.fresh.append(entry)
         else:
             plan.known[entry.name] = row
+    for row in read_table(store, record, "quarantine.parquet"):
+        if row["entry"] in plan.known:
+            if row.get("retry") or row["reason"].startswith(_OF_THE_SYSTEM):
+                plan.again.setdefault(row["entry"], set()).add(row["source"])
+            else:
+                plan.rejects.append(row)
+    missing, tables = _shards(plan, record, store)
+    kept = {row["label"] for rows in plan.rows.values() for row in rows}
+    plan.classes = sorted({*source.classes, *kept}, key=natural)
     present = {entry.name for entry in source.entries}
-    changed = [e.name for e in plan.fresh if e.name in entries]
-    removed = [name for name in entries if name not in present]
+    changed = sum(entry.name in entries for entry in plan.fresh)
+    removed = sum(name not in present for name in entries)
+    gone = len(record.notes["classes"]) - len({row["label"] for row in read_items(store, record)})
+    counts = {"new": len(plan.fresh) - changed, "changed": changed, "removed": removed}
+    parts = [_counted(n, f"{what} file") for what, n in counts.items() if n]
+    unread = sum(len(places) for places in plan.again.values())
+    parts += [f"{_counted(unread, 'item')} that could not be read"] if unread else []
+    parts += ["its tables are damaged"] if tables else []
+    parts += [f"{_counted(missing, 'shard')} missing or cut short"] if missing else []
+    parts += [f"{_counted(gone, 'class', 'classes')} without an item"] if gone else []
+    plan.reason = f"{', '.join(parts)} (against {record.artifact.id})" if parts else ""
+    return plan
+
+
+def _shards(plan: Matched, record: Record, store: Store) -> tuple[int, bool]:
+    """Sort the shards of a dataset into kept and lost ones; how many are missing, and whether its tables are damaged."""
     sizes = store.storage.sizes([file["path"] for file in record.files])
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_table(store, record, "items.parquet"):
+    for row in read_items(store, record):
         rows[row["shard"]].append(row)
     missing = 0
     for shard in record.notes["shards"]:
         mine = rows[shard["path"]]
-        if sizes[shard["path"]] != shard["size"]:
-            missing += 1
-            plan.lost.append((shard["split"], mine))
-        elif all(row["entry"] in plan.known for row in mine):
+        gone = sizes[shard["path"]] != shard["size"]
+        missing += gone
+        if not gone and all(row["entry"] in plan.known for row in mine):
             plan.kept.append(shard)
             plan.rows[shard["path"]] = mine
         else:
             plan.lost.append((shard["split"], mine))
-    plan.rejects = [row for row in read_table(store, record, "quarantine.parquet") if row["entry"] in plan.known]
-    counts = {"new": len(plan.fresh) - len(changed), "changed": len(changed), "removed": len(removed)}
-    parts = [f"{n} {what} file{'s' * (n != 1)}" for what, n in counts.items() if n]
+    folder = record.artifact.folder
     tables = [f for f in record.files if f["path"].startswith(f"{folder}/") and f["path"].count("/") == 2]
-    if any(sizes[f["path"]] != f["size"] for f in tables):
-        parts.append("its tables are damaged")
-    parts += [f"{missing} shard{'s' * (missing != 1)} missing or cut short"] if missing else []
-    plan.reason = f"{', '.join(parts)} (against {record.artifact.id})" if parts else ""
-    return plan
+    return missing, any(sizes[f["path"]] != f["size"] for f in tables)
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def units_of(plan: Matched, config: DataConfig) -> Iterator[Unit]:
     """The shards to make: lost ones from the same items as before, then new ones."""
     by_name = {entry.name: entry for entry in plan.source.entries}
-    taken: set[str] = set()
+    taken = {row["key"] for rows in plan.rows.values() for row in rows}
     if plan.lost:
         needed = {row["entry"] for _, rows in plan.lost for row in rows} & set(by_name)
         items = {item.key: (by_name[name], item) for name in sorted(needed) for item in plan.source.items(by_name[name])}
         for split, rows in plan.lost:
-            again = [items[row["key"]] for row in rows if row["key"] in items]
+            # A file that grew may have moved the border between two splits over an item.
+            again = [items[row["key"]] for row in rows if row["key"] in items and split_in(items[row["key"]][1], config) == split]
             taken |= {item.key for _, item in again}
             if again:
                 yield Unit(split, again)
-    taken |= {row["key"] for rows in plan.rows.values() for row in rows}
     waiting: dict[str, list[tuple[Entry, Item]]] = {split: [] for split in SPLITS}
+    for entry, item in _new_items(plan, config, taken):
+        split = split_in(item, config)
+        waiting[split].append((entry, item))
+        if len(waiting[split]) == config.shard_rows:
+            yield Unit(split, waiting[split])
+            waiting[split] = []
+    for split in SPLITS:
+        if waiting[split]:
+            yield Unit(split, waiting[split])
+
+
+def _new_items(plan: Matched, config: DataConfig, taken: set[str]) -> Iterator[tuple[Entry, Item]]:
+    """Items that no shard has yet, at most ``data.limit`` of them, and those that could not be read."""
     seen = 0
     for entry in plan.fresh:
         for item in plan.source.items(entry):
@@ -153,11 +221,9 @@ def units_of(plan: Matched, config: DataConfig) -> Iterator[Unit]:
             if config.limit is not None and seen >= config.limit:
                 break
             seen += 1
-            split = item.split or split_of(item.key, config)
-            waiting[split].append((entry, item))
-            if len(waiting[split]) == config.shard_rows:
-                yield Unit(split, waiting[split])
-                waiting[split] = []
-    for split in SPLITS:
-        if waiting[split]:
-            yield Unit(split, waiting[split])
+            yield entry, item
+    for entry in plan.source.entries:
+        if entry.name in plan.again:
+            for item in plan.source.items(entry):
+                if item.key not in taken and shown(entry, item) in plan.again[entry.name]:
+                    yield entry, item

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tokenloom.models.core.protocols import Labels
 from tokenloom.tasks import modalities
 from tokenloom.tasks.runtime.errors import ArtifactError
@@ -22,6 +25,12 @@ class Shard:
     rows: int
     sha256: str
     size: int
+    numbering: int | None = None  # which of ``Rows.numberings`` its labels follow, if they are not the dataset's own
+
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> Shard:
+        """A shard as a record notes it, among other things."""
+        return cls(**{name: noted[name] for name in cls.__dataclass_fields__ if name in noted})
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Rows:
     ``layout`` that of the tokens, None for signals; ``modality`` is the kind of signal.  ``conditions`` are the names of those that
     batches hold; ``encoder`` the frozen text encoder (``FrozenEncoder``'s arguments) where features of texts are among them.
     ``shape`` is that of a signal's item, e.g. rows and columns; stored items may be larger; None: it is as stored.
+    ``numberings`` are of classes in shards of an earlier dataset: the number now of each number then, -1 of a class that is gone.
     """
 
     kind: Literal["signals", "tokens"]
@@ -44,6 +54,7 @@ class Rows:
     encoder: dict[str, Any] | None = None
     modality: str = "image"
     shape: tuple[int, ...] | None = None
+    numberings: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -51,12 +62,12 @@ class Rows:
     @classmethod
     def of(cls, notes: Mapping[str, Any], store: str, *splits: str) -> Rows:
         """The rows of some splits, one split after the other, from the notes of a dataset's or tokens' record."""
-        fields = Shard.__dataclass_fields__
-        shards = tuple(Shard(**{k: s[k] for k in fields}) for split in splits for s in notes["shards"] if s["split"] == split)
+        shards = tuple(Shard.of(s) for split in splits for s in notes["shards"] if s["split"] == split)
         layout = notes.get("layout")
         shape = tuple(modalities.signal_of(notes)["shape"]) if not layout and ("signal" in notes or "size" in notes) else None
         kind: Literal["signals", "tokens"] = "tokens" if layout else "signals"
-        return cls(kind, store, shards, len(notes["classes"]), layout, modality=modalities.kind_of(notes), shape=shape)
+        more = {"modality": modalities.kind_of(notes), "numberings": tuple(tuple(numbers) for numbers in notes.get("numberings", ()))}
+        return cls(kind, store, shards, len(notes["classes"]), layout, shape=shape, **more)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -66,8 +77,24 @@ class Rows:
     def from_dict(cls, data: Mapping[str, Any]) -> Rows:
         """Inverse of ``to_dict``."""
         shape = data.get("shape")
-        lists = {"conditions": tuple(data["conditions"]), "shape": None if shape is None else tuple(shape)}
+        lists: dict[str, Any] = {"conditions": tuple(data["conditions"]), "shape": None if shape is None else tuple(shape)}
+        lists["numberings"] = tuple(tuple(numbers) for numbers in data.get("numberings", ()))
         return cls(**{**data, "shards": tuple(Shard(**shard) for shard in data["shards"]), **lists})
+
+    def labels(self, shard: Shard, number_N: NDArray[Any], where: str) -> NDArray[np.int64]:
+        """Class numbers (N,) of the numbers in a shard.
+
+        Raises:
+            ArtifactError: a number without a class.
+        """
+        label_N, most = number_N.astype(np.int64), self.classes
+        if shard.numbering is not None and number_N.size:
+            now = np.array(self.numberings[shard.numbering], np.int64)
+            most = len(now)
+            label_N = now[np.clip(label_N, 0, most - 1)]
+        if number_N.size and (number_N.min() < 0 or number_N.max() >= max(1, most) or label_N.min() < 0):
+            raise ArtifactError(f"{where}: labels from {number_N.min()} to {number_N.max()}, there are {most} classes")
+        return label_N
 
 
 def read_shard(storage: Storage, shard: Shard) -> bytes:

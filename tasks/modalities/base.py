@@ -41,10 +41,11 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An item that cannot be used, and why."""
+    """An item that cannot be used, and why; ``retry`` where it could not be read now, which says nothing about its content."""
 
     reason: str
     digest: str = ""
+    retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Modality(ABC):
     """A kind of signal; each has one room here, whose module or package holds it as ``MODALITY``."""
 
     kind: str
+    #: What its items are called, several of them.
+    noun: str = "items"
     #: What each entry of ``evaluate.metrics`` measures; what a reader should know of metrics that only this kind has.
     measured: Mapping[str, tuple[str, ...]]
     meanings: tuple[tuple[str, str, str], ...]
@@ -121,6 +124,10 @@ class Modality(ABC):
     @abstractmethod
     def spec(self, config: DataConfig) -> SignalSpec:
         """The signal that a run file asks for; raises ``ConfigError`` for a value that this kind cannot use."""
+
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        """Held-out items without which nothing can be judged under this protocol."""
+        return 1
 
     def check(self, config: RunConfig) -> None:
         """Refuse, before any step of the run works, models that cannot be judged or served on this data; raises ``ConfigError``."""

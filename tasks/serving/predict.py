@@ -49,9 +49,7 @@ class Pair:
             ConfigError: a value out of range, or a setting that the model cannot follow.
         """
         if isinstance(self.generator, Density):
-            if given := [name for name, value in changes.items() if value is not None]:
-                raise ConfigError(f"{given[0]}: a density is sampled as it is and has no such setting; leave it out")
-            return self
+            return replace(self, generator=self.generator.sampled(**changes))
         sampler = self.sampler.edited(**changes)
         self.generator.check_sampler(sampler)
         return replace(self, sampler=sampler)

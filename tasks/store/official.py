@@ -18,7 +18,7 @@ from tokenloom.models import pretrained
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, parameters, save_model
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Generator, LayoutError, Tokenizer, TokenLayout
+from tokenloom.models.core.protocols import Density, Generator, LayoutError, Tokenizer, TokenLayout
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.pretrained.parity import official_state
 from tokenloom.models.pretrained.presets import PRESETS
@@ -57,7 +57,7 @@ def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def import_checkpoint(what: str, weights: Path, settings: Path | None, name: str, store: Store, tokenizer: str | None = None) -> Outcome:
-    """An official checkpoint as a tokenizer or generator artifact, loaded strictly by key, with the published sampler as its default.
+    """An official checkpoint as an artifact (tokenizer, generator, density), loaded strictly by key, with the published sampler as default.
 
     Args:
         what: a published checkpoint in ``tokenloom.models.pretrained.presets``, or a name in
@@ -138,14 +138,9 @@ def _convert(
     save_model(work.scratch, spec, model.state_dict())
     for file in ("weights.safetensors", "model.json"):
         work.put_file(work.scratch / file, file)
-    layout = cast(Any, model).layout.to_dict()
-    work.notes |= {
-        "spec": spec.resolve().to_dict(),
-        "parameters": parameters(model),
-        "world_size": 0,
-        "family": family,
-        "layout": layout | ({"tokenizer": step.fingerprint} if step.kind == "tokenizer" else {}),
-    }
+    work.notes |= {"spec": spec.resolve().to_dict(), "parameters": parameters(model), "world_size": 0, "family": family}
+    if isinstance(model, Tokenizer | Generator):
+        work.notes["layout"] = model.layout.to_dict() | ({"tokenizer": step.fingerprint} if step.kind == "tokenizer" else {})
     return {"parameters": parameters(model)}
 
 
@@ -164,7 +159,9 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def classes_of(model: nn.Module) -> int:
-    """How many classes a generator is conditioned on; 1000 where it is conditioned on something else."""
+    """How many classes a model is conditioned on; of a generator 1000 where it is conditioned on something else."""
+    if isinstance(model, Density):
+        return int(getattr(model.config, "classes", 0))
     condition = getattr(model, "condition", None)
     return condition.classes if isinstance(condition, ClassCondition) else 1000
 
@@ -180,6 +177,12 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         sizes = [info["config"][name] for name in SIZES if isinstance(info["config"].get(name), int)]
         given = {"signal": signals.image((sizes or [256])[0], 3).to_dict()}
         return ModelSpec("tokenizer", recipe, args, {}, given), "tokenizer"
+    if isinstance(built, Density):
+        channels, *plane = built.shape
+        given = {"signal": signals.image(plane[0], channels, plane[1]).to_dict(), "classes": classes_of(built)}
+        return ModelSpec("density", recipe, args, {}, given), "density"
+    if not isinstance(built, Generator):
+        raise ConfigError(f"family {family!r} is a quantizer, a part of a tokenizer: import the whole tokenizer")
     if tokenizer is None:
         raise ConfigError(f"family {family!r} is a generator: name the artifact of its tokenizer with --tokenizer (import that first)")
     record = store.record(tokenizer)

@@ -119,12 +119,13 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``execute`` did; ``metrics`` are the recorded ones, also of a cached artifact."""
+    """What ``execute`` did; ``metrics`` are the recorded ones, also of a cached artifact; ``told`` is a line for people."""
 
     artifact: Artifact
     status: Literal["cached", "ran"]
     seconds: float
     metrics: dict[str, Any]
+    told: str = ""
 
 
 @dataclass(frozen=True)

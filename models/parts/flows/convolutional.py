@@ -30,10 +30,12 @@ class Invertible(nn.Module, ABC):
 
 
 class ActNorm(Invertible):
-    """``scale (x + shift)`` a channel; ``start`` gives the outputs mean 0 and deviation 1 (section 3.1)."""
+    """``scale (x + shift)`` a channel; ``start`` gives the outputs mean 0 and deviation 1 (section 3.1), the latter of the batch as it is
+    or as a sample of more."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, deviation: Literal["sample", "batch"] = "sample") -> None:
         super().__init__()
+        self.correction = int(deviation == "sample")
         self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
 
@@ -47,7 +49,7 @@ class ActNorm(Invertible):
     @torch.no_grad()
     def start(self, x: Tensor) -> Tensor:
         self.shift.copy_(-x.mean((0, 2, 3), keepdim=True))
-        self.scale.copy_(1 / (x.std((0, 2, 3), keepdim=True) + 1e-6))
+        self.scale.copy_(1 / (x.std((0, 2, 3), keepdim=True, correction=self.correction) + 1e-6))
         return self(x)[0]
 
 
@@ -79,11 +81,12 @@ class Mixing(Invertible):
 
 
 class FullMixing(Invertible):
-    """A 1x1 convolution by a full matrix, which starts as a random rotation (section 3.2, equation 9)."""
+    """A 1x1 convolution by a full matrix, which starts as a random rotation (section 3.2, equation 9), or near the identity."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, start: Literal["rotation", "identity"] = "rotation") -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0])
+        noise = torch.randn(channels, channels)
+        self.matrix = nn.Parameter(torch.linalg.qr(noise)[0] if start == "rotation" else torch.eye(channels) + 1e-3 * noise)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.linalg.slogdet(self.matrix.double()).logabsdet.to(x.dtype) * (x.shape[2] * x.shape[3])

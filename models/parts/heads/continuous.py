@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -14,7 +16,21 @@ from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
-from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.head_sampler import HeadSampler
+from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
+
+
+def refuse_logit_settings(sampler: Sampler, settings: type[HeadSampler] | None) -> None:
+    """Refuse what only draws of ids from logits follow, for a model that draws numbers under ``settings`` of its own.
+
+    Raises:
+        ConfigError: a temperature, top-k or top-p, naming it and what there is in its place.
+    """
+    given = {"temperature": sampler.temperature == Constant(value=1.0), "top_k": not sampler.top_k, "top_p": sampler.top_p >= 1}
+    for name in (name for name, absent in given.items() if not absent):
+        fields = "" if settings is None else ", ".join(field.name for field in dataclasses.fields(settings))
+        own = f"; it is set by sample.head: {{{settings.tag.partition('.')[2]}: …}}, with {fields}" if settings else ""
+        raise ConfigError(f"sample.{name}: this model draws numbers, not ids from logits, and has no such setting{own}")
 
 
 class ContinuousHead(Head):
@@ -30,6 +46,11 @@ class ContinuousHead(Head):
         if layout.discrete:
             raise LayoutError("this head needs continuous tokens, such as those of the recipes kl and series_patches")
         return layout.channels
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse settings of another head, and those of logits."""
+        super().check_sampler(sampler)
+        refuse_logit_settings(sampler, self.settings)
 
     def draw(
         self,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Image(Modality):
     """Signals (B, C, H, W) in [-1, 1]; see ``fit.py`` for how a raw image is made to fit."""
 
-    kind = "image"
+    kind, noun = "image", "images"
     measured, meanings, comparison = MEASURED, MEANINGS, COMPARISON
     columns = (("image", pa.binary()),)
     encodes, draws = True, DRAWS
@@ -46,6 +46,9 @@ class Image(Modality):
     def spec(self, config: DataConfig) -> SignalSpec:
         rows, columns = config.shape
         return signals.image(rows, config.channels, columns)
+
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        return config.neighbours + 2
 
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.image.sources import open_source
@@ -75,7 +78,7 @@ class Image(Modality):
 
     def encoded(self, raw: bytes, where: str) -> tuple[list[bytes], np.ndarray]:
         try:
-            table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
+            table = pq.ParquetFile(io.BytesIO(raw)).read(["image", "label"])
             return table["image"].to_pylist(), table["label"].to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{where}: not a whole image shard ({error})") from error

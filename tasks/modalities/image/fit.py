@@ -1,4 +1,4 @@
-"""One raw image to the pixels of a dataset: decode, check, turn upright, fit.
+"""One raw image to the pixels of a dataset: decode, check, turn upright, fit.  Memory is bounded, whatever the image's shape.
 
 Modes of fit: ``pad`` puts the image in the middle of black and never resizes; ``crop`` resizes until the image covers
 the size and keeps the middle; ``resize`` stretches.  Resizing is antialiased (Lanczos, three lobes).
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,30 +19,60 @@ import numpy as np
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks.data.columns import stored
 from tokenloom.tasks.data.listing import Item
+from tokenloom.tasks.data.reading import ReadError, attempted
 from tokenloom.tasks.modalities.base import Fitted, Rejected
 from tokenloom.tasks.modalities.image import png
-from tokenloom.tasks.modalities.image.sources import single_digest
+from tokenloom.tasks.modalities.image.folders import single_digest
+
+#: Pixels that all threads together may hold decoded; one larger image waits until it is alone.
+_IN_FLIGHT = 1 << 26
+_MOST = 4  # times the pixels of the image or of the result that an image may have after resizing
 
 
 class UnusableError(ValueError):
     """Reason for a rejection."""
 
 
+class _Budget:
+    """Pixels that several threads share."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._free = most, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self._most)
+        with self._free:
+            self._free.wait_for(lambda: self._held + pixels <= self._most)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._free:
+                self._held -= pixels
+                self._free.notify_all()
+
+
+_budget = _Budget(_IN_FLIGHT)
+
+
 def fit_item(item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitted | Rejected:
     """Read, check and fit one item; every failure becomes a reason."""
     digest = ""
     try:
-        raw = item.read()
-        digest = single_digest(item, raw)
+        raw = b"" if item.retry else attempted(item.read)
+        digest = "" if item.retry else attempted(lambda: single_digest(item, raw))
         if item.problem:
-            return Rejected(item.problem, digest)
+            return Rejected(item.problem, digest, item.retry)
         if item.label is None:
             return Rejected("label missing", digest)
         if item.label not in classes:
             return Rejected(f"unknown class {item.label!r}", digest)
         image_HWC = fit(raw, config)
-        found = {name: fit(read(), config) for name, read in item.columns.items()}
+        found = {name: fit(attempted(read), config) for name, read in item.columns.items()}
         beside = {stored(name): png.encode(found[name]) if name in found else None for name in config.columns or {}}
+    except ReadError as error:
+        return Rejected(str(error), "", retry=True)
     except (UnusableError, OSError, ValueError) as error:
         return Rejected(str(error) or type(error).__name__, digest)
     pixels = hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).digest()[:16]
@@ -58,21 +91,44 @@ def fit(raw: bytes | np.ndarray, config: DataConfig) -> np.ndarray:
         if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or 0 in raw.shape:
             raise UnusableError(f"pixels of type {raw.dtype} and shape {raw.shape}: needs uint8 (H, W) or (H, W, 3)")
         image = Image.fromarray(raw.squeeze(-1) if raw.ndim == 3 and raw.shape[2] == 1 else raw)
-        return _to_size(_to_mode(image, config.channels), config)
+        return _to_size(_to_mode(image, config), config)
     if not raw:
         raise UnusableError("empty file")
     try:
-        with Image.open(io.BytesIO(raw)) as opened:
+        with Image.open(io.BytesIO(without_texts(raw))) as opened:
             _check_pixels(opened.size, config.max_pixels)
-            opened.load()
-            image = _upright(opened)
+            with _budget.of(opened.size[0] * opened.size[1]):
+                opened.load()
+                return _to_size(_to_mode(_upright(opened), config, _bits(opened, raw)), config)
     except Image.DecompressionBombError as error:
         raise UnusableError(f"oversized: {error}") from error
     except UnusableError:
         raise
     except Exception as error:  # decoders raise many types on damaged data; all mean the same here
         raise UnusableError(f"corrupt or unreadable: {error}") from error
-    return _to_size(_to_mode(image, config.channels), config)
+
+
+def without_texts(raw: bytes) -> bytes:
+    """A PNG without its chunks of text, which a reader may refuse for their length; any other file as it is."""
+    if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return raw
+    kept, at = [raw[:8]], 8
+    while at + 12 <= len(raw):
+        (size,) = struct.unpack_from(">I", raw, at)
+        if raw[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(raw[at : at + 12 + size])
+        at += 12 + size
+    return b"".join([*kept, raw[at:]]) if len(kept) > 1 else raw
+
+
+def _bits(image: Any, raw: bytes) -> int | None:
+    """Significant bits of an image of 16 bits, where its file says so (PNG's chunk ``sBIT``, TIFF's ``MaxSampleValue``)."""
+    at = raw.find(b"sBIT", 0, 4096)
+    if image.format == "PNG" and 0 < at < len(raw) - 4:
+        return max(9, raw[at + 4])
+    if image.format == "TIFF" and (most := image.tag_v2.get(281)):
+        return max(9, int(most[0] if isinstance(most, tuple) else most).bit_length())
+    return None
 
 
 def _check_pixels(size: tuple[int, int], most: int) -> None:
@@ -88,21 +144,26 @@ def _upright(image: Any) -> Any:
     return ImageOps.exif_transpose(image)
 
 
-def _to_mode(image: Any, channels: int) -> Any:
-    """Grey or RGB; transparent parts become white; 16-bit grey keeps its upper byte."""
+def _to_mode(image: Any, config: DataConfig, bits: int | None = None) -> Any:
+    """Grey or RGB; transparent parts become white; grey of ``bits`` (16 if neither the file nor ``data.bits`` says) keeps the upper 8."""
     from PIL import Image
 
     if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 0xFFFF:
-            raise UnusableError(f"wrong mode {image.mode}: values from {pixels.min()} to {pixels.max()} are no 16-bit grey")
-        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+        pixels = np.asarray(image)
+        least, most, deep = int(pixels.min()), int(pixels.max()), config.bits or bits
+        if least < 0 or most > 0xFFFF:
+            raise UnusableError(f"wrong mode {image.mode}: values from {least} to {most} are no 16-bit grey")
+        if deep is None and 0 < most < 0x1000:
+            raise UnusableError(f"16 bits of which 12 or fewer are used (up to {most}): it would come out black; set data.bits, e.g. 12")
+        if deep is not None and most >= 1 << deep:
+            raise UnusableError(f"values up to {most} are more than data.bits={deep} hold")
+        image = Image.fromarray((pixels >> ((deep or 16) - 8)).astype(np.uint8))
     if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         raise UnusableError(f"wrong mode {image.mode}: neither grey nor colour of 8 or 16 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert("L" if config.channels == 1 else "RGB")
 
 
 def _to_size(image: Any, config: DataConfig) -> np.ndarray:
@@ -118,10 +179,16 @@ def _to_size(image: Any, config: DataConfig) -> np.ndarray:
     elif config.fit == "crop":
         scale = max(columns / width, rows / height)  # the image covers the whole size
         wide, high = max(columns, round(width * scale)), max(rows, round(height * scale))
-        if (wide, high) != (width, height):
-            image = image.resize((wide, high), Image.Resampling.LANCZOS)
         left, top = (wide - columns) // 2, (high - rows) // 2
-        image = image.crop((left, top, left + columns, top + rows))
+        if wide * high > _MOST * max(width * height, rows * columns):
+            # A very long image: only the middle is made, by the same filter at the same places.
+            across, down = width / wide, height / high
+            box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
+            image = image.resize((columns, rows), Image.Resampling.LANCZOS, box=box)
+        else:
+            if (wide, high) != (width, height):
+                image = image.resize((wide, high), Image.Resampling.LANCZOS)
+            image = image.crop((left, top, left + columns, top + rows))
     elif (width, height) != (columns, rows):
         image = image.resize((columns, rows), Image.Resampling.LANCZOS)
     pixels = np.asarray(image, np.uint8)

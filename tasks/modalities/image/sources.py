@@ -17,16 +17,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, looked, natural, turns
+from tokenloom.tasks.data.listing import Entry, Item, Source, file_digest, looked, natural, turns
 from tokenloom.tasks.modalities.image import class_names
-from tokenloom.tasks.modalities.image.tables import IMAGE_SUFFIXES, hub_source, parquet_source, tar_source
+from tokenloom.tasks.modalities.image.archives import tar_source
+from tokenloom.tasks.modalities.image.folders import folder_source
+from tokenloom.tasks.modalities.image.hub import hub_source
+from tokenloom.tasks.modalities.image.labels import Wanted
+from tokenloom.tasks.modalities.image.tables import parquet_source
 from tokenloom.tasks.runtime.errors import StepError
 
 
@@ -50,27 +53,64 @@ def opener(config: DataConfig) -> Callable[[], Source]:
     if columns and kind not in _FURTHER:
         takers = ", ".join(f"{name}:" for name in _FURTHER)
         raise ConfigError(f"data.columns={columns}: only {takers} sources have images beside an image, {config.source!r} has not")
+    settings = {name: getattr(config, name) for name in ("image_column", "label_column", "caption_column", "splits")}
+    if kind not in _PLACED and (given := [name for name, value in settings.items() if value is not None]):
+        raise ConfigError(f"data.{given[0]}={settings[given[0]]!r}: {config.source} has no columns and no folders; leave it out")
     _check_columns(columns, files=kind != "parquet")
     if kind in _NAMED and not where:
         return _NAMED[kind]
-    if kind in _FURTHER and where:
-        return partial(_FURTHER[kind], where, columns)
     if kind in _PLACED and where:
-        return partial(_PLACED[kind], where)
+        return partial(_PLACED[kind], where, Wanted.of(config))
+    if kind == "idx" and where:
+        return partial(idx, where)
     known = ", ".join([*_NAMED, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
     raise ConfigError(f"data.source {config.source!r} is unknown; there are: {known}")
 
 
-def _entry(path: Path, base: Path | None = None) -> Entry:
-    stat = path.stat()
-    return Entry(path.relative_to(base).as_posix() if base else str(path), stat.st_size, stat.st_mtime_ns, path)
+def _entry(path: Path) -> Entry:
+    return Entry.of(path, str(path))
 
 
-def _matches(pattern: str, what: str) -> list[Path]:
-    paths = [Path(p).absolute() for p in sorted(glob.glob(os.path.expanduser(pattern), recursive=True), key=natural) if os.path.isfile(p)]
-    if not paths:
+def _matches(pattern: str, what: str, ends: tuple[str, ...]) -> list[Path]:
+    """The files of a pattern with ``*``, ``**``, ``{000..009}`` and ``{a,b}``, or those of these ends in a folder.
+
+    Raises:
+        ConfigError: nothing matches, or a part of ``{…}`` does not.
+    """
+    where = os.path.expanduser(pattern)
+    if os.path.isdir(where):
+        paths = sorted((path for end in ends for path in glob.glob(f"{glob.escape(where)}/**/*{end}", recursive=True)), key=natural)
+        if not paths:
+            raise ConfigError(f"data.source {what}:{pattern}: the folder holds no file that ends in {' or '.join(ends)}")
+        return [Path(path).absolute() for path in paths]
+    found: dict[Path, None] = {}
+    missing = []
+    for each in [where] if os.path.isfile(where) else _braces(where):
+        matched = [path for path in sorted(glob.glob(each, recursive=True), key=natural) if os.path.isfile(path)]
+        matched = matched or ([each] if os.path.isfile(each) else [])
+        missing += [] if matched else [each]
+        found |= dict.fromkeys(Path(path).absolute() for path in matched)
+    if missing and found:
+        raise ConfigError(f"data.source {what}:{pattern}: {len(missing)} of its files are not there (first: {missing[0]})")
+    if not found:
         raise ConfigError(f"data.source {what}:{pattern}: no file matches{looked(pattern)}")
-    return paths
+    return list(found)
+
+
+def _braces(pattern: str) -> list[str]:
+    """A pattern with its braces written out, as a shell does: ``{000..009}`` and ``{a,b}``."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    span = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", match[1])
+    if span is None and "," not in match[1]:
+        return [pattern]
+    if span is None:
+        parts = match[1].split(",")
+    else:
+        first, last, width = int(span[1]), int(span[2]), len(span[1]) if span[1].startswith("0") else 0
+        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return [each for part in parts for each in _braces(pattern[: match.start()] + part + pattern[match.end() :])]
 
 
 def _labelled_arrays(images: np.ndarray, labels: np.ndarray, prefix: str, where: str) -> Iterator[Item]:
@@ -94,8 +134,7 @@ def digits() -> Source:
         table = np.stack(rows).astype(np.int64)
         yield from _labelled_arrays(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1], "", entry.name)
 
-    stat = path.stat()
-    entry = Entry("mnist_5k.csv.gz", stat.st_size, stat.st_mtime_ns, path)
+    entry = Entry.of(path, "mnist_5k.csv.gz")
     called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS}
     return Source(tuple(str(i) for i in range(10)), (entry,), items, file_digest, **called)
 
@@ -147,7 +186,8 @@ def idx(where: str) -> Source:
     entries, classes = [], set()
     for name, paths in pairs.items():
         parts = [_entry(path) for path in paths]
-        entries.append(Entry(name, sum(e.size for e in parts), max(e.mtime for e in parts)))
+        latest = max(e.mtime for e in parts), max(e.ctime for e in parts)
+        entries.append(Entry(name, sum(e.size for e in parts), latest[0], ctime=latest[1]))
         classes |= set(np.unique(read_idx(paths[1])).tolist())
     return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest)
 
@@ -160,7 +200,7 @@ def fashion_mnist() -> Source:
             if glob.glob(f"{folder}/*-images-idx3-ubyte*"):
                 return replace(idx(folder), **called)
     try:
-        return replace(hf("zalando-datasets/fashion_mnist"), **called)
+        return replace(hf("zalando-datasets/fashion_mnist", Wanted(DataConfig(source="fashion_mnist", size=28))), **called)
     except ConfigError as error:
         raise ConfigError(f"data.source fashion_mnist: install Debian's package dataset-fashion-mnist, or: {error}") from error
 
@@ -177,104 +217,37 @@ def _check_columns(columns: Mapping[str, str], files: bool) -> None:
             raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and {what}")
 
 
-def folder(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
+def folder(where: str, wanted: Wanted) -> Source:
     """A folder with one folder of images a class (or images alone: one class); ``x.txt`` beside ``x.png`` is its caption.
 
-    ``columns`` are further images of an item by name, with the end of their files' names: ``.control.png`` is ``x.control.png``.
+    Folders named like splits hold the class folders of these splits.  ``columns`` are further images of an item by name, with the
+    end of their files' names: ``.control.png`` is ``x.control.png``.
     """
-    base = Path(where).expanduser().absolute()
-    if not base.is_dir():
-        raise ConfigError(f"data.source folder:{where}: no such folder{looked(where)}")
-    names = sorted((p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
-    by_class: dict[str, list[Entry]] = {}
-    for name in names or [ONE_CLASS]:
-        by_class[name] = sorted(_walk(base / name if names else base, base, tuple(columns.values())), key=lambda e: natural(e.name))
-        if not any(e.path and e.path.suffix.lower() in IMAGE_SUFFIXES for e in by_class[name]):
-            raise ConfigError(f"data.source folder:{where}: {base / name if names else base} has no image; fill or remove it")
-    class_of = {entry.name: name for name, entries in by_class.items() for entry in entries}
-
-    def check() -> None:
-        for name, entries in by_class.items():
-            if not any(_opens(entry) for entry in entries):
-                raise ConfigError(f"data.source folder:{where}: {base / name if names else base} has no usable image; fill or remove it")
-
-    def items(entry: Entry) -> Iterator[Item]:
-        path = entry.path
-        assert path is not None
-        caption = path.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8", errors="replace").strip() if caption.is_file() else None
-        problem = None if path.suffix.lower() in IMAGE_SUFFIXES else f"not an image format ({path.suffix or 'no suffix'})"
-        found = {column: beside for column, end in columns.items() if (beside := path.with_suffix(end)).is_file()}
-        reads = {column: beside.read_bytes for column, beside in found.items()}
-        yield Item(entry.name, path.read_bytes, class_of[entry.name], text, entry.name, problem, reads)
-
-    def digest(entry: Entry) -> str:
-        item = next(items(entry))
-        return single_digest(item, item.read())
-
-    texts = any(entry.path and entry.path.with_suffix(".txt").is_file() for entries in by_class.values() for entry in entries)
-    return Source(tuple(by_class), tuple(turns(list(by_class.values()))), items, digest, single=True, check=check, captioned=texts)
+    return folder_source(where, wanted)
 
 
-def single_digest(item: Item, raw: bytes | np.ndarray) -> str:
-    """Hash of the only image of an entry, with its caption and its columns."""
-    content = raw if isinstance(raw, bytes) else raw.tobytes()
-    beside = b"".join(b"\0" + name.encode() + b"\0" + read() for name, read in item.columns.items())
-    return hashlib.sha256(content + b"\0" + (item.caption or "").encode() + beside).hexdigest()
-
-
-def _walk(top: Path, base: Path, ends: tuple[str, ...] = ()) -> Iterator[Entry]:
-    for here, folders, names in os.walk(top):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in names:
-            path = Path(here, name)
-            if (
-                name.startswith(".")
-                or name == "Thumbs.db"
-                or path.suffix.lower() == ".txt"
-                or name.endswith(ends or "/")
-                or not path.is_file()
-            ):
-                continue
-            entry = _entry(path, base)
-            for beside in (path.with_suffix(end) for end in (".txt", *ends)):
-                if beside.is_file():
-                    more = _entry(beside)
-                    entry = Entry(entry.name, entry.size + more.size, max(entry.mtime, more.mtime), path)
-            yield entry
-
-
-def _opens(entry: Entry) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(entry.path):  # type: ignore[arg-type]
-            return True
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return False
-
-
-def hf(where: str) -> Source:
+def hf(where: str, wanted: Wanted) -> Source:
     """A data set of the Hugging Face hub or a local folder of one, through ``datasets``: REPO, optionally REPO:SPLIT (default train)."""
-    return hub_source(where)
+    return hub_source(where, wanted)
 
 
-def parquet(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
+def parquet(where: str, wanted: Wanted) -> Source:
     """Parquet files with a column ``image`` (bytes, or the struct {bytes, path}), and perhaps ``label`` and ``caption`` or ``text``.
 
     ``columns`` are further images of a row by name, each with the Parquet column that holds it.
     """
-    return parquet_source(where, _matches(where, "parquet"), columns)
+    return parquet_source(where, _matches(where, "parquet", (".parquet",)), wanted)
 
 
-def webdataset(where: str, columns: Mapping[str, str] = MappingProxyType({})) -> Source:
-    """Uncompressed tar files of samples ``key.png``, ``key.cls``, ``key.txt`` (image, class, caption).
+def webdataset(where: str, wanted: Wanted) -> Source:
+    """Uncompressed tar files of samples ``key.png``, ``key.cls``, ``key.txt`` or ``key.json`` (image, class, caption).
 
-    ``columns`` are further images of a sample by name, each with the end of its file's name: ``.control.png`` is ``key.control.png``.
+    Without labels the folders inside are classes.  ``columns`` are further images of a sample by name, each with the end of its
+    file's name: ``.control.png`` is ``key.control.png``.
     """
-    return tar_source(where, _matches(where, "webdataset"), columns)
+    return tar_source(where, _matches(where, "webdataset", (".tar",)), wanted)
 
 
 _NAMED: dict[str, Callable[[], Source]] = {"digits": digits, "fashion_mnist": fashion_mnist}
-_PLACED: dict[str, Callable[[str], Source]] = {"idx": idx, "hf": hf}
-_FURTHER: dict[str, Callable[[str, Mapping[str, str]], Source]] = {"folder": folder, "parquet": parquet, "webdataset": webdataset}
+_PLACED: dict[str, Callable[[str, Wanted], Source]] = {"hf": hf, "folder": folder, "parquet": parquet, "webdataset": webdataset}
+_FURTHER = ("folder", "parquet", "webdataset")  # that may hold further images of an item

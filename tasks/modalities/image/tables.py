@@ -1,13 +1,12 @@
-"""Sources that hold many samples a file: Parquet, tar files in webdataset form, and data sets of the hub."""
+"""Sources of Parquet files: a row an image, with its label and caption in columns."""
 
 from __future__ import annotations
 
-import hashlib
-import tarfile
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,30 +14,11 @@ import pyarrow.parquet as pq
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural
-from tokenloom.tasks.runtime.surroundings import proxied
-
-#: Endings of files that are images.
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-_IMAGES = ("image", "img", "jpg", "png")
-_LABELS = ("label", "labels", "class", "fine_label", "cls")
-_CAPTIONS = ("caption", "text")
+from tokenloom.tasks.modalities.image.labels import Wanted, check_caption_type, check_label_type, label_of, stamp_of
 
 
-def _column(names: list[str], wanted: tuple[str, ...]) -> str | None:
-    return next((name for name in wanted if name in names), None)
-
-
-def _label(value: Any, names: list[str] | None) -> str | None:
-    """Class name of a label; None when it is missing or outside of the names."""
-    if value is None or (isinstance(value, int) and (value < 0 or (names is not None and value >= len(names)))):
-        return None
-    return names[value] if names is not None and isinstance(value, int) else str(value)
-
-
-def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+def class_names(schema: pa.Schema, column: str) -> list[str] | None:
     """Names that the library ``datasets`` keeps in a Parquet file's metadata."""
-    import json
-
     try:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
         return [str(name) for name in names]
@@ -46,7 +26,8 @@ def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
         return None
 
 
-def _image_bytes(value: Any, where: str) -> bytes:
+def image_bytes(value: Any, where: str) -> bytes:
+    """The bytes of an image cell; raises ``ValueError`` where it holds none."""
     if isinstance(value, dict):
         value = value.get("bytes")
     if not isinstance(value, bytes):
@@ -54,190 +35,161 @@ def _image_bytes(value: Any, where: str) -> bytes:
     return value
 
 
-def parquet_source(where: str, paths: list[Path], further: Mapping[str, str]) -> Source:
-    """See ``tokenloom.tasks.modalities.image.sources.parquet``."""
+def texts(column: pa.ChunkedArray) -> list[Any]:
+    """Values of a column; a text that is not UTF-8 stays bytes."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return list(column.to_pylist())
+    plain = column.cast(kind) if pa.types.is_dictionary(column.type) else column
+    return [_decoded(value) for value in plain.cast(pa.large_binary()).to_pylist()]
 
-    def open_file(path: Path) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"data.source parquet:{where}: {path} is not a whole Parquet file: {error}") from error
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file holds what: columns of images, labels and captions, class names of numbers, and whether labels are numbers."""
+
+    image: str
+    label: str | None
+    caption: str | None
+    names: list[str] | None
+    numbered: bool
+    stamp: str = ""  # of names that come from other files
+
+
+def parquet_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
+    """See ``tokenloom.tasks.modalities.image.sources.parquet``."""
+    known = _columns(where, paths, wanted)
 
     # One row group of each thread's neighbourhood stays in memory, not the file.
     @lru_cache(maxsize=4)
     def group(path: Path, number: int, column: str) -> pa.ChunkedArray:
         return pq.ParquetFile(path).read_row_group(number, columns=[column])[column]
 
-    def columns(path: Path) -> tuple[str, str | None, str | None, list[str] | None]:
-        schema = open_file(path).schema_arrow
-        image = _column(schema.names, _IMAGES)
-        if image is None:
-            raise ConfigError(f"data.source parquet:{where}: {path} has no column {' or '.join(_IMAGES)}; it has {', '.join(schema.names)}")
-        if absent := [f"data.columns.{name}={column!r}" for name, column in further.items() if column not in schema.names]:
-            raise ConfigError(f"{absent[0]}: {path} has no such column; it has {', '.join(schema.names)}")
-        label = _column(schema.names, _LABELS)
-        return image, label, _column(schema.names, _CAPTIONS), _class_names(schema, label) if label else None
+    def column(path: Path, name: str | None) -> list[Any]:
+        file = _open(where, path)
+        if name is None:
+            return [None] * file.metadata.num_rows
+        try:
+            return texts(file.read([name])[name])
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"data.source parquet:{where}: {path}: column {name!r} cannot be read: {error}") from error
 
-    def labels(path: Path) -> list[str | None]:
-        _, label, _, names = columns(path)
-        file = open_file(path)
-        if label is None:
-            return [ONE_CLASS] * file.metadata.num_rows
-        return [_label(value, names) for value in file.read([label])[label].to_pylist()]
+    @cache
+    def labels(path: Path) -> list[Any]:
+        one = known[path]
+        return [ONE_CLASS if one.label is None else _label(value, one.names) for value in column(path, one.label)]
 
     def items(entry: Entry) -> Iterator[Item]:
         path = entry.path
         assert path is not None
-        image, _, caption, _ = columns(path)
-        file, classes = open_file(path), labels(path)
-        texts = file.read([caption])[caption].to_pylist() if caption else [None] * len(classes)
-        given = {name: file.read([column])[column].is_valid().to_pylist() for name, column in further.items()}
+        one, file, classes = known[path], _open(where, path), labels(path)
+        captions = column(path, one.caption)
+        given = {name: file.read([column])[column].is_valid().to_pylist() for name, column in wanted.columns.items()}
         row = 0
         for number in range(file.metadata.num_row_groups):
             for within in range(file.metadata.row_group(number).num_rows):
 
-                def read(column: str = image, number: int = number, within: int = within, row: int = row) -> bytes:
-                    return _image_bytes(group(path, number, column)[within].as_py(), f"{path}#{row}")
+                def read(column: str = one.image, number: int = number, within: int = within, row: int = row) -> bytes:
+                    return image_bytes(group(path, number, column)[within].as_py(), f"{path}#{row}")
 
-                beside = {name: partial(read, column) for name, column in further.items() if given[name][row]}
-                yield Item(f"{entry.name}#{row:07d}", read, classes[row], texts[row], f"{entry.name}#{row}", columns=beside)
+                beside = {name: partial(read, column) for name, column in wanted.columns.items() if given[name][row]}
+                yield cell_item(f"{entry.name}#{row:07d}", f"{entry.name}#{row}", read, classes[row], captions[row], beside)
                 row += 1
 
-    found = {name for path in paths for name in labels(path) if name is not None}
-    entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)
-    _check_names(where, entries)
-    texts = any(columns(path)[2] for path in paths)
-    return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=texts)
+    found = {name for path in paths for name in labels(path) if isinstance(name, str)}
+    entries = tuple(Entry.of(path, path.name, stamp=known[path].stamp) for path in paths)
+    check_names(where, entries)
+    captioned = any(one.caption for one in known.values())
+    first = known[paths[0]]
+    how = told(first.label, first.caption, first.names)
+    return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=captioned, how=how)
 
 
-def _check_names(where: str, entries: tuple[Entry, ...]) -> None:
+def told(label: str | None, caption: str | None, names: Any = None) -> str:
+    """Which columns labels and captions come from, for people."""
+    parts = [f"labels from column {label}{' with its class names' if names else ''}"] if label else ["no label column"]
+    return ", ".join([*parts, *([f"captions from column {caption}"] if caption else [])])
+
+
+def cell_item(key: str, place: str, read: Callable[[], bytes], label: Any, caption: Any, beside: Any = None) -> Item:
+    """The item of a row; bytes where a text should be were not UTF-8."""
+    problem = None
+    for what, value in (("label", label), ("caption", caption)):
+        if isinstance(value, bytes):
+            problem = problem or f"its {what} is not UTF-8: {value!r}"
+    text = caption if isinstance(caption, str) else None
+    return Item(key, read, label if isinstance(label, str) else None, text, place, problem, beside or {})
+
+
+def _label(value: Any, names: list[str] | None) -> str | bytes | None:
+    return value if isinstance(value, bytes) else label_of(value, names)
+
+
+def _open(where: str, path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"data.source parquet:{where}: {path} is not a whole Parquet file: {error}") from error
+
+
+def _columns(where: str, paths: list[Path], wanted: Wanted) -> dict[Path, Columns]:
+    """The columns of all files, which have to agree on what a label is.
+
+    Raises:
+        ConfigError: a column that is missing, of a doubtful type, or not the same in all files.
+    """
+    known: dict[Path, Columns] = {}
+    for path in paths:
+        schema, place = _open(where, path).schema_arrow, f"data.source parquet:{where}: {path}"
+        image, label, caption = (choose(schema.names, place) for choose in (wanted.image, wanted.label, wanted.caption))
+        assert image is not None
+        if absent := [f"data.columns.{name}={column!r}" for name, column in wanted.columns.items() if column not in schema.names]:
+            raise ConfigError(f"{absent[0]}: {path} has no such column; it has {', '.join(schema.names)}")
+        if label is not None:
+            check_label_type(schema.field(label).type, label, place)
+        if caption is not None:
+            check_caption_type(schema.field(caption).type, caption, place)
+        numbered = label is not None and pa.types.is_integer(schema.field(label).type)
+        known[path] = Columns(image, label, caption, class_names(schema, label) if label else None, numbered)
+    first, columns = paths[0], known[paths[0]]
+    for path, one in known.items():
+        if one.label != columns.label:
+            has = [f"{each.name} has {known[each].label or 'none'}" for each in (first, path)]
+            raise ConfigError(
+                f"data.source parquet:{where}: the label column is not the same: {', '.join(has)}; name it in data.label_column"
+            )
+    return {path: _named(where, path, known) for path in known}
+
+
+def _named(where: str, path: Path, known: dict[Path, Columns]) -> Columns:
+    """The columns of a file; numbers without names have those of the other files."""
+    one = known[path]
+    others = {tuple(each.names) for each in known.values() if each.names}
+    if one.label is None or not one.numbered or one.names is not None:
+        if one.label is not None and not one.numbered and not others and (odd := [p for p, c in known.items() if c.numbered]):
+            raise ConfigError(
+                f"data.source parquet:{where}: the label column {one.label!r} holds texts in {path.name}, and numbers without names in "
+                f"{odd[0].name}: make them one kind"
+            )
+        return one
+    if len(others) > 1:
+        raise ConfigError(
+            f"data.source parquet:{where}: {path.name} holds numbers as {one.label!r} without their class names, and other files have "
+            "different ones: write the names into the file, or give the files one by one"
+        )
+    names = next(iter(others), None)
+    return Columns(one.image, one.label, one.caption, list(names), True, stamp_of(names)) if names else one
+
+
+def check_names(where: str, entries: tuple[Entry, ...]) -> None:
     """Files are known by name, so that a data set may be moved as a whole."""
     names = [entry.name for entry in entries]
     if double := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"data.source {where}: several files are called {sorted(double)[0]!r}: give each another name")
-
-
-def safe_name(name: str) -> bool:
-    """Whether a name from an archive stays inside of any folder."""
-    return not (
-        name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name.split("/")[0] or "\0" in name
-    )
-
-
-#: Of an archive: (sample's name, {extension: (offset, size)}) in order, and the names of members that are not used.
-Listing = tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]
-
-
-def tar_source(where: str, paths: list[Path], further: Mapping[str, str]) -> Source:
-    """See ``tokenloom.tasks.modalities.image.sources.webdataset``.  Nothing is ever unpacked; members are read at their offsets."""
-
-    @cache
-    def listing(path: Path) -> Listing:
-        return _members(where, path)
-
-    def label(path: Path, parts: dict[str, tuple[int, int]]) -> str | None:
-        return _content(path, parts[".cls"]).decode(errors="replace").strip() or None if ".cls" in parts else None
-
-    @cache
-    def labelled() -> bool:
-        return any(".cls" in parts for path in paths for _, parts in listing(path)[0])
-
-    def items(entry: Entry) -> Iterator[Item]:
-        path = entry.path
-        assert path is not None
-        samples, bad = listing(path)
-        for name in bad:
-            source = f"{entry.name}#{name}"
-            yield Item(source, lambda: b"", None, None, source, "unsafe member of the archive: not a plain file inside it")
-        for key, parts in samples:
-            image = next((extension for extension in parts if extension in IMAGE_SUFFIXES), None)
-            text = _content(path, parts[".txt"]).decode(errors="replace").strip() if ".txt" in parts else None
-            problem = None if image else f"no image among {', '.join(parts)}"
-
-            def read(at: tuple[int, int] = parts[image] if image else (0, 0)) -> bytes:
-                return _content(path, at)
-
-            beside = {name: partial(read, parts[end]) for name, end in further.items() if end in parts}
-            at = f"{entry.name}#{key}"
-            yield Item(at, read, label(path, parts) if labelled() else ONE_CLASS, text, at, problem, beside)
-
-    found = {label(path, parts) for path in paths for _, parts in listing(path)[0]} - {None} if labelled() else {ONE_CLASS}
-    entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)
-    _check_names(where, entries)
-    texts = any(".txt" in parts for path in paths for _, parts in listing(path)[0])
-    return Source(tuple(sorted((str(name) for name in found), key=natural)), entries, items, file_digest, captioned=texts)
-
-
-def _members(where: str, path: Path) -> Listing:
-    """What a tar file holds, by sample.
-
-    Raises:
-        ConfigError: it is compressed, cut short, or no tar file.
-    """
-    samples: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-    bad: list[str] = []
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                if not member.isreg() or not safe_name(member.name):
-                    bad.append(member.name)
-                    continue
-                parent, _, name = member.name.rpartition("/")
-                stem, dot, extension = name.partition(".")
-                if stem and dot:
-                    samples[f"{parent}/{stem}" if parent else stem][f".{extension.lower()}"] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ConfigError(f"data.source webdataset:{where}: {path} is not a whole, uncompressed tar file: {error}") from error
-    return list(samples.items()), bad
-
-
-def _content(path: Path, at: tuple[int, int]) -> bytes:
-    """Bytes of a file from an offset on; ``ValueError`` if it ends before."""
-    with open(path, "rb") as file:
-        file.seek(at[0])
-        data = file.read(at[1])
-    if len(data) != at[1]:
-        raise ValueError(f"{path} is cut short")
-    return data
-
-
-def hub_source(where: str) -> Source:
-    """See ``tokenloom.tasks.modalities.image.sources.hf``."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(f"data.source hf:{where}: needs the package datasets; install it") from error
-    repository, _, split = where.partition(":")
-    try:
-        table = datasets.load_dataset(repository, split=split or "train")
-    except Exception as error:  # the library raises a wide range of types for a missing, private or unreachable data set
-        raise ConfigError(
-            f"data.source hf:{where}: cannot be loaded ({type(error).__name__}: {error}{proxied('https://huggingface.co')})"
-        ) from error
-    image = _column(table.column_names, _IMAGES)
-    if image is None:
-        raise ConfigError(f"data.source hf:{where}: no column {' or '.join(_IMAGES)}; it has {', '.join(table.column_names)}")
-    if isinstance(table.features[image], datasets.Image):
-        table = table.cast_column(image, datasets.Image(decode=False))
-    label, caption = _column(table.column_names, _LABELS), _column(table.column_names, _CAPTIONS)
-    names = table.features[label].names if label and isinstance(table.features[label], datasets.ClassLabel) else None
-    labels = [_label(value, names) for value in table[label]] if label else [ONE_CLASS] * len(table)
-    texts = table[caption] if caption else [None] * len(table)
-
-    def read(row: int) -> bytes:
-        value = table[row][image]
-        if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-            return Path(value["path"]).read_bytes()
-        return _image_bytes(value, f"{where}#{row}")
-
-    def items(entry: Entry) -> Iterator[Item]:
-        for row in range(len(table)):
-            yield Item(f"{row:08d}", partial(read, row), labels[row], texts[row], f"hf:{where}#{row}")
-
-    # The addresses of the downloaded files name the revision; the number stands where a file's time does.
-    origin = hashlib.sha256(repr(sorted(table.info.download_checksums or {})).encode()).hexdigest()
-    entry = Entry(f"hf:{where}", len(table), int(origin[:15], 16))
-    classes = sorted({name for name in labels if name is not None}, key=natural)
-    return Source(tuple(classes), (entry,), items, lambda _: origin, captioned=caption is not None)

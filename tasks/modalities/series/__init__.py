@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Series(Modality):
     """Signals (B, C, T), standardised by the training split and less the history's last value; T = history + horizon."""
 
-    kind = "series"
+    kind, noun = "series", "windows"
     columns = (("values", pa.list_(pa.float32())), ("channels", pa.int32()), ("history", pa.int32()))
     needs_features = False
     judges = ("generator",)

@@ -62,6 +62,12 @@ class FractalSampler(configs.Config, tag="sampler.fractal"):
 class FractalGen(Density):
     """``p(image) = prod over patches of p(patch | earlier ones)``, each patch by the same kind of model (arXiv:2502.17437)."""
 
+    options = {
+        "guidance": lambda weight: {"sampler.weight": float(weight)},
+        "guidance_schedule": lambda name: {"sampler.schedule": name},
+        "temperature": lambda value: {"sampler.sharpness": 1 / max(float(value), 1e-6)},
+    }
+
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.fractalgen"):
         """``levels`` from the whole image to single pixels; ``conditions`` of a patch: its own prediction, or all five around it;
@@ -144,6 +150,11 @@ class FractalGen(Density):
     def standard(self, value: Tensor) -> Tensor:
         """Standardised pixels (…, C) of values."""
         return (value / (LEVELS - 1) - self.mean_C) / self.std_C
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it has classes."""
+        return self.classes is not None
 
     def roots(self, label_B: Tensor | None, rows: int) -> list[Tensor]:
         """The conditions of the outermost level; labels below zero, or none, are the null class."""

@@ -28,6 +28,7 @@ class Glow(Density):
     """Squeeze, steps of flow, and half of the channels split off as a latent, at each scale (arXiv:1807.03039, figure 2)."""
 
     likelihood: ClassVar[Literal["exact", "bound"]] = "bound"
+    options = {"temperature": lambda value: {"temperature": float(value)}}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.glow"):

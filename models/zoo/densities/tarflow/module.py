@@ -26,10 +26,18 @@ LEVELS = 256
 STEP = 2 / (LEVELS - 1)
 
 
+def _growing(schedule: str) -> dict[str, Any]:
+    """Guidance along the patches: the same, or growing in a line."""
+    if schedule not in ("constant", "linear"):
+        raise ConfigError(f"sample.guidance_schedule={schedule!r}: TarFlow's guidance is constant, or linear along the patches")
+    return {"sampler.annealed": schedule == "linear"}
+
+
 class TarFlow(Density):
     """``p(x) = N(f(x); 0, var) |det f'(x)|``, f being flows in alternating directions (arXiv:2412.06329)."""
 
     likelihood: ClassVar[Literal["exact", "bound"]] = "bound"
+    options = {"guidance": lambda weight: {"sampler.weight": float(weight)}, "guidance_schedule": lambda name: _growing(name)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.tarflow"):
@@ -72,6 +80,11 @@ class TarFlow(Density):
         length, channels = self.grid[0] * self.grid[1], shape[0] * config.patch**2
         self.flows = nn.ModuleList(config.flow.build(length, channels, config.classes, i % 2 == 1) for i in range(config.flows))
         self.register_buffer("variance", torch.ones(length, channels))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it has classes."""
+        return self.config.classes > 0
 
     def patches(self, x_BCHW: Tensor) -> Tensor:
         """(B, T, P), channel first in a patch."""

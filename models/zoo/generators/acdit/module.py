@@ -18,6 +18,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Conditions, LayoutError, TokenLayout, Tokens, full_tokens_of
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.diffusion import TIMES, GaussianDiffusion
+from tokenloom.models.parts.heads.continuous import refuse_logit_settings
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.sampling.head_sampler import HeadSampler
@@ -118,6 +119,7 @@ class ACDiT(protocols.Generator):
         super().check_sampler(sampler)
         if not isinstance(sampler.head or SolverSampler(), SolverSampler):
             raise ConfigError(f"sample.head={sampler.head!r}: ACDiT takes 'solver' alone")
+        refuse_logit_settings(sampler, SolverSampler)
 
     @torch.no_grad()
     def generate(self, conditions: Conditions, sampler: Sampler, draws: SampleDraws) -> Tokens:

@@ -1,0 +1,1 @@
+"""Flow++: the recipe, and the module that it builds."""

@@ -1,0 +1,64 @@
+"""Reading what may fail for a while: tried again, and told apart from content that is damaged."""
+
+from __future__ import annotations
+
+import errno
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+Content = TypeVar("Content")
+#: Seconds to wait before each further attempt.
+WAITS = (0.1, 0.5)
+#: Errors that the next attempt will meet again: rights, and files that are gone.
+_LASTING = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+#: Packages whose errors come from a network, whatever their types are.
+_REMOTE = ("requests", "httpx", "httpcore", "urllib3", "aiohttp", "botocore", "huggingface_hub", "fsspec")
+
+
+class ReadError(OSError):
+    """A content could not be read now; what it holds is unknown, and another time it may be read."""
+
+
+def passing(error: BaseException) -> bool:
+    """Whether an error is one of reading (a disk, rights, a network), which says nothing about the content."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return True
+    return isinstance(error, (ReadError, ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _REMOTE
+
+
+def attempted(read: Callable[[], Content]) -> Content:
+    """What ``read`` gives, tried again where an error of reading may pass.
+
+    Raises:
+        ReadError: it did not pass.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except Exception as error:
+            if not passing(error):
+                raise
+            if wait is None or (isinstance(error, OSError) and error.errno in _LASTING):
+                raise ReadError(f"cannot be read: {said(error)}") from error
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def said(error: BaseException) -> str:
+    """An error in words: of the system, only what it says (the file is named elsewhere)."""
+    if isinstance(error, ReadError):
+        return str(error).removeprefix("cannot be read: ")
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def opened(path: Path) -> io.BufferedReader:
+    """A file, open for reading; raises ``ReadError``."""
+    return attempted(lambda: open(path, "rb"))
+
+
+def file_bytes(path: Path) -> bytes:
+    """A file's content; raises ``ReadError``."""
+    return attempted(path.read_bytes)
