@@ -18,7 +18,7 @@ from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_o
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
 #: Rows and columns for densities that take long over each pixel, and values of a series: enough to hold the contract.
-PIXELS, VALUES = {"fractalgen": 8, "glow": 8}, 32
+PIXELS, VALUES = {"fractalgen": 8, "glow": 8}, 16
 NAMES = registry.names()
 #: Steps of the shared training at most (of a method in stages: exactly), and after how many the model is kept that most contracts use.
 STEPS, STAGED, EARLY = 150, 100, 3
