@@ -167,6 +167,24 @@ def _check_sampling(config: RunConfig, made: ModelSpec, draft: dict[str, Any] | 
         raise ConfigError(f"generator: recipe {made.recipe!r} does not fit the tokenizer's tokens: {error}") from error
 
 
+def check_augmentation(config: RunConfig) -> None:
+    """Refuse a training that varies what cannot be varied: tokens, or items of a kind that has no augmentations.
+
+    Raises:
+        ConfigError: naming the section.
+    """
+    base = config.tokenizer and config.tokenizer.base
+    of_tokens = {"generator": config.generator} | {f"stages.{stage.name}": stage for stage in config.stages}
+    of_items = {"tokenizer": config.tokenizer, "tokenizer.base": base, "density": config.density}
+    for where, section in (of_tokens | of_items).items():
+        if section is None or section.train is None or section.train.augment is None:
+            continue
+        if where in of_tokens:
+            raise ConfigError(f"{where}.train.augment: it reads tokens, which are made before it trains; extract.views has their forms")
+        if not modalities.kind(config.data.kind).draws:
+            raise ConfigError(f"{where}.train.augment: items of kind {config.data.kind} are not varied; leave it out")
+
+
 def check_density(config: RunConfig, classes: int) -> None:
     """Build the density of a run on the meta device.
 
