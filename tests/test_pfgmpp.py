@@ -13,7 +13,7 @@ from tokenloom.models.core import registry, signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch
-from tokenloom.models.zoo.densities.pfgmpp.module import STEP, PFGMPP, FieldSampler, stable_targets, trajectory
+from tokenloom.models.zoo.densities.pfgmpp.module import PFGMPP, STEP, FieldSampler, stable_targets, trajectory
 from tokenloom.models.zoo.densities.pfgmpp.unet import UNet
 
 SMALL: dict[str, Any] = {"width": 4, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.0}
@@ -66,7 +66,7 @@ def test_the_likelihood_is_the_kernels_where_the_data_is_one_image(dims: int) ->
     image = torch.tensor([[[[0.1, -0.4], [0.3, 0.0]]]], dtype=torch.float64)
     object.__setattr__(model, "denoised", Towards(image))
     object.__setattr__(model, "config", registry.get("pfgmpp").config(SMALL | {"dims": dims}))
-    object.__setattr__(model.config, "sampler", FieldSampler(steps=250, smallest=0.5, largest=80.0))
+    object.__setattr__(model.config, "sampler", FieldSampler(steps=400, smallest=0.5, largest=4000.0))
     signal = Batch(signal=torch.zeros(3, 1, 2, 2, dtype=torch.float64))
     found = model.log_prob(signal, Draws.whole(0, 0, 3)) - 4 * math.log(STEP)
     x = STEP * (Draws.whole(0, 0, 3).uniform(1, 2, 2).double() - 0.5)
