@@ -40,6 +40,10 @@ class EvaluateConfig(Section):
     reference: Added[str] = Field(
         "held_out", description="what samples are compared with: held_out, train (all of it), or an ADM reference FILE.npz"
     )
+    extrapolate: Added[bool] = Field(False, description="also the Fréchet distance at infinitely many samples (fid_infinity)")
+    bootstrap: Added[int] = Field(
+        0, ge=0, le=10_000, description="resamples of the Fréchet distance's interval of 95 % (fid_low, fid_high); 0 is none"
+    )
     labels: Added[Literal["even", "random"]] = Field("even", description="classes of the samples: in turn, or drawn by the seed")
 
     @model_validator(mode="after")

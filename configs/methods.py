@@ -105,16 +105,27 @@ class TokenizerConfig(BaseConfig):
     """A tokenizer to train, or one to use: exactly one of ``recipe`` and ``use``.
 
     ``base`` is the tokenizer that a recipe depends on, if it does.  ``pinned: true`` keeps the tokenizer that this run name
-    trained first, whatever the data does later.
+    trained first, whatever the data does later.  ``warm_start`` fine-tunes: training starts from the weights of another tokenizer,
+    an import too, all but the ``fresh`` parts, e.g. another codebook; another size of images needs nothing more.
     """
 
     where: ClassVar[str] = "tokenizer"
 
     base: Identity[BaseConfig | None] = Field(None, description="the tokenizer that this one depends on: a recipe or {use: ARTIFACT}")
     pinned: Execution[bool] = False
+    warm_start: Added[str | None] = Field(
+        None, description="weights to start from: a tokenizer artifact (NAME-FINGERPRINT, a prefix of it, a run's name or an import)"
+    )
+    fresh: Added[tuple[str, ...]] = Field((), description="parts that start afresh beside warm_start, e.g. [quantizer, adversarial]")
 
     @model_validator(mode="after")
     def _base_of_a_recipe(self) -> Self:
         if self.use is not None and self.base is not None:
             raise ValueError("tokenizer.base goes with tokenizer.recipe: a tokenizer in use is trained already")
+        if self.warm_start is not None and self.recipe is None:
+            raise ValueError("tokenizer.warm_start goes with tokenizer.recipe: a tokenizer in use is trained no further")
+        if self.warm_start is not None and self.train is None:
+            raise ValueError("tokenizer.warm_start goes with tokenizer.train: without it nothing is trained")
+        if self.fresh and self.warm_start is None:
+            raise ValueError(f"tokenizer.fresh={list(self.fresh)} goes with tokenizer.warm_start: without it all parts start afresh")
         return self

@@ -243,7 +243,8 @@ def identity(section: Any) -> Any:
     Raises:
         ConfigError: a field without a mark, or a value without a stable serialization.
     """
-    from tokenloom.models.core.config import canonical, enters, identity_of
+    from tokenloom.models.core.config import canonical, enters
+    from tokenloom.models.core.identity import identity_of
 
     if isinstance(section, BaseModel):
         result = {}

@@ -16,8 +16,9 @@ from extraction import CLUSTER, tokenizer
 from PIL import Image
 
 from tokenloom.configs.schema import DataConfig
-from tokenloom.models.core.config import ConfigError, override
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.protocols import Values
 from tokenloom.models.core.registry import get
 from tokenloom.tasks.data.extract import Encoder, plan_extract

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from tokenloom.models.core import config
+from tokenloom.models.core.registry import get
+from tokenloom.models.core.signals import SignalSpec
 
 
 class Part:
@@ -52,3 +54,67 @@ def test_a_config_builds_the_class_that_it_is_nested_in(given: Part.Config, buil
 def test_a_config_that_is_nested_nowhere_says_so() -> None:
     with pytest.raises(TypeError, match=r"Lonely is nested in no class: it needs a build of its own"):
         Lonely().build()
+
+
+VIT = {"patch": 4, "encoder_blocks": {"width": 32, "depth": 1, "heads": 2}, "decoder_blocks": {"width": 16, "depth": 1, "heads": 2}}
+#: Field of a tokenizer's config, what a run file writes there, and the type that it becomes.
+WRITTEN = [
+    ("net", {"vit": VIT}, "net.vit"),
+    ("net", {"net.vit": VIT}, "net.vit"),
+    ("quantizer", {"fsq": {"levels": [5, 5], "bound": {"symmetric": {}}}}, "quantizer.fsq"),
+    ("quantizer.codebook.update", {"learned": None}, "codebook.learned"),
+    ("quantizer.codebook.update", {"ema": {"decay": 0.5}}, "codebook.ema"),
+    ("quantizer.codebook.update", "learned", "codebook.learned"),
+    ("quantizer.codebook.start", {"iterations": 3}, "init.kmeans"),
+    ("adversarial", {"weight": 0.5, "discriminator": {"patchgan": {}}}, "loss.adversarial"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "tag"), WRITTEN)
+def test_a_run_file_replaces_values_of_unions_and_whole_parts(path: str, value: object, tag: str) -> None:
+    made: object = get("vq").config({}, {path: value})
+    for name in path.split("."):
+        made = getattr(made, name)
+    assert isinstance(made, config.Config)
+    assert made.tag == tag
+    again = get("vq").config({}, {path: made.to_dict()})  # its canonical form says the same
+    assert again == get("vq").config({}, {path: value})
+    for name in path.split("."):
+        again = getattr(again, name)
+    assert again == made
+
+
+def test_a_replaced_net_builds_and_is_edited_further() -> None:
+    changes = {"net.encoder_blocks.depth": 2, "net": {"vit": VIT}, "latent": 32}
+    made = get("vq").config({"multipliers": [1, 1]}, changes)
+    model = made.build(signal=SignalSpec(shape=(16, 16), channels=1))
+    assert len(model.encoder.stack.blocks) == 2
+    assert model.layout.grids == ((4, 4),)
+
+
+def test_fields_that_go_together_are_changed_together() -> None:
+    """A latent without a convolution must have the quantizer's channels: neither change alone could be made."""
+    for changes in ({"quant_kernel": 0, "latent": 2, "quantizer": {"fsq": {"levels": [5, 5]}}}, {"latent": 2, "quant_kernel": 0}):
+        if "quantizer" in changes:
+            assert get("vq").config({}, changes).latent == 2  # type: ignore[attr-defined]
+        else:
+            with pytest.raises(config.ConfigError, match=r"set\.latent=2, set\.quant_kernel=0: latent="):
+                get("vq").config({}, changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("net", {"vitt": {}}, r"^set\.net: \{'vitt': \{\}\}: write one of .*vit.* with its fields"),
+        ("net", {"vit": {"pach": 4}}, r"^set\.net\.vit: unknown field 'pach'; fields here: patch"),
+        ("net", {"vit": {"patch": 4}}, r"^set\.net\.vit: missing"),
+        ("quantizer.codebook.update", {"decay": 0.5}, r"update: \{'decay': 0\.5\}: write one of ema, fixed, learned with"),
+        ("quantizer.codebook.update", {"ema": {"decay": 7}}, r"update\.ema: decay=7\.0: must be"),
+        ("quantizer.codebook.update", "emma", r"update: 'emma' is not a valid .*names here: ema, fixed, learned"),
+        ("quantizer", {"type": "net.vit", **VIT}, r"set\.quantizer\.encoder_blocks|type 'net\.vit' is not a valid Quantizer\.Config"),
+        ("adversarial.weight", 0.5, r"set\.adversarial\.weight: .*None"),
+    ],
+)
+def test_what_cannot_be_written_is_said_with_its_names(path: str, value: object, message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        get("vq").config({}, {path: value})

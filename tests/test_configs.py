@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from tokenloom.configs import load, schema
-from tokenloom.models.core.config import Config, ConfigError, identity_of, role_of
+from tokenloom.models.core.config import Config, ConfigError, role_of
+from tokenloom.models.core.identity import identity_of
 from tokenloom.models.core.settings import ExecutionSettings, OptimizerSettings, TrainSettings
 
 RUNS = sorted(load.shipped("runs"))

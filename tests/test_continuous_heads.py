@@ -13,15 +13,23 @@ from zoo import CLASSES, early
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.flows.matching import FlowSampler
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
+from tokenloom.models.parts.heads.flow import FlowMatching
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.heads.inner import InnerMixture
+from tokenloom.models.parts.heads.mixture import Mixture, MixtureSampler, redrawn
 from tokenloom.models.parts.orders import Masked
 from tokenloom.models.parts.plan import Plan
+from tokenloom.models.pretrained.parity import calls_of
+from tokenloom.models.sampling.filters import inverse
 from tokenloom.models.sampling.sampler import Sampler
 
 HEADS: dict[str, tuple[Head.Config, Any]] = {
     "energy": (EnergyScore.Config(width=64, depth=2, repeats=8, noise=8), EnergySampler()),
+    "inner_mixture": (InnerMixture.Config(width=32, heads=2, components=6), MixtureSampler()),
+    "flow": (FlowMatching.Config(width=64, depth=2, repeats=8, frequencies=64), FlowSampler(steps=20)),
 }
 
 
@@ -105,3 +113,64 @@ def test_an_energy_score_is_drawn_from_guided_hidden_states() -> None:
 
     torch.testing.assert_close(drawn(Hidden(h, null, 1.5)), drawn(Hidden(2.5 * h - 1.5 * null, None, 0.0)))
     assert not torch.allclose(drawn(Hidden(h, null, 1.5)), drawn(Hidden(h, None, 0.0)), atol=0.01)
+
+
+# --- features one by one
+
+
+def mixtures(**config: Any) -> InnerMixture:
+    """An untrained head whose features hang on each other, with small means, so that a grid covers all that it draws."""
+    torch.manual_seed(0)
+    head = InnerMixture.Config(width=16, heads=2, components=3, **config).construct(2, WIDTH)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return head.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("together", [1, 2])
+def test_an_inner_mixture_is_a_density_and_its_draws_have_it(together: int) -> None:
+    head, h, side = mixtures(together=together), torch.ones(1, 1, WIDTH), torch.linspace(-12, 12, 241)
+    grid = torch.cartesian_prod(side, side)
+    p = (-head.loss(h.expand(len(grid), -1, -1), grid[:, None])[:, 0]).exp() * 0.1**2
+    assert float(p.sum()) == pytest.approx(1, abs=1e-3)
+    drawn = head.draw(Hidden(h.expand(8000, -1, -1)), Sampler(), NOW, SampleDraws.of(0, 0, 8000)).data[:, 0]
+    for what in (lambda x: x, lambda x: x.square(), lambda x: x.prod(1, keepdim=True), torch.sin):
+        expected, found = (p[:, None] * what(grid)).sum(0), what(drawn)
+        assert bool(((found.mean(0) - expected).abs() < 5 * found.std(0) / 8000**0.5 + 1e-3).all())
+
+
+@torch.no_grad()
+def test_guidance_of_a_mixture_redraws_by_the_likelihoods() -> None:
+    """With enough candidates, one feature is drawn from p(x | c)^(1 + w) p(x)^-w."""
+    given, null = (Mixture.of(torch.tensor([[mean, 0.3, 0.0, -1.0, 0.5, 0.0]]), 2) for mean in (1.0, 0.0))
+    x, weight, rows, count = torch.linspace(-8, 8, 1601)[:, None], 1.5, 4000, 400
+    log = (1 + weight) * given.log_prob(x) - weight * null.log_prob(x)
+    p = log.softmax(0)
+    draws, moment = SampleDraws.of(0, 0, rows), (rows, -1)
+    u, noise, chosen = draws.uniform("u", 0, count), draws.normal("n", 0, count, 1), draws.uniform("c", 0)
+    many = [Mixture(m.log_weight.expand(moment), m.mean.expand(rows, -1, -1), m.log_variance.expand(rows, -1, -1)) for m in (given, null)]
+    found = redrawn(
+        many[0], many[1], weight, 1.0, u, noise, chosen, lambda logits, number: inverse(logits.expand(*number.shape, -1), number)
+    )[:, 0]
+    mean = float((p * x[:, 0]).sum())
+    assert float(found.mean()) == pytest.approx(mean, abs=0.08)
+    assert float(found.std()) == pytest.approx(float((p * (x[:, 0] - mean).square()).sum().sqrt()), abs=0.08)
+    assert abs(mean - float((given.log_prob(x).softmax(0) * x[:, 0]).sum())) > 0.2, "guidance matters"
+
+
+@torch.no_grad()
+def test_cached_features_are_those_of_one_pass() -> None:
+    head, h = mixtures(), torch.randn(3, 1, WIDTH, generator=torch.Generator().manual_seed(1))
+    with calls_of(head, "run") as calls:
+        drawn = head.draw(Hidden(h), Sampler(), NOW, SampleDraws.of(0, 0, 3)).data[:, 0]
+    torch.testing.assert_close(torch.cat([output for _, output in calls], 1), head.taught(h[:, 0], drawn))
+
+
+def test_temperature_and_guidance_move_within_a_token() -> None:
+    def at(within: Any, step: int) -> tuple[float, Any]:
+        return MixtureSampler(temperature=1.2, within=within).at(step, 4, 2.0)
+
+    assert at("constant", 0) == pytest.approx((1.2, 2.0))
+    assert at("linear", 1) == pytest.approx((1.2 + 0.2 * 0.25, 2.0 + 2.0 * 0.25))
+    assert at("cosine", 3) == pytest.approx((1.0, 0.0))

@@ -109,3 +109,15 @@ def test_recognition_of_colour_images_and_of_blank_ones():
     assert not machine.straighten
     assert machine.accuracy(image, label) == 1.0
     assert recognition._upright(np.zeros((8, 8))).sum() == 0
+
+
+def test_many_images_lie_in_files_that_go_with_them(tmp_path, monkeypatch):
+    store, (image, label) = new_store(tmp_path), digits()
+    dataset = write_dataset(store, image[:40], label[:40], held_out=10)
+    in_memory, _ = features.read_images(store, dataset, ["train", "validation"])
+    monkeypatch.setattr("tokenloom.tasks.data.arrays._IN_MEMORY", 0)
+    mapped, labels = features.read_images(store, dataset, ["train", "validation"])
+    np.testing.assert_array_equal(mapped, in_memory)
+    np.testing.assert_array_equal(labels, label[:40])
+    assert isinstance(mapped.base, np.memmap)
+    assert not [path for path in (store.root / "scratch").rglob("*") if path.is_file()], "the file has no name"

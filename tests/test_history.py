@@ -112,7 +112,7 @@ def as_before(store: Store, outcome: Outcome, gone: tuple[str, ...] = ()) -> Out
         for shard in record.notes["shards"]:
             work.add_file(shard["path"], rows=shard["rows"])
         for table, schema in (("entries", module._ENTRIES), ("items", module._ITEMS), ("quarantine", module._QUARANTINE)):
-            known = [f for f in schema if f.name not in ("ctime", "stamp", "captioned", "beside", "retry")]
+            known = [f for f in schema if f.name not in ("ctime", "stamp", "caption_bytes", "beside", "retry")]
             rows = read_table(store, record, f"{table}.parquet")
             work.put(f"{table}.parquet", module.table_bytes(rows, module.pa.schema(known)))
         kept = {key: value for key, value in record.notes.items() if key != "found"}

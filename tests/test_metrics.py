@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from scipy import linalg, ndimage
@@ -170,3 +172,32 @@ def test_usage_and_perplexity():
 def test_values_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         metrics.moments(np.array([[1.0], [np.nan]]))
+
+
+def test_the_distance_at_infinity_is_that_without_the_bias_of_few_samples():
+    random = np.random.default_rng(0)
+    fake, dim = random.standard_normal((4000, 16)), 16
+    near = metrics.frechet_distance(np.zeros(dim), np.eye(dim), *metrics.moments(fake[:400]))
+    limits = [metrics.frechet_at_infinity(np.zeros(dim), np.eye(dim), fake[:400], seed=seed) for seed in range(5)]
+    assert near > 0.1, "samples of the very same distribution, and far from it"
+    assert abs(np.mean(limits)) < 0.5 * near
+    with (
+        mock.patch.object(metrics, "moments", side_effect=lambda part: (len(part), 0)),
+        mock.patch.object(metrics, "_FrechetTo", return_value=lambda n, _: 0.25 + 3 / n),
+    ):
+        assert metrics.frechet_at_infinity(np.zeros(1), np.eye(1), np.zeros((1000, 1))) == pytest.approx(0.25)
+
+
+def test_the_interval_holds_the_distance_and_narrows_with_the_samples():
+    random, dim = np.random.default_rng(1), 4
+    fake = random.standard_normal((2000, dim)) + 0.3
+    widths = []
+    for rows in (125, 2000):
+        low, high = metrics.frechet_interval(np.zeros(dim), np.eye(dim), fake[:rows], 60)
+        value = metrics.frechet_distance(np.zeros(dim), np.eye(dim), *metrics.moments(fake[:rows]))
+        assert low < value < high
+        widths.append(high - low)
+    assert widths[1] < 0.5 * widths[0], "a quarter in expectation"
+    assert metrics.frechet_interval(np.zeros(dim), np.eye(dim), fake[:50], 5) == metrics.frechet_interval(
+        np.zeros(dim), np.eye(dim), fake[:50], 5
+    )

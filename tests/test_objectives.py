@@ -12,8 +12,9 @@ from zoo import spec_of
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.models.core.config import ConfigError, from_dict, override
+from tokenloom.models.core.config import ConfigError, from_dict
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.protocols import Batch, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.objectives.base import GroupModel, Objective, objectives

@@ -107,9 +107,24 @@ def test_a_served_model_takes_text_and_steps() -> None:
     for wrong, params, message in (
         (["x" * 13], {}, "takes at most 12"),
         (["a"], {"steps": 2}, "fixes its steps"),
+        (["a"], {"guidance_schedule": "sine"}, "guidance_schedule='sine': write one of constant, linear"),
+        (["a"], {"guidance_interval": "0.5"}, "give two shares of the decoding"),
+        (["a"], {"guidance_interval": "half"}, "guidance_interval='half': cannot be read"),
+        (["a"], {"top_p": 1.5}, r"sample\.top_p=1.5: must be a finite number between 0 and 1"),
+        (["a"], {"order": "random"}, r"sample\.order=random: the order of this model, raster, is not open"),
+        (["a"], {"decoder": "quick"}, r"sample\.decoder: .*quick.*write one of"),
+        (["a"], {"head": '{"diffusion": {"steps": 5}}'}, r"sample\.head=.*has no settings of its own"),
+        (["a"], {"cfg": 2.0}, "parameter 'cfg': this model takes seed, guidance, "),
     ):
         with pytest.raises(MlflowException, match=message):
             ask(wrong, **params)
+    plain = ask(many, seed=1)
+    for changed in ({"top_k": 1}, {"temperature": 50.0}, {"top_p": 0.01}, {"temperature": 5.0, "temperature_end": 50.0}):
+        assert ask(many, seed=1, **changed) != plain, changed
+    guided = ask(many, seed=1, guidance=30.0)
+    for changed in ({"guidance_schedule": "linear"}, {"guidance_interval": "0.9,1.0"}):
+        assert ask(many, seed=1, guidance=30.0, **changed) != guided, changed
+    assert ask(many, top_k=1, decoder="jacobi") == ask(many, top_k=1), "the likeliest tokens, found in another way"
     with pytest.raises(MlflowException, match="takes the column 'text', got class_id"):
         served.predict(None, pd.DataFrame({"class_id": [1]}), {})
     served.pair = pair({})

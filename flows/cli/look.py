@@ -100,6 +100,11 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
 @click.option("--order", type=click.Choice(["raster", "random", "halton"]), help="Sequence of positions, of models that start anywhere.")
 @click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
 @click.option(
+    "--head",
+    metavar="SETTINGS",
+    help="Settings of the head's own sampler, as in a run file: '{diffusion: {steps: 50, temperature: 0.95}}' [default: the run's].",
+)
+@click.option(
     "--decoder",
     metavar="NAME",
     help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
@@ -122,6 +127,7 @@ def sample(
     seed: int,
     history: Path | None,
     horizon: int | None,
+    head: str | None,
     decoder: str | None,
     out: Path,
     root: str | None,
@@ -160,6 +166,7 @@ def sample(
             history=history,
             horizon=horizon,
             columns=columns,
+            head=None if head is None else parse_yaml(head, "--head"),
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,
             report=shown.report,

@@ -59,14 +59,25 @@ def _glance(metrics: dict[str, Any]) -> str:
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in GLANCE if isinstance(metrics.get(name), (int, float)))
 
 
-@click.command(epilog=epilog("tokenloom show digits_var", "tokenloom show generator/digits-var-1a2b3c4d5e6f", "tokenloom show 1a2b"))
+@click.command(
+    epilog=epilog(
+        "tokenloom show digits_var",
+        "tokenloom show digits_var --rejected",
+        "tokenloom show generator/digits-var-1a2b3c4d5e6f",
+        "tokenloom show 1a2b",
+    )
+)
 @click.argument("reference", metavar="RUN|ARTIFACT")
 @place_options
+@click.option("--rejected", is_flag=True, help="What ingest could not use of the data, by reason.")
 @json_option
-def show(reference: str, root: str | None, store: str | None, as_json: bool) -> None:
+def show(reference: str, root: str | None, store: str | None, rejected: bool, as_json: bool) -> None:
     """One run or artifact: status, numbers, lineage both ways, pictures."""
     work = workspace("tokenloom", root, store)
     found = _find(work.store, reference)
+    if rejected:
+        _show_rejected(work.store, reference, found, as_json)
+        return
     described = [_describe(work.store, artifact) for artifact in found]
     if as_json:
         emit({"reference": reference, "artifacts": described})
@@ -83,6 +94,32 @@ def _find(store: Store, reference: str) -> list[Artifact]:
         if record.artifact.name == name:
             newest[record.artifact.kind] = record.artifact
     return list(newest.values()) or [store.resolve(reference)]
+
+
+def _show_rejected(store: Store, reference: str, found: list[Artifact], as_json: bool) -> None:
+    """What ingest could not use: each reason with its items."""
+    from tokenloom.models.core.config import ConfigError
+    from tokenloom.tasks.data.matching import read_table
+
+    dataset = next((artifact for artifact in found if artifact.kind == "dataset"), None)
+    if dataset is None:
+        raise ConfigError(f"show {reference} --rejected: it has no dataset; give a run's name or a dataset")
+    rows = read_table(store, store.record(dataset), "quarantine.parquet")
+    if as_json:
+        rejects = [{"source": row["source"], "reason": row["reason"], "again": bool(row.get("retry"))} for row in rows]
+        emit({"reference": reference, "dataset": dataset.id, "rejected": rejects})
+        return
+    click.secho(f"dataset/{dataset.id}: {len(rows):,} rejected", bold=True)
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        reasons.setdefault(row["reason"], []).append(row)
+    for reason, mine in sorted(reasons.items(), key=lambda each: -len(each[1])):
+        again = "; read again by the next ingest" if mine[0].get("retry") else ""
+        click.echo(f"{len(mine):,} x {reason}{again}")
+        for row in mine[:_CLASSES]:
+            click.echo(f"  {row['source']}")
+        if len(mine) > _CLASSES:
+            click.echo(f"  … and {len(mine) - _CLASSES:,} more; --json has all")
 
 
 def _describe(store: Store, artifact: Artifact) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import Config, ConfigError, coerce, fields_from, from_dict
@@ -24,6 +25,18 @@ from tokenloom.models.core.signals import SignalSpec, upgraded
 
 #: Number of the form of ``model.json``, raised when what is written can no longer be read by an older version.
 FORMAT = 2
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out initial values of tensors of the meta device: they have no memory, and much of the time of a build went there."""
+
+    FILLS = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensor = args[0] if args else (kwargs or {}).get("tensor")
+        if func in self.FILLS and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class ModelSpec:
     def shaped(self) -> Method:
         """The model without memory for its weights, where its parts allow that (one that computes values when built needs real tensors)."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Unfilled():
                 return self.build()
         except (NotImplementedError, RuntimeError):
             return self.build()

@@ -18,8 +18,8 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, get_type_hints
 
 from tokenloom.models.core.coercion import Parsed
 from tokenloom.models.core.coercion import coerce as coerce
@@ -34,8 +34,6 @@ from tokenloom.models.core.marks import enters as enters
 from tokenloom.models.core.marks import role_of as role_of
 from tokenloom.models.core.stored import JOINED, joined, split
 from tokenloom.models.core.stored import stored_as_one as stored_as_one
-
-T = TypeVar("T")
 
 
 class Config(Parsed):
@@ -117,6 +115,42 @@ class Config(Parsed):
         """Canonical plain form: ``{"type": tag, field: value, …}`` recursively."""
         return typing.cast(dict[str, Any], canonical(self))
 
+    @classmethod
+    def names(cls) -> dict[str, type[Config]]:
+        """Every type that is one of this kind by what a run file calls it: the last word of its tag, or all of it."""
+        kinds = {tag: kind for tag, kind in sorted(tags().items()) if issubclass(kind, cls) and not inspect.isabstract(kind)}
+        words = [tag.rpartition(".")[2] for tag in kinds]
+        return {tag.rpartition(".")[2]: kind for tag, kind in kinds.items() if words.count(tag.rpartition(".")[2]) == 1} | kinds
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], where: str) -> Config:
+        """A config as a run file has it: ``{NAME: {field: value}}`` of one of its kinds, its own fields, or the canonical form.
+
+        Raises:
+            ConfigError: another name, an unknown or missing field, or a value of the wrong type.
+        """
+        return cls.parse_one_of((cls,), value, where)
+
+    @classmethod
+    def parse_one_of(cls, kinds: Sequence[type[Any]], value: Mapping[str, Any], where: str) -> Config:
+        if "type" in value:
+            made = from_dict(value, where)
+            if not isinstance(made, tuple(kinds)):
+                wanted = " or ".join(kind.__qualname__ for kind in kinds)
+                raise ConfigError(f"{where}: type {value['type']!r} is not a valid {wanted}")
+            return made
+        known: dict[str, type[Config]] = {}
+        for kind in kinds:
+            known |= kind.names()
+        name = next(iter(value), "") if len(value) == 1 else ""
+        if name in known and isinstance(value[name], Mapping | None):
+            return from_fields(known[name], value[name], f"{where}.{name}")
+        if len(kinds) == 1 and not inspect.isabstract(kinds[0]) and kinds[0].tag:
+            return from_fields(kinds[0], value, where)
+        names = sorted(name for name in known if "." not in name or name.rpartition(".")[2] not in known)
+        example = next(iter(names), "NAME")
+        raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(names)} with its fields, e.g. {{{example}: {{}}}}")
+
 
 @functools.cache
 def _wanted(host: Any) -> frozenset[str]:
@@ -186,6 +220,26 @@ def _revived(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return [_revived(item, f"{where}[{i}]") for i, item in enumerate(value)]
     return value
+
+
+def from_fields(kind: type[Config], given: Any, where: str) -> Config:
+    """A config of this type with these fields, as a run file has them; None (nothing written) is none.
+
+    Raises:
+        ConfigError: no mapping, an unknown or missing field, or a value that cannot be.
+    """
+    if not isinstance(given, Mapping | None):
+        raise ConfigError(f"{where}: {given!r} is not a mapping of fields, e.g. {{field: value}}")
+    hints = {field.name: field.hint for field in _fields(kind)}
+    if unknown := [key for key in given or {} if key not in hints]:
+        raise ConfigError(f"{where}: unknown field {unknown[0]!r}; fields here: {', '.join(hints) or 'none'}")
+    values = {key: coerce(item, hints[key], f"{where}.{key}") for key, item in (given or {}).items()}
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without a default
+        raise ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def fields_from(kind: Any, data: Any, where: str) -> dict[str, Any]:
@@ -267,52 +321,3 @@ def _as_hinted(value: Any, hint: Any) -> Any:
         return coerce(value, hint, "")
     except ConfigError:
         return value
-
-
-def identity_of(settings: Any) -> dict[str, Any]:
-    """The identity part of a marked settings dataclass, as plain data.
-
-    Raises:
-        ConfigError: if a field carries no ``Identity``/``Execution`` mark.
-    """
-    hints = get_type_hints(type(settings), include_extras=True)
-    result: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if enters(hints[field.name], f"{type(settings).__name__}.{field.name}", value, default):
-            several = isinstance(value, Mapping)
-            result[field.name] = {k: _identity(v) for k, v in sorted(value.items())} if several else _identity(value)
-    return result
-
-
-def _identity(value: Any) -> Any:
-    marked = dataclasses.is_dataclass(value) and not isinstance(value, Config)
-    return identity_of(value) if marked else canonical(value)
-
-
-def override(config: T, changes: Mapping[str, Any], where: str = "set") -> T:
-    """A copy of a config with dotted paths replaced, e.g. ``{"net.dropout": 0.1}``.
-
-    Raises:
-        ConfigError: unknown path (with the fields that exist) or a value of the wrong type.
-    """
-    for path, value in changes.items():
-        config = _replace(config, path.split("."), value, f"{where}.{path}")
-    return config
-
-
-def _replace(config: Any, path: list[str], value: Any, where: str) -> Any:
-    names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    head, *rest = path
-    if head not in names:
-        known = ", ".join(names) or f"none, it is the value {config!r}"
-        raise ConfigError(f"{where}: unknown field {head!r}; fields here: {known}")
-    if rest:
-        new = _replace(getattr(config, head), rest, value, where)
-    else:
-        new = coerce(value, get_type_hints(type(config))[head], where)
-    try:
-        return dataclasses.replace(config, **{head: new})
-    except ConfigError as error:
-        raise ConfigError(f"{where}={shortened(value)}: {error}") from error

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError, override
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.layout import LayoutError as LayoutError
 from tokenloom.models.core.layout import TokenLayout as TokenLayout
 from tokenloom.models.core.requests import Condition as Condition

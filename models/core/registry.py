@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
-from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, override, shortened
+from tokenloom.models.core.config import AXES, Config, ConfigError, coerce, shortened
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.limits import check_number
 from tokenloom.models.core.published import Size, Training
 
@@ -158,15 +159,38 @@ def register(
 
 
 @cache
-def _discover() -> None:
-    import torch
-
+def _modules() -> tuple[str, ...]:
+    """Names of the modules of the zoo's rooms, without importing them: a recipe stands in the one of its name."""
     import tokenloom.models.zoo
+
+    rooms = [room.name for room in pkgutil.iter_modules(tokenloom.models.zoo.__path__) if room.ispkg]
+    paths = {f"tokenloom.models.zoo.{room}": [f"{path}/{room}" for path in tokenloom.models.zoo.__path__] for room in rooms}
+    return tuple(f"{room}.{module.name}" for room, path in paths.items() for module in pkgutil.iter_modules(path))
+
+
+def _load(path: str) -> None:
+    """Import a module, and all modules in it if it is a package."""
+    import torch
 
     # Whoever asks first may be building without memory (``torch.device("meta")``); what modules make when imported lasts.
     with torch.device("cpu"):
-        for module in pkgutil.walk_packages(tokenloom.models.zoo.__path__, "tokenloom.models.zoo."):
+        inside = getattr(importlib.import_module(path), "__path__", ())
+        for module in pkgutil.walk_packages(inside, f"{path}."):
             importlib.import_module(module.name)
+
+
+@cache
+def _discover() -> None:
+    """Import the whole zoo."""
+    _load("tokenloom.models.zoo")
+
+
+def _find(name: str) -> None:
+    """Import what registers this name: the module of its name, or the whole zoo where that has not got it."""
+    for path in [path for path in _modules() if path.rpartition(".")[2] == name]:
+        _load(path)
+    if name not in _RECIPES:
+        _discover()
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -181,7 +205,8 @@ def get(name: str, kind: str | None = None) -> Recipe:
     Raises:
         ConfigError: unknown name or wrong kind, with the names that exist.
     """
-    _discover()
+    if name not in _RECIPES:
+        _find(name)
     if name not in _RECIPES or kind not in (None, _RECIPES[name].kind):
         what = f"{kind} recipe" if kind else "recipe"
         raise ConfigError(f"unknown {what} {name!r}; there are: {', '.join(names(kind))}")

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
-from tokenloom.models.core.config import Added
+from tokenloom.models.core.config import Added, from_fields
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.named import from_fields
 from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.plan import Plan

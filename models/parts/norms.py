@@ -180,6 +180,7 @@ class AdaLN(BlockNorm):
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
         last: Added[Literal["adaptive", "plain"]] = "adaptive"
+        condition: Added[int] = 0
 
     def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
         super().__init__(branches)
@@ -187,10 +188,11 @@ class AdaLN(BlockNorm):
         self.branches = nn.ModuleList(
             [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
         )
-        self.maps = nn.ModuleList([nn.Linear(width, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
+        given = config.condition or width
+        self.maps = nn.ModuleList([nn.Linear(given, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
         self.offset: nn.Embedding | None = nn.Embedding(depth, 3 * branches * width) if config.sharing == "shared" else None
         self.before = norm(config.final, width, config.eps)
-        self.final: nn.Linear | None = nn.Linear(width, 2 * width) if config.last == "adaptive" else None
+        self.final: nn.Linear | None = nn.Linear(given, 2 * width) if config.last == "adaptive" else None
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from tokenloom.tasks.store.storage import sync_folder
+
+_IN_MEMORY = 1 << 28  # bytes of a scratch array that is no file
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], files: Mapping[str, Sequence[bytes]] | None = None) -> None:
@@ -79,3 +83,14 @@ def grown(path: Path, shape: tuple[int, ...] | None = None, dtype: Any = None) -
     np.lib.format.open_memmap(filling, mode="w+", dtype=dtype, shape=shape)
     os.replace(filling, path)
     return grown(path)
+
+
+def scratch(folder: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An empty array of this process: in memory, or where that would be much of it, in a file that goes with the array."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= _IN_MEMORY:
+        return np.empty(shape, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))

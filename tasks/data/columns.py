@@ -33,7 +33,7 @@ def further_columns(raw: bytes, views: Sequence[str] = ("plain",)) -> dict[str, 
     names = [name for name in pq.ParquetFile(io.BytesIO(raw)).schema_arrow.names if name.startswith(PREFIX)]
     if names and list(views) != ["plain"]:
         raise ConfigError(f"extract.views={list(views)}: data with columns ({', '.join(names)}) has the view plain alone")
-    table = pq.read_table(io.BytesIO(raw), columns=names) if names else {}
+    table = pq.ParquetFile(io.BytesIO(raw)).read(names) if names else {}
     return {name: table[name].to_pylist() for name in names}
 
 

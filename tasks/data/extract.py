@@ -190,7 +190,7 @@ class Encoder:
         shard = Shard.of(of_shard)
         raw = read_shard(storage, shard)
         items, label_N = self._modality.read(raw, storage.uri(shard.path), self._shape)
-        names = pq.read_table(io.BytesIO(raw), columns=["key", "caption"])
+        names = pq.ParquetFile(io.BytesIO(raw)).read(["key", "caption"])
         layout = replace(self._model.layout, tokenizer=self._artifact.fingerprint)
         with self._encoding, torch.inference_mode():
             if not self._warm:  # the first call of a network is slow, and says nothing about the rest

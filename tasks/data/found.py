@@ -31,6 +31,8 @@ def found(record: Record) -> str:
         parts.append(
             f"{metrics['rejected']:,} rejected ({noted['rejected']})" if noted.get("rejected") else f"{metrics['rejected']:,} rejected"
         )
+    if untrained := noted.get("untrained"):
+        parts.append(f"no training {noun} of {', '.join(untrained[:_CLASSES])}{', …' if len(untrained) > _CLASSES else ''}")
     if noted.get("how"):
         parts.append(noted["how"])
     return "; ".join(parts)
@@ -58,5 +60,10 @@ def noted(items: Iterable[Mapping[str, Any]], rejects: Sequence[Mapping[str, Any
     """What a dataset's record notes for ``found``; ``label`` of an item is its class name."""
     rows = list(items)
     counts = Counter(row["label"] for row in rows)
-    told = {"counts": [counts[name] for name in classes], "captions": sum(bool(row["captioned"]) for row in rows)}
+    told: dict[str, Any] = {"counts": [counts[name] for name in classes], "captions": sum(row["caption_bytes"] > 0 for row in rows)}
+    if told["captions"]:
+        longest = max(rows, key=lambda row: (row["caption_bytes"], str(row["key"])))
+        told["longest"] = [longest["caption_bytes"], longest["key"]]
+    trained = {row["label"] for row in rows if row["split"] == "train"}
+    told |= {"untrained": untrained} if (untrained := [name for name in classes if name not in trained]) else {}
     return told | ({"rejected": reasons(rejects)} if rejects else {}) | ({"how": how} if how else {})

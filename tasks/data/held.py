@@ -11,7 +11,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -42,6 +42,7 @@ class Held(ABC):
         self.rows, self.cache, self.limit = rows, cache, limit
         self.storage = Storage(rows.store)
         self.complete = False  # whether all shards are here for good
+        self._broken: dict[int, ArtifactError] = {}
         self.starts = np.cumsum([0, *(shard.rows for shard in rows.shards)])
 
     def owner(self, idx: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -59,6 +60,18 @@ class Held(ABC):
         Raises:
             ArtifactError: a shard is missing, cut short, has the wrong hash, or holds values out of range.
         """
+
+    @contextlib.contextmanager
+    def _alone(self, i: int, lock: Path) -> Iterator[None]:
+        """Bring a shard while nobody else does; what was wrong with it is told to all who ask for it, as damage is put aside at once."""
+        with file_lock(lock, f"the cached shard {self.rows.shards[i].path}"):
+            if i in self._broken:
+                raise self._broken[i]
+            try:
+                yield
+            except ArtifactError as error:
+                self._broken[i] = error
+                raise
 
     def _labels(self, labels: NDArray, shard: Shard) -> NDArray[np.int64]:
         if len(labels) != shard.rows:
@@ -101,7 +114,7 @@ class Flat(Held):
         for i in shards:
             if self.done[i]:
                 continue
-            with file_lock(node_cache.lock_of(self.cache, self.folder, str(i)), f"the cached shard {self.rows.shards[i].path}"):
+            with self._alone(i, node_cache.lock_of(self.cache, self.folder, str(i))):
                 if not (self.folder / "done" / str(i)).exists():
                     self._fill(i)
                 elif not self._data:
@@ -214,7 +227,7 @@ class Encoded(Held):
     def _found(self, i: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
         shard = self.rows.shards[i]
         folder = node_cache.folder_of(self.cache, node_cache.ENCODED, shard.sha256)
-        with file_lock(node_cache.lock_of(self.cache, folder), f"the cached shard {shard.path}"):
+        with self._alone(i, node_cache.lock_of(self.cache, folder)):
             if not whole(folder):
                 self._fill(shard, folder)
             file = os.open(folder / "items.bin", os.O_RDONLY)

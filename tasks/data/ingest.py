@@ -54,7 +54,7 @@ _ITEMS = pa.schema(
         ("label", pa.int32()),
         ("pixels", pa.binary()),
         ("shard", pa.string()),
-        ("captioned", pa.bool_()),
+        ("caption_bytes", pa.int32()),
         ("beside", pa.string()),
     ]
 )
@@ -159,7 +159,7 @@ def _kept_items(plan: Matched, config: DataConfig, store: Store) -> list[dict[st
     items, modality = [], modalities.kind(config.kind)
     for shard in plan.kept:
         rows = plan.rows[shard["path"]]
-        if rows and rows[0].get("beside") is None:
+        if rows and rows[0].get("caption_bytes") is None:
             rows = filled(rows, read_verified(store.storage, shard["path"], shard["sha256"]), modality)
         items += rows
     return items

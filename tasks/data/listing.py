@@ -105,7 +105,7 @@ def shown(entry: Entry, item: Item) -> str:
     """Where an item is, for people: an absolute path where there is one."""
     if entry.path is None:
         return item.source
-    return str(entry.path if item.source == entry.name else entry.path.parent / item.source)
+    return printable(str(entry.path if item.source == entry.name else entry.path.parent / item.source))
 
 
 def printable(name: str) -> str:

@@ -63,7 +63,7 @@ def read_table(store: Store, record: Record, name: str) -> list[dict[str, Any]]:
     path = f"{record.artifact.folder}/{name}"
     try:
         known = {file["path"]: file["sha256"] for file in record.files}
-        return list(pq.read_table(pa.BufferReader(read_verified(store.storage, path, known[path]))).to_pylist())
+        return list(pq.ParquetFile(pa.BufferReader(read_verified(store.storage, path, known[path]))).read().to_pylist())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ArtifactError(f"{store.storage.uri(path)}: {error}") from error
 

@@ -82,7 +82,7 @@ def make_shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, poo
         caption = plan.source.caption(item, config.captions)
         rows.append({"key": item.key, **result.columns, "label": result.label, "caption": caption, "source": item.source})
         columns = {name: value for name, value in result.columns.items() if name.startswith(PREFIX)}
-        noted = {"label": plan.classes[result.label], "pixels": result.content.hex(), "captioned": bool(caption)}
+        noted = {"label": plan.classes[result.label], "pixels": result.content.hex(), "caption_bytes": len((caption or "").encode())}
         place = {"key": item.key, "entry": entry.name, "split": unit.split}
         index.append(place | noted | {"beside": beside(modality, caption, columns)})
     made |= {"rows": len(rows), "index": index, "rejects": rejects, "digests": digests}
@@ -112,11 +112,11 @@ def plainly(reason: str) -> str:
 
 
 def filled(rows: list[dict[str, Any]], raw: bytes, modality: Modality) -> list[dict[str, Any]]:
-    """Rows of an items table of an earlier version, with what is read from their shard: ``captioned`` and ``beside``."""
+    """Rows of an items table of an earlier version, with what is read from their shard: ``caption_bytes`` and ``beside``."""
     file = pq.ParquetFile(pa.BufferReader(raw))
     names = [name for name in file.schema_arrow.names if name.startswith(PREFIX)]
     found = {}
     for row in file.read(["key", "caption", *names]).to_pylist():
         columns = {name: row[name] for name in names}
-        found[row["key"]] = {"captioned": bool(row["caption"]), "beside": beside(modality, row["caption"], columns)}
+        found[row["key"]] = {"caption_bytes": len((row["caption"] or "").encode()), "beside": beside(modality, row["caption"], columns)}
     return [{**row, **found[row["key"]]} for row in rows]

@@ -130,7 +130,7 @@ def read_tokens(source: Path | bytes, where: str = "", layout: TokenLayout | Non
     """
     where = where or (str(source) if isinstance(source, Path) else "token shard")
     try:
-        table = pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source)
+        table = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source).read()
         description = json.loads((table.schema.metadata or {})[_METADATA])
         found = TokenLayout.from_dict(description["layout"])
         column = table["ids"].combine_chunks()

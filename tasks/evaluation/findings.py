@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ class Findings:
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, bytes] = field(default_factory=dict)  # file name to .npz
+    files: dict[str, Path] = field(default_factory=dict)  # file name to a local file, which goes when it is kept
 
     def add(self, more: Findings) -> None:
         """Take over what another part of the evaluation has found."""
@@ -33,12 +36,16 @@ class Findings:
         self.pictures |= more.pictures
         self.notes |= more.notes
         self.arrays |= more.arrays
+        self.files |= more.files
 
 
 def keep(step: StepSpec, found: Findings, work: Work, titles: Mapping[str, str]) -> None:
     """Write numbers, pictures, arrays and the report into the artifact; ``titles`` are those of pictures in the report."""
     for name, data in found.arrays.items():
         work.put(name, data)
+    for name, path in found.files.items():
+        work.put_file(path, name)
+        path.unlink()
     for name, data in found.pictures.items():
         work.put(f"{name}.png", data)
     work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
@@ -52,6 +59,14 @@ def arrays(**named: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **named)
     return buffer.getvalue()
+
+
+def arrays_file(folder: Path, **named: NDArray[Any]) -> Path:
+    """A ``.npz`` file in a folder, of arrays that may be larger than memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".npz", delete=False) as file:
+        np.savez_compressed(file, allow_pickle=False, **named)
+    return Path(file.name)
 
 
 def training_curves(store: Store, models: dict[str, Artifact]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

@@ -125,6 +125,10 @@ class Modality(ABC):
     def spec(self, config: DataConfig) -> SignalSpec:
         """The signal that a run file asks for; raises ``ConfigError`` for a value that this kind cannot use."""
 
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        """Held-out items without which nothing can be judged under this protocol."""
+        return 1
+
     def check(self, config: RunConfig) -> None:
         """Refuse, before any step of the run works, models that cannot be judged or served on this data; raises ``ConfigError``."""
         return None

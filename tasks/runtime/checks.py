@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, identity
@@ -16,6 +17,7 @@ from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.serving.predict import default_sampler, use_draft_model
 from tokenloom.tasks.serving.request import ConditionSpec
 from tokenloom.tasks.store.records import StepSpec
+from tokenloom.tasks.training.carried import carried
 
 
 def depends_on(section: BaseConfig) -> tuple[str, ...]:
@@ -165,6 +167,24 @@ def _check_sampling(config: RunConfig, made: ModelSpec, draft: dict[str, Any] | 
         raise ConfigError(f"generator: recipe {made.recipe!r} does not fit the tokenizer's tokens: {error}") from error
 
 
+def check_augmentation(config: RunConfig) -> None:
+    """Refuse a training that varies what cannot be varied: tokens, or items of a kind that has no augmentations.
+
+    Raises:
+        ConfigError: naming the section.
+    """
+    base = config.tokenizer and config.tokenizer.base
+    of_tokens = {"generator": config.generator} | {f"stages.{stage.name}": stage for stage in config.stages}
+    of_items = {"tokenizer": config.tokenizer, "tokenizer.base": base, "density": config.density}
+    for where, section in (of_tokens | of_items).items():
+        if section is None or section.train is None or section.train.augment is None:
+            continue
+        if where in of_tokens:
+            raise ConfigError(f"{where}.train.augment: it reads tokens, which are made before it trains; extract.views has their forms")
+        if not modalities.kind(config.data.kind).draws:
+            raise ConfigError(f"{where}.train.augment: items of kind {config.data.kind} are not varied; leave it out")
+
+
 def check_density(config: RunConfig, classes: int) -> None:
     """Build the density of a run on the meta device.
 
@@ -188,26 +208,19 @@ def check_stage(spec: StepSpec, where: str, classes: int, tokenizer: ModelSpec, 
     _build(ModelSpec("generator", noted["recipe"], noted["args"], noted["set"], given, spec.config["config"]), where)
 
 
-def check_warm_start(spec: ModelSpec, start: ModelSpec, name: str) -> None:
-    """A generator can start from another one's weights only if they have the same names and shapes.
+def check_warm_start(spec: ModelSpec, start: ModelSpec, name: str, fresh: Sequence[str] = ()) -> None:
+    """A model can start from another one's weights only if they have the same names and shapes, but for ``fresh`` parts of a tokenizer.
 
     Raises:
         ConfigError: they do not; names the first tensors that differ.
     """
-    ours, theirs = (
-        {name: tuple(tensor.shape) for name, tensor in _build(each, "generator").state_dict().items()} for each in (spec, start)
-    )
-    odd = [
-        f"{tensor} is {theirs.get(tensor, 'missing')} there and {ours.get(tensor, 'missing')} here"
-        for tensor in sorted(ours.keys() | theirs.keys())
-        if ours.get(tensor) != theirs.get(tensor)
-    ]
-    if odd:
-        more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
-        raise ConfigError(
-            f"generator.warm_start: {name} ({start.recipe}) does not fit recipe {spec.recipe!r}: {'; '.join(odd[:2])}{more}. "
-            "Keep the recipe and its arguments, or leave warm_start out"
-        )
+    ours, theirs = (_build(each, spec.kind).state_dict() for each in (spec, start))
+    where = f"{spec.kind}.warm_start: {name} ({start.recipe}) does not fit recipe {spec.recipe!r}"
+    try:
+        carried(ours, theirs, fresh, where)
+    except ConfigError as error:
+        name_it = ", name the parts that start afresh (tokenizer.fresh: [quantizer])" if spec.kind == "tokenizer" else ""
+        raise ConfigError(f"{error}. Keep the recipe and its arguments{name_it}, or leave warm_start out") from error
 
 
 def check_training(model: Method, recipe: str, train: Any, where: str) -> None:

@@ -8,6 +8,7 @@ from tokenloom.configs.schema import RunConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.evaluation import evaluate as evaluating
+from tokenloom.tasks.runtime.checks import check_augmentation
 from tokenloom.tasks.steps import train_stage
 from tokenloom.tasks.steps.base import Context, Inputs, Planned, Step, roles
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store
@@ -45,6 +46,7 @@ def check(context: Context, _planned: Mapping[str, Planned]) -> None:
     if last not in judges:
         raise ConfigError(f"data.kind={config.data.kind}: a run that ends with a {last} cannot be judged; end it with: {', '.join(judges)}")
     modalities.kind(config.data.kind).check(config)
+    check_augmentation(config)
     unknown = {role: Artifact(role, config.name, "0" * 12, "") for role in ("tokenizer", "dataset", "features")}
     models = {"density" if config.density is not None else "generator": Artifact("generator", config.name, "0" * 12, "")}
     plan(context, unknown | (models if config.density is not None or config.generator is not None else {}))

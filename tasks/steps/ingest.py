@@ -10,6 +10,7 @@ from tokenloom.tasks import modalities
 from tokenloom.tasks.data import ingest as ingesting
 from tokenloom.tasks.data.found import found as told
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
+from tokenloom.tasks.steps.data_checks import check_data
 from tokenloom.tasks.store.artifacts import Outcome, Store
 
 
@@ -33,8 +34,16 @@ def plan(context: Context, _inputs: Inputs) -> Given | Later:
 
 
 def run(context: Context, _inputs: Inputs) -> Outcome:
-    """Make the dataset, or find it."""
-    return ingesting.ingest(context.config.name, context.config.data, context.store, context.report)
+    """Make the dataset, or find it, and see that it does for the rest of the run."""
+    made = ingesting.ingest(context.config.name, context.config.data, context.store, context.report)
+    check_data(context.config, context.store.record(made.artifact), context.store)
+    return made
+
+
+def check(context: Context, planned: Mapping[str, Planned]) -> None:
+    """Refuse a dataset that is there and does not do for the rest of the run."""
+    if (dataset := planned["dataset"].artifact) is not None:
+        check_data(context.config, context.store.record(dataset), context.store)
 
 
 def classes(context: Context, planned: Mapping[str, Planned]) -> int:
@@ -58,4 +67,4 @@ def classes(context: Context, planned: Mapping[str, Planned]) -> int:
     return found
 
 
-INGEST = Step("ingest", "dataset", "Raw items to dataset shards; only new files are read.", needs, plan, run)
+INGEST = Step("ingest", "dataset", "Raw items to dataset shards; only new files are read.", needs, plan, run, check)

@@ -12,7 +12,7 @@ from typing import Any
 from tokenloom.configs.schema import RunConfig, TokenizerConfig
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.runtime.checks import check_tokenizer, depends_on
+from tokenloom.tasks.runtime.checks import check_tokenizer, check_warm_start, depends_on
 from tokenloom.tasks.steps import ingest
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Planned, Step, roles, used
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, canonical_json
@@ -116,7 +116,25 @@ def plan(context: Context, inputs: Inputs) -> StepSpec | Given:
     config, store = context.config, context.store
     if given := given_tokenizer(config, store):
         return given
-    return plan_tokenizer(config.name, config.codec, inputs["dataset"], store, inputs.get("base"), inputs.get("features"))
+    start = _start(config, store)
+    return plan_tokenizer(config.name, config.codec, inputs["dataset"], store, inputs.get("base"), inputs.get("features"), start)
+
+
+def _start(config: RunConfig, store: Store) -> Artifact | None:
+    """The tokenizer whose weights the training starts from; None for fresh weights.
+
+    Raises:
+        ConfigError: it is not in the store, or the run names itself.
+    """
+    wanted = config.codec.warm_start
+    if wanted is None:
+        return None
+    if wanted == config.name:
+        raise ConfigError(f"tokenizer.warm_start={wanted!r} is this run: each of its tokenizers would start another; give NAME-FINGERPRINT")
+    try:
+        return store.resolve(wanted, "tokenizer")
+    except ConfigError as error:
+        raise ConfigError(f"tokenizer.warm_start: {error}") from error
 
 
 def plan_base(context: Context, inputs: Inputs) -> StepSpec | Given:
@@ -154,7 +172,11 @@ def checked(context: Context, planned: Mapping[str, Planned]) -> tuple[ModelSpec
     """
     given = (given_tokenizer(context.config, context.store), given_base(context.config, context.store))
     tokenizer, base = (context.store.record(each.artifact).notes["spec"] if each else None for each in given)
-    return check_tokenizer(context.config, ingest.classes(context, planned), tokenizer, base)
+    spec, layout = check_tokenizer(context.config, ingest.classes(context, planned), tokenizer, base)
+    if tokenizer is None and (start := _start(context.config, context.store)) is not None:
+        theirs = ModelSpec.from_dict(context.store.record(start).notes["spec"])
+        check_warm_start(spec, theirs, start.id, context.config.codec.fresh)
+    return spec, layout
 
 
 def check(context: Context, planned: Mapping[str, Planned]) -> None:

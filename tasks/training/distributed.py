@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from tokenloom.configs.schema import BaseConfig, ClusterConfig, GeneratorConfig, MethodConfig, SampleConfig, identity
+from tokenloom.configs.schema import ClusterConfig, GeneratorConfig, MethodConfig, SampleConfig, identity
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import TrainSettings
@@ -35,6 +35,7 @@ from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, 
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.collapse import WARNINGS, found
 from tokenloom.tasks.training.curves import Tail, numbers, read_curves
+from tokenloom.tasks.training.plans import plan_tokenizer as plan_tokenizer
 from tokenloom.tasks.training.plans import plan_training
 from tokenloom.tasks.training.trainer import trainer_of
 
@@ -45,21 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURE, _PLAN, _RESULT = "failure.json", "plan.json", "result.json"
-
-
-def plan_tokenizer(
-    name: str, config: BaseConfig, dataset: Artifact, store: Store, base: Artifact | None = None, features: Artifact | None = None
-) -> StepSpec:
-    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it depends on.
-
-    Without ``config.train`` it is built only: a recipe that has nothing to train.
-
-    Raises:
-        ConfigError: unknown recipe, argument or path, or a value that does not fit.
-    """
-    assert config.recipe is not None, "a tokenizer in use is not trained"
-    below = {role: artifact for role, artifact in (("base", base), ("features", features)) if artifact is not None}
-    return plan_training("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset, **below})
 
 
 def plan_generator(
@@ -147,12 +133,12 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     source = store.record(step.inputs["tokens" if step.kind == "generator" else "dataset"])
     data, views = source.notes, len(source.config.get("views", ["plain"]))
     notes: dict[str, Any] = {"classes": data["classes"]}
-    roles, start = roles_of(step), step.inputs.get("warm_start")
+    roles, start, fresh = roles_of(step), step.inputs.get("warm_start"), tuple(step.config.get("fresh", ()))
     adopt = {role: artifact.folder for role, artifact in roles.items()} | ({"warm_start": start.folder} if start else {})
     spec = replace(spec, given=_given(step.kind, data, roles, store), resolved=step.config["config"])
     spec.check_roles(roles)
     if start is not None:
-        check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id)
+        check_warm_start(spec, ModelSpec.from_dict(store.record(start).notes["spec"]), start.id, fresh)
     if step.kind == "tokenizer":
         model = spec.build()
         check_training(model, spec.recipe, noted["train"], step.step)
@@ -177,7 +163,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
     settings = settings.on(len(splits["train"]) // views)  # an epoch sees each item once, in whatever view
     validation = splits["validation"] if splits["validation"].shards else None
     root, execution = worker_root(cluster, store.root), cluster.execution
-    job = TrainJob(spec.to_dict(), settings, execution, splits["train"], validation, store.uri, step.folder, root, adopt, step.fingerprint)
+    data_of = (splits["train"], validation, store.uri, step.folder, root)
+    job = TrainJob(spec.to_dict(), settings, execution, *data_of, adopt, step.fingerprint, fresh)
     return job, notes
 
 

@@ -16,6 +16,7 @@ from tokenloom.models.core.protocols import Batch, Method
 from tokenloom.models.core.settings import TrainSettings
 from tokenloom.tasks.data.loader import Loader
 from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.carried import carried
 from tokenloom.tasks.training.checkpoint import fetch_adopted
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.parallel import device_of, repeatable
@@ -35,7 +36,7 @@ def built(job: TrainJob, storage: Storage, root: Path) -> Method:
         start = found.pop("warm_start", None)
         model.adopt(**found)
         if start is not None:
-            model.load_state_dict(start.state_dict(), strict=True)
+            model.load_state_dict(carried(model.state_dict(), start.state_dict(), job.fresh, "warm_start"), strict=True)
     return model
 
 

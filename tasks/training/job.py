@@ -14,7 +14,8 @@ class TrainJob:
     """All that a worker needs, as plain data and addresses: no relative path, no open handle.
 
     ``folder`` is the artifact's folder in ``store``; ``root`` the worker's local folder for caches and scratch files;
-    ``adopt`` the folders of the artifacts that the model depends on, by role, and of the one that it starts from (``warm_start``).
+    ``adopt`` the folders of the artifacts that the model depends on, by role, and of the one that it starts from (``warm_start``),
+    but for the parts that are ``fresh``.
     """
 
     spec: dict[str, Any]
@@ -27,3 +28,4 @@ class TrainJob:
     root: str
     adopt: dict[str, str] | None
     fingerprint: str
+    fresh: tuple[str, ...] = ()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
-from tokenloom.configs.schema import MethodConfig, identity
+from tokenloom.configs.schema import BaseConfig, MethodConfig, TokenizerConfig, identity
 from tokenloom.models.core.build import ModelSpec
-from tokenloom.models.core.config import ConfigError, from_dict, override
+from tokenloom.models.core.config import ConfigError, from_dict
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.settings import TrainSettings
-from tokenloom.tasks.store.artifacts import Artifact, StepSpec
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
 
 VERSION = 1
 
@@ -32,6 +33,30 @@ def plan_training(
     notes = {"recipe": recipe, "args": args, "set": edits, "train": train and json.loads(json.dumps(asdict(train)))}
     config = {"recipe": recipe, "config": resolved, "train": train and identity(train)}
     return StepSpec(f"train_{kind}", VERSION, kind, name, config, inputs, notes)
+
+
+def plan_tokenizer(
+    name: str,
+    config: BaseConfig,
+    dataset: Artifact,
+    _store: Store,
+    base: Artifact | None = None,
+    features: Artifact | None = None,
+    warm_start: Artifact | None = None,
+) -> StepSpec:
+    """The step that trains a tokenizer on a dataset's images, and on the tokenizer or the classifier that it depends on.
+
+    It starts from fresh weights, or from those of another tokenizer but for the parts that ``config`` has ``fresh``.
+    Without ``config.train`` it is built only: a recipe that has nothing to train.
+
+    Raises:
+        ConfigError: unknown recipe, argument or path, or a value that does not fit.
+    """
+    assert config.recipe is not None, "a tokenizer in use is not trained"
+    below = {role: artifact for role, artifact in (("base", base), ("features", features), ("warm_start", warm_start)) if artifact}
+    spec = plan_training("tokenizer", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset, **below})
+    fresh = list(config.fresh) if isinstance(config, TokenizerConfig) else []
+    return replace(spec, config={**spec.config, "fresh": fresh}) if fresh else spec
 
 
 def plan_density(name: str, config: MethodConfig, dataset: Artifact) -> StepSpec:

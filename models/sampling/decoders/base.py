@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from tokenloom.models.core import config
-from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.named import from_fields
+from tokenloom.models.core.config import ConfigError, from_fields
 
 
 class Decoder(config.Config, ABC):

@@ -47,6 +47,9 @@ class Image(Modality):
         rows, columns = config.shape
         return signals.image(rows, config.channels, columns)
 
+    def least_held_out(self, config: EvaluateConfig) -> int:
+        return config.neighbours + 2
+
     def open_source(self, config: DataConfig) -> Source:
         from tokenloom.tasks.modalities.image.sources import open_source
 
@@ -75,7 +78,7 @@ class Image(Modality):
 
     def encoded(self, raw: bytes, where: str) -> tuple[list[bytes], np.ndarray]:
         try:
-            table = pq.read_table(io.BytesIO(raw), columns=["image", "label"])
+            table = pq.ParquetFile(io.BytesIO(raw)).read(["image", "label"])
             return table["image"].to_pylist(), table["label"].to_numpy()
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{where}: not a whole image shard ({error})") from error
@@ -155,18 +158,14 @@ class Image(Modality):
         return judge(step, store, cluster, report, work)
 
     def served(self, pair: Pair, dataset: Record) -> Served:
+        from tokenloom.tasks.modalities.image.served.options import parameters
         from tokenloom.tasks.serving.bundle import REQUIRED
 
         condition_spec, room = pair.condition_spec, Path(__file__).parent / "served"
         return Served(
             inputs={name: "long" if name == "class_id" else "string" for name in condition_spec.inputs},
             outputs={"png_base64": "string"},
-            params={
-                "seed": ("long", 0),
-                "guidance": ("double", float(pair.sampler.guidance.value)),
-                "temperature": ("double", float(pair.sampler.temperature.value)),
-                "steps": ("long", 0),
-            },
+            params=parameters(pair),
             example=_example(condition_spec),
             code=room / "model_def.py",
             packages=(*REQUIRED, *(["transformers"] if pair.condition_spec.encoder is not None else [])),
@@ -179,6 +178,8 @@ class Image(Modality):
     def card(self, dataset: Record, evaluation: Record, texts: Sequence[str]) -> Card:
         signal = SignalSpec.from_dict(signal_of(dataset.notes))
         size, channels = signals.text(signal.shape), signal.channels
+        from tokenloom.tasks.modalities.image.served.options import INTERFACE
+
         classes, protocol = list(evaluation.notes["classes"]), evaluation.notes["protocol"]
         ceiling = evaluation.metrics.get("recognition_ceiling")
         inputs = evaluation.notes.get("inputs") or ["text" if texts else "class_id"]
@@ -191,8 +192,7 @@ class Image(Modality):
             f"{protocol['reference']['images']} held-out images (hash {protocol['reference']['sha256']}); features: "
             f"{protocol['features']['network']} {protocol['features']['sha256']}, trained on this data, so its distances are not FID.",
             commands=(f"tokenloom sample models:/{{name}}@challenger{columns} --n 100 --out samples.png",),
-            interface=f"Input: {_inputs(inputs)}; "
-            "parameters `seed`, `guidance`, `temperature`, `steps` (0: its own); output: column `png_base64`.",
+            interface=f"Input: {_inputs(inputs)}; {INTERFACE}; output: column `png_base64`.",
             limits=f"It knows these {len(classes)} classes at {size} pixels and nothing else. Samples are drawn, not checked: "
             "some are of no class. It was judged on data of the same source only.",
             shown=CARD,

@@ -34,8 +34,10 @@ class HeldOut:
     texts: list[str] | None
 
     @classmethod
-    def of(cls, condition_spec: ConditionSpec, store: Store, dataset: Artifact, limit: int, splits: Sequence[str] = HELD_OUT) -> HeldOut:
-        """Those of a dataset, at most ``limit`` and evenly spread, as ``read_images`` gives them.
+    def of(
+        cls, condition_spec: ConditionSpec, store: Store, dataset: Artifact, limit: int | None = None, splits: Sequence[str] = HELD_OUT
+    ) -> HeldOut:
+        """Those of a dataset, with a ``limit`` at most so many and evenly spread, as ``read_images`` gives them.
 
         Raises:
             ConfigError: no held-out images, or a column that this data does not have.

@@ -23,6 +23,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import seed_of
 from tokenloom.models.parts.nets.classifier import NAME, Classifier, Protocol, load_classifier, shape_of
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data.arrays import scratch
 from tokenloom.tasks.data.loader import Loader, Rows, indices
 from tokenloom.tasks.runtime.errors import ArtifactError, StepError
 from tokenloom.tasks.runtime.progress import Report, silent
@@ -51,15 +52,20 @@ def read_images(
 ) -> tuple[Images, NDArray[np.int64]]:
     """Images (N, H, W, C) uint8 and labels (N,) of some splits.
 
-    ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block, so that large images need not all
-    be in memory before they are made smaller.
+    ``limit`` takes rows evenly spread over them; ``prepare`` is applied block by block.  Many images lie in a file that is mapped, so
+    that memory does not grow with them.
     """
-    signal = modalities.signal_of(store.record(dataset).notes)
-    images, labels = [np.zeros((0, *signal["shape"], signal["channels"]), np.uint8)], [np.zeros(0, np.int64)]
-    for image, label in _blocks(store, dataset, splits, limit):
-        images.append(prepare(image) if prepare else image)
-        labels.append(label)
-    return np.concatenate(images[1:] or images), np.concatenate(labels)
+    signal, count = modalities.signal_of(store.record(dataset).notes), len(selected(store, dataset, splits, limit)[1])
+    if not count:
+        return np.zeros((0, *signal["shape"], signal["channels"]), np.uint8), np.zeros(0, np.int64)
+    images, labels, at = np.zeros(0, np.uint8), np.zeros(count, np.int64), 0
+    for block, label in _blocks(store, dataset, splits, limit):
+        image = prepare(block) if prepare else block
+        if not at:
+            images = scratch(store.root / "scratch", (count, *image.shape[1:]), np.uint8)
+        images[at : at + len(image)], labels[at : at + len(image)] = image, label
+        at += len(image)
+    return images, labels
 
 
 def read_blocks(store: Store, dataset: Artifact, splits: Sequence[str]) -> Iterator[Images]:

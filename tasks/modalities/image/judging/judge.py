@@ -53,7 +53,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     models = _models(step, store, cluster)
     reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config)
     tokenizer = next((model for model, _ in models.values() if isinstance(model, Tokenizer)), None)
-    coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image)
+    coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image, folder=store.root / "scratch")
     report("evaluate", 1, 5, {})
     here, judged = _Execution(step, store, cluster, config, work, report, reference), None
     found = here.found

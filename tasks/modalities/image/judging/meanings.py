@@ -33,6 +33,9 @@ MEASURED: dict[str, tuple[str, ...]] = {
 }
 #: Metrics whose names begin so, which way is better, what it is.
 MEANINGS = (
+    ("fid_infinity", "lower", "Fréchet Inception distance extrapolated to infinitely many samples (Chong & Forsyth 2020)"),
+    ("fid_low", "", "lower end of the 95 % interval of the Fréchet Inception distance, by bootstrap over the samples"),
+    ("fid_high", "", "its upper end"),
     ("fd_", "lower", "Fréchet distance of the feature network's features to the held-out images (not FID: another network)"),
     ("fid_", "lower", "Fréchet Inception distance after another resize than the published evaluators'"),
     ("fid", "lower", "Fréchet Inception distance to the reference images"),

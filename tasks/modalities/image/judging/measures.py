@@ -17,7 +17,7 @@ from tokenloom.configs.schema import EvaluateConfig, Resize
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Conditions, Density, Generator, Tokenizer
 from tokenloom.tasks.evaluation import metrics, plots
-from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays
+from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays, arrays_file
 from tokenloom.tasks.modalities.image import pictures
 from tokenloom.tasks.modalities.image.held_out import HELD_OUT, HeldOut
 from tokenloom.tasks.modalities.image.judging import features, network, reading, reconstruction, scores
@@ -30,7 +30,6 @@ from tokenloom.tasks.serving.request import ConditionSpec, Request
 from tokenloom.tasks.store.artifacts import Artifact, Store
 
 TRAIN_LIMIT = 20_000  # training images that nearest neighbours are looked for in
-HELD_OUT_LIMIT = 10_000
 NEAREST = 20  # samples shown beside their nearest training images
 SHOWN = 20  # held-out images shown beside their reconstructions
 COLUMN = "column_"  # the picture of samples below what a column of the data gave them: this and its name
@@ -39,7 +38,7 @@ RECONSTRUCTIONS = "reconstructions.npz"  # the same as arrays ``original`` and `
 
 @dataclass(frozen=True)
 class Reference:
-    """What every model on a dataset is judged against: its held-out images (M, H, W, C) uint8, and the network that compares."""
+    """What every model on a dataset is judged against: all its held-out images (M, H, W, C) uint8, and the network that compares."""
 
     dataset: Artifact
     names: list[str]
@@ -55,7 +54,7 @@ class Reference:
         Raises:
             StepError: they are too few to judge by.
         """
-        image, label = features.read_images(store, dataset, HELD_OUT, HELD_OUT_LIMIT)
+        image, label = features.read_images(store, dataset, HELD_OUT)
         if len(image) < config.neighbours + 2:
             raise StepError(f"dataset {dataset.id}: {len(image)} held-out images are too few to judge by; raise data.validation")
         return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network), config.resize)
@@ -65,12 +64,21 @@ class Reference:
         """The network whose features are compared."""
         return network.load(self.network_folder, self.resize)
 
-    def statistics(self, given: str, store: Store) -> Statistics | None:
-        """What features are compared with: None are those of the held-out images, ``train`` the training split's, else a file's."""
+    @cached_property
+    def held_out(self) -> Statistics:
+        """What the network tells of the held-out images."""
+        return Statistics.streamed(self.network.blocks(self.image))
+
+    def statistics(self, given: str, store: Store, keep: bool) -> Statistics:
+        """What features are compared with: those of the held-out images, ``train`` the training split's, else a file's.
+
+        Args:
+            keep: whether the features themselves are needed, beside their sums.
+        """
         if given == "held_out":
-            return None
+            return self.held_out
         if given == "train":
-            return Statistics.streamed(self.network, features.read_blocks(store, self.dataset, ["train"]))
+            return Statistics.streamed(map(self.network.see, features.read_blocks(store, self.dataset, ["train"])), keep)
         return Statistics.read(Path(given), self.network)
 
 
@@ -95,7 +103,7 @@ class EvaluationRequest:
             labels = np.random.default_rng(config.seed).integers(len(reference.names), size=config.samples)
         if condition_spec.inputs == ("class_id",):
             return cls(labels)
-        held_out = HeldOut.of(condition_spec, store, reference.dataset, HELD_OUT_LIMIT)
+        held_out = HeldOut.of(condition_spec, store, reference.dataset)
         return cls(labels, held_out, held_out.in_turn(labels))
 
     def __len__(self) -> int:
@@ -131,17 +139,18 @@ def judge_samples(
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)
-    statistics = reference.statistics(compared, store)
-    given = (reference.image, reference.label, train, train_label, statistics)
+    asked = set(config.metrics)
+    keep, wanted = bool(asked & {"kid", "precision_recall", "density_coverage"}), bool(asked & scores.BY_FEATURES)
+    statistics = reference.statistics(compared, store, keep) if wanted else None
+    seen = None if drawn.features is None else Statistics.streamed(map(network.Standard.of, drawn.features()))
+    given = (reference.image, reference.label, train, train_label, statistics, seen)
     judged = scores.Judged(reference.network, drawn.image, request.labels, *given)
-    if drawn.features is not None:
-        judged.keep("sample", network.Standard.of(drawn.features))
     found = Findings({**drawn.numbers, **scores.sample_scores(judged, config)})
     found.pictures |= sample_pictures(judged, reference.names, request.texts)
     for name, column in request.shown(shown := evenly(len(drawn.image), NEAREST)).items():
         found.pictures[f"{COLUMN}{name}"] = pictures.pairs(column, drawn.image[shown], (name, "sample"))
     texts = {} if request.texts is None else {"texts": np.array(request.texts)}
-    found.arrays["samples.npz"] = arrays(images=drawn.image, labels=request.labels, **texts)
+    found.files["samples.npz"] = arrays_file(store.root / "scratch", images=drawn.image, labels=request.labels, **texts)
     return judged, found
 
 
@@ -174,7 +183,7 @@ def judge_codes(tokenizer: Tokenizer, coded: reconstruction.Coded, reference: Re
     """Numbers and pictures of what a tokenizer keeps of the held-out images."""
     found = Findings()
     if "reconstruction" in config.metrics:
-        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.image, coded)
+        found.numbers |= reconstruction.reconstruction_scores(reference.network, reference.held_out, reference.image, coded)
         found.numbers |= reconstruction.cost_scores(coded)
         count_SK, rows = reconstruction.code_counts(coded.tokens)
         if rows:

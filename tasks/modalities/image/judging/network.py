@@ -6,6 +6,7 @@ Shapes: N images, D features, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,10 @@ class Network(ABC):
     @abstractmethod
     def see(self, image_NHWC: Images) -> Seen:
         """Features of uint8 images."""
+
+    def blocks(self, image_NHWC: Images, rows: int = 1024) -> Iterator[Seen]:
+        """The same, block by block."""
+        return (self.see(image_NHWC[start : start + rows]) for start in range(0, len(image_NHWC), rows))
 
     @abstractmethod
     def metric(self, kind: str) -> str:

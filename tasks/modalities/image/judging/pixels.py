@@ -49,8 +49,17 @@ def detail(x_NHWC: NDArray, y_NHWC: NDArray) -> float:
     1983, "The Laplacian Pyramid as a Compact Image Code") at full resolution.  An image without any of the original's detail has
     0 dB, however right it is otherwise, and one with made-up detail in its place has less.
     """
+    return decibels(*detail_powers(x_NHWC, y_NHWC))
+
+
+def detail_powers(x_NHWC: NDArray, y_NHWC: NDArray) -> tuple[float, float]:
+    """Sums of squares of the original's detail and of what ``y`` has wrong of it, which add up over images."""
     x, y = _pair(x_NHWC, y_NHWC)
-    signal, noise = (_detail(x) ** 2).sum(), (_detail(x - y) ** 2).sum()
+    return float((_detail(x) ** 2).sum()), float((_detail(x - y) ** 2).sum())
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Ratio of two powers in dB, within 100 either way."""
     if signal <= 0:
         return 100.0 if noise <= 0 else -100.0
     return float(np.clip(10 * np.log10(signal / max(noise, 1e-300)), -100.0, 100.0))

@@ -23,7 +23,7 @@ def protocol(step: StepSpec, store: Store, config: EvaluateConfig, reference: Re
             "dataset": dataset.artifact.fingerprint,
             "splits": ["validation", "test"],
             "images": len(image),
-            "sha256": hashlib.sha256(image.tobytes() + reference.label.astype("<i8").tobytes()).hexdigest()[:16],
+            "sha256": _hash(reference),
         },
         "image": {"size": rows if rows == columns else [rows, columns], "channels": image.shape[3], "fit": dataset.config["data"]["fit"]},
         "rounding": "uint8 = round((x + 1) * 127.5), no resize",
@@ -32,10 +32,20 @@ def protocol(step: StepSpec, store: Store, config: EvaluateConfig, reference: Re
             "artifact": step.inputs["features"].fingerprint,
             "sha256": hashlib.sha256((reference.network_folder / network.weights).read_bytes()).hexdigest()[:16],
             **({"resize": config.resize, "compared": config.reference} if network.published else {}),
+            **({"bootstrap": config.bootstrap} if config.bootstrap else {}),
         },
         "text": reading.protocol(min(rows, columns)),
     }
     return found if judged is None else found | _of_samples(config, reference, judged)
+
+
+def _hash(reference: Reference) -> str:
+    """Of the held-out images one after another, and then their labels."""
+    digest = hashlib.sha256()
+    for start in range(0, len(reference.image), 1024):
+        digest.update(reference.image[start : start + 1024].tobytes())
+    digest.update(reference.label.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _of_samples(config: EvaluateConfig, reference: Reference, judged: scores.Judged) -> dict[str, Any]:

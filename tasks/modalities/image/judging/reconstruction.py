@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenloom.models.core.protocols import Tokenizer, TokenLayout, Tokens
+from tokenloom.tasks.data.arrays import scratch
 from tokenloom.tasks.evaluation import metrics
 from tokenloom.tasks.modalities.image.judging import features, pixels
 from tokenloom.tasks.modalities.image.judging.network import Network
+from tokenloom.tasks.modalities.image.judging.statistics import Statistics
 from tokenloom.tasks.modalities.image.served.draw import to_uint8
 
 Images = NDArray[np.uint8]
@@ -48,22 +51,23 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def code(tokenizer: Tokenizer, image_NHWC: Images, batch: int = 100) -> Coded:
-    """Encode and decode images, and time it after one small batch to warm up."""
+def code(tokenizer: Tokenizer, image_NHWC: Images, batch: int = 100, folder: Path | None = None) -> Coded:
+    """Encode and decode images, and time it after one small batch to warm up; many reconstructions lie in a file in ``folder``."""
     device = device_of(tokenizer)
     tokenizer.decode(tokenizer.encode(features.to_float(image_NHWC[:4]).to(device)))
-    tokens, images = [], []
+    tokens, images = list[Tokens](), np.zeros(image_NHWC.shape, np.uint8) if folder is None else scratch(folder, image_NHWC.shape, np.uint8)
     encoding = decoding = 0.0
     for start in range(0, len(image_NHWC), batch):
         image_BCHW = features.to_float(image_NHWC[start : start + batch]).to(device)
         began = _now(device)
-        tokens.append(tokenizer.encode(image_BCHW))
+        coded = tokenizer.encode(image_BCHW)
         between = _now(device)
-        decoded_BCHW = tokenizer.decode(tokens[-1])
+        decoded_BCHW = tokenizer.decode(coded)
         encoding, decoding = encoding + between - began, decoding + _now(device) - between
-        images.append(to_uint8(decoded_BCHW))
+        tokens.append(coded)
+        images[start : start + batch] = to_uint8(decoded_BCHW)
     rows = len(image_NHWC)
-    return Coded(np.concatenate(images), tokens, rows / max(encoding, 1e-9), rows / max(decoding, 1e-9))
+    return Coded(images, tokens, rows / max(encoding, 1e-9), rows / max(decoding, 1e-9))
 
 
 def through(tokenizer: Tokenizer) -> Callable[[Images], Images]:
@@ -77,14 +81,19 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def reconstruction_scores(network: Network, image: Images, coded: Coded) -> Numbers:
-    """``rfd_*`` or ``rfid``, PSNR, SSIM and detail of reconstructions."""
-    real, fake = network.see(image).feature, network.see(coded.image).feature
-    result = {network.metric("rfd"): metrics.frechet_distance(*metrics.moments(real), *metrics.moments(fake))}
-    result["psnr"] = pixels.psnr(image, coded.image)
+def reconstruction_scores(network: Network, real: Statistics, image: Images, coded: Coded, rows: int = 1024) -> Numbers:
+    """``rfd_*`` or ``rfid``, PSNR, SSIM and detail of reconstructions, summed up so many ``rows`` at a time.
+
+    Args:
+        real: what the network tells of the images.
+    """
+    fake = Statistics.streamed(network.blocks(coded.image, rows), keep=False)
+    result = {network.metric("rfd"): metrics.frechet_distance(*real.moments, *fake.moments)}
+    blocks = [(image[start : start + rows], coded.image[start : start + rows]) for start in range(0, len(image), rows)]
+    result["psnr"] = sum(len(x) * pixels.psnr(x, y) for x, y in blocks) / len(image)
     if min(image.shape[1:3]) >= 11:
-        result["ssim"] = pixels.ssim(image, coded.image)
-    result["detail"] = pixels.detail(image, coded.image)
+        result["ssim"] = sum(len(x) * pixels.ssim(x, y) for x, y in blocks) / len(image)
+    result["detail"] = pixels.decibels(*np.sum([pixels.detail_powers(x, y) for x, y in blocks], axis=0))
     return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, Resize
+from tokenloom.tasks.data.arrays import scratch
 from tokenloom.tasks.runtime.cluster import worker_root
 from tokenloom.tasks.runtime.pool import Call, shared_out
 from tokenloom.tasks.runtime.progress import Report
@@ -37,12 +38,12 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples (N, H, W, C), numbers of how they were drawn (images a second of one worker, the decoding's), and what the standard network
-    tells of them (None: another network judges)."""
+    """Samples (N, H, W, C), many of them in a mapped file, numbers of how they were drawn (images a second of one worker, the decoding's),
+    and what the standard network tells of them, shard by shard (None: another network judges)."""
 
     image: NDArray[np.uint8]
     numbers: dict[str, float]
-    features: dict[str, NDArray[np.float32]] | None
+    features: Callable[[], Iterator[dict[str, NDArray[np.float32]]]] | None
 
 
 def draw_samples(
@@ -60,17 +61,28 @@ def draw_samples(
         work.mark(f"samples-{i:05d}", marks[i])
         done += len(drawn["image"])
         report("sample", done, len(request), {"images_per_second": marks[i]["rate"]})
-    parts: dict[str, list[NDArray]] = {}
-    for i in range(len(starts)):
-        for file in marks[i]["files"]:
-            value = np.load(io.BytesIO(read_verified(store.storage, file["path"], file["sha256"])), allow_pickle=False)
-            parts.setdefault(file["path"].split(".")[-2], []).append(value)
-    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    parts = [{file["path"].split(".")[-2]: file for file in marks[i]["files"]} for i in range(len(starts))]
+    images, at = np.zeros(0, np.uint8), 0
+    for part in parts:
+        image = _read(store, part["image"])
+        if not at:
+            images = scratch(store.root / "scratch", (len(request), *image.shape[1:]), np.uint8)
+        images[at : at + len(image)] = image
+        at += len(image)
+
+    def features() -> Iterator[dict[str, NDArray[np.float32]]]:
+        return ({name: _read(store, file) for name, file in part.items() if name != "image"} for part in parts)
+
     # The median of the shards: the first one of a worker warms up.
     numbers = {"images_per_second": float(np.median([marks[i]["rate"] for i in range(len(starts))]))}
     traces = [marks[i].get("decoding", {}) for i in range(len(starts))]  # none of a shard that an older version has drawn
     numbers |= {name: float(np.mean([trace[name] for trace in traces])) for name in traces[0] if all(name in t for t in traces)}
-    return Drawn(arrays.pop("image"), numbers, arrays or None)
+    return Drawn(images, numbers, features if set(parts[0]) > {"image"} else None)
+
+
+def _read(store: Store, file: dict[str, Any]) -> NDArray:
+    value: NDArray = np.load(io.BytesIO(read_verified(store.storage, file["path"], file["sha256"])), allow_pickle=False)
+    return value
 
 
 def _write(store: Store, path: str, value: NDArray) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,18 +19,20 @@ from tokenloom.configs.schema import EvaluateConfig
 from tokenloom.models.core.protocols import Batch, Conditions, Generator, Tokens
 from tokenloom.tasks.evaluation import metrics
 from tokenloom.tasks.modalities.image.judging import recognition
-from tokenloom.tasks.modalities.image.judging.network import Network, Seen
+from tokenloom.tasks.modalities.image.judging.network import Network
 from tokenloom.tasks.modalities.image.judging.statistics import Statistics
 from tokenloom.tasks.runtime.errors import StepError
 
 Images = NDArray[np.uint8]
 Numbers = dict[str, float]
+#: Metrics that compare features of the network (of the standard one the last two as well).
+BY_FEATURES = {"fd", "sfid", "kid", "is", "precision_recall", "density_coverage"}
 SIDE = 32  # pixels a side at which raw pixels are compared; larger images are averaged down
 
 
 @dataclass
 class Judged:
-    """Samples with the real images that they are judged against; features are computed once and kept."""
+    """Samples with the real images that they are judged against; what the network tells of either is asked for once and kept."""
 
     network: Network
     sample: Images
@@ -39,25 +42,32 @@ class Judged:
     train_small: Images  # at most SIDE pixels a side
     train_label: NDArray[np.int64]
     compared: Statistics | None = None  # what the samples' features are compared with; the held-out images' if not given
+    drawn: Statistics | None = None  # of the samples, where the network has seen them as they were drawn
     nearest_index: NDArray[np.int64] | None = None
-    _seen: dict[str, Seen] = field(default_factory=dict)
-
-    def seen(self, name: str, image: Images) -> Seen:
-        """What the network tells of a set of images."""
-        if name not in self._seen:
-            self._seen[name] = self.network.see(image)
-        return self._seen[name]
-
-    def keep(self, name: str, seen: Seen) -> None:
-        """Take what the network has told of a set elsewhere."""
-        self._seen[name] = seen
 
     @property
     def reference(self) -> Statistics:
         """What the features of the samples are compared with."""
         if self.compared is None:
-            self.compared = Statistics.of(self.seen("held_out", self.held_out))
+            self.compared = Statistics.streamed(self.network.blocks(self.held_out))
         return self.compared
+
+    @property
+    def of_samples(self) -> Statistics:
+        """What the network tells of the samples."""
+        if self.drawn is None:
+            self.drawn = Statistics.streamed(self.network.blocks(self.sample))
+        return self.drawn
+
+    @cached_property
+    def sample_small(self) -> Images:
+        """The samples at no more than SIDE pixels a side."""
+        return small(self.sample)
+
+    @cached_property
+    def held_out_small(self) -> Images:
+        """The held-out images at no more than SIDE pixels a side."""
+        return small(self.held_out)
 
 
 def small(image_NHWC: Images, side: int = SIDE) -> Images:
@@ -82,8 +92,8 @@ def sample_scores(judged: Judged, config: EvaluateConfig) -> Numbers:
         result |= _manifold(judged, selected, config)
     if "recognition" in selected and len(np.unique(judged.train_label)) > 1:
         machine = recognition.train(judged.train_small, judged.train_label, config.seed)
-        result["recognition"] = machine.accuracy(small(judged.sample), judged.sample_label)
-        result["recognition_ceiling"] = machine.accuracy(small(judged.held_out), judged.held_out_label)
+        result["recognition"] = machine.accuracy(judged.sample_small, judged.sample_label)
+        result["recognition_ceiling"] = machine.accuracy(judged.held_out_small, judged.held_out_label)
     if "memorisation" in selected:
         result |= _memorisation(judged)
     return result
@@ -91,25 +101,36 @@ def sample_scores(judged: Judged, config: EvaluateConfig) -> Numbers:
 
 def _features(judged: Judged, selected: set[str], config: EvaluateConfig) -> Numbers:
     network, result = judged.network, Numbers()
-    fake, real = judged.seen("sample", judged.sample), judged.reference
+    fake, real = judged.of_samples, judged.reference
     if "fd" in selected:
-        result[network.metric("fd")] = metrics.frechet_distance(*real.moments, *metrics.moments(fake.feature))
+        result |= _distances(network.metric("fd"), real, fake, config)
     if "sfid" in selected and fake.spatial is not None:
         if real.spatial is None:
             raise StepError("evaluate.reference: the file has no mu_s and sigma_s, which sfid is compared with; leave sfid out")
-        result[network.metric("sfd")] = metrics.frechet_distance(*real.spatial, *metrics.moments(fake.spatial))
+        result[network.metric("sfd")] = metrics.frechet_distance(*real.spatial, *fake.spatial)
     if "kid" in selected:
-        kid, name = network.kernel(real.feature(), fake.feature, config.seed), network.metric("kid")
+        kid, name = network.kernel(real.feature(), fake.feature(), config.seed), network.metric("kid")
         result |= {name: kid.mean, f"{name}_deviation": kid.deviation}
     if "is" in selected:
-        score, name = network.score(fake.probability), network.metric("is")
+        score, name = network.score(fake.probability()), network.metric("is")
         result |= {name: score.mean, f"{name}_deviation": score.deviation}
+    return result
+
+
+def _distances(name: str, real: Statistics, fake: Statistics, config: EvaluateConfig) -> Numbers:
+    """The Fréchet distance and, where they are asked for, its limit for infinitely many samples and its interval."""
+    result = {name: metrics.frechet_distance(*real.moments, *fake.moments)}
+    if config.extrapolate:
+        result[f"{name}_infinity"] = metrics.frechet_at_infinity(*real.moments, fake.feature(), seed=config.seed)
+    if config.bootstrap:
+        low, high = metrics.frechet_interval(*real.moments, fake.feature(), config.bootstrap, seed=config.seed)
+        result |= {f"{name}_low": low, f"{name}_high": high}
     return result
 
 
 def manifold_reference(judged: Judged, count: int) -> tuple[Images, dict[str, int]]:
     """``count`` real images: held-out ones first, training images where those are too few; and how many of each."""
-    held = small(judged.held_out)[_evenly(len(judged.held_out), count)]
+    held = judged.held_out_small[_evenly(len(judged.held_out), count)]
     extra = judged.train_small[_evenly(len(judged.train_small), count - len(held))]
     return np.concatenate([held, extra]), {"held_out": len(held), "train": len(extra)}
 
@@ -122,7 +143,7 @@ def _manifold(judged: Judged, selected: set[str], config: EvaluateConfig) -> Num
     """Of the standard network's features, as published; else of the pixels' principal components."""
     result = Numbers()
     if judged.network.published:
-        real, fake = judged.reference.feature(), judged.seen("sample", judged.sample).feature
+        real, fake = judged.reference.feature(), judged.of_samples.feature()
     else:
         real, fake = _components(judged, config)
     if "precision_recall" in selected:
@@ -135,21 +156,26 @@ def _manifold(judged: Judged, selected: set[str], config: EvaluateConfig) -> Num
 def _components(judged: Judged, config: EvaluateConfig) -> tuple[NDArray, NDArray]:
     from sklearn.decomposition import PCA
 
-    real, fake = _flat(manifold_reference(judged, config.samples)[0]), _flat(small(judged.sample))
+    real, fake = _flat(manifold_reference(judged, config.samples)[0]), _flat(judged.sample_small)
     projection = PCA(min(config.components, *real.shape), svd_solver="full").fit(real)
     return projection.transform(real), projection.transform(fake)
 
 
 def _memorisation(judged: Judged) -> Numbers:
     train = _flat(judged.train_small)
-    distance, index = metrics.nearest(_flat(small(judged.sample)), train)
-    held, _ = metrics.nearest(_flat(small(judged.held_out)), train)
-    judged.nearest_index = index
+    distance, judged.nearest_index = _nearest(judged.sample_small, train)
+    held, _ = _nearest(judged.held_out_small, train)
     usual = float(np.median(held))
     return {
         "memorisation_ratio": float(np.median(distance)) / usual if usual > 0 else float(np.median(distance) > 0),
         "copies": float((distance == 0).mean()),
     }
+
+
+def _nearest(image: Images, train: NDArray[np.float64], rows: int = 4096) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Distance to and index of the nearest training image of each image; so many at a time are numbers of 64 bits."""
+    found = [metrics.nearest(_flat(image[start : start + rows]), train) for start in range(0, len(image), rows)]
+    return np.concatenate([distance for distance, _ in found]), np.concatenate([index for _, index in found])
 
 
 def _flat(image: Images) -> NDArray[np.float64]:

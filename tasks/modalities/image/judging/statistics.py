@@ -14,36 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.evaluation.metrics import Moments, moments
-from tokenloom.tasks.modalities.image.judging.network import Images, Network, Seen
+from tokenloom.tasks.evaluation.metrics import Moments
+from tokenloom.tasks.modalities.image.judging.network import Network, Seen
 
 Pair = tuple[NDArray, NDArray]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance of features (D,), (D, D), those of the features by position, and the features (N, D) themselves."""
+    """Mean and covariance of features (D,), (D, D), those of the features by position, and the features (N, D) and class
+    probabilities (N, K) themselves, where they were kept."""
 
     moments: Pair
     spatial: Pair | None
     feature: Callable[[], NDArray]
+    probability: Callable[[], NDArray]
 
     @classmethod
-    def of(cls, seen: Seen) -> Statistics:
-        """Of images that are in memory."""
-        return cls(moments(seen.feature), None if seen.spatial is None else moments(seen.spatial), lambda: seen.feature)
+    def streamed(cls, blocks: Iterable[Seen], keep: bool = True) -> Statistics:
+        """Of what a network tells of images block by block: sums in float64, and only if they are to be kept the features.
 
-    @classmethod
-    def streamed(cls, network: Network, blocks: Iterable[Images]) -> Statistics:
-        """Of images that come in blocks, of which only the features (N, D) stay in memory."""
-        of_features, of_positions, features = Moments(), Moments(), []
-        for block in blocks:
-            seen = network.see(block)
+        Raises:
+            ValueError: fewer than two images.
+        """
+        of_features, of_positions, features, probabilities = Moments(), Moments(), list[NDArray](), list[NDArray]()
+        for seen in blocks:
             of_features.add(seen.feature)
-            features.append(seen.feature)
+            if keep:
+                features.append(seen.feature)
+                probabilities.append(seen.probability)
             if seen.spatial is not None:
                 of_positions.add(seen.spatial)
-        return cls(of_features.moments, of_positions.moments if of_positions.rows else None, lambda: np.concatenate(features))
+        spatial = of_positions.moments if of_positions.rows else None
+        return cls(of_features.moments, spatial, lambda: np.concatenate(features), lambda: np.concatenate(probabilities))
 
     @classmethod
     def read(cls, path: Path, network: Network) -> Statistics:
@@ -75,6 +78,6 @@ class Statistics:
             if not images:
                 raise ConfigError(f"evaluate.reference={str(path)!r}: holds neither mu and sigma nor images (arr_0)")
             with np.load(path, allow_pickle=False) as file:
-                return cls.of(network.see(file["arr_0"]))
+                return cls.streamed(network.blocks(file["arr_0"]))
         spatial = (given["mu_s"], given["sigma_s"]) if "mu_s" in given else None
-        return cls((given["mu"], given["sigma"]), spatial, features)
+        return cls((given["mu"], given["sigma"]), spatial, features, features)

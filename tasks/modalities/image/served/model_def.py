@@ -30,10 +30,11 @@ class ImageModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``class_id``, ``text`` and columns of the data (N,), those that the model takes, to ``png_base64`` (N,).
 
-        Parameters: seed, guidance, temperature, steps.
+        Parameters: see ``served.options``.
         """
         from tokenloom.models.core.config import ConfigError
         from tokenloom.tasks.modalities.image.served.draw import png_base64, sample_shards
+        from tokenloom.tasks.modalities.image.served.options import changes
 
         for column in self.pair.condition_spec.inputs:
             if column not in model_input:
@@ -42,13 +43,7 @@ class ImageModel(PythonModel):
             raise MlflowException(f"{len(model_input)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
         given = params or {}
         try:
-            own = self.pair.sampler
-            changed: dict[str, Any] = {name: float(given[name]) for name in ("guidance", "temperature") if name in given}
-            # equal to the default means untouched: a temperature schedule must not become a constant
-            changed = {name: value for name, value in changed.items() if value != getattr(own, name).value}
-            if steps := int(given.get("steps", 0)):  # 0: the model's own
-                changed["steps"] = steps
-            pair = self.pair.edited(**changed)
+            pair = self.pair.edited(**changes(self.pair, given))
             images = sample_shards(pair, self._request(model_input), int(given.get("seed", 0)))
         except ConfigError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error

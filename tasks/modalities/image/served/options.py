@@ -1,0 +1,69 @@
+"""The parameters of a request to a served model of images: those of its sampler, each with its own setting as the default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tokenloom.models.core.config import ConfigError
+from tokenloom.models.sampling.sampler import SCHEDULES, VISITS
+from tokenloom.tasks.serving.predict import Pair
+
+
+def parameters(pair: Pair) -> dict[str, tuple[str, Any]]:
+    """Name to MLflow's type and default; what is at its default is as the model has it."""
+    own = pair.sampler
+    return {
+        "seed": ("long", 0),
+        "guidance": ("double", float(own.guidance.value)),
+        "guidance_schedule": ("string", ""),
+        "guidance_interval": ("string", ""),
+        "temperature": ("double", float(own.temperature.value)),
+        "temperature_end": ("double", -1.0),
+        "top_k": ("long", own.top_k),
+        "top_p": ("double", own.top_p),
+        "steps": ("long", 0),
+        "order": ("string", ""),
+        "decoder": ("string", ""),
+        "head": ("string", ""),
+    }
+
+
+#: What a card says of them.
+INTERFACE = (
+    "parameters `seed`, `guidance`, `guidance_schedule` ({}), `guidance_interval` (two shares, `0.1,0.7`), `temperature`, "
+    "`temperature_end`, `top_k`, `top_p`, `steps`, `order` ({}), `decoder` and `head` (a name, or JSON as in a run file); each is the "
+    "model's own where it is left out"
+).format(", ".join(SCHEDULES), ", ".join(VISITS))
+
+
+def changes(pair: Pair, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of ``Pair.edited`` that a request asks for.
+
+    Raises:
+        ConfigError: an unknown parameter, or a value that cannot be read, naming it.
+    """
+    known, found = parameters(pair), dict[str, Any]()
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"parameter {unknown[0]!r}: this model takes {', '.join(known)}")
+    for name, value in given.items():
+        # Equal to the default means untouched: a schedule must not become a constant.
+        if name != "seed" and value != known[name][1]:
+            found[name] = _read(name, value)
+    return found
+
+
+def _read(name: str, value: Any) -> Any:
+    """A parameter as ``Sampler.edited`` takes it."""
+    choices = {"guidance_schedule": SCHEDULES, "order": VISITS}.get(name)
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{name}={value!r}: write one of {', '.join(choices)}")
+    try:
+        if name == "guidance_interval":
+            return [float(part) for part in value.split(",")]
+        if name in ("decoder", "head") and value.lstrip().startswith("{"):
+            return json.loads(value)
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}={value!r}: cannot be read: {error}") from error
+    return {value: {}} if name == "head" else value
