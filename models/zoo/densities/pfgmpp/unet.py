@@ -214,7 +214,8 @@ class UNet(nn.Module):
         draws: Draws | None = None,
     ) -> Tensor:
         """Output (B, C, H, W)."""
-        emb, skips, beside = self.embedded(noise_B, class_BK, augment_BA), [], x
+        emb, beside = self.embedded(noise_B, class_BK, augment_BA), x
+        skips: list[Tensor] = []
         for name, part in self.enc.items():
             if name.endswith("aux_down"):
                 beside = part(beside)
