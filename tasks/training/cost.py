@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, Method, Tokens
+from tokenloom.models.core.protocols import Batch, Conditions, Density, Generator, Labels, Method, Tokens
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.tasks.training.speed import Accelerator
@@ -189,7 +189,7 @@ def _on_cpu(model: Method) -> Method:
 
 def _batch(model: Method, spec: ModelSpec, rows: int) -> Batch:
     """A batch of these rows as training gives it, without numbers."""
-    classes = Labels(torch.zeros(rows, dtype=torch.long))
+    classes = Conditions.of(Labels(torch.zeros(rows, dtype=torch.long)))
     if isinstance(model, Generator):
         layout = model.layout
         if layout.discrete:
