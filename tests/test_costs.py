@@ -45,14 +45,17 @@ def test_weights_gradients_moments_and_average_are_counted_a_worker() -> None:
     size = 4 * sum(p.numel() for p in model.parameters())
     assert {k: v for k, v in held(model, settings).items() if k != "weights"} == {"gradients": size, "moments": 2 * size, "average": size}
     sharded = held(model, replace(settings, ema=0.0), shards=2)
-    assert sharded["moments"] == size and "average" not in sharded
+    assert sharded["moments"] == size
+    assert "average" not in sharded
 
 
 def test_a_smaller_micro_batch_and_bfloat16_need_less() -> None:
     spec, settings = spec_of("raster"), TrainSettings(steps=10, batch=64)
     whole, parts = (cost_of(spec, "generator", settings, ExecutionSettings(workers=1, micro_batch=n)) for n in (0, 8))
     assert parts.memory["activations"] < whole.memory["activations"] / 4
-    assert parts.flops == whole.flops and parts.flops is not None and parts.flops_per_item is not None
+    assert parts.flops == whole.flops
+    assert parts.flops is not None
+    assert parts.flops_per_item is not None
     assert parts.flops == parts.flops_per_item * 640
     half = cost_of(spec, "generator", replace(settings, precision="bfloat16"), ExecutionSettings(workers=1))
     assert half.memory["activations"] < whole.memory["activations"]
@@ -64,14 +67,17 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert "execution.micro_batch" in cost.on(small, TrainSettings(steps=10), 1)["warning"]
     tiny = replace(small, memory=cost.memory["weights"])
     row = cost.on(tiny, TrainSettings(steps=10), 1, price=2.0)
-    assert "fsdp" in row["warning"] and row["price"] == pytest.approx(2 * row["hours"])
+    assert "fsdp" in row["warning"]
+    assert row["price"] == pytest.approx(2 * row["hours"])
     assert cost.on(ACCELERATORS["L4"], TrainSettings(steps=10), 1)["warning"] is None
 
 
 def test_a_length_in_epochs_waits_for_the_number_of_items() -> None:
     settings = TrainSettings(epochs=2, batch=8)
     unknown = cost_of(spec_of("raster"), "generator", settings, ExecutionSettings(workers=1))
-    assert unknown.steps is None and unknown.flops is None and unknown.on(ACCELERATORS["H100"], settings, 1)["hours"] is None
+    assert unknown.steps is None
+    assert unknown.flops is None
+    assert unknown.on(ACCELERATORS["H100"], settings, 1)["hours"] is None
     assert cost_of(spec_of("raster"), "generator", settings, ExecutionSettings(workers=1), items=80).steps == 20
 
 
@@ -81,16 +87,20 @@ def test_every_real_run_has_a_cost(name: str, tmp_path: Path) -> None:
     planned = planning.plan(config, store)
     rows = costs.costs(config, store, planning.roles(config, store, planned), ExecutionSettings(workers=8, micro_batch=4), price=2.0)
     total = costs.totals(rows)
-    assert total["parameters"] > 0 and total["memory_bytes"] > 0
+    assert total["parameters"] > 0
+    assert total["memory_bytes"] > 0
     if config.generator is not None:
-        assert rows[-1]["section"] == "generator" and rows[-1]["hours"] > 0
+        assert rows[-1]["section"] == "generator"
+        assert rows[-1]["hours"] > 0
     assert len(costs.lines(rows)) >= len(rows)
 
 
 def test_plan_prints_the_cost_and_refuses_an_unknown_accelerator(tmp_path: Path) -> None:
     ran = CliRunner().invoke(cli, ["plan", "smoke_raster", "--root", str(tmp_path), "--json", "--accelerator", "L4"])
     cost = json.loads(ran.stdout)["cost"]
-    assert cost["parameters"] == sum(row["parameters"] for row in cost["trainings"]) and cost["flops"] > 0 and cost["memory_bytes"] > 0
+    assert cost["parameters"] == sum(row["parameters"] for row in cost["trainings"])
+    assert cost["flops"] > 0
+    assert cost["memory_bytes"] > 0
     assert {row["accelerator"] for row in cost["trainings"]} == {"L4"}
     with pytest.raises(ConfigError, match="--accelerator B52: no peak rates are known; use one of H200"):
         costs.accelerator_named("B52")

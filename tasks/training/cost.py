@@ -99,7 +99,7 @@ def cost_of(spec: ModelSpec, section: str, settings: TrainSettings, execution: E
         flops, kept = traced(model, spec, settings, rows)
         counted = "traced"
         memory["activations"] = kept
-    except Exception as error:  # noqa: BLE001 - whatever an operation without data raises
+    except Exception as error:
         flops = 6.0 * parameters(model) * tokens if isinstance(model, Generator) else None
         counted = (
             f"{'6 N a token, ' if flops else ''}without activations: the step cannot be followed without data ({type(error).__name__})"
