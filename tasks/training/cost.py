@@ -196,9 +196,9 @@ def _batch(model: Method, spec: ModelSpec, rows: int) -> Batch:
             shape = (rows, layout.length) + ((layout.codebooks,) if layout.codebooks > 1 else ())
             return Batch(tokens=Tokens(torch.zeros(shape, dtype=torch.long), layout), conditions=classes)
         return Batch(tokens=Tokens(torch.zeros(rows, layout.length, layout.channels), layout), conditions=classes)
-    signal = SignalSpec.from_dict(spec.given["signal"])
-    image = torch.zeros(rows, signal.channels, *signal.shape)
-    return Batch(signal=image, conditions=classes) if isinstance(model, Density) else Batch(signal=image)
+    form = SignalSpec.from_dict(spec.given["signal"])
+    signal = torch.zeros(rows, form.channels, *form.shape)
+    return Batch(signal=signal, conditions=classes) if isinstance(model, Density) else Batch(signal=signal)
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
