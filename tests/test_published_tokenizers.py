@@ -18,11 +18,11 @@ from tokenloom.models.parts.adversarial.stylegan import StyleGAN2, spread
 from tokenloom.models.parts.losses import LogitLaplace
 from tokenloom.models.parts.mlp import Tanh
 from tokenloom.models.parts.nets.bare_vit import rows_and_columns
-from tokenloom.models.parts.nets.factorised import Factorised
-from tokenloom.models.parts.nets.hybrid import Hybrid, pooled
 from tokenloom.models.parts.nets.magvit import AdaptiveNorm, depth_to_space
 from tokenloom.models.parts.nets.queries import Queries
 from tokenloom.models.parts.quantizers.gradients import Rotation
+from tokenloom.models.tokenizers.factorised import Factorised
+from tokenloom.models.zoo.tokenizers.gigatok.net import Hybrid, pooled
 from tokenloom.models.zoo.tokenizers.rvq.quantizer import Residual
 
 IMAGE = SignalSpec(shape=(16, 16), channels=3)

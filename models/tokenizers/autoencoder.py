@@ -22,10 +22,10 @@ from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.adversarial.loss import Adversarial
 from tokenloom.models.parts.losses import LogitLaplace, Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
-from tokenloom.models.parts.nets.factorised import Factorised
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import perplexity
 from tokenloom.models.parts.semantic import Semantic
+from tokenloom.models.tokenizers.factorised import Factorised
 
 
 class Autoencoder(Tokenizer):

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import Literal
 
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.nets.factorised import Factorised
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.tokenizers.factorised import Factorised
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small, averaged
 from tokenloom.models.zoo.tokenizers.pq.quantizer import Grouped
 

@@ -19,7 +19,6 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from tokenloom.models.core.registry import register
-from tokenloom.models.parts.nets.hybrid import Hybrid
 from tokenloom.models.parts.nets.queries import Queries
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, Revival
@@ -28,6 +27,7 @@ from tokenloom.models.parts.quantizers.vq import VQ
 from tokenloom.models.parts.semantic import aligned
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
 from tokenloom.models.zoo.tokenizers._small import LEVELS, TINY, Levels, Small
+from tokenloom.models.zoo.tokenizers.gigatok.net import Hybrid
 
 
 @register(
