@@ -104,9 +104,11 @@ class _Mean:
         mean = image.reshape(len(image), -1).mean(axis=1, keepdims=True).astype(np.float32)
         return {"2048": mean, "logits": mean, "spatial": mean}
 
-    def shared_out(self, actor: type, given: tuple[object, ...], calls: list[Call], *_: object, what: str) -> Iterator[tuple[int, object]]:
+    def shared_out(
+        self, actor: type, given: tuple[object, ...], calls: list[Call], *_: object, what: str, total: int
+    ) -> Iterator[tuple[int, object]]:
         made = actor(*given)
-        self.shards = len(calls)
+        self.shards = total
         for call in reversed(calls):
             yield call.key, getattr(made, call.method)(*call.arguments)
 

@@ -66,7 +66,10 @@ class Rows:
         layout = notes.get("layout")
         shape = tuple(modalities.signal_of(notes)["shape"]) if not layout and ("signal" in notes or "size" in notes) else None
         kind: Literal["signals", "tokens"] = "tokens" if layout else "signals"
-        more = {"modality": modalities.kind_of(notes), "numberings": tuple(tuple(numbers) for numbers in notes.get("numberings", ()))}
+        more: dict[str, Any] = {
+            "modality": modalities.kind_of(notes),
+            "numberings": tuple(tuple(numbers) for numbers in notes.get("numberings", ())),
+        }
         return cls(kind, store, shards, len(notes["classes"]), layout, shape=shape, **more)
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def features_of(
     given = (store.uri, worker_root(cluster, store.root), network.to_dict(), resize, bare, run.threads, run.device)
     calls = [Call(i, "see", (asdict(shard),)) for i, shard in enumerate(rows.shards)]
     early, at = dict[int, dict[str, NDArray[np.float32]]](), 0
-    for i, found in shared_out(FeatureActor, given, calls, store.root, cluster, what="features of real images"):
+    for i, found in shared_out(FeatureActor, given, calls, store.root, cluster, what="features of real images", total=len(calls)):
         early[i] = found
         while at in early:
             yield early.pop(at)
