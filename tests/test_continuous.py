@@ -39,6 +39,7 @@ REFUSED = {
     "srdd": "tokenizer",
     "nfig_ar": "tokenizer",
     "oar": "logits",
+    "far_frequency": "stage",
 }
 
 

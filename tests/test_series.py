@@ -282,3 +282,24 @@ def test_what_cannot_be_sampled_of_a_series(
     known = replace(forecaster[0], known={"series": asdict(forecaster[1])})
     with pytest.raises(ConfigError, match=words):
         SERIES.sample(known, "toy", asked(tmp_path / options.get("out", "f.png"), **rest), store, silent)
+
+
+def test_a_series_that_grew_is_the_same_as_one_that_was_there_at_once(store: Store, tmp_path: Path) -> None:
+    """The border between splits moves, and with another file the scale of all windows."""
+    values = np.random.default_rng(0).normal(size=120)
+
+    def write(name: str, rows: int) -> None:
+        pd.DataFrame({"date": np.arange(rows), "value": values[:rows]}).to_csv(tmp_path / f"{name}.csv", index=False)
+
+    write("a", 90)
+    settings = config(f"csv:{tmp_path}/*.csv")
+    ingest("s", settings, store)
+    write("a", 120)
+    grown = ingest("s", settings, store)
+    fresh = Store(str(tmp_path / "fresh"), tmp_path / "fresh-root")
+    assert ingest("s", settings, fresh).artifact.fingerprint == grown.artifact.fingerprint
+    write("b", 100)
+    with_another = ingest("s", settings, store)
+    fresher = Store(str(tmp_path / "fresher"), tmp_path / "fresher-root")
+    assert ingest("s", settings, fresher).artifact.fingerprint == with_another.artifact.fingerprint
+    assert "windows" in with_another.told

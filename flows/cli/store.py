@@ -15,12 +15,13 @@ from tokenloom.tasks.store.lineage import collect
     epilog=epilog(
         "tokenloom import var-vqvae --weights vae_ch160v4096z32.pth",
         "tokenloom import var-d16 --weights var_d16.pth",
+        "tokenloom import rar-b --weights hf:yucornetto/RAR",
         "tokenloom import var my_var.pth --settings my_var.json --tokenizer var-vqvae --name my-var",
     ),
 )
 @click.argument("what", metavar="NAME")
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[WEIGHTS]")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The checkpoint file.")
+@click.argument("file", required=False, metavar="[WEIGHTS]")
+@click.option("--weights", metavar="FILE", help="The checkpoint file, or hf:OWNER/NAME[/FILE][@REVISION] on the Hugging Face hub.")
 @click.option(
     "--settings",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -32,8 +33,8 @@ from tokenloom.tasks.store.lineage import collect
 @json_option
 def import_(
     what: str,
-    file: Path | None,
-    weights: Path | None,
+    file: str | None,
+    weights: str | None,
     settings: Path | None,
     tokenizer: str | None,
     name: str | None,
@@ -45,15 +46,18 @@ def import_(
 
     NAME is a published checkpoint (var-d16, llamagen-b-256, rar-b, …), which brings its settings and its paper's sampler, or a family of
     tokenloom.models.pretrained with --settings; or inception, the network of FID. WEIGHTS is .safetensors, or .pth read with weights_only
-    (no pickled classes).
+    (no pickled classes). Of the hub only what is in this machine's cache is taken, unless HF_HUB_OFFLINE=0 is set.
     """
     from tokenloom.tasks import modalities
-    from tokenloom.tasks.store.official import import_checkpoint
+    from tokenloom.tasks.store.hub import weights_file
+    from tokenloom.tasks.store.official import PRESETS, import_checkpoint
 
     work = workspace("tokenloom", root, store)
-    source = weights or file
-    if source is None or (weights and file):
-        raise click.UsageError("name the checkpoint file once: tokenloom import NAME --weights FILE")
+    given = weights or file
+    if given is None or (weights and file):
+        at = f"; its authors keep it at hf:{PRESETS[what].hub}" if what in PRESETS and PRESETS[what].hub.count("/") == 1 else ""
+        raise click.UsageError(f"name the checkpoint file once: tokenloom import NAME --weights FILE{at}")
+    source = weights_file(given, PRESETS[what].file if what in PRESETS else "")
     outcome = modalities.import_network(what, source, work.store) or import_checkpoint(
         what, source, settings, name or what.replace("_", "-"), work.store, tokenizer
     )

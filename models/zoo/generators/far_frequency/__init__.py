@@ -1,0 +1,1 @@
+"""FAR by frequencies: the recipe, and the module that it builds."""

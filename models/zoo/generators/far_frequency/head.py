@@ -1,0 +1,45 @@
+"""The diffusion head of FAR, which is told the stage (arXiv:2503.05305, section 3.3).  Shapes: … any axes, D width of the states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokenloom.models.core.protocols import TokenLayout
+from tokenloom.models.parts.feeds.base import Feed
+from tokenloom.models.parts.heads.continuous import ContinuousHead
+from tokenloom.models.parts.heads.diffusion import Diffusion
+
+
+class Staged(nn.Module):
+    """A linear map of hidden states and one of the stage, added; states without a stage (…, D) have the first alone."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.hidden, self.stage = nn.Linear(hidden, width), nn.Linear(1, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        states = self.hidden.in_features
+        return self.hidden(h) if h.shape[-1] == states else self.hidden(h[..., :states]) + self.stage(h[..., states:])
+
+
+class StagedDiffusion(Diffusion):
+    """A diffusion head whose hidden states (…, D + 1) end with the stage, ``told``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Diffusion.Config, tag="head.staged_diffusion"):
+        """As of ``Diffusion``."""
+
+        def build(self, layout: TokenLayout, width: int, feed: Feed) -> StagedDiffusion:
+            return StagedDiffusion(self, ContinuousHead.channels_of(layout), width)
+
+    def __init__(self, config: Config, channels: int, width: int) -> None:
+        super().__init__(config, channels, width)
+        self.condition = Staged(width, config.width)  # type: ignore[assignment]
+
+
+def told(h: Tensor, stage: int | Tensor) -> Tensor:
+    """(…, D + 1) hidden states with the stage, its side in positions."""
+    return torch.cat([h, torch.as_tensor(stage, device=h.device).to(h.dtype).expand(*h.shape[:-1], 1)], -1)
