@@ -208,8 +208,8 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         return ModelSpec("tokenizer", recipe, args, {}, given), "tokenizer"
     if isinstance(built, Density):
         channels, *plane = built.shape
-        given = {"signal": signals.image(plane[0], channels, plane[1]).to_dict(), "classes": classes_of(built)}
-        return ModelSpec("density", recipe, args, {}, given), "density"
+        made_for: dict[str, Any] = {"signal": signals.image(plane[0], channels, plane[1]).to_dict(), "classes": classes_of(built)}
+        return ModelSpec("density", recipe, args, {}, made_for), "density"
     if not isinstance(built, Generator):
         raise ConfigError(f"family {family!r} is a quantizer, a part of a tokenizer: import the whole tokenizer")
     if tokenizer is None:
