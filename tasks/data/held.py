@@ -88,7 +88,7 @@ class Flat(Held):
     def __init__(self, rows: Rows, cache: Path, limit: float, layout: TokenLayout | None, larger: bool = False) -> None:
         super().__init__(rows, cache, limit)
         self.layout, self.larger = layout, larger
-        parts = [rows.kind, rows.modality, rows.layout, None if larger else rows.shape, *(shard.sha256 for shard in rows.shards)]
+        parts: list[Any] = [rows.kind, rows.modality, rows.layout, None if larger else rows.shape, *(shard.sha256 for shard in rows.shards)]
         parts += [list(rows.numberings[s.numbering]) for s in rows.shards if s.numbering is not None]
         self.folder = node_cache.folder_of(cache, node_cache.FLAT, sha256_of(canonical_json(parts)))
         self.done = np.zeros(len(rows.shards), bool)
