@@ -103,10 +103,12 @@ class Flat(Held):
         names = ("data", *(("lengths",) if self.layout else ()), "labels")  # in the order in which they are made
         try:
             self._data = {name: grown(self.folder / f"{name}.npy") for name in names}
+            done = os.listdir(self.folder / "done")
         except (OSError, ValueError):
+            self._data = {}
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        for name in os.listdir(self.folder / "done"):
+        for name in done:
             self.done[int(name)] = True
         self.complete = bool(self.done.all())
 
