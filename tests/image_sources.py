@@ -17,6 +17,8 @@ from image_files import encoded
 from PIL import Image
 
 FORMS = ("folder", "webdataset", "parquet", "hf")
+#: The same, with what takes long left to the long tests: the library of the hub makes a table of its own of every change.
+SHORT = ("folder", "webdataset", "parquet", pytest.param("hf", marks=pytest.mark.long))
 Row = tuple[str, str, bytes]  # key, class, file
 
 

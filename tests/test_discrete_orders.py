@@ -128,6 +128,8 @@ def test_in_painting_takes_what_is_known_first() -> None:
         around = order.around(plan, keep)
         assert around.sizes[0] == 3
         assert sum(around.sizes) == 64
+        assert around.sizes[1:] == Steps(count=6).cut(61), "as many steps for what is unknown, along the same curve"
+        assert order.around(plan, keep, Count(count=3)).sizes[1:] == Steps(count=3).cut(61)
         for row, before in zip(around.sequence_BL, plan.sequence_BL):
             assert set(row[:3].tolist()) == {3, 40, 63}
             assert row[3:].tolist() == [i for i in before.tolist() if i not in (3, 40, 63)]

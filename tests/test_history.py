@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from image_files import config, rows_of
-from image_sources import FORMS, own_hub, png, rows_of_classes, write, write_parquet, write_tar
+from image_sources import FORMS, SHORT, own_hub, png, rows_of_classes, write, write_parquet, write_tar
 
 from tokenloom.tasks.data import ingest as module
 from tokenloom.tasks.data.ingest import ingest, scan
@@ -44,19 +44,19 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SHORT)
 def test_a_class_that_is_gone_goes(store: Store, tmp_path: Path, form: str) -> None:
     data, rest = tmp_path / "data", rows_of_classes(bee=8, dog=8)
     source = write(form, emptied(data), [*rows_of_classes(cat=8), *rest])
-    assert classes(store, ingest("pets", config(source), store)) == ["bee", "cat", "dog"]
+    assert classes(store, ingest("pets", config(source, shard_rows=16), store)) == ["bee", "cat", "dog"]
     write(form, emptied(data), rest)
-    second = ingest("pets", config(source), store)
+    second = ingest("pets", config(source, shard_rows=16), store)
     assert classes(store, second) == ["bee", "dog"]
     fresh = Store(str(tmp_path / "fresh"), tmp_path / "fresh-root")
-    assert ingest("pets", config(source), fresh).artifact.fingerprint == second.artifact.fingerprint
+    assert ingest("pets", config(source, shard_rows=16), fresh).artifact.fingerprint == second.artifact.fingerprint
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SHORT)
 def test_the_way_to_the_data_does_not_count(tmp_path: Path, form: str) -> None:
     data, parts, found = tmp_path / "data", {"a": rows_of_classes(cat=16, dog=12), "b": rows_of_classes(ant=14)}, []
     for number, (order, always) in enumerate((("ab", False), ("ab", True), ("ba", True))):
@@ -65,7 +65,7 @@ def test_the_way_to_the_data_does_not_count(tmp_path: Path, form: str) -> None:
         for part in order:
             source = write(form, data, parts[part], part)
             if always or part == order[-1]:
-                outcome = ingest("pets", config(source), store)
+                outcome = ingest("pets", config(source, shard_rows=16), store)
         found.append((outcome.artifact.fingerprint, classes(store, outcome), labelled(store, outcome)))
     assert found[0] == found[1] == found[2]
     assert found[0][1] == ["ant", "cat", "dog"]
@@ -73,29 +73,31 @@ def test_the_way_to_the_data_does_not_count(tmp_path: Path, form: str) -> None:
 
 def test_known_shards_stay_and_their_numbers_are_read_as_they_were_written(store: Store, tmp_path: Path) -> None:
     source = write("folder", tmp_path, rows_of_classes(cat=16, dog=12))
-    first = ingest("pets", config(source), store)
+    first = ingest("pets", config(source, shard_rows=16), store)
     write("folder", tmp_path, rows_of_classes(ant=14))
-    second = ingest("pets", config(source), store)
+    second = ingest("pets", config(source, shard_rows=16), store)
     before, after = (store.record(outcome.artifact).notes for outcome in (first, second))
     assert {shard["path"] for shard in before["shards"]} < {shard["path"] for shard in after["shards"]}
     assert after["numberings"] == [[1, 2]]
     assert all(name == key.split("/")[0] for key, name in labelled(store, second).items())
     assert "numberings" not in before
     shutil.rmtree(tmp_path / "images" / "cat")
-    third = ingest("pets", config(source), store)
+    third = ingest("pets", config(source, shard_rows=16), store)
     assert classes(store, third) == ["ant", "dog"]
     assert all(name == key.split("/")[0] for key, name in labelled(store, third).items())
 
 
 def test_the_same_items_by_another_way_keep_the_shards_that_are_there(store: Store, tmp_path: Path) -> None:
     source = write("folder", tmp_path, rows_of_classes(cat=16, dog=12))
-    first = ingest("pets", config(source), store)
-    extra = tmp_path / "images" / "cat" / "more.png"
-    extra.write_bytes(png(5))
-    ingest("pets", config(source), store)
-    extra.unlink()
+    first = ingest("pets", config(source, shard_rows=16), store)
+    removed = {path: path.read_bytes() for path in sorted((tmp_path / "images").rglob("*1.png"))}
+    for path in removed:
+        path.unlink()
+    ingest("pets", config(source, shard_rows=16), store)
+    for path, data in removed.items():
+        path.write_bytes(data)
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"?")
-    again = ingest("other", config(source), store)
+    again = ingest("other", config(source, shard_rows=16), store)
     assert again.artifact == first.artifact
     assert rows_of(store, again) == rows_of(store, first)
     assert again.metrics["rejected"] == 1
@@ -131,22 +133,22 @@ def test_datasets_of_the_first_version_are_known_and_continued(store: Store, tmp
     source = write(form, data, rows_of_classes(cat=16, dog=12))
     if form == "folder":
         (tmp_path / "data/images/cat/cat-001.txt").write_text("a cat")
-    old = as_before(store, ingest("pets", config(source), store))
-    assert scan(config(source), store).fingerprint == old.artifact.fingerprint
-    assert ingest("pets", config(source), store).status == "cached"
+    old = as_before(store, ingest("pets", config(source, shard_rows=16), store))
+    assert scan(config(source, shard_rows=16), store).fingerprint == old.artifact.fingerprint
+    assert ingest("pets", config(source, shard_rows=16), store).status == "cached"
     write(form, data, rows_of_classes(ant=14), "b")
-    new = ingest("pets", config(source), store)
+    new = ingest("pets", config(source, shard_rows=16), store)
     kept = {shard["path"] for shard in store.record(old.artifact).notes["shards"]}
     assert kept < {shard["path"] for shard in store.record(new.artifact).notes["shards"]}
     fresh = Store(str(tmp_path / "fresh"), tmp_path / "fresh-root")
-    assert ingest("pets", config(source), fresh).artifact.fingerprint == new.artifact.fingerprint
+    assert ingest("pets", config(source, shard_rows=16), fresh).artifact.fingerprint == new.artifact.fingerprint
 
 
 def test_a_gone_class_of_the_first_version_is_noticed(store: Store, tmp_path: Path) -> None:
     source = write("folder", tmp_path, rows_of_classes(cat=16, dog=12))
-    as_before(store, ingest("pets", config(source), store), gone=("lynx",))
-    assert "1 class without an item" in scan(config(source), store).reason
-    assert classes(store, ingest("pets", config(source), store)) == ["cat", "dog"]
+    as_before(store, ingest("pets", config(source, shard_rows=16), store), gone=("lynx",))
+    assert "1 class without an item" in scan(config(source, shard_rows=16), store).reason
+    assert classes(store, ingest("pets", config(source, shard_rows=16), store)) == ["cat", "dog"]
 
 
 def swapped(path: Path, data: bytes) -> None:
@@ -164,7 +166,7 @@ def test_a_picture_that_was_replaced_is_noticed(store: Store, tmp_path: Path, fo
     rows = rows_of_classes(cat=16, dog=12)
     data = emptied(tmp_path / "data")
     source = write(form, data, rows)
-    first = ingest("pets", config(source), store)
+    first = ingest("pets", config(source, shard_rows=16), store)
     if form == "hf":
         write(form, data, [(rows[0][0], rows[0][1], rows[1][2]), *rows[1:]])
     else:
@@ -179,8 +181,8 @@ def test_a_picture_that_was_replaced_is_noticed(store: Store, tmp_path: Path, fo
         if changed.stat().st_size != target.stat().st_size:
             pytest.skip("the images of these seeds differ in size")
         swapped(target, changed.read_bytes())
-    assert scan(config(source), store).new == 1
-    second = ingest("pets", config(source), store)
+    assert scan(config(source, shard_rows=16), store).new == 1
+    second = ingest("pets", config(source, shard_rows=16), store)
     assert second.artifact != first.artifact
 
 
@@ -188,9 +190,9 @@ def test_a_class_of_a_hub_folder_that_was_renamed_is_noticed(store: Store, tmp_p
     rows = rows_of_classes(cat=16, dog=12)
     data = emptied(tmp_path / "data")
     source = write("hf", data, rows)
-    ingest("pets", config(source), store)
+    ingest("pets", config(source, shard_rows=16), store)
     write("hf", data, [(key, {"cat": "lynx"}.get(name, name), image) for key, name, image in rows])
-    assert classes(store, ingest("pets", config(source), store)) == ["dog", "lynx"]
+    assert classes(store, ingest("pets", config(source, shard_rows=16), store)) == ["dog", "lynx"]
 
 
 def test_what_stands_in_another_file_is_noticed(store: Store, tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_touched_data_are_known_by_their_content(store: Store, tmp_path: Path) -
     rows = rows_of_classes(cat=16, dog=12)
     for form in FORMS[:3]:
         source = write(form, tmp_path / form, rows)
-        first = ingest(form, config(source), store)
+        first = ingest(form, config(source, shard_rows=16), store)
         for path in (tmp_path / form).rglob("*"):
             os.utime(path, ns=(1, 1))
-        assert ingest(form, config(source), store).artifact == first.artifact
+        assert ingest(form, config(source, shard_rows=16), store).artifact == first.artifact

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import config, quarantine, rows_of
+from image_files import config as small_config
+from image_files import quarantine, rows_of
 from image_sources import Row, own_hub, png, rows_of_classes, write, write_parquet, write_tar
 
+from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.found import found
 from tokenloom.tasks.data.ingest import ingest
@@ -19,6 +21,10 @@ from tokenloom.tasks.store.artifacts import Outcome, Store
 pytestmark = pytest.mark.usefixtures("own_hub")
 __all__ = ["own_hub"]
 ROWS = rows_of_classes(cat=16, dog=12)
+
+
+def config(source: str, **options: Any) -> DataConfig:
+    return small_config(source, **{"shard_rows": 64, **options})
 
 
 def put(folder: Path, files: dict[str, bytes]) -> str:
@@ -109,7 +115,7 @@ def test_archives_of_one_numbered_folder_each_have_one_class(store: Store, tmp_p
     assert classes_of(store, ingest("w", config(f"webdataset:{tmp_path}"), store)) == ["all"]
 
 
-@pytest.mark.parametrize("form", ["parquet", "hf"])
+@pytest.mark.parametrize("form", ["parquet", pytest.param("hf", marks=pytest.mark.long)])
 def test_labels_in_columns(store: Store, tmp_path: Path, form: str) -> None:
     images, labels = [data for _, _, data in ROWS], [label for _, label, _ in ROWS]
 

@@ -117,12 +117,12 @@ def test_scores_of_known_forecasts() -> None:
 
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bins_ar": ("series_bins", {"bins": 64, "limit": 3.0}),
+    "bins_ar": ("series_bins", {"bins": 63, "limit": 3.0}),  # an odd number: equal values differ by nothing, which no edge cuts
     "patch_ar": ("series_patches", {"patch": 4}),
 }
 
 
-def trained(recipe: str, steps: int = 150) -> tuple[Pair, Windows]:
+def trained(recipe: str, steps: int = 200) -> tuple[Pair, Windows]:
     """A forecaster of a wave of period four, and how it was cut."""
     wave = np.sin(np.arange(40) * np.pi / 2 + 0.3)
     windows = Windows(names=("x",), mean=(0.0,), std=(1.0,), history=8, horizon=4, season=4, naive=(1.0,))
@@ -137,8 +137,9 @@ def trained(recipe: str, steps: int = 150) -> tuple[Pair, Windows]:
     from tokenloom.models.core.protocols import Batch, Labels
 
     batch = Batch(tokens=tokenizer.encode(rows), conditions=Labels(torch.zeros(16, dtype=torch.int64)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / steps)
         optimizer.zero_grad()
         model.losses(batch, "main", Draws.whole(0, step, 16, steps))["loss"].backward()
         optimizer.step()
@@ -156,7 +157,7 @@ def test_a_forecast_goes_on_with_the_history_at_any_horizon(recipe: str) -> None
     expected = np.stack([wave[8:18], wave[11:21]])
     error = np.abs(paths[..., 0] - expected[:, None])
     if recipe == "bins_ar":
-        assert error.max() < 3 * 3 / 64  # half a bin of 6 / 64 for each of three windows
+        assert error.max() < 3 * 3 / 63  # half a bin of 6 / 63 for each of three windows
     else:
         assert error.mean() < 0.2  # the deviation is learned, too; repeating the last value is 0.95 off
     alone = forecast(pair, windows, history[:1], 10, samples=20, seed=0)
@@ -282,3 +283,24 @@ def test_what_cannot_be_sampled_of_a_series(
     known = replace(forecaster[0], known={"series": asdict(forecaster[1])})
     with pytest.raises(ConfigError, match=words):
         SERIES.sample(known, "toy", asked(tmp_path / options.get("out", "f.png"), **rest), store, silent)
+
+
+def test_a_series_that_grew_is_the_same_as_one_that_was_there_at_once(store: Store, tmp_path: Path) -> None:
+    """The border between splits moves, and with another file the scale of all windows."""
+    values = np.random.default_rng(0).normal(size=120)
+
+    def write(name: str, rows: int) -> None:
+        pd.DataFrame({"date": np.arange(rows), "value": values[:rows]}).to_csv(tmp_path / f"{name}.csv", index=False)
+
+    write("a", 90)
+    settings = config(f"csv:{tmp_path}/*.csv")
+    ingest("s", settings, store)
+    write("a", 120)
+    grown = ingest("s", settings, store)
+    fresh = Store(str(tmp_path / "fresh"), tmp_path / "fresh-root")
+    assert ingest("s", settings, fresh).artifact.fingerprint == grown.artifact.fingerprint
+    write("b", 100)
+    with_another = ingest("s", settings, store)
+    fresher = Store(str(tmp_path / "fresher"), tmp_path / "fresher-root")
+    assert ingest("s", settings, fresher).artifact.fingerprint == with_another.artifact.fingerprint
+    assert "windows" in with_another.told

@@ -90,6 +90,10 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
     help="Of a forecaster: a table that ends where it begins, CSV or Parquet [default: held-out windows].",
 )
 @click.option("--horizon", type=click.IntRange(min=1), help="Of a forecaster: values to forecast [default: the run's].")
+@click.option("--inpaint", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="An image of which a part is drawn anew.")
+@click.option(
+    "--mask", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="Of --inpaint: an image that is white where to draw."
+)
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--guidance-schedule", type=click.Choice(["constant", "linear", "cosine", "power_cosine"]), help="Guidance over the steps.")
 @click.option("--guidance-interval", type=float, nargs=2, metavar="START END", help="Guide between these shares of the decoding alone.")
@@ -127,6 +131,8 @@ def sample(
     seed: int,
     history: Path | None,
     horizon: int | None,
+    inpaint: Path | None,
+    mask: Path | None,
     head: str | None,
     decoder: str | None,
     out: Path,
@@ -142,6 +148,8 @@ def sample(
     still training.  A model that is conditioned on text draws captions of its training data, unless --text says which.
     Of a cluster file only its tracking_uri counts here: where the registry is.
     """
+    if (inpaint is None) != (mask is None):
+        raise click.UsageError("--inpaint IMAGE and --mask PNG go together")
     if out.suffix not in (".png", ".npz", ".csv"):
         raise click.BadParameter(
             f"{str(out)!r}: write FILE.png (a grid or plot), FILE.npz (images) or FILE.csv (series)", param_hint="--out"
@@ -166,6 +174,7 @@ def sample(
             history=history,
             horizon=horizon,
             columns=columns,
+            inpaint=None if inpaint is None or mask is None else (inpaint, mask),
             head=None if head is None else parse_yaml(head, "--head"),
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
             out=out,

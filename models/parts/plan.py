@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -127,13 +128,16 @@ def grouped(keys: Sequence[tuple[int, ...]], window: int | None = None) -> Plan:
     return Plan(torch.tensor([index]), tuple(sizes), window)
 
 
-def known_first(plan: Plan, keep_L: Tensor) -> Plan:
-    """The plan with the positions of ``keep_L`` as its first group and the others after it, order and group sizes kept."""
+class Cut(Protocol):
+    """A rule that cuts a number of positions into successive groups (``orders.sizes.Sizes``)."""
+
+    def cut(self, length: int) -> tuple[int, ...]: ...
+
+
+def known_first(plan: Plan, keep_L: Tensor, rule: Cut) -> Plan:
+    """The plan with the positions of ``keep_L`` as its first group and the others after it in their order, cut by the rule anew: so
+    many steps for what is unknown as there are for the whole, along the same curve."""
     kept_BL = keep_L.to(plan.sequence_BL.device)[plan.sequence_BL]
     sequence_BL = plan.sequence_BL.gather(1, (~kept_BL).long().argsort(dim=1, stable=True))
     known, rest = int(keep_L.sum()), int((~keep_L).sum())
-    left: list[int] = []
-    for size in plan.sizes:
-        left.append(min(size, rest - sum(left)))
-    first = (known,) if known else ()
-    return replace(plan, sequence_BL=sequence_BL, sizes=first + tuple(n for n in left if n))
+    return replace(plan, sequence_BL=sequence_BL, sizes=((known,) if known else ()) + (rule.cut(rest) if rest else ()))

@@ -85,7 +85,7 @@ class DecodingSession:
             plan = model.order.decode(model.layout, self.rows, self.draws, sampler.sizes)
             if sampler.visit is not None:
                 plan = replace(plan, sequence_BL=sampler.visit.sequence(model.layout, self.rows, self.draws))
-            plan = plan if keep_L is None else model.order.around(plan, keep_L)
+            plan = plan if keep_L is None else model.order.around(plan, keep_L, sampler.sizes)
         self.plan = plan.to(self.device)
         if plan.choice is None:
             self.draws = self.draws.ahead("head", plan.sizes)

@@ -232,19 +232,18 @@ def _adopted(record: Record) -> list[dict[str, Any]]:
 
 def _listed(plan: Matched, new: list[dict[str, Any]], step: StepSpec, classes: list[str]) -> list[dict[str, Any]]:
     """All shards in order, each with the class names of its numbers (``names``)."""
-    listed = []
+    listed: dict[str, dict[str, Any]] = {}
     for shard in plan.kept:
         assert plan.base is not None
-        listed.append({**shard, "names": numbering_of(plan.base.notes, shard)})
+        listed[shard["path"]] = {**shard, "names": numbering_of(plan.base.notes, shard)}
     for m in new:
         path = f"{step.folder}/shards/{m['file']}"
-        if path not in {shard["path"] for shard in listed}:
-            shard = {"path": path, "split": m["split"], "rows": m["rows"], "sha256": m["sha256"], "size": m["size"]}
-            listed.append({**shard, "names": list(plan.classes)})
+        shard = {"path": path, "split": m["split"], "rows": m["rows"], "sha256": m["sha256"], "size": m["size"]}
+        listed.setdefault(path, {**shard, "names": plan.classes})
     # A shard that was lost and made again goes back to its place: the order of the rows is part of what a dataset is.
     known = plan.base.notes["shards"] if plan.base is not None else []
     places = {shard["sha256"]: number for number, shard in enumerate(known)}
-    return sorted(listed, key=lambda shard: places.get(shard["sha256"], len(places)))
+    return sorted(listed.values(), key=lambda shard: places.get(shard["sha256"], len(places)))
 
 
 def _placed(items: list[dict[str, Any]], listed: list[dict[str, Any]], new: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:

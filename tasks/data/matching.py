@@ -143,13 +143,14 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
                 plan.again.setdefault(row["entry"], set()).add(row["source"])
             else:
                 plan.rejects.append(row)
-    missing, tables = _shards(plan, record, store)
+    items = read_items(store, record)
+    missing, tables = _shards(plan, record, items, store)
     kept = {row["label"] for rows in plan.rows.values() for row in rows}
     plan.classes = sorted({*source.classes, *kept}, key=natural)
     present = {entry.name for entry in source.entries}
     changed = sum(entry.name in entries for entry in plan.fresh)
     removed = sum(name not in present for name in entries)
-    gone = len(record.notes["classes"]) - len({row["label"] for row in read_items(store, record)})
+    gone = len(record.notes["classes"]) - len({row["label"] for row in items})
     counts = {"new": len(plan.fresh) - changed, "changed": changed, "removed": removed}
     parts = [_counted(n, f"{what} file") for what, n in counts.items() if n]
     unread = sum(len(places) for places in plan.again.values())
@@ -161,11 +162,11 @@ def _against(record: Record, source: Source, store: Store, digests: dict[str, st
     return plan
 
 
-def _shards(plan: Matched, record: Record, store: Store) -> tuple[int, bool]:
+def _shards(plan: Matched, record: Record, items: list[dict[str, Any]], store: Store) -> tuple[int, bool]:
     """Sort the shards of a dataset into kept and lost ones; how many are missing, and whether its tables are damaged."""
     sizes = store.storage.sizes([file["path"] for file in record.files])
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_items(store, record):
+    for row in items:
         rows[row["shard"]].append(row)
     missing = 0
     for shard in record.notes["shards"]:

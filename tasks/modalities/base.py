@@ -99,6 +99,7 @@ class SampleRequest:
     history: Path | None = None
     horizon: int | None = None
     columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
+    inpaint: tuple[Path, Path] | None = None  # an image, and a mask that is white where it is drawn anew
 
 
 class Modality(ABC):

@@ -30,6 +30,7 @@ class Pair:
     sampler: Sampler
     condition_spec: ConditionSpec
     kind: str = "image"  # of the signal
+    shape: tuple[int, ...] = ()  # of the signal, channels first
     known: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps of the data in ``serving.json``
 
     @property
@@ -80,8 +81,9 @@ def open_pair(
     t.layout.check(g.layout)
     if draft is not None:
         use_draft_model(g, cast(Generator, load_model(draft, device)[0]))
-    kind = made_for.given["signal"]["kind"]
-    return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts), kind)
+    signal = made_for.given["signal"]
+    kind, shape = signal["kind"], (signal["channels"], *signal["shape"])
+    return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts), kind, shape)
 
 
 def open_bundle(folder: Path, device: str = "cpu") -> Pair:

@@ -44,9 +44,6 @@ class StyleGAN(nn.Module):
             """Channels at a resolution."""
             return min(self.width, _WIDTHS[side] * (self.multiplier if side > 32 else 1))
 
-        def build(self, channels: int) -> StyleGAN:
-            return StyleGAN(self, channels)
-
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
         self.config = config

@@ -156,7 +156,8 @@ class CausalFlow(nn.Module):
             h = self.enter(given.repeat(1 + guided, 1, 1) if guided else given)
             s, b = self._affine(self.norm(self.net.turned(h, turns[:, :, at], Causal(), h, list(cache))))
             if guided:
-                s, b = mixed(*s.chunk(2), *b.chunk(2), how.weight)
+                (s, s_null), (b, b_null) = s.chunk(2), b.chunk(2)
+                s, b = mixed(s, s_null, b, b_null, how.weight)
             return z[:, shift + start : shift + stop] * s + b
 
         count = grid.length - shift

@@ -50,11 +50,9 @@ class Categorical(Head):
         init_std: float = 0.0
         never: Added[int] = 0
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
-            return self.construct(single(layout), width)
-
-    def __init__(self, config: Config, vocabulary: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
+        vocabulary = single(layout)
         if not 0 <= config.never < vocabulary:
             raise ConfigError(f"head.never={config.never}: must leave some of the {vocabulary} ids to draw")
         self.never = config.never
@@ -111,12 +109,9 @@ class Tied(Categorical):
 
         extra: int = 0
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Tied:
-            return Tied(self, single(layout), feed)
-
-    def __init__(self, config: Config, vocabulary: int, feed: Feed) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, feed: Feed) -> None:
         Head.__init__(self)
-        self.outputs = vocabulary + config.extra
+        self.outputs = single(layout) + config.extra
         # In a list, so that the table stays a parameter of the feed alone.
         self._table = [cast(nn.Embedding, table_of(feed, self.outputs).books[0])]
         self.bias = nn.Parameter(torch.zeros(self.outputs))
@@ -138,16 +133,13 @@ class Directions(Categorical):
 
         states: int = 2
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
-            return self.construct(single(layout), width)
-
         def __post_init__(self) -> None:
             if self.states < 2:
                 raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
 
-    def __init__(self, config: Config, vocabulary: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         Head.__init__(self)
-        self.out = nn.ModuleList([nn.Linear(width, vocabulary, bias=False) for _ in range(config.states)])  # type: ignore[assignment]
+        self.out = nn.ModuleList([nn.Linear(width, single(layout), bias=False) for _ in range(config.states)])  # type: ignore[assignment]
         for linear in cast(nn.ModuleList, self.out):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
 

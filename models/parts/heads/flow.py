@@ -15,7 +15,6 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.flows.matching import FlowSampler, Times, between, times
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.continuous import NoiseHead
@@ -47,11 +46,8 @@ class FlowMatching(DenoisingMLP, NoiseHead):
             if min(self.width, self.depth, self.repeats, self.frequencies) < 1 or self.frequencies % 2 or min(self.scale, self.unit) <= 0:
                 raise ConfigError(f"head: {self}: width, depth, repeats, frequencies (even), scale and unit must be positive")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> FlowMatching:
-            return FlowMatching(self, NoiseHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
-        self.config = config
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        self.config, channels = config, self.channels_of(layout)
         super().__init__(channels, channels, width, config.width, config.depth, frequencies=config.frequencies, norm=config.norm)
 
     def forward(self, x: Tensor, time: Tensor, h: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.flows.matching import between
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.continuous import NoiseHead
@@ -64,11 +63,8 @@ class Shortcut(DenoisingMLP, NoiseHead):
             if self.finest < 2 or self.finest & (self.finest - 1):
                 raise ConfigError(f"head.finest={self.finest}: must be a power of two, at least 2")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Shortcut:
-            return Shortcut(self, NoiseHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
-        self.config, self.levels = config, config.finest.bit_length() - 1
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        self.config, self.levels, channels = config, config.finest.bit_length() - 1, self.channels_of(layout)
         super().__init__(channels, channels, width, config.width, config.depth, frequencies=config.frequencies, norm="affine")
         self.length = nn.Embedding(self.levels + 1, config.width)
         nn.init.normal_(self.length.weight, std=0.02)

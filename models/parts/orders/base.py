@@ -48,10 +48,11 @@ class Order(config.Config, ABC):
             found |= {"predictions of all open positions": Trait("yes", "order.choice"), "logits": Trait("yes", "order.choice")}
         return found
 
-    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
+    def around(self, plan: Plan, keep_L: Tensor, sizes: Sizes | None = None) -> Plan:
         """A decoding plan for in-painting, where the positions in ``keep_L`` (L,) are known.
 
-        An order that may start anywhere takes them first; a fixed one meets them in its own time.
+        An order that may start anywhere takes them first, and cuts what is unknown by its rule (or ``sizes``, as in ``decode``) anew; a
+        fixed one meets them in its own time.
         """
         return plan
 

@@ -109,6 +109,6 @@ class Masked(Order, tag="order.masked"):
         sequence = torch.arange(layout.length)[None] if self.choice else self.visit.sequence(layout, rows, draws)
         return Plan(sequence, rule_of(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
-    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
-        cut = known_first(plan, keep_L)
+    def around(self, plan: Plan, keep_L: Tensor, sizes: Sizes | None = None) -> Plan:
+        cut = known_first(plan, keep_L, rule_of(self.decoding, sizes))
         return cut if plan.choice is None else replace(cut, sequence_BL=plan.sequence_BL)

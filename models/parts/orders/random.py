@@ -31,8 +31,8 @@ class Random(Order, tag="order.random"):
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         return Plan(permutations(layout.length, draws), rule_of(self.decoding, sizes).cut(layout.length))
 
-    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
-        return known_first(plan, keep_L)
+    def around(self, plan: Plan, keep_L: Tensor, sizes: Sizes | None = None) -> Plan:
+        return known_first(plan, keep_L, rule_of(self.decoding, sizes))
 
 
 @dataclass(frozen=True, kw_only=True)

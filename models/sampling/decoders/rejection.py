@@ -19,6 +19,7 @@ from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.feeds.double_position import DoublePosition
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.heads.hidden import guide
+from tokenloom.models.parts.orders.sizes import Even
 from tokenloom.models.parts.plan import Plan, known_first
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.sampling.decoders.base import Decoder
@@ -98,7 +99,7 @@ class RejectionSession(DecodingSession):
         plan, known_B = self.plan, torch.zeros(rows, dtype=torch.int64, device=device)
         data = torch.zeros((rows, length), dtype=torch.int64, device=device) if self.given is None else self.given.clone()
         if self.keep_L is not None:
-            plan = known_first(plan, self.keep_L)
+            plan = known_first(plan, self.keep_L, Even())
             known_B += self.keep_L.sum()
         self.now = Settled(data, plan.sequence_BL.expand(rows, -1), known_B)
         self.entry_L = torch.arange(length, device=device)

@@ -158,7 +158,7 @@ TOKENBRIDGE = (
 
 
 def _ibq(codes: int, parameters: int, rfid: float, name: str = "IBQ", file: str = "imagenet256") -> Size:
-    training = _IBQ_TRAINING if name == "IBQ" else None  # that of the other is not told in full
+    training = _IBQ_TRAINING if name == "IBQ" else None  # that of the other is not published in full
     net = _net(_F16, attention=[4], latent=256) | {"blocks": 4, "decoder_blocks": 5}
     args = {"codes": codes, "dim": 256} | net | _SEED_VOKEN_LOSSES
     more: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator", "training": training}

@@ -20,6 +20,7 @@ from tokenloom.tasks.modalities.image.fit import fit
 from tokenloom.tasks.modalities.image.held_out import HeldOut
 from tokenloom.tasks.modalities.image.judging.features import to_float
 from tokenloom.tasks.modalities.image.served.draw import SHARD, to_uint8, traced_images
+from tokenloom.tasks.modalities.image.served.painting import Painting, check
 from tokenloom.tasks.runtime.progress import Report
 from tokenloom.tasks.serving.predict import Pair, spread
 from tokenloom.tasks.serving.request import Request, check_labels
@@ -56,12 +57,12 @@ def sample(pair: Pair, title: str, given: SampleRequest, store: Store, report: R
         raise ConfigError(f"--out {str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)")
     if given.history is not None or given.horizon is not None:
         raise ConfigError(f"{'--history' if given.history is not None else '--horizon'}: {title} draws images, which go on from nothing")
-    wanted = _wanted(pair, title, given, store)
+    wanted, painting = _wanted(pair, title, given, store), _painting(pair, title, given)
     parts, traces = [], []
     for start in range(0, given.total, SHARD):
         report("sample", start, given.total, {})
         condition = pair.condition_spec.conditions(wanted.request.part(start, start + SHARD))
-        images, trace = traced_images(pair.generator, pair.tokenizer, condition, pair.sampler, given.seed, start)
+        images, trace = traced_images(pair.generator, pair.tokenizer, condition, pair.sampler, given.seed, start, painting)
         parts.append(images)
         traces.append(trace)
     report("sample", given.total, given.total, {})
@@ -107,6 +108,22 @@ def _columns(
         return dict(held_out.request(np.resize(item_N, len(labels)), labels).columns)
     index = {name: torch.from_numpy(turn % values.rows) for name, values in found.items()}
     return {name: Values(values.value[index[name]]) for name, values in found.items()}
+
+
+def _painting(pair: Pair, title: str, given: SampleRequest) -> Painting | None:
+    """The image of which a part is drawn, and its mask, both made to fit as the data was."""
+    if given.inpaint is None:
+        return None
+    check(pair.generator, title)
+    channels, rows, columns = pair.shape
+    found = []
+    for option, path, kept in (("--inpaint", given.inpaint[0], channels), ("--mask", given.inpaint[1], 1)):
+        config = DataConfig(source="files", size=(rows, columns), channels=kept, fit=pair.known.get("fit", "crop"))
+        try:
+            found.append(to_float(fit(path.read_bytes(), config)[None].copy())[0])
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{option} {path}: {error}") from error
+    return Painting(found[0], found[1][0] > 0)
 
 
 def _fitted(pair: Pair, name: str, files: Sequence[Path]) -> Values:

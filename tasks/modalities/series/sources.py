@@ -10,8 +10,8 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
-from functools import cache, partial
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ def open_source(config: DataConfig) -> Source:
     given = config.series
     assert given is not None, "checked by the schema"
     paths, wanted = _files(config.source, given)
-    entries = tuple(Entry(path.name, path.stat().st_size, path.stat().st_mtime_ns, path) for path in paths)
-    table = {entry.name: read_table(path, wanted) for entry, path in zip(entries, paths)}
+    table = {path.name: read_table(path, wanted) for path in paths}
+    if len(table) < len(paths):
+        raise ConfigError(f"data.source {config.source}: two of its files have one name; give each another one")
     names = next(iter(table.values()))[0]
     for name, (columns, _) in table.items():
         if columns != names:
@@ -51,14 +52,15 @@ def open_source(config: DataConfig) -> Source:
             window = values[start : start + given.history + given.horizon].astype(np.float32)
             yield Item(f"{entry.name}#{start:08d}", partial(np.copy, window), ONE_CLASS, None, f"{entry.name}#{start}", split=split)
 
-    @cache
-    def scale() -> str:  # the scale is part of what a window is: new values of it make all windows anew
-        return hashlib.sha256(repr(windows).encode()).hexdigest()
+    # The scale is part of what a window is: new values of it, which another file may bring, make all windows anew.
+    scale = hashlib.sha256(repr(windows).encode()).hexdigest()
+    entries = tuple(Entry.of(path, path.name, stamp=scale[:16]) for path in paths)
 
     def digest(entry: Entry) -> str:
-        return hashlib.sha256((file_digest(entry) + scale()).encode()).hexdigest()
+        return hashlib.sha256((file_digest(replace(entry, stamp="")) + scale).encode()).hexdigest()
 
-    return Source((ONE_CLASS,), entries, items, digest, notes=asdict(windows))
+    how = f"values {', '.join(names)}"
+    return Source((ONE_CLASS,), entries, items, digest, notes=asdict(windows), how=how)
 
 
 def cuts(length: int, config: DataConfig, given: SeriesConfig) -> Iterator[tuple[int, str]]:

@@ -72,7 +72,7 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
         found = Plan(torch.cat(sequence, dim=1), tuple(cut), window=0, place_BG=torch.tensor([place]), choice=self.choice)
         return replace(found, reach=tuple(reach)) if self.choice else found
 
-    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
+    def around(self, plan: Plan, keep_L: Tensor, sizes: Sizes | None = None) -> Plan:
         """What is known comes first in its scale."""
         assert plan.place_BG is not None
         stand = plan.place_BG[0].tolist()

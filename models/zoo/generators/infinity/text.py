@@ -96,13 +96,10 @@ class ClassText(Labelled):
         length: int = 4
         dropout: float = 0.1
 
-        def build(self, classes: int, width: int) -> ClassText:
-            return ClassText(self, class_count(self.classes, classes), width)
-
     def __init__(self, config: Config, classes: int, width: int) -> None:
-        super().__init__(classes, config.dropout)
+        super().__init__(class_count(config.classes, classes), config.dropout)
         self.text = PooledText(PooledText.Config(features=width, heads=config.heads, length=config.length), width)
-        self.table = nn.Parameter(torch.empty(classes, config.length, width))
+        self.table = nn.Parameter(torch.empty(self.classes, config.length, width))
         nn.init.trunc_normal_(self.table, std=1.0)
 
     @property

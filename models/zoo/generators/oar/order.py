@@ -13,7 +13,7 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.masked import Confidence
 from tokenloom.models.parts.orders.random import Random
 from tokenloom.models.parts.orders.sizes import Sizes, rule_of
-from tokenloom.models.parts.plan import Choice, Plan, known_first
+from tokenloom.models.parts.plan import Choice, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +36,5 @@ class ConfidenceOrder(Random, tag="order.found"):
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         return Plan(torch.arange(layout.length)[None], rule_of(self.decoding, sizes).cut(layout.length), choice=self.choice)
 
-    def around(self, plan: Plan, keep_L: Tensor) -> Plan:
-        return replace(known_first(plan, keep_L), sequence_BL=plan.sequence_BL)
+    def around(self, plan: Plan, keep_L: Tensor, sizes: Sizes | None = None) -> Plan:
+        return replace(super().around(plan, keep_L, sizes), sequence_BL=plan.sequence_BL)

@@ -21,7 +21,7 @@ from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays, array
 from tokenloom.tasks.modalities.image import pictures
 from tokenloom.tasks.modalities.image.held_out import HELD_OUT, HeldOut
 from tokenloom.tasks.modalities.image.judging import features, network, reading, reconstruction, scores
-from tokenloom.tasks.modalities.image.judging.sampling_actor import Drawn
+from tokenloom.tasks.modalities.image.judging.sampling_actor import Samples
 from tokenloom.tasks.modalities.image.judging.statistics import Statistics
 from tokenloom.tasks.modalities.image.served.draw import to_uint8
 from tokenloom.tasks.runtime.errors import StepError
@@ -135,7 +135,7 @@ class EvaluationRequest:
 
 
 def judge_samples(
-    drawn: Drawn, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store, compared: str
+    drawn: Samples, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store, compared: str
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)

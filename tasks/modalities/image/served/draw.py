@@ -19,6 +19,7 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer, Values
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.tasks.modalities.image.served.painting import Painting, check
 from tokenloom.tasks.serving.predict import Pair
 from tokenloom.tasks.serving.request import AnyRequest, Request
 
@@ -45,6 +46,7 @@ def traced_images(
     sampler: Sampler,
     seed: int,
     start: int = 0,
+    painting: Painting | None = None,
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
     """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
 
@@ -52,7 +54,7 @@ def traced_images(
     which worker draws it, changes nothing.
 
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].  Beside them stand the numbers of the decoding's trace,
-    where the generator keeps one.
+    where the generator keeps one.  With a ``painting`` its given part is in all of them.
     """
     device = next(generator.parameters()).device
     conditions = Conditions.of(Labels(torch.tensor(request, dtype=torch.int64))) if isinstance(request, np.ndarray) else request
@@ -60,19 +62,21 @@ def traced_images(
     if isinstance(generator, Density):
         return to_uint8(generator.sample(conditions.to(device), draws)), {}
     assert tokenizer is not None, "a generator's tokens need their tokenizer"
+    if painting is not None:
+        return to_uint8(painting.draw(generator, tokenizer, conditions.to(device), sampler, draws, device)), {}
     if not isinstance(generator, GroupGenerator):
         return to_uint8(tokenizer.decode(generator.generate(conditions.to(device), sampler, draws))), {}
     tokens, trace = generator.decode(conditions.to(device), sampler, draws)
     return to_uint8(tokenizer.decode(tokens)), trace.numbers()
 
 
-def sample_shards(pair: Pair, given: AnyRequest, seed: int, rows: int = SHARD) -> NDArray[np.uint8]:
+def sample_shards(pair: Pair, given: AnyRequest, seed: int, rows: int = SHARD, painting: Painting | None = None) -> NDArray[np.uint8]:
     """Images of any number of labels, texts or columns, ``rows`` at a time; the answer depends on the request and the seed alone."""
     pair.condition_spec.check(given)
     parts, request = [], Request.of(given)
     for start in range(0, len(request), rows):
         conditions = pair.condition_spec.conditions(request.part(start, start + rows))
-        parts.append(sample_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start))
+        parts.append(traced_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start, painting)[0])
     return np.concatenate(parts)
 
 
@@ -89,6 +93,21 @@ def png_base64(image_HWC: NDArray[np.uint8]) -> str:
     out = io.BytesIO()
     Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC).save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()
+
+
+def painting_of(pair: Pair, image: str, mask: str) -> Painting | None:
+    """The image and the mask of a request, PNG in base64 text (both empty: none).
+
+    Raises:
+        ConfigError: one without the other, no PNG, another size than the model's, or a model that cannot draw a part.
+    """
+    if not image and not mask:
+        return None
+    if not image or not mask:
+        raise ConfigError(f"{'mask' if image else 'inpaint'}: is missing; give both the image and its mask, white where it is drawn anew")
+    check(pair.generator, "this model")
+    values = column_of("inpaint", [image], pair.shape), column_of("mask", [mask], (1, *pair.shape[1:]))
+    return Painting(values[0].value[0], values[1].value[0, 0] > 0)
 
 
 def column_of(name: str, images: Sequence[str | None], shape: tuple[int, ...]) -> Values:

@@ -33,7 +33,7 @@ class ImageModel(PythonModel):
         Parameters: see ``served.options``.
         """
         from tokenloom.models.core.config import ConfigError
-        from tokenloom.tasks.modalities.image.served.draw import png_base64, sample_shards
+        from tokenloom.tasks.modalities.image.served.draw import painting_of, png_base64, sample_shards
         from tokenloom.tasks.modalities.image.served.options import changes
 
         for column in self.pair.condition_spec.inputs:
@@ -44,7 +44,8 @@ class ImageModel(PythonModel):
         given = params or {}
         try:
             pair = self.pair.edited(**changes(self.pair, given))
-            images = sample_shards(pair, self._request(model_input), int(given.get("seed", 0)))
+            painting = painting_of(pair, given.get("inpaint", ""), given.get("mask", ""))
+            images = sample_shards(pair, self._request(model_input), int(given.get("seed", 0)), painting=painting)
         except ConfigError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})

@@ -27,6 +27,8 @@ def parameters(pair: Pair) -> dict[str, tuple[str, Any]]:
         "order": ("string", ""),
         "decoder": ("string", ""),
         "head": ("string", ""),
+        "inpaint": ("string", ""),
+        "mask": ("string", ""),
     }
 
 
@@ -34,7 +36,7 @@ def parameters(pair: Pair) -> dict[str, tuple[str, Any]]:
 INTERFACE = (
     "parameters `seed`, `guidance`, `guidance_schedule` ({}), `guidance_interval` (two shares, `0.1,0.7`), `temperature`, "
     "`temperature_end`, `top_k`, `top_p`, `steps`, `order` ({}), `decoder` and `head` (a name, or JSON as in a run file); each is the "
-    "model's own where it is left out"
+    "model's own where it is left out; `inpaint` and `mask` (PNG as base64 text): an image, drawn anew where the mask is white"
 ).format(", ".join(SCHEDULES), ", ".join(VISITS))
 
 
@@ -49,7 +51,7 @@ def changes(pair: Pair, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"parameter {unknown[0]!r}: this model takes {', '.join(known)}")
     for name, value in given.items():
         # Equal to the default means untouched: a schedule must not become a constant.
-        if name != "seed" and value != known[name][1]:
+        if name not in ("seed", "inpaint", "mask") and value != known[name][1]:
             found[name] = _read(name, value)
     return found
 

@@ -1,0 +1,1 @@
+"""PFGM++: the recipe, and the modules that it builds."""

@@ -1,0 +1,1 @@
+"""ARFlow: the recipe, and the modules that it builds."""
