@@ -29,7 +29,7 @@ from tokenloom.models.pretrained.names import NameMap, Rename
 from tokenloom.models.pretrained.options import RECORDED, Options, inert, only, used
 from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms
 from tokenloom.models.sampling.sampler import Moment
-from tokenloom.models.zoo.generators.far_frequency.head import StagedSampler, told
+from tokenloom.models.zoo.generators.far_frequency.head import StagedDiffusion, StagedSampler, told
 from tokenloom.models.zoo.generators.far_frequency.module import FrequencyGenerator
 from tokenloom.models.zoo.generators.far_frequency.recipe import far_frequency
 
@@ -121,7 +121,7 @@ def recorded(info: Info, inputs: Mapping[str, Tensor], section: str) -> Iterator
 
 def outputs(model: FrequencyGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: the head alone, a training pass with its loss and gradients, sampling stage by stage."""
-    c, head, draws = flat(info), model.head, recorded(info, inputs, "loss")
+    c, head, draws = flat(info), cast(StagedDiffusion, model.head), recorded(info, inputs, "loss")
     x, t, h, index = (inputs[f"head_{name}"] for name in ("x_t", "t", "c", "index"))
     rows, stage, length = len(inputs["labels"]), int(inputs["stage"]), model.layout.length
     data = patches(inputs["latent"], 1)

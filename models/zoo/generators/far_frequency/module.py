@@ -86,9 +86,9 @@ class FrequencyGenerator(protocols.Generator):
             raise ConfigError(f"net.buffer={config.net.buffer}: must be feed.buffer={config.feed.buffer}")
         self.stages = config.stages or tuple(min(rows, -(-stage * rows // SIDE)) for stage in STAGES[config.masks])
         self.condition = config.condition.build(classes, config.net.width)
-        self.feed = config.feed.build(layout, config.net.width, None)
+        self.feed = cast(KnownValues, config.feed.build(layout, config.net.width, None))
         self.net = config.net.build(layout)
-        self.head = config.head.build(layout, config.net.output_width, self.feed)
+        self.head = cast(StagedDiffusion, config.head.build(layout, config.net.output_width, self.feed))
 
     # --- training
 
