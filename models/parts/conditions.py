@@ -273,11 +273,14 @@ class TextCondition(Single):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.text_features"):
-        """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
+        """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left).
+
+        ``encoder``: folder or hub name of the text model that makes the features ("": they are given)."""
 
         features: int
         length: int = 120
         dropout: float = 0.1
+        encoder: Added[str] = ""
 
         @property
         def names(self) -> tuple[str, ...]:

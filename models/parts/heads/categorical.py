@@ -101,20 +101,21 @@ class Categorical(Head):
 
 
 class Tied(Categorical):
-    """The output map is the feed's embedding table, with a bias (MaskGIT)."""
+    """The output map is the feed's embedding table, with a bias (MaskGIT) or without one (AiM)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.tied", label="categorical, tied"):
-        """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
+        """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too; ``bias`` a row."""
 
         extra: int = 0
+        bias: Added[Literal["yes", "no"]] = "yes"
 
     def __init__(self, config: Config, layout: TokenLayout, feed: Feed) -> None:
         Head.__init__(self)
         self.outputs = single(layout) + config.extra
         # In a list, so that the table stays a parameter of the feed alone.
         self._table = [cast(nn.Embedding, table_of(feed, self.outputs).books[0])]
-        self.bias = nn.Parameter(torch.zeros(self.outputs))
+        self.bias = nn.Parameter(torch.zeros(self.outputs)) if config.bias == "yes" else None
 
     def logits(self, h_BND: Tensor) -> Tensor:
         return full(F.linear(h_BND, self._table[0].weight[: self.outputs], self.bias))

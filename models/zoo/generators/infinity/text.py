@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -30,13 +31,16 @@ class PooledText(Single):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.pooled_text"):
-        """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned."""
+        """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned.
+
+        ``encoder``: folder or hub name of the text model that makes the features ("": they are given)."""
 
         features: int
         heads: int
         length: int = 512
         dropout: float = 0.1
         eps: float = 1e-6
+        encoder: Added[str] = ""
 
         @property
         def names(self) -> tuple[str, ...]:
