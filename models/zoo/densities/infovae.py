@@ -14,7 +14,7 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.zoo.densities.vae.module import Information, ObjectiveVAE
 
 
-@register("infovae", kind="density", paper="1706.02262", tiny={"latent": 8, "width": 32, "judged": 5, "weight": 10.0})
+@register("infovae", kind="density", paper="1706.02262", tiny={"latent": 8, "width": 32, "judged": 5, "alpha": 1.0, "weight": 10.0})
 def infovae(
     latent: int = 50, width: int = 200, depth: int = 2, alpha: float = 0.0, weight: float = 1000.0, judged: int = 100
 ) -> ObjectiveVAE.Config:
