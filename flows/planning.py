@@ -94,9 +94,14 @@ def check(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> None
     Raises:
         ConfigError: naming the field and what to do.
     """
-    by_role = {link.step.makes: one for link, one in zip(chain(config, store), planned)}
+    by_role = roles(config, store, planned)
     for link in chain(config, store):
         link.step.check(Context(config, store), by_role)
+
+
+def roles(config: RunConfig, store: Store, planned: tuple[Planned, ...]) -> dict[str, Planned]:
+    """What is planned of each step, by the role of what it makes."""
+    return {link.step.makes: one for link, one in zip(chain(config, store), planned)}
 
 
 def published_trainings(config: RunConfig) -> list[dict[str, Any]]:

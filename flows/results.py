@@ -35,7 +35,7 @@ def pictures(store: Store, evaluation: Artifact | None) -> dict[str, Path]:
 def where(work: Workspace, evaluation: Artifact | None) -> dict[str, str]:
     """Where to look: label to path, address or command."""
     shown = pictures(work.store, evaluation)
-    places = {"sample grid": str(shown["samples"])} if "samples" in shown else {}
+    places = {"samples": str(shown["samples"])} if "samples" in shown else {}
     if shown:
         places["more pictures"] = str(next(iter(shown.values())).parent)
     places["MLflow"] = work.tracker.shown

@@ -118,3 +118,11 @@ def test_fields_that_go_together_are_changed_together() -> None:
 def test_what_cannot_be_written_is_said_with_its_names(path: str, value: object, message: str) -> None:
     with pytest.raises(config.ConfigError, match=message):
         get("vq").config({}, {path: value})
+
+
+def test_a_condition_is_still_written_by_its_own_names() -> None:
+    """Conditions have a ``names`` of their own, which says which inputs they take."""
+    made = get("raster").config({"depth": 1}, {"condition": {"characters": {"length": 8}}})
+    assert made.condition.length == 8  # type: ignore[attr-defined]
+    with pytest.raises(config.ConfigError, match=r"set\.condition: 'letters' is not a valid"):
+        get("raster").config({"depth": 1}, {"condition": "letters"})

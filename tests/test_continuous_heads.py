@@ -103,7 +103,7 @@ def test_mar_masks_one_share_a_batch_and_at_least_seven_tenths() -> None:
 @torch.no_grad()
 def test_an_energy_score_is_drawn_from_guided_hidden_states() -> None:
     torch.manual_seed(0)
-    head = EnergyScore.Config(width=16, depth=1, noise=4).construct(2, 8)
+    head = EnergyScore.Config(width=16, depth=1, noise=4).construct(PLAIN, 8)
     for parameter in head.parameters():
         parameter += 0.1 * torch.randn(parameter.shape)
     h, null = torch.randn(2, 5, 3, 8)

@@ -173,7 +173,7 @@ def test_dino_tokenizer_keeps_its_weights_and_refuses_other_files(tmp_path: Path
     _, shape = dino_file(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     changes = {f"net.source.{k}": v for k, v in shape.items() if k != "width"} | {"net.source.sha256": digest}
-    args = {"codes": 8, "dim": 12, "dino": str(path), "channels": 8}
+    args = {"codes": 8, "dim": 12, "dino": str(path), "channels": 8, "last": 1}
     spec = ModelSpec("tokenizer", "digit", args, changes, {"signal": signals.image(SIZE, 1).to_dict()})
     torch.manual_seed(0)
     model = cast(Autoencoder, spec.build())
@@ -206,3 +206,48 @@ def test_dino_tokenizer_keeps_its_weights_and_refuses_other_files(tmp_path: Path
 def test_impossible_features_name_the_field(make: Any, field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         make()
+
+
+def teacher_file(folder: Path, width: int, depth: int, mlp: str = "gelu", registers: int = 0) -> str:
+    """Random weights of a DINO of heads 64 wide."""
+    shape = {"width": width, "depth": depth, "heads": width // 64, "patch": 4, "grid_trained": 4, "registers": registers, "mlp": mlp}
+    torch.manual_seed(0)
+    network = Dino(weights="nowhere", **shape).build(3, width)  # type: ignore[arg-type]
+    path = folder / "dino.safetensors"
+    save_file({name: torch.randn_like(tensor) * 0.1 for name, tensor in network.state_dict().items()}, str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(("width", "mlp", "registers"), [(128, "gelu", 4), (192, "swiglu", 0)])
+def test_the_shape_of_a_teacher_is_read_from_its_file(tmp_path: Path, width: int, mlp: str, registers: int) -> None:
+    path = teacher_file(tmp_path, width, 4, mlp, registers)
+    found = Dino.of_file(path, last=3)
+    assert (found.width, found.depth, found.heads, found.patch, found.grid_trained) == (width, 4, width // 64, 4, 4)
+    assert (found.registers, found.mlp, found.last, found.branches) == (registers, mlp, 3, "scaled")
+    network = found.build(3, width).eval()
+    x = images(2, 16)
+    with torch.no_grad():
+        slots = network.taps(x, (2,))[0]  # the third last of four blocks is the second
+        expected = network.norm(slots)[:, 1 + registers :].transpose(1, 2).unflatten(2, (4, 4))
+        torch.testing.assert_close(network(x), expected)
+        assert not torch.allclose(Dino.of_file(path).build(3, width)(x), expected)
+
+
+def test_digit_takes_the_third_last_block_of_any_teacher(tmp_path: Path) -> None:
+    from tokenloom.models.core.registry import get
+
+    made = get("digit").config({"dino": teacher_file(tmp_path, 128, 4), "multipliers": [1], "patch": 4})
+    assert (made.latent, made.net.source.last, made.net.source.heads) == (128, 3, 2)  # type: ignore[attr-defined]
+    large = get("digit").config({"dino": "not here yet", "dim": 1024}).net.source  # type: ignore[attr-defined]
+    assert (large.width, large.heads, large.depth, large.mlp) == (1024, 16, 24, "gelu")
+    assert get("gigatok").config({"dino": teacher_file(tmp_path, 192, 2)}).semantic.teacher.width == 192  # type: ignore[attr-defined]
+    (tmp_path / "dino.safetensors").unlink()
+    save_file({"other": torch.zeros(1)}, str(tmp_path / "dino.safetensors"))
+    with pytest.raises(ConfigError, match=r"not a vision transformer of DINO, 'pos_embed' is missing"):
+        get("digit").config({"dino": str(tmp_path / "dino.safetensors")})
+
+
+def test_the_classifier_is_called_a_toy() -> None:
+    from tokenloom.models.core.registry import get
+
+    assert "toy classifier" in get("digit").axes["net"]

@@ -15,7 +15,9 @@ from tokenloom.models.core.protocols import Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.decoders.rejection import Rejection, RejectionSession
+from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 from tokenloom.models.zoo.generators.sigma_gpt.module import AnyOrder
+from tokenloom.models.zoo.generators.token_shuffle.feed import Merged
 
 # sigma-GPT
 
@@ -47,6 +49,20 @@ def test_any_subset_may_be_given(burst: Rejection | None) -> None:
     result = [model.inpaint(Tokens(x, layout), keep, labels, PLAIN, SampleDraws.of(0, 0, labels.rows)).ids for x in (ids, (ids + 1) % 16)]
     assert torch.equal(result[0][:, keep], ids[:, keep])
     assert not torch.equal(result[0][:, ~keep], result[1][:, ~keep])  # what is given later in raster order is seen too
+
+
+@pytest.mark.parametrize("burst", [None, Rejection(), Rejection(orders=2)])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_nothing_is_drawn_where_everything_is_given(burst: Rejection | None, weight: float) -> None:
+    layout = grid(3)
+    model = small("sigma_gpt", layout, scale=0.3)
+    assert isinstance(model, AnyOrder)
+    model.config = replace(model.config, burst=burst)
+    ids, labels = some(layout, 3)
+    sampler = replace(PLAIN, guidance=replace(PLAIN.guidance, value=weight))
+    done, trace = model.decode(labels, sampler, SampleDraws.of(0, 0, 3), given=ids, keep_L=torch.ones(9, dtype=torch.bool))
+    assert torch.equal(done.ids, ids)
+    assert trace.steps == (1 if burst is None else 0)
 
 
 def test_bursts_are_distributed_as_one_by_one_decoding() -> None:
@@ -127,6 +143,27 @@ def test_a_slot_holds_one_window_and_all_of_it() -> None:
 # NFIG
 
 
+@torch.no_grad()
+def test_the_tokens_of_a_window_are_fused_and_not_averaged() -> None:
+    """The same four tokens in another order are another slot, from the embeddings on: a mean would hold neither order nor number."""
+    model = small("token_shuffle", grid(4), scale=0.3)
+    assert isinstance(model, GroupGenerator)
+    feed = model.feed
+    assert isinstance(feed, Merged)
+    plan = model.order.plan(model.layout, None)
+    ids, labels = some(model.layout, 2)
+    window = plan.members(0)[0]
+    other = ids.clone()
+    other[:, window] = ids[:, window.flip(0)]
+    assert not torch.equal(ids, other)
+    slots = [feed.parallel(x, plan, model.condition(labels), None).x_BSD for x in (ids, other)]
+    assert float((slots[0][:, 1] - slots[1][:, 1]).abs().max()) > 1e-2
+    assert torch.equal(slots[0][:, 2:], slots[1][:, 2:])
+    # and each state gives back its window's tokens one by one: the four predictions differ
+    h = model(ids, labels, plan).unflatten(1, (plan.groups, 4))
+    assert min(float((h[:, :, i] - h[:, :, j]).abs().max()) for i in range(4) for j in range(i)) > 1e-3
+
+
 def test_a_band_is_predicted_from_lower_frequencies_alone() -> None:
     from tokenloom.models.zoo.tokenizers.nfig.quantizer import Frequency, low_pass
 
@@ -143,3 +180,12 @@ def test_a_band_is_predicted_from_lower_frequencies_alone() -> None:
     assert not torch.allclose(low_pass(sums[2], quantizer.cutoff(1)), sums[2], atol=1e-2)
     steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(0, 0, labels.rows), forced=ids))
     torch.testing.assert_close(steps[-1].state[0], sums[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_fine_model_has_a_size_of_its_own() -> None:
+    model = small("coarse_to_fine", grid(3), fine_depth=1, fine_width=16, fine_heads=1, fine_dropout=0.0)
+    assert isinstance(model, CoarseToFine)
+    assert (model.config.coarse.net.width, model.config.coarse.net.depth) == (32, 2)  # type: ignore[attr-defined]
+    assert (model.config.fine.width, model.config.fine.depth, model.config.fine.heads, model.config.fine.dropout) == (16, 1, 1, 0.0)
+    ids, labels = some(grid(3), 3)
+    assert model.generate(labels, PLAIN, SampleDraws.of(0, 0, 3)).ids.shape == ids.shape

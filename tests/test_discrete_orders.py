@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
@@ -27,6 +29,7 @@ from tokenloom.models.parts.orders import (
     SomeScales,
     Steps,
     Straight,
+    TruncatedNormal,
 )
 from tokenloom.models.zoo.generators.flexvar.order import TEN, THIRTEEN, DrawnScales
 
@@ -139,6 +142,22 @@ def test_a_step_count_is_refused_where_the_order_fixes_it() -> None:
     for order in (Regions(), SomeScales()):
         with pytest.raises(ConfigError, match=r"sample\.steps"):
             order.decode(SQUARE, 1, None, Even(size=2))
+
+
+@pytest.mark.parametrize("name", ["mar", "ear", "tokenbridge_ar"])
+def test_mar_and_its_relatives_mask_one_ratio_a_batch_rounded_up(name: str) -> None:
+    """``ceil(rate L)`` positions, the rate from a normal around 1 of deviation 0.25, cut to [0.7, 1]."""
+    order = registry.get(name).config({}).order  # type: ignore[attr-defined]
+    assert isinstance(order, Masked)
+    layout, seen = TokenLayout(grids=((5, 5),), vocabulary=4), []
+    for step in range(60):
+        known = order.plan(layout, Draws.whole(1, step, 6)).known_BL
+        assert known is not None
+        rate = TruncatedNormal().masked(float(Draws.whole(1, step, 6).shared_uniform(1)))
+        assert (~known).sum(1).tolist() == [math.ceil(rate * 25)] * 6
+        seen.append(rate)
+    assert 0.7 <= min(seen) < 0.75
+    assert 0.8 < sum(seen) / 60 < 0.9
 
 
 def test_flexvar_draws_its_sequence_of_grids() -> None:

@@ -13,6 +13,7 @@ from small_generators import PLAIN, grid, small, some
 from torch import Tensor
 
 from tokenloom.models.core import registry, signals
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -24,6 +25,7 @@ from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine, 
 from tokenloom.models.zoo.generators.heptapod.net import QueryHeads
 from tokenloom.models.zoo.generators.heptapod.objective import WholeGrid
 from tokenloom.models.zoo.generators.oar.objective import DistilledOrder
+from tokenloom.tasks.runtime.checks import check_guidance
 
 # Coarse to fine
 
@@ -234,3 +236,11 @@ def test_the_first_state_learns_the_whole_image() -> None:
         h = cast(QueryHeads, model.net).trunk(slots, Everything(), cond).expand(-1, 9, -1)
         everything = cast(Categorical, model.head).logits(cast(QueryHeads, model.net).point(h, torch.arange(9))).argmax(-1)
     assert torch.equal(everything, ids)
+
+
+def test_guidance_is_refused_where_no_null_condition_was_trained() -> None:
+    untrained, trained = (small("heptapod", grid(4), label_dropout=rate) for rate in (0.0, 0.1))
+    with pytest.raises(ConfigError, match=r"sample\.guidance=0\.5: .*label_dropout"):
+        check_guidance(untrained, untrained.sampler.edited(guidance=0.5))  # type: ignore[union-attr, operator]
+    for model, weight in ((untrained, 0.0), (trained, 0.5)):
+        check_guidance(model, model.sampler.edited(guidance=weight))  # type: ignore[union-attr, operator]

@@ -10,7 +10,7 @@ from small_generators import PLAIN, small, some
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import LayoutError, TokenLayout, Tokens
+from tokenloom.models.core.protocols import Batch, LayoutError, TokenLayout, Tokens
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.feeds.markov import CodedScales
@@ -119,6 +119,19 @@ def test_training_masks_every_scale_by_itself_and_weighs_what_is_masked() -> Non
     assert bool((plan.weight_BL[plan.known_BL] == 0).all())
     parts = [order.plan(SCALES, Draws(0, 1, 1, start, start + 16, 64)) for start in range(0, 64, 16)]
     assert torch.equal(torch.cat([p.weight_BL for p in parts]), plan.weight_BL)  # type: ignore[misc]
+
+
+@torch.no_grad()
+def test_the_loss_of_a_scale_is_that_of_its_masked_positions() -> None:
+    """What is reported of a scale counts positions as the plan weighs them, so that the scales' parts make the loss."""
+    model = scaled("hmar").train()
+    ids, labels = some(SCALES, 8)
+    parts = model.losses(Batch(tokens=Tokens(ids, SCALES), conditions=labels), "main", Draws.whole(0, 1, 8))
+    plan = model.order.plan(SCALES, Draws.whole(0, 1, 8))
+    assert plan.weight_BL is not None
+    shares = [float(part.sum(1).mean()) for part in plan.weight_BL.split([1, 4, 16], dim=1)]
+    total = sum(share * parts[f"loss_scale_{k}"] for k, share in enumerate(shares))
+    torch.testing.assert_close(total, parts["loss"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kept", ["surest", "random"])

@@ -18,7 +18,7 @@ import toy
 from PIL import Image
 from pydantic import TypeAdapter
 
-from tokenloom.configs.schema import BaseConfig, identity
+from tokenloom.configs.schema import BaseConfig, RunConfig, identity
 from tokenloom.models.core.augmentation import Augmentation, Colour, RandomCrop, RandomResizedCrop, TenCrop
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
@@ -30,6 +30,7 @@ from tokenloom.tasks.data.loader import Loader, Rows, Shard, indices, share
 from tokenloom.tasks.modalities.image import png
 from tokenloom.tasks.modalities.image.augmentation import DRAWS, augmented
 from tokenloom.tasks.modalities.image.decode import decode
+from tokenloom.tasks.runtime.checks import check_augmentation
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Store, sha256_of
 
@@ -180,6 +181,17 @@ def test_what_is_not_varied_is_refused(store: Store, tmp_path: Path) -> None:
         Loader(dataclasses.replace(rows, modality="series"), tmp_path, augmentation=CROPPED)
     with pytest.raises(ConfigError, match="a generator reads tokens"):
         Loader(dataclasses.replace(rows, kind="tokens"), tmp_path, augmentation=CROPPED)
+
+
+def test_augmented_tokens_and_series_are_refused_before_work() -> None:
+    train = {"steps": 1, "augment": {"flip": 0.5}}
+    run = {"name": "x", "data": {"source": "digits", "size": 32}, "tokenizer": {"recipe": "vq", "train": train}}
+    check_augmentation(RunConfig.model_validate(run))
+    with pytest.raises(ConfigError, match=r"generator\.train\.augment: it reads tokens.*extract\.views"):
+        check_augmentation(RunConfig.model_validate(run | {"generator": {"recipe": "raster", "train": train}}))
+    series = {"kind": "series", "source": "sunspots", "series": {"history": 8, "horizon": 8}}
+    with pytest.raises(ConfigError, match=r"tokenizer\.train\.augment: items of kind series"):
+        check_augmentation(RunConfig.model_validate(run | {"data": series}))
 
 
 def test_images_of_different_sizes_are_held_one_by_one(store: Store, tmp_path: Path) -> None:

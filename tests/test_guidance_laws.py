@@ -172,7 +172,7 @@ def drawn(model: Generator, labels: list[int], rows: int, weight: float) -> list
 
 
 OTHERWISE: list[tuple[str, dict[str, Any]]] = [("sigma_gpt", {"burst": 1}), ("discrete_interpolants", {"sampling": "masked"})]
-EXACT: dict[str, dict[str, Any]] = {"coarse_to_fine": {"labels": 2}, "srdd": {"rounds": 0}}
+EXACT: dict[str, dict[str, Any]] = {"acdit": {"blocks": 1}, "coarse_to_fine": {"labels": 2}, "srdd": {"rounds": 0}}
 
 
 @pytest.mark.parametrize(("name", "changes"), [(name, EXACT.get(name, {})) for name in NAMES] + OTHERWISE)

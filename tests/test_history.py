@@ -90,6 +90,7 @@ def test_known_shards_stay_and_their_numbers_are_read_as_they_were_written(store
 def test_the_same_items_by_another_way_keep_the_shards_that_are_there(store: Store, tmp_path: Path) -> None:
     source = write("folder", tmp_path, rows_of_classes(cat=16, dog=12))
     first = ingest("pets", config(source, shard_rows=16), store)
+    before = rows_of(store, first)
     removed = {path: path.read_bytes() for path in sorted((tmp_path / "images").rglob("*1.png"))}
     for path in removed:
         path.unlink()
@@ -99,7 +100,7 @@ def test_the_same_items_by_another_way_keep_the_shards_that_are_there(store: Sto
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"?")
     again = ingest("other", config(source, shard_rows=16), store)
     assert again.artifact == first.artifact
-    assert rows_of(store, again) == rows_of(store, first)
+    assert rows_of(store, again) == before
     assert again.metrics["rejected"] == 1
 
 

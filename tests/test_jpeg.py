@@ -203,3 +203,43 @@ def test_encoding_is_exact_for_the_default_on_smooth_pictures() -> None:
 def test_impossible_values_name_the_field(make, field: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=field):
         make()
+
+
+HALVED = [(16, 16), (32, 48), (40, 24), (17, 9)]
+
+
+@pytest.mark.parametrize(("height", "width"), HALVED)
+def test_colour_at_half_the_resolution_is_that_of_other_programs(height: int, width: int) -> None:
+    """PIL reads our file as we do, and our codec reads its scan: the same blocks in the same order, chroma averaged over four pixels.
+
+    What lies outside of the picture is everybody's own: blocks are compared where units are whole.
+    """
+    codec = Jpeg(75, 3, height, width, "4:2:0")
+    assert codec.blocks == 6 * (-(-height // 16)) * (-(-width // 16))
+    given_BCHW = image(3, height, width)
+    blocks = codec.coefficients(given_BCHW)
+    assert (codec.read(codec.write(blocks[0])) == blocks[0]).all()
+    ours = ((codec.image(blocks)[0] + 1) * 127.5).round().long().permute(1, 2, 0).numpy()
+    assert np.abs(ours - picture(codec.file(codec.write(blocks[0])))).max() <= 3
+    if height % 16 or width % 16:
+        return
+    level = ((given_BCHW[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(level).save(stream, "JPEG", quality=75, subsampling=2)
+    scan = stream.getvalue().split(b"\xff\xda")[1]
+    scan = scan[int.from_bytes(scan[:2], "big") : -2]
+    theirs = codec.read(scan)
+    assert codec.write(theirs) == scan
+    assert np.abs(theirs - blocks[0]).max() <= 1
+    assert (theirs != blocks[0]).mean() < 0.03
+
+
+def test_the_papers_quality_and_size_are_accepted() -> None:
+    model = tokenizer(size=256, channels=3, quality=25, length=16384)
+    assert model.codec.blocks == 1536
+    given_BCHW = image(3, 256, 256)
+    tokens = model.encode(given_BCHW)
+    assert int((tokens.ids != END).sum()) < 16384
+    assert (model.coefficients(tokens) == model.codec.coefficients(given_BCHW)).all()
+    with pytest.raises(ConfigError, match=r"length=16384: the means of 3072 blocks"):
+        ModelSpec("tokenizer", "jpeg", {"length": 16384, "chroma": "4:4:4"}, {}, {"signal": signals.image(256, 3).to_dict()}).build()

@@ -59,7 +59,7 @@ def test_a_logit_of_patchgan_sees_as_many_pixels_as_published(layers: int, pixel
     logits = net(image)
     (gradient,) = torch.autograd.grad(logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2], image)
     rows = gradient[0, 0].abs().sum(1).nonzero()
-    assert int(rows.max() - rows.min()) + 1 == pixels == config.sees
+    assert int(rows.max() - rows.min()) + 1 == pixels == config.receptive_field
 
 
 class _Given(nn.Module):

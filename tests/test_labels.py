@@ -64,6 +64,23 @@ def test_folders_named_like_splits_are_splits(store: Store, tmp_path: Path, form
     assert classes_of(store, everything) == sorted(names, key=str)
 
 
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_files_named_like_splits_are_splits(store: Store, tmp_path: Path, form: str) -> None:
+    for name, part in (("train-00000", ROWS[::2]), ("test-00000", ROWS[1::2])):
+        if form == "parquet":
+            write_parquet(tmp_path / "d" / f"{name}.parquet", {"image": [d for *_, d in part], "label": [label for _, label, _ in part]})
+        else:
+            write_tar(
+                tmp_path / "d" / f"{name}.tar", [(f"{k}.{end}", b) for k, n, d in part for end, b in (("png", d), ("cls", n.encode()))]
+            )
+    outcome = ingest("pets", config(f"{form}:{tmp_path}/d"), store)
+    assert outcome.metrics["test"] == 14
+    assert outcome.metrics["validation"] > 0
+    assert all((row["split"] == "test") == row["key"].startswith("test") for row in rows_of(store, outcome))
+    assert "splits by file" in outcome.told
+    assert ingest("pets", config(f"{form}:{tmp_path}/d", splits="keyed"), store).metrics["test"] == 0
+
+
 @pytest.mark.parametrize("form", ["folder", "webdataset"])
 def test_what_may_be_a_split_or_a_class_is_asked_for(store: Store, tmp_path: Path, form: str) -> None:
     members = {f"{top}/{i}.png": png(100 * j + i) for j, top in enumerate(("car", "plane", "train")) for i in range(8)}

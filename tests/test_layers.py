@@ -143,7 +143,9 @@ UPPER = {
         ("steps",),
     ),
     "flows": (
-        ("environment", "guard", "planning", "screen"), ("workspace",), ("results", "steps"), ("pages",), ("pipeline",), ("prefect_api",),
+        ("environment", "guard", "costs", "planning", "screen"),
+        ("workspace",),
+        ("results", "steps"), ("pages",), ("pipeline",), ("prefect_api",),
         ("cli", "batch_node"),
     ),
 }  # fmt: skip

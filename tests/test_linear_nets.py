@@ -14,7 +14,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.parts.characters import Characters
 from tokenloom.models.parts.conditions import Conditioned, TextCondition
-from tokenloom.models.parts.nets import mamba
+from tokenloom.models.parts.nets import mamba, mamba2
 from tokenloom.models.parts.nets.sequence import Mixer, SequenceNet
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN
@@ -34,6 +34,7 @@ PYRAMID = TokenLayout(grids=((1, 1), (2, 2), (3, 3)), vocabulary=11)
 WIDTH, ROWS = 16, 3
 MIXERS: dict[str, Mixer.Config] = {
     "selective": mamba.Selective.Config(states=4),
+    "dual": mamba2.Dual.Config(states=4, head_width=8, chunk=5),
     "retention": retention.Retention.Config(heads=2, chunk=6),
     "scan attention": scan_attention.ScanAttention.Config(heads=4),
 }
@@ -143,7 +144,7 @@ def test_slots_are_not_forgotten() -> None:
 
 
 def test_texts_that_may_be_padded_are_refused_at_build() -> None:
-    config = replace(aim(depth=1, width=WIDTH, states=2), condition=TextCondition.Config(features=5, length=3))
+    config = replace(aim(depth=1, width=WIDTH, states=2, head_width=8), condition=TextCondition.Config(features=5, length=3))
     with pytest.raises(ConfigError, match=r"padded prefix slots: net .* requires none, condition\.length .* has some"):
         config.build(LAYOUT, 1)
     replace(config, condition=Characters.Config(length=8, prefix="summary")).build(LAYOUT, 1)
@@ -157,6 +158,8 @@ def test_texts_that_may_be_padded_are_refused_at_build() -> None:
         (retention.Retention.Config, {"heads": 5}, "heads=5"),
         (scan_attention.ScanAttention.Config, {"heads": 0}, "heads=0"),
         (mamba.Selective.Config, {"states": 0}, "states=0"),
+        (mamba2.Dual.Config, {"states": 0}, "states=0"),
+        (mamba2.Dual.Config, {"head_width": 5}, "head_width=5"),
     ],
 )
 def test_impossible_settings_are_named(kind: type[Mixer.Config], fields: dict[str, int], words: str) -> None:
@@ -213,7 +216,7 @@ def test_scale_after_scale_equals_all_at_once() -> None:
 def test_windows_over_scales_are_refused(order: Scales) -> None:
     torch.manual_seed(0)
     codec = var_vq(scales=(1, 2, 4), codes=8)
-    config = replace(mvar(depth=1, width=WIDTH, heads=2, states=2), order=order)
+    config = replace(mvar(depth=1, width=WIDTH, heads=2, states=2, head_width=8), order=order)
     layout = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=8)
     with pytest.raises(ConfigError, match="whole scales"):
         config.build(layout, 2, codec)

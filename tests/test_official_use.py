@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -177,3 +178,52 @@ def test_an_import_is_sampled_by_name_and_evaluated(name: str, store: Store, tmp
     assert any(key.startswith("fd") and np.isfinite(value) for key, value in evaluation.metrics.items())
     if made.kind == "generator":  # the paper's, as nothing else was asked for
         assert evaluation.notes["sampler"] == (getattr(families()[name].config(fixture(name)[0]), "sampler", None) or Sampler()).to_dict()
+
+
+def text_encoder(width: int) -> tuple[Any, Any, int]:
+    """An opened text encoder of this width: a piece a word, and a random vector for each."""
+
+    def split(text: str, return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[sum(word.encode()) % 64 for word in text.split()]])}
+
+    def model(input_ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=torch.randn(64, width, generator=torch.Generator().manual_seed(0))[input_ids])
+
+    return split, model, width
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if name != "llamagen_t2i" else []) for name in TEXTED])
+def test_a_model_of_texts_is_asked_in_words(name: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, _ = fixture(name)
+    files, codec = (FIXTURES / f"{name}.safetensors", FIXTURES / f"{name}.json"), for_family(store, name, info)
+    assert codec is not None
+    width = info["config"].get("caption_dim") or info["config"]["text_channels"]
+    monkeypatch.setattr("tokenloom.tasks.serving.encoder._opened", lambda _: text_encoder(width))
+    made = import_checkpoint(name, *files, "in-words", store, codec.id, "someone/t5").artifact
+    assert made != imported(name, store), "the encoder is a part of the import"
+
+    def drawn_of(*texts: str, **options: Any) -> np.ndarray:
+        sample_model(made.id, store, None, total=2 * len(texts), texts=texts, out=tmp_path / "out.npz", **options)
+        with np.load(tmp_path / "out.npz") as arrays:
+            return np.asarray(arrays["images"])
+
+    # Random weights are sure of themselves: a higher temperature lets seeds and texts show.
+    hot = {"temperature": 4.0, "top_k": 0, "top_p": 1.0}
+    both = drawn_of("a red dog", "a cat", **hot)
+    assert len(both) == 4
+    assert (both[0] != both[2]).any(), "samples of a text differ"
+    assert (both == drawn_of("a red dog", "a cat", **hot)).all()
+    hot["guidance"] = 30.0
+    assert (drawn_of("a red dog", **hot) != drawn_of("a cat", **hot)).any(), "each text has samples of its own"
+    features = open_model(made.id, store)[0].condition_spec.conditions(["a red dog"])["features"]
+    assert isinstance(features, TextFeatures)
+    assert features.mask_BT is not None
+    seen = torch.nonzero(features.mask_BT[0]).flatten().tolist()
+    length = features.mask_BT.shape[1]
+    assert seen == (list(range(length - 3, length)) if name == "llamagen_t2i" else [0, 1, 2])  # LlamaGen pads on the left
+    with pytest.raises(ConfigError, match="no encoder is named that makes them"):
+        sample_model(imported(name, store).id, store, None, total=1, texts=["a"], out=tmp_path / "o.npz")
+    with pytest.raises(ConfigError, match=r"--text: .* is conditioned on texts"):
+        sample_model(made.id, store, None, total=1, out=tmp_path / "o.npz")
+    with pytest.raises(ConfigError, match="--encoder 't5': this model is not conditioned on features of texts"):
+        import_checkpoint("var_vqvae", FIXTURES / "var_vqvae.safetensors", FIXTURES / "var_vqvae.json", "x", store, None, "t5")

@@ -117,12 +117,12 @@ def test_scores_of_known_forecasts() -> None:
 
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bins_ar": ("series_bins", {"bins": 64, "limit": 3.0}),
+    "bins_ar": ("series_bins", {"bins": 63, "limit": 3.0}),  # an odd number: equal values differ by nothing, which no edge cuts
     "patch_ar": ("series_patches", {"patch": 4}),
 }
 
 
-def trained(recipe: str, steps: int = 150) -> tuple[Pair, Windows]:
+def trained(recipe: str, steps: int = 200) -> tuple[Pair, Windows]:
     """A forecaster of a wave of period four, and how it was cut."""
     wave = np.sin(np.arange(40) * np.pi / 2 + 0.3)
     windows = Windows(names=("x",), mean=(0.0,), std=(1.0,), history=8, horizon=4, season=4, naive=(1.0,))
@@ -137,8 +137,9 @@ def trained(recipe: str, steps: int = 150) -> tuple[Pair, Windows]:
     from tokenloom.models.core.protocols import Batch, Labels
 
     batch = Batch(tokens=tokenizer.encode(rows), conditions=Labels(torch.zeros(16, dtype=torch.int64)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / steps)
         optimizer.zero_grad()
         model.losses(batch, "main", Draws.whole(0, step, 16, steps))["loss"].backward()
         optimizer.step()
@@ -156,7 +157,7 @@ def test_a_forecast_goes_on_with_the_history_at_any_horizon(recipe: str) -> None
     expected = np.stack([wave[8:18], wave[11:21]])
     error = np.abs(paths[..., 0] - expected[:, None])
     if recipe == "bins_ar":
-        assert error.max() < 3 * 3 / 64  # half a bin of 6 / 64 for each of three windows
+        assert error.max() < 3 * 3 / 63  # half a bin of 6 / 63 for each of three windows
     else:
         assert error.mean() < 0.2  # the deviation is learned, too; repeating the last value is 0.95 off
     alone = forecast(pair, windows, history[:1], 10, samples=20, seed=0)

@@ -22,7 +22,21 @@ PUBLISHED = json.loads((ROOT / "tests" / "fixtures" / "published_sizes.json").re
 #: Recipe (or several) of each family of the published tables.
 FAMILIES = {"var": ("var",), "llamagen": ("raster",), "rar": ("rar",)} | {
     name: (name,)
-    for name in ("npp", "par", "nar", "randar", "arpg", "open_magvit2", "flexvar", "halton_maskgit", "maskgit", "infinity", "xar")
+    for name in (
+        "npp",
+        "par",
+        "nar",
+        "randar",
+        "arpg",
+        "open_magvit2",
+        "flexvar",
+        "halton_maskgit",
+        "maskgit",
+        "infinity",
+        "xar",
+        "aim",
+        "mvar",
+    )
 }
 FAMILIES |= {"titok": ("titok_imagebert", "titok_uvitbert"), "tokenbridge": ("tokenbridge_ar",)}
 #: Published sizes that no recipe has, and why.

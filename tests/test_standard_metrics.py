@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from inception_golden import COUNT, FEW, FOLDER, SCORED, images, weights
+from stand_ins import digits, new_store, write_dataset
 
+from tokenloom.configs.schema import ClusterConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.nets.inception import Inception
 from tokenloom.tasks.evaluation import metrics
-from tokenloom.tasks.modalities.image.judging import inception
+from tokenloom.tasks.modalities.image.judging import feature_actor, inception
 from tokenloom.tasks.modalities.image.judging.network import Standard, load
 from tokenloom.tasks.modalities.image.judging.statistics import Statistics
+from tokenloom.tasks.runtime.pool import Call
 from tokenloom.tasks.store.artifacts import Store
 
 GOLDEN = np.load(FOLDER / "torch_fidelity.npz")
@@ -88,6 +92,40 @@ def test_streamed_moments_are_those_of_the_whole() -> None:
         streamed.add(x[start : start + 64])
     for got, expected in zip(streamed.moments, metrics.moments(x), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+class _Mean:
+    """Stands for the network and its actors: the features of an image are its mean, and actors end in any order."""
+
+    def __init__(self) -> None:
+        self.shards = 0
+
+    def features(self, _network: object, image: np.ndarray, _resize: str) -> dict[str, np.ndarray]:
+        mean = image.reshape(len(image), -1).mean(axis=1, keepdims=True).astype(np.float32)
+        return {"2048": mean, "logits": mean, "spatial": mean}
+
+    def shared_out(
+        self, actor: type, given: tuple[object, ...], calls: list[Call], *_: object, what: str, total: int
+    ) -> Iterator[tuple[int, object]]:
+        made = actor(*given)
+        self.shards = total
+        for call in reversed(calls):
+            yield call.key, getattr(made, call.method)(*call.arguments)
+
+
+def test_actors_tell_the_features_of_real_images_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, stand = new_store(tmp_path), _Mean()
+    image, label = digits()
+    dataset = write_dataset(here, image[:60], label[:60], held_out=20)
+    monkeypatch.setattr(feature_actor, "shared_out", stand.shared_out)
+    monkeypatch.setattr(inception, "load", lambda *_: None)
+    monkeypatch.setattr(inception, "features", stand.features)
+    monkeypatch.setattr(here.__class__, "fetch", lambda *_: tmp_path)
+    told = feature_actor.features_of(here, dataset, ["train", "validation"], dataset, "tensorflow", ClusterConfig())
+    found = Statistics.streamed(map(Standard.of, told))
+    assert stand.shards == 2
+    np.testing.assert_array_equal(found.feature()[:, 0], image[:60].reshape(60, -1).mean(axis=1).astype(np.float32))
+    assert found.moments[0] == pytest.approx(image[:60].mean(), rel=1e-6)
 
 
 def test_resizes_differ_and_keep_a_flat_image() -> None:

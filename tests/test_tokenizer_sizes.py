@@ -26,11 +26,16 @@ FAMILIES = {
     "ibq": ("ibq",),
     "infinity-bsq": ("infinity_bsq",),
     "titok": ("titok", "titok_onestage"),
+    "bsq-vit": ("bsq",),
+    "open-magvit2": ("lfq",),
+    "simvq": ("simvq",),
+    "vit-vqgan": ("vit_vq",),
 }
 #: Beginnings of the names of published sizes that no recipe has, and why.
 ABSENT = {
     "taming-vqgan": {"VQGAN OpenImages f8 Gumbel": "no quantizer samples its codes by Gumbel noise"},
     "var-vqvae": {"vaex": "a quantizer of one scale with a residual convolution, which no method of the zoo has"},
+    "bsq-vit": {"L24SQ": "its codes are points of the Leech lattice, which no quantizer has"},
     "infinity-bsq": {"Infinity VAE d14 f8": "its tokens are cells of 2 x 2, which only the generator's side has"},
     "titok": {
         "TiTok-LL-32 VAE": "the recipe has codes",
@@ -41,8 +46,8 @@ ABSENT = {
 }
 #: Families whose recipes are built otherwise, as their "Differs" lines say.
 WITHOUT = {
-    *("open-magvit2", "simvq", "bsq-vit", "d-ar", "digit", "equivariant", "flextok", "gigatok", "larp", "layton", "nfig", "unitok"),
-    *("vit-vqgan", "xq-gan"),
+    *("d-ar", "digit", "equivariant", "flextok", "gigatok", "larp", "layton", "nfig", "unitok"),
+    "xq-gan",
 }
 
 

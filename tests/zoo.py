@@ -17,15 +17,24 @@ from tokenloom.models.core.protocols import Batch, Density, Generator, Labels, M
 from tokenloom.models.parts.nets.classifier import Classifier, Protocol, shape_of
 
 SIZE, CHANNELS, CLASSES, ROWS = 16, 1, 3, 8
+#: Rows and columns for densities that take long over each pixel, and values of a series: enough to hold the contract.
+PIXELS, VALUES = {"fractalgen": 8, "glow": 8}, 16
 NAMES = registry.names()
 #: Steps of the shared training at most (of a method in stages: exactly), and after how many the model is kept that most contracts use.
 STEPS, STAGED, EARLY = 150, 100, 3
 
 
+def signal_of(name: str) -> signals.SignalSpec:
+    """What the tiny tokenizer or density of a recipe is made for."""
+    if name.startswith("series_"):
+        return signals.SignalSpec(kind="series", shape=(VALUES,), channels=CHANNELS)
+    return signals.image(PIXELS.get(name, SIZE), CHANNELS)
+
+
 def tokenizer_spec(name: str) -> ModelSpec:
     """The tiny tokenizer of a recipe, given what it depends on: the base that its row of the table names, the data's classifier."""
     recipe = registry.get(name)
-    given: dict[str, Any] = {"signal": signals.image(SIZE, CHANNELS).to_dict()}
+    given: dict[str, Any] = {"signal": signal_of(name).to_dict()}
     needs = recipe.config(recipe.tiny).needs
     if "tokenizer" in needs:
         given["tokenizer"] = tokenizer_spec(recipe.codec).to_dict()
@@ -40,7 +49,7 @@ def spec_of(name: str) -> ModelSpec:
     if recipe.kind == "tokenizer":
         return tokenizer_spec(name)
     if recipe.kind == "density":
-        return ModelSpec("density", name, dict(recipe.tiny), {}, {"signal": signals.image(SIZE, CHANNELS).to_dict()})
+        return ModelSpec("density", name, dict(recipe.tiny), {}, {"signal": signal_of(name).to_dict()})
     codec = tokenizer_spec(recipe.codec)
     tokenizer = codec.build()
     assert isinstance(tokenizer, Tokenizer)
@@ -76,7 +85,7 @@ def _base(name: str, seed: int, steps: int) -> Method:
 
 
 def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) -> Batch:
-    """Random tokens for a generator (ids, or latents of unit variance), smooth random images for a tokenizer or a density, with
+    """Random tokens for a generator (ids, or latents of unit variance), smooth random signals for a tokenizer or a density, with
     labels; each row so many times."""
     draw = torch.Generator().manual_seed(seed)
     rows //= copies
@@ -88,8 +97,11 @@ def batch_of(model: Method, rows: int = ROWS, seed: int = 0, copies: int = 1) ->
         shape = (rows, model.layout.length) + ((model.layout.codebooks,) if model.layout.codebooks > 1 else ())
         ids = torch.randint(model.layout.vocabulary, shape, generator=draw)
         return Batch(tokens=Tokens(torch.cat([ids] * copies), model.layout), conditions=label)
+    if isinstance(model, Tokenizer) and model.layout.axis == "time":
+        coarse = torch.cat([torch.rand(rows, CHANNELS, 4, generator=draw) * 2 - 1] * copies)
+        return Batch(signal=torch.nn.functional.interpolate(coarse, VALUES, mode="linear"), conditions=label)
     coarse = torch.cat([torch.rand(rows, CHANNELS, 4, 4, generator=draw) * 2 - 1] * copies)
-    image_BCHW = torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
+    image_BCHW = torch.nn.functional.interpolate(coarse, model.shape[-1] if isinstance(model, Density) else SIZE, mode="bilinear")
     if isinstance(model, Density):  # as data is: 256 values
         image_BCHW = ((image_BCHW + 1) * 127.5).round() / 127.5 - 1
     return Batch(signal=image_BCHW, conditions=label)

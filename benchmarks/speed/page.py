@@ -27,7 +27,7 @@ _TITLES = {
     "sampling": "Sampling, with the papers' guidance, top-k and top-p",
     "training": "A training step: loss, gradients, clipping, AdamW",
     "loop": "The loop around a model that costs nothing, against a bare loop",
-    "loader": "Batches from the node's cache, against a gather from one array in memory",
+    "loader": "Batches from the node's cache, against a bare loop over JPEG files and a gather from one array",
     "start": "Cold starts, against Python with its first import",
 }
 

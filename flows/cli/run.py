@@ -111,26 +111,45 @@ def _finish(config: RunConfig, work: Workspace, done: list[Done], as_json: bool,
 @run_options
 @place_options
 @cluster_options
+@click.option("--accelerator", default="H100", show_default=True, metavar="NAME", help="What the hours are for.")
+@click.option("--price", type=float, metavar="P", help="Price of one accelerator's hour, for what the trainings cost.")
 @json_option
-def plan(run: str, sets: tuple[str, ...], root: str | None, store: str | None, cluster: str | None, as_json: bool) -> None:
-    """What `run` would do and why, running nothing.
+def plan(
+    run: str,
+    sets: tuple[str, ...],
+    root: str | None,
+    store: str | None,
+    cluster: str | None,
+    accelerator: str,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    """What `run` would do, why, and what it would cost, running nothing.
 
-    Shows each step, its fingerprint, whether its artifact is in the store, and else which change makes it run.
+    Shows each step, its fingerprint, whether its artifact is in the store, and else which change makes it run; then the
+    parameters, operations, memory and hours of each training.
     """
     from tokenloom.configs.load import load_cluster, load_run
+    from tokenloom.flows import costs as cost
     from tokenloom.flows import planning
     from tokenloom.flows.screen import table
 
     config = load_run(run, sets)
-    work = workspace(config.name, root, store, load_cluster(cluster, sets))
+    cost.accelerator_named(accelerator)
+    where = load_cluster(cluster, sets)
+    work = workspace(config.name, root, store, where)
     planned = planning.plan(config, work.store, work.tracker.uri)
     if any(one.status != "cached" for one in planned):
         planning.check(config, work.store, planned)
     trainings = planning.published_trainings(config)
+    costs = cost.costs(config, work.store, planning.roles(config, work.store, planned), where.execution, accelerator, price)
     if as_json:
-        emit({"run": config.name, "steps": [one.row() for one in planned], "published_trainings": trainings})
+        steps = [one.row() for one in planned]
+        emit({"run": config.name, "steps": steps, "published_trainings": trainings, "cost": cost.totals(costs)})
         return
     table(config.name, ["step", "status", "fingerprint", "why"], [[o.name, o.status, o.fingerprint, o.reason] for o in planned])
+    for line in cost.lines(costs):
+        click.echo(line)
     for one in trainings:
         train = one["train"]
         click.echo(f"{one['section']} trains as published: {one['length']} of batch {train['batch']}, {train['precision']}")

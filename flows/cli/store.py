@@ -28,6 +28,7 @@ from tokenloom.tasks.store.lineage import collect
     help='JSON of the official constructor\'s settings, {"config": {…}}; a published checkpoint needs none.',
 )
 @click.option("--tokenizer", help="Artifact of the tokenizer that a generator belongs to [default: the published one].")
+@click.option("--encoder", help="Of a model of texts: hub name or folder of its text encoder [default: the published one].")
 @click.option("--name", help="Name of the artifact [default: NAME].")
 @place_options
 @json_option
@@ -37,6 +38,7 @@ def import_(
     weights: str | None,
     settings: Path | None,
     tokenizer: str | None,
+    encoder: str | None,
     name: str | None,
     root: str | None,
     store: str | None,
@@ -59,7 +61,7 @@ def import_(
         raise click.UsageError(f"name the checkpoint file once: tokenloom import NAME --weights FILE{at}")
     source = weights_file(given, PRESETS[what].file if what in PRESETS else "")
     outcome = modalities.import_network(what, source, work.store) or import_checkpoint(
-        what, source, settings, name or what.replace("_", "-"), work.store, tokenizer
+        what, source, settings, name or what.replace("_", "-"), work.store, tokenizer, encoder
     )
     made = outcome.artifact
     if as_json:

@@ -32,7 +32,7 @@ class Parsed:
         raise ConfigError(f"{where}: {dict(value)!r} is not a value that can be written here; edit its fields, e.g. {where}.FIELD")
 
     @classmethod
-    def names(cls) -> Mapping[str, Any]:
+    def choices(cls) -> Mapping[str, Any]:
         """What a mapping may call the types that are one of these, none where it has no names for them."""
         return {}
 
@@ -74,7 +74,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return {key: coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
     elif _is_parsed(hint) and isinstance(value, Mapping):
         return hint.parse(value, where)
-    elif _is_parsed(hint) and isinstance(value, str) and value in hint.names():
+    elif _is_parsed(hint) and isinstance(value, str) and value in hint.choices():
         return hint.parse({value: None}, where)
     # All configs are called Config: what they are nested in says which.
     wanted = hint.__qualname__ if _is_parsed(hint) else getattr(hint, "__name__", None) or str(hint)
@@ -99,7 +99,7 @@ def _one_of(value: Any, options: tuple[Any, ...], where: str) -> Any:
         return kinds[0].parse(value, where)
     if written and kinds:
         return kinds[0].parse_one_of(kinds, value, where)
-    known = sorted(name for kind in kinds for name in kind.names() if "." not in name)
+    known = sorted(name for kind in kinds for name in kind.choices() if "." not in name)
     shown = " or ".join(_name(option) for option in options)
     raise ConfigError(f"{where}: {value!r} is not a valid {shown}" + (f"; names here: {', '.join(known)}" if known else ""))
 

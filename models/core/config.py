@@ -116,7 +116,7 @@ class Config(Parsed):
         return typing.cast(dict[str, Any], canonical(self))
 
     @classmethod
-    def names(cls) -> dict[str, type[Config]]:
+    def choices(cls) -> dict[str, type[Config]]:
         """Every type that is one of this kind by what a run file calls it: the last word of its tag, or all of it."""
         kinds = {tag: kind for tag, kind in sorted(tags().items()) if issubclass(kind, cls) and not inspect.isabstract(kind)}
         words = [tag.rpartition(".")[2] for tag in kinds]
@@ -141,7 +141,7 @@ class Config(Parsed):
             return made
         known: dict[str, type[Config]] = {}
         for kind in kinds:
-            known |= kind.names()
+            known |= kind.choices()
         name = next(iter(value), "") if len(value) == 1 else ""
         if name in known and isinstance(value[name], Mapping | None):
             return from_fields(known[name], value[name], f"{where}.{name}")

@@ -80,7 +80,7 @@ class DiscreteState(protocols.Generator):
         if config.clock == "explicit":
             self.clock = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.net = config.net.build(layout)
-        self.head = Categorical(Categorical.Config(bias="yes"), self.codes, width)
+        self.head = Categorical(Categorical.Config(bias="yes"), layout, width)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: that of the noise, at a random step of the chain for each row; the batch's steps are spread evenly."""

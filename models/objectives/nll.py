@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tokenloom.models.core.draws import Draws
@@ -47,7 +48,7 @@ class NLL(Objective):
         if model.training:
             given, target = model.feed.corrupt(target, draws)
         nll = model.nll(given, batch.conditions, plan, draws if model.training else None, target, draws)
-        valid = in_sequence(batch.tokens, plan)
+        valid, weight = in_sequence(batch.tokens, plan), None
         if valid is not None:  # each row's mean over its own tokens: padding counts nothing, whatever the batch
             nll = nll.masked_fill(~valid, 0.0)
             parts = {"loss": (nll.sum(1) / valid.sum(1)).mean()}
@@ -58,5 +59,7 @@ class NLL(Objective):
             parts = {"loss": (nll * weight).sum(1).mean()}
         sizes = model.layout.scale_sizes
         if len(sizes) > 1 and plan.sizes == sizes:
-            parts |= {f"loss_scale_{k}": part.detach().mean() for k, part in enumerate(nll.split(list(sizes), dim=1))}
+            share = torch.ones_like(nll) if weight is None else weight.expand_as(nll)  # of a scale the mean that its weights make
+            for k, (part, by) in enumerate(zip(nll.detach().split(list(sizes), dim=1), share.split(list(sizes), dim=1))):
+                parts[f"loss_scale_{k}"] = (part * by).sum() / by.sum().clamp_min(1e-12)
         return parts

@@ -46,7 +46,7 @@ SHARED: dict[str, tuple[tuple[str, ...], Any]] = {
     "query slots": (("feed", "net"), "none"),
 }
 #: Traits that only some parts need of another, with the part and what it means not to mention them.
-ASKED: dict[str, tuple[str, Any]] = {
+REQUIRED: dict[str, tuple[str, Any]] = {
     "attention heads": ("net", "none"),
     "rotary positions": ("net", None),
     "slots in sequence order": ("feed", "no"),
@@ -126,7 +126,7 @@ def compare(parts: Mapping[str, Part], plan: Plan) -> None:
             raise ConfigError(f"{name}: must be the same in {' and '.join(axes)}, not {values}")
     for axis, part in parts.items():
         for name, wanted in part.requires(plan).items():
-            other, default = ASKED[name]
+            other, default = REQUIRED[name]
             has = traits[other].get(name, Trait(default, other))
             if not (has.value >= wanted.value.value if isinstance(wanted.value, AtLeast) else has.value == wanted.value):
                 raise ConfigError(f"{name}: {wanted.field} (the {axis}) requires {wanted.value}, {has.field} (the {other}) has {has.value}")

@@ -52,12 +52,9 @@ class Attention(nn.Module):
         kv_heads: Added[int] = 0
         head_width: Added[int] = 0
 
-        def build(self, width: int, heads: int) -> Attention:
-            """The module for this width."""
-            return Attention(self, width, heads, self.kv_heads or heads)
-
-    def __init__(self, config: Config, width: int, heads: int, kv_heads: int) -> None:
+    def __init__(self, config: Config, width: int, heads: int) -> None:
         super().__init__()
+        kv_heads = config.kv_heads or heads
         if (width % heads and not config.head_width) or heads % kv_heads:
             raise ValueError(f"width {width} must be divisible by heads {heads}, and heads by key/value heads {kv_heads}")
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width or width // heads

@@ -242,13 +242,10 @@ class ClassCondition(Labelled):
             if self.slots < 1:
                 raise config.ConfigError(f"condition.slots={self.slots}: must be at least 1")
 
-        def build(self, classes: int, width: int) -> ClassCondition:
-            return ClassCondition(self, class_count(self.classes, classes), width)
-
     def __init__(self, config: Config, classes: int, width: int) -> None:
-        super().__init__(classes, config.dropout)
+        super().__init__(class_count(config.classes, classes), config.dropout)
         self.rowed, self.slots = config.null == "row", config.slots
-        self.table = nn.Embedding(classes + self.rowed + config.spare, width)
+        self.table = nn.Embedding(self.classes + self.rowed + config.spare, width)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
 
     @property
@@ -276,11 +273,14 @@ class TextCondition(Single):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.text_features"):
-        """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left)."""
+        """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left).
+
+        ``encoder``: folder or hub name of the text model that makes the features ("": they are given)."""
 
         features: int
         length: int = 120
         dropout: float = 0.1
+        encoder: Added[str] = ""
 
         @property
         def names(self) -> tuple[str, ...]:

@@ -31,6 +31,30 @@ class Pixels(configs.Config, tag="loss.pixels"):
         return self.weight * (F.l1_loss if self.norm == "l1" else F.mse_loss)(image_BCHW, target_BCHW)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogitLaplace(configs.Config, tag="loss.logit_laplace"):
+    """Negative logarithm of a Laplace density on the logits of the pixels, of one ``scale`` b and without its constants.
+
+    DALL-E, arXiv:2102.12092, equation 2 with ``eps`` of its equation 3; ViT-VQGAN, arXiv:2110.04627, section 3.2.
+    """
+
+    weight: float = 0.1
+    scale: float = 1.0
+    eps: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 0.5 or self.scale <= 0:
+            raise ConfigError(f"logit_laplace.eps={self.eps}, scale={self.scale}: eps in (0, 0.5), scale positive")
+
+    def __call__(self, image_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        """The weighted loss of images in [-1, 1], a scalar; what is made may leave that range by less than ``eps``."""
+        return self.weight * (self._logit(image_BCHW) - self._logit(target_BCHW)).abs().mean() / self.scale
+
+    def _logit(self, image_BCHW: Tensor) -> Tensor:
+        inside = (1 - 2 * self.eps) * (image_BCHW + 1) / 2 + self.eps  # equation 3: [0, 1] to [eps, 1 - eps]
+        return torch.logit(inside.clamp(self.eps / 4, 1 - self.eps / 4))
+
+
 class Perceptual(nn.Module):
     """LPIPS on VGG-16 features (arXiv:1801.03924, equation 1), frozen.
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,6 +98,24 @@ class GEGLU(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
+
+
+class Tanh(MLP):
+    """Two linear maps with biases around a tanh (the feed-forward branches of enhancing-transformers' ViT-VQGAN)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MLP.Config, tag="mlp.tanh"):
+        """``ratio`` of the hidden width to the width."""
+
+        ratio: float = 4.0
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, round(width * config.ratio))
+        self.out = nn.Linear(round(width * config.ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.up(x)))
 
 
 class ResidualMLP(nn.Module):

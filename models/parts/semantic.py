@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.nets.base import PixelDecoder
+from tokenloom.models.parts.nets.base import Inner
 from tokenloom.models.parts.nets.classifier import Classifier
 from tokenloom.models.parts.nets.dino import Dino
 from tokenloom.models.parts.nets.frozen import Classified
+
+
+class Featured(Protocol):
+    """A decoder with features on the image plane."""
+
+    def inner(self, depth: int) -> Inner:
+        """Those after ``depth`` blocks."""
 
 
 class Semantic(nn.Module):
@@ -45,7 +52,7 @@ class Semantic(nn.Module):
         def needs(self) -> tuple[str, ...]:
             return ("features",) if isinstance(self.teacher, Classified) else ()
 
-        def build(self, decoder: PixelDecoder, channels: int, features: dict[str, Any] | None = None) -> Semantic:
+        def build(self, decoder: Featured, channels: int, features: dict[str, Any] | None = None) -> Semantic:
             """For images of ``channels``; ``features`` describes the classifier.
 
             Raises:
@@ -58,7 +65,7 @@ class Semantic(nn.Module):
             config = replace(self, teacher=Classified(shape=features))
             return Semantic(config, decoder, channels, 4 * int(features["protocol"]["width"]))
 
-    def __init__(self, config: Config, decoder: PixelDecoder, channels: int, dim: int) -> None:
+    def __init__(self, config: Config, decoder: Featured, channels: int, dim: int) -> None:
         super().__init__()
         self.config, self.channels, self.dim = config, channels, dim
         width = decoder.inner(config.depth).width
@@ -77,7 +84,7 @@ class Semantic(nn.Module):
         self._teacher = [trunk.requires_grad_(False).eval()]
 
     @contextmanager
-    def listening(self, decoder: PixelDecoder) -> Iterator[list[Tensor]]:
+    def listening(self, decoder: Featured) -> Iterator[list[Tensor]]:
         """While it lasts, each run of the decoder adds its inner features (B, D, h, w) to the list."""
         heard: list[Tensor] = []
         inner = decoder.inner(self.config.depth)
@@ -98,3 +105,9 @@ class Semantic(nn.Module):
             target_BEhw = F.adaptive_avg_pool2d(target_BEhw, (inner_BDhw.shape[2], inner_BDhw.shape[3]))
         found_BEhw = self.head(inner_BDhw.movedim(1, -1)).movedim(-1, 1)
         return self.config.weight * (1 - F.cosine_similarity(found_BEhw.float(), target_BEhw.float(), dim=1)).mean()
+
+
+def aligned(weight: float, depth: int, dino: str = "") -> Semantic.Config | None:
+    """The alignment of a decoder's block with the DINO of a file, or else with the toy classifier of the data; none of weight 0."""
+    teacher = Dino.of_file(dino) if dino else Classified()
+    return Semantic.Config(depth=depth, weight=weight, teacher=teacher) if weight else None

@@ -56,7 +56,7 @@ DECODER = Options(
     decoder_layers=used("blocks"),
     decoder_attention_heads=used("heads"),
     activation_fn=only("gelu", why="released models have no other"),
-    decoder_learned_pos=used("learned places, or fixed waves", True, False, default=False),
+    decoder_learned_pos=used("learned places, or fixed sinusoids", True, False, default=False),
     decoder_normalize_before=used("norms before branches and one at the end, or after branches", True, False, default=False),
     no_decoder_final_norm=only(False, why="released models end with the norm that norms before branches need"),
     class_conditional=used("starts with a class, or with the end symbol", True, False, default=True),

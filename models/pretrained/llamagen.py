@@ -51,7 +51,7 @@ LLAMA = Options(
     num_classes=used("classes", default=1000),
     cls_token_num=only(1, why="a class is one slot"),
     cfg_scale=used("constant scale s of guidance, u + s (c - u)"),
-    cfg_interval=only(-1, why="which steps the official counter leaves out is told for raster order alone"),
+    cfg_interval=only(-1, why="which steps the official counter leaves out is defined for raster order alone"),
     temperature=used("of sampling", default=1.0),
     max_batch_size=inert("of buffers"),
     max_seq_len=inert("of buffers"),

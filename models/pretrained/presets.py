@@ -15,7 +15,8 @@ class Preset:
     """A published checkpoint.
 
     ``tokenizer`` is the preset of its tokenizer, "" of a tokenizer itself or where that has no family.  ``file`` and ``hub`` say where the
-    authors keep it; ``prefix`` is what names of its weights begin with in a file that holds other models too.
+    authors keep it; ``prefix`` is what names of its weights begin with in a file that holds other models too.  ``encoder`` is the hub name
+    of the text model whose features it was trained on.
     """
 
     family: str
@@ -24,8 +25,10 @@ class Preset:
     hub: str
     tokenizer: str = ""
     prefix: str = ""
+    encoder: str = ""
 
 
+_T5 = "google/flan-t5-xl"
 _TITOK = {"crop_size": 256, "vit_patch_size": 16, "token_size": 12, "codebook_size": 4096, "commitment_cost": 0.25, "use_l2_norm": True}
 _LEGACY = {**_TITOK, "is_legacy": True, "finetune_decoder": True}
 _VQ = {
@@ -114,7 +117,7 @@ def _llamas() -> dict[str, Preset]:
     for stage, image in ((1, 256), (2, 512)):
         text = {"cls_token_num": 120, "text_len": 120, "caption_dim": 2048, "cfg_scale": 7.5, "top_k": 1000}
         file, hub = f"t2i_XL_stage{stage}_{image}.pt", "peizesun/llamagen_t2i"
-        found[f"llamagen-t2i-xl-{image}"] = Preset("llamagen_t2i", _llama("XL", image) | text, file, hub)
+        found[f"llamagen-t2i-xl-{image}"] = Preset("llamagen_t2i", _llama("XL", image) | text, file, hub, encoder=_T5)
     for size, scale in {"B": 2.0, "L": 1.75, "XL": 1.7, "XXL": 1.65}.items():
         config, hub = _llama(size, cfg_scale=scale, patch_sizes=[16, 4, 1]), "pytttttt/LlamaGen-NPP"
         found[f"npp-{size.lower()}"] = Preset("npp", config, f"c2i_{size}_256.pt", hub, "llamagen-vq16")
@@ -229,9 +232,12 @@ def _scalewise() -> dict[str, Preset]:
         },
         "infinity_2b_reg.pth",
         "FoundationVision/Infinity",
+        encoder=_T5,
     )
     big = {"vae_dim": 14, "embed_dim": 3584, "depth": 40, "num_heads": 28, "apply_spatial_patchify": 1}
-    found["infinity-8b"] = Preset("infinity", {**found["infinity-2b"].config, **big}, "infinity_8b_weights/", "FoundationVision/Infinity")
+    found["infinity-8b"] = Preset(
+        "infinity", {**found["infinity-2b"].config, **big}, "infinity_8b_weights/", "FoundationVision/Infinity", encoder=_T5
+    )
     return found
 
 

@@ -214,7 +214,7 @@ def names(info: Mapping[str, Any]) -> NameMap:
 
 
 def _ids(info: Mapping[str, Any], ids: Tensor) -> Tensor:
-    """Ids as they count them: LFQ takes the first channel as the highest bit, and keeps an axis of a single codebook if told so."""
+    """Ids as they count them: LFQ takes the first channel as the highest bit, and keeps an axis of a single codebook if asked to."""
     kind, kw = settings(info)
     if kind == "LFQ":
         bits = _lfq(kw).bits

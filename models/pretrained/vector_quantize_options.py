@@ -151,7 +151,7 @@ OPTIONS = Options(
     cls=used("the class", *CLASSES),
     kw=used("its settings, see below"),
     n=used("vectors of a row"),
-    dim=used("channels, where the class is told none", default=None),
+    dim=used("channels, where the class is given none", default=None),
     seed=inert("weights are recorded"),
     rand_quantize_dropout_fixed_seed=used("draw of the stages that are left out", default=None),
 )

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Quantized, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.adversarial.loss import Adversarial
-from tokenloom.models.parts.losses import Perceptual, Pixels
+from tokenloom.models.parts.losses import LogitLaplace, Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import perplexity
 from tokenloom.models.parts.semantic import Semantic
+from tokenloom.models.tokenizers.factorised import Factorised
 
 
 class Autoencoder(Tokenizer):
@@ -34,7 +35,8 @@ class Autoencoder(Tokenizer):
     class Config(configs.Config, tag="model.autoencoder"):
         """``latent`` channels leave the encoder; a convolution of size ``quant_kernel`` maps them to the codes' and back (0: none).
 
-        ``decoder_latent`` channels enter the decoder; 0: as many as leave the encoder.
+        ``decoder_latent`` channels enter the decoder; 0: as many as leave the encoder.  ``factorised``: attention in place of the
+        convolutions (UniTok).
         """
 
         net: Net
@@ -46,6 +48,8 @@ class Autoencoder(Tokenizer):
         perceptual: Perceptual.Config | None = None
         adversarial: Adversarial.Config | None = None
         semantic: Semantic.Config | None = None
+        logit_laplace: Added[LogitLaplace | None] = None
+        factorised: Added[Factorised.Config | None] = None
 
         @property
         def needs(self) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ class Autoencoder(Tokenizer):
             if self.latent < 1 or self.decoder_latent < 0 or self.quant_kernel < 0 or (self.quant_kernel and self.quant_kernel % 2 == 0):
                 raise ConfigError(f"latent={self.latent}, quant_kernel={self.quant_kernel}: latent positive, kernel odd or 0")
             sides = (self.latent, self.decoder_latent or self.latent)
-            if self.quant_kernel == 0 and self.quantizer.channels() != sides:
+            if self.quant_kernel == 0 and self.factorised is None and self.quantizer.channels() != sides:
                 raise ConfigError(f"latent={sides}: without a quant_kernel it must be the quantizer's {self.quantizer.channels()}")
 
     def __init__(self, config: Config, signal: SignalSpec, decoder: PixelDecoder | None = None, features: Any = None) -> None:
@@ -65,12 +69,11 @@ class Autoencoder(Tokenizer):
         shape, channels = signal.plane, signal.channels
         grid = config.net.grid(shape)
         self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
-        (taken, given), k, inner = config.quantizer.channels(), config.quant_kernel, config.decoder_latent or config.latent
+        (taken, given), inner = config.quantizer.channels(), config.decoder_latent or config.latent
         self.encoder = config.net.encoder(shape, channels, config.latent)
         self.decoder = decoder if decoder is not None else config.net.decoder(shape, channels, inner)
         self.quantizer = config.quantizer.build(grid)
-        self.quant_conv = nn.Conv2d(config.latent, taken, k, padding=k // 2) if k else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(given, inner, k, padding=k // 2) if k else nn.Identity()
+        self.quant_conv, self.post_quant_conv = (_between(config, a, b) for a, b in ((config.latent, taken), (given, inner)))
         self.adversarial = config.adversarial.build(channels, self.decoder.last.shape) if config.adversarial else None
         self.semantic = config.semantic.build(self.decoder, channels, features) if config.semantic else None
         # The perceptual network is neither trained nor saved with the tokenizer, and using one needs no such file.
@@ -122,6 +125,8 @@ class Autoencoder(Tokenizer):
             with self.semantic.listening(self.decoder) as inner:
                 image_hat, quantized = self(image_BCHW, draws)
         parts = {"reconstruction": self.config.pixels(image_hat, image_BCHW)}
+        if self.config.logit_laplace is not None:
+            parts["logit_laplace"] = self.config.logit_laplace(image_hat, image_BCHW)
         if self.config.perceptual is not None:
             parts["perceptual"] = self.config.perceptual.weight * self._perceive(image_hat, image_BCHW)
         if self.adversarial is not None:
@@ -203,6 +208,14 @@ class Autoencoder(Tokenizer):
         image_BCHW = batch.signal[:32]
         pairs = torch.stack([image_BCHW, self.decode(self.encode(image_BCHW))], 1).flatten(0, 1)
         return grid(pairs.add(1).div(2).clamp(0, 1), columns=min(16, len(pairs)))
+
+
+def _between(config: Autoencoder.Config, channels_in: int, channels_out: int) -> nn.Module:
+    """The map between a net and the quantizer."""
+    if config.factorised is not None:
+        return config.factorised.build(channels_in, channels_out)
+    k = config.quant_kernel
+    return nn.Conv2d(channels_in, channels_out, k, padding=k // 2) if k else nn.Identity()
 
 
 def checked(tokens: Tokens, layout: TokenLayout) -> Tensor:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, LayoutError, Tokenizer, TokenLayout, Tokens
 from tokenloom.models.core.signals import SignalSpec
 from tokenloom.models.parts.decoders.base import GenerativeDecoder
+from tokenloom.models.parts.decoders.reader import TokenReader
 from tokenloom.models.parts.nets.base import Net
 from tokenloom.models.parts.quantizers.base import Quantizer
+from tokenloom.models.parts.semantic import Semantic
 from tokenloom.models.tokenizers.autoencoder import checked, code_reports, grid
 from tokenloom.models.tokenizers.moving_norm import MovingNorm
 
@@ -32,14 +34,21 @@ class FlowTokenizer(Tokenizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.generative_decoder"):
-        """Of ``net`` only the encoder is used; ``latent`` channels leave it and are mapped linearly to the quantizer's,
-        standardised if there is a ``norm``."""
+        """Of ``net`` only the encoder is used, on pixels or on what the decoder samples (``reads: latents``).
+
+        ``latent`` channels leave it and are mapped linearly to the quantizer's, standardised if there is a ``norm``; a ``reader`` stands
+        between the codes and the decoder.  ``semantic`` aligns features of the decoder's net with a teacher's of the clean image (REPA,
+        arXiv:2410.06940).
+        """
 
         net: Net
         quantizer: Quantizer.Config
         latent: int
         decoder: GenerativeDecoder.Config
         norm: MovingNorm.Config | None = None
+        reader: Added[TokenReader.Config | None] = None
+        semantic: Added[Semantic.Config | None] = None
+        reads: Added[Literal["pixels", "latents"]] = "pixels"
 
         def __post_init__(self) -> None:
             if self.latent < 1:
@@ -47,7 +56,7 @@ class FlowTokenizer(Tokenizer):
 
         @property
         def needs(self) -> tuple[str, ...]:
-            return self.decoder.needs
+            return self.decoder.needs + (self.semantic.needs if self.semantic is not None else ())
 
         def build(self, *, signal: SignalSpec, **given: Any) -> FlowTokenizer:
             """The tokenizer of images of this shape.
@@ -60,16 +69,24 @@ class FlowTokenizer(Tokenizer):
     def __init__(self, config: Config, signal: SignalSpec, given: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
-        grid = config.net.grid(signal.plane)
+        plane, channels = signal.plane, signal.channels
+        if config.reads == "latents":
+            plane, channels = config.decoder.source(plane, channels, **given)
+        grid = config.net.grid(plane)
         self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
         if len(self._layout.grids) > 1:
             raise ConfigError(f"quantizer: {len(self._layout.grids)} scales; a decoder that samples takes one token a position")
         taken, back = config.quantizer.channels()
-        self.encoder = config.net.encoder(signal.plane, signal.channels, config.latent)
+        self.encoder = config.net.encoder(plane, channels, config.latent)
         self.quant_conv = nn.Conv2d(config.latent, taken, 1)
         self.norm = config.norm.build(taken, grid) if config.norm else None
         self.quantizer = config.quantizer.build(grid)
-        self.decoder = config.decoder.build(shape=signal.plane, channels=signal.channels, dim=back, length=self._layout.length, **given)
+        self.reader = config.reader.build(back, self._layout.length) if config.reader else None
+        dim = config.reader.width if config.reader else back
+        self.decoder = config.decoder.build(shape=signal.plane, channels=signal.channels, dim=dim, length=self._layout.length, **given)
+        if self.decoder.adversarial is not None:
+            self.phases = ("autoencoder", "discriminator")
+        self.semantic = config.semantic.build(self.decoder, signal.channels, given.get("features")) if config.semantic else None
 
     @property
     def layout(self) -> TokenLayout:
@@ -77,7 +94,8 @@ class FlowTokenizer(Tokenizer):
 
     def latents(self, image_BCHW: Tensor, draws: Draws | None = None) -> Tensor:
         """What the quantizer is given, (B, dim, h, w)."""
-        z_BChw = self.quant_conv(self.encoder(image_BCHW))
+        read_BCHW = image_BCHW if self.config.reads == "pixels" else self.decoder.clean(image_BCHW)
+        z_BChw = self.quant_conv(self.encoder(read_BCHW))
         return z_BChw if self.norm is None else self.norm(z_BChw, draws)
 
     @torch.no_grad()
@@ -112,18 +130,52 @@ class FlowTokenizer(Tokenizer):
             )
         missing = length - data.shape[1]
         padded = torch.cat([data, data.new_zeros(len(data), missing, *data.shape[2:])], 1) if missing > 0 else data[:, :length]
-        return self.quantizer.lookup(padded).flatten(2).transpose(1, 2).to(self.quant_conv.weight), keep_B
+        return self._read(self.quantizer.lookup(padded).to(self.quant_conv.weight)), keep_B
+
+    def _read(self, z_BZhw: Tensor) -> Tensor:
+        """Codes as the decoder takes them, (B, N, Z)."""
+        z_BNZ = z_BZhw.flatten(2).transpose(1, 2)
+        return z_BNZ if self.reader is None else self.reader(z_BNZ)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         image_BCHW = batch.signal
         assert image_BCHW is not None, "a tokenizer is trained on images"
+        if phase == "discriminator":
+            return self._discriminator(image_BCHW, draws)
         quantized = self.quantizer(self.latents(image_BCHW, draws), draws)
-        parts, reports = self.decoder.losses(quantized.z.flatten(2).transpose(1, 2), image_BCHW, draws)
+        z_BNZ = self._read(quantized.z)
+        if self.semantic is None:
+            parts, reports = self.decoder.losses(z_BNZ, image_BCHW, draws)
+        else:
+            with self.semantic.listening(self.decoder) as inner:
+                parts, reports = self.decoder.losses(z_BNZ, image_BCHW, draws)
+            parts["semantic"] = self.semantic(inner[0], image_BCHW)
         parts = parts | quantized.losses
         loss = torch.stack(list(parts.values())).sum()
         if "usage" in quantized.stats:
             reports = reports | code_reports(quantized.stats["usage"].to(loss.detach()), self.layout)
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()} | reports
+
+    def _discriminator(self, image_BCHW: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The losses of the decoder's discriminator."""
+        adversarial = self.decoder.adversarial
+        assert adversarial is not None
+        if not adversarial.on(draws.step):
+            return adversarial.idle()
+        with torch.no_grad():
+            z_BNZ = self._read(self.quantizer.given(self.latents(image_BCHW), draws))
+            fake_BCHW = self.decoder.judged(z_BNZ, image_BCHW, draws)
+        loss = adversarial.discriminator_loss(image_BCHW, fake_BCHW, draws.step, draws)
+        return {"loss": loss, "discriminator": loss.detach()}
+
+    def phase_parameters(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        wanted, start = phase == "discriminator", "decoder.adversarial."
+        return [(n, p) for n, p in super().phase_parameters(phase) if n.startswith(start) == wanted]
+
+    def begins(self, phase: str) -> int:
+        """The discriminator's phase begins when the decoder meets it."""
+        adversarial = self.decoder.adversarial
+        return adversarial.config.start if phase == "discriminator" and adversarial is not None else 0
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Vectors and the codebook are free of weight decay."""
@@ -136,6 +188,8 @@ class FlowTokenizer(Tokenizer):
 
     def adopt(self, **roles: nn.Module) -> None:
         self.decoder.adopt(cast("Tokenizer | None", roles.get("tokenizer")))
+        if self.semantic is not None:
+            self.semantic.adopt(roles.get("features"))
 
     @torch.no_grad()
     def finish(self, batches: Iterator[Batch]) -> None:

@@ -5,6 +5,7 @@ A batch is a function of its step, so that a resumed run, or one with another nu
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,9 @@ import torch
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch
 from tokenloom.models.core.settings import TrainSettings
-from tokenloom.tasks.data.loader import Loader
+from tokenloom.tasks.data.loader import GB, Loader
+
+log = logging.getLogger(__name__)
 
 _LOOK = 64  # steps ahead of which shards are fetched
 
@@ -38,6 +41,13 @@ class Feed:
         self._fetcher: threading.Thread | None = None
         self._ended = threading.Event()
         self._at = 0
+        if not settings.window and not loader.fits:
+            stored, limit = sum(shard.size for shard in loader.rows.shards), loader.held.limit
+            log.warning(
+                "the training data has %.1f GB and the node's cache %.1f GB (execution.cache_gb): with train.window=N the rows of N shards "
+                "are mixed at a time, and each shard is fetched once an epoch",
+                *(stored / GB, limit / GB),
+            )
 
     def batch(self, step: int) -> Batch | None:
         """The batch of a step; None if this worker has no row of it.

@@ -88,7 +88,7 @@ class Flat(Held):
     def __init__(self, rows: Rows, cache: Path, limit: float, layout: TokenLayout | None, larger: bool = False) -> None:
         super().__init__(rows, cache, limit)
         self.layout, self.larger = layout, larger
-        parts = [rows.kind, rows.modality, rows.layout, None if larger else rows.shape, *(shard.sha256 for shard in rows.shards)]
+        parts: list[Any] = [rows.kind, rows.modality, rows.layout, None if larger else rows.shape, *(shard.sha256 for shard in rows.shards)]
         parts += [list(rows.numberings[s.numbering]) for s in rows.shards if s.numbering is not None]
         self.folder = node_cache.folder_of(cache, node_cache.FLAT, sha256_of(canonical_json(parts)))
         self.done = np.zeros(len(rows.shards), bool)
@@ -103,10 +103,12 @@ class Flat(Held):
         names = ("data", *(("lengths",) if self.layout else ()), "labels")  # in the order in which they are made
         try:
             self._data = {name: grown(self.folder / f"{name}.npy") for name in names}
+            done = os.listdir(self.folder / "done")
         except (OSError, ValueError):
+            self._data = {}
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        for name in os.listdir(self.folder / "done"):
+        for name in done:
             self.done[int(name)] = True
         self.complete = bool(self.done.all())
 

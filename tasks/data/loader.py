@@ -6,7 +6,6 @@ tokens, and signals that are small, decoded in one array; signals that are large
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +33,6 @@ from tokenloom.tasks.data.rows import Shard as Shard
 from tokenloom.tasks.data.rows import read_shard as read_shard
 from tokenloom.tasks.runtime.errors import MixedSizesError
 from tokenloom.tasks.store.leases import file_lock
-
-log = logging.getLogger(__name__)
 
 GB = 1e9
 
@@ -88,13 +85,6 @@ class Loader:
         size = 3 * len(rows) * math.prod(rows.shape or ())
         large = rows.shape is not None and size > self.execution.decoded_gb * GB
         if self.modality.encodes and self.layout is None and rows.conditions == (Labels.name,) and large:
-            stored = sum(shard.size for shard in rows.shards)
-            if stored > limit:
-                log.warning(
-                    "the training data has %.1f GB and the node's cache %.1f GB (execution.cache_gb): with train.window=N rows of N "
-                    "shards are mixed at a time, and shards are fetched once an epoch",
-                    *(stored / GB, limit / GB),
-                )
             return Encoded(rows, self.cache, limit)
         return Flat(rows, self.cache, limit, self.layout, larger=crops)
 

@@ -46,7 +46,7 @@ def trim(cache: Path, limit: float, keep: Collection[Path] = ()) -> list[Path]:
     """
     with file_lock(cache / "locks" / "trim.lock", "the size of the cache"):
         found = [(_last_used(folder), _size(folder), folder) for form in _forms(cache) for folder in form.iterdir() if folder.is_dir()]
-        total, gone = sum(size for _, size, _ in found), []
+        total, gone = sum(size for _, size, _ in found), list[Path]()
         for _, size, folder in sorted(found, key=lambda each: each[0]):
             if total <= limit:
                 break

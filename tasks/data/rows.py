@@ -66,8 +66,9 @@ class Rows:
         layout = notes.get("layout")
         shape = tuple(modalities.signal_of(notes)["shape"]) if not layout and ("signal" in notes or "size" in notes) else None
         kind: Literal["signals", "tokens"] = "tokens" if layout else "signals"
-        more = {"modality": modalities.kind_of(notes), "numberings": tuple(tuple(numbers) for numbers in notes.get("numberings", ()))}
-        return cls(kind, store, shards, len(notes["classes"]), layout, shape=shape, **more)
+        numberings = tuple(tuple(numbers) for numbers in notes.get("numberings", ()))
+        given = kind, store, shards, len(notes["classes"]), layout
+        return cls(*given, modality=modalities.kind_of(notes), shape=shape, numberings=numberings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

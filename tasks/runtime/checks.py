@@ -11,7 +11,9 @@ from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Generator, Labels, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
+from tokenloom.models.parts.conditions import Single
 from tokenloom.models.parts.nets.classifier import shape_of
+from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.tasks import modalities
 from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.serving.predict import default_sampler, use_draft_model
@@ -163,8 +165,25 @@ def _check_sampling(config: RunConfig, made: ModelSpec, draft: dict[str, Any] | 
         use_draft_model(generator, cast(Generator, _build(ModelSpec.from_dict(draft), drafts.FIELD)))
     try:
         generator.check_sampler(sampler)
+        check_guidance(generator, sampler)
     except LayoutError as error:
         raise ConfigError(f"generator: recipe {made.recipe!r} does not fit the tokenizer's tokens: {error}") from error
+
+
+def check_guidance(generator: Generator, sampler: Sampler) -> None:
+    """Guidance mixes the model with itself under a null condition, which only a training that drops conditions has seen.
+
+    Raises:
+        ConfigError: guidance of a generator that drops none.
+    """
+    condition = getattr(generator, "condition", None)
+    rates = [each.rate for each in condition.modules() if isinstance(each, Single)] if condition is not None else []
+    if sampler.guidance.value != 0 and rates and not any(rates):
+        raise ConfigError(
+            f"sample.guidance={sampler.guidance.value}: this generator is trained without a null condition (label_dropout or "
+            "condition.dropout is 0), so guidance would mix in weights that were never trained: give generator.args label_dropout: 0.1 "
+            "(set: {condition.dropout: 0.1}), or guidance 0"
+        )
 
 
 def check_augmentation(config: RunConfig) -> None:

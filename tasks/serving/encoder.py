@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,6 +33,7 @@ class FrozenEncoder:
     name: str
     length: int
     features: int
+    padding: Literal["right", "left"] = "right"  # the side on which shorter texts are padded
 
     def check(self) -> None:
         """Refuse, without opening it, an encoder that cannot work.
@@ -48,7 +49,7 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
-        """Features (N, ``length``, F) float32, zero after a text's end, and their mask; the empty text has none at all.
+        """Features (N, ``length``, F) float32, zero where they are padded, and their mask; the empty text has none at all.
 
         Raises:
             ConfigError: the encoder cannot be had or is of another width, or a text that is too long, naming it.
@@ -65,13 +66,16 @@ class FrozenEncoder:
                     count = pieces["input_ids"].shape[1]
                     if count > self.length:
                         raise ConfigError(f"text {text!r}: {count} pieces, this model takes at most {self.length} (condition.length)")
-                    feature[row, :count] = model(**pieces).last_hidden_state[0].float()
-                    mask[row, :count] = True
+                    place = slice(0, count) if self.padding == "right" else slice(self.length - count, self.length)
+                    feature[row, place] = model(**pieces).last_hidden_state[0].float()
+                    mask[row, place] = True
         return TextFeatures(feature, mask)
 
     def digest(self) -> str:
         """Hash of the encoder's files (for a hub name: of its name) and of the settings here."""
         folder, seen = Path(self.name), hashlib.sha256(f"{self.length}\0{self.features}".encode())
+        if self.padding != "right":
+            seen.update(self.padding.encode())
         if folder.is_dir():
             seen.update(_hash_of(folder, _stamp(folder)).encode())
         else:

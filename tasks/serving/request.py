@@ -14,7 +14,8 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.requests import Condition, Conditions, Labels, Text, TextFeatures, Values
 from tokenloom.models.parts.characters import Encoded, ReadText
-from tokenloom.models.parts.conditions import Conditioner, condition_of
+from tokenloom.models.parts.conditions import Conditioner, TextCondition, condition_of
+from tokenloom.models.zoo.generators.infinity.text import PooledText
 from tokenloom.tasks.serving.encoder import FrozenEncoder
 
 #: Names of conditions that are no columns of the data.
@@ -161,9 +162,12 @@ def _listed(names: Sequence[str]) -> str:
 
 def encoder_of(condition: Conditioner.Config) -> dict[str, Any] | None:
     """The arguments of ``FrozenEncoder`` that a condition names, None for one that needs no encoder."""
-    if not isinstance(condition, Encoded.Config):
+    if isinstance(condition, Encoded.Config):
+        return {"name": condition.encoder, "length": condition.length, "features": condition.features}
+    if not isinstance(condition, TextCondition.Config | PooledText.Config) or not condition.encoder:
         return None
-    return {"name": condition.encoder, "length": condition.length, "features": condition.features}
+    padded: dict[str, Any] = {"padding": "left"} if isinstance(condition, TextCondition.Config) else {}
+    return {"name": condition.encoder, "length": condition.length, "features": condition.features, **padded}
 
 
 def check_labels(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenloom.models.core.config import ConfigError
 
@@ -51,9 +52,9 @@ class HubFile:
         except ImportError as error:
             raise ConfigError(f"{where}: needs the package huggingface_hub; install tokenloom[hub], or give a file") from error
         alone = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
-        asked = {"revision": self.revision, "local_files_only": alone, "endpoint": os.environ.get("HF_ENDPOINT")}
+        asked: Any = {"revision": self.revision, "local_files_only": alone, "endpoint": os.environ.get("HF_ENDPOINT")}
         try:
-            return Path(huggingface_hub.hf_hub_download(self.repository, self.file, **asked))  # type: ignore[arg-type]
+            return Path(huggingface_hub.hf_hub_download(self.repository, self.file, **asked))
         except LocalEntryNotFoundError as error:
             if alone:
                 raise ConfigError(f"{where}: not in this machine's cache of the hub; set HF_HUB_OFFLINE=0 to fetch it") from error

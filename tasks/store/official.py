@@ -7,6 +7,7 @@ import difflib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from tokenloom.models import pretrained
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, load_model, parameters, save_model
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.edits import override
 from tokenloom.models.core.protocols import Density, Generator, LayoutError, Tokenizer, TokenLayout
-from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.conditions import ClassCondition, condition_of
 from tokenloom.models.pretrained.parity import official_state
 from tokenloom.models.pretrained.presets import PRESETS
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, Record, StepSpec, Store, Work, sha256_of
@@ -56,7 +58,9 @@ def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def import_checkpoint(what: str, weights: Path, settings: Path | None, name: str, store: Store, tokenizer: str | None = None) -> Outcome:
+def import_checkpoint(
+    what: str, weights: Path, settings: Path | None, name: str, store: Store, tokenizer: str | None = None, encoder: str | None = None
+) -> Outcome:
     """An official checkpoint as an artifact (tokenizer, generator, density), loaded strictly by key, with the published sampler as default.
 
     Args:
@@ -67,6 +71,7 @@ def import_checkpoint(what: str, weights: Path, settings: Path | None, name: str
         name: the artifact's name.
         store: where it goes.
         tokenizer: artifact of the tokenizer that a generator belongs to; of a preset by default the one imported by its preset's name.
+        encoder: folder or hub name of the text model that a generator of texts belongs to; of a preset by default the published one.
 
     Raises:
         ConfigError: unknown name, unreadable file, missing tokenizer, or weights that do not fit.
@@ -94,17 +99,41 @@ def import_checkpoint(what: str, weights: Path, settings: Path | None, name: str
         tokenizer = preset.tokenizer
     used = store.resolve(tokenizer, "tokenizer") if tokenizer else None
     spec, kind = _spec(family, families[family], info, used, store)
+    spec = asked_in_words(spec, encoder or (preset.encoder if preset else ""))
     step = StepSpec(
         "import",
         1,
         kind,
         name,
-        {"family": family, "config": info["config"], "weights": sha256_of(weights)},
+        {"family": family, "config": info["config"], "weights": sha256_of(weights), **_named(spec)},
         {"tokenizer": used} if used else {},
     )
 
     prefix = preset.prefix if preset else ""
     return store.execute(step, lambda work: _convert(work, step, family, info, read_weights(weights, prefix), weights, spec, store))
+
+
+def asked_in_words(spec: ModelSpec, encoder: str) -> ModelSpec:
+    """The spec with the text encoder that makes its conditions ("": as it is).
+
+    Raises:
+        ConfigError: a model that takes no features of texts, or a folder that is not written in full.
+    """
+    if not encoder:
+        return spec
+    condition = condition_of(config := spec.config())
+    if not hasattr(condition, "encoder"):
+        raise ConfigError(f"--encoder {encoder!r}: this model is not conditioned on features of texts; leave it out")
+    folder = Path(encoder)
+    if (folder.is_dir() and not folder.is_absolute()) or encoder.startswith((".", "~")):
+        raise ConfigError(f"--encoder {encoder!r}: give a hub name, or the whole path of a folder")
+    return replace(spec, resolved=override(config, {"condition.encoder": encoder}, "--encoder").to_dict())
+
+
+def _named(spec: ModelSpec) -> dict[str, str]:
+    """The text encoder of a model that is asked in words."""
+    encoder = getattr(condition_of(spec.config()), "encoder", "")
+    return {"encoder": encoder} if encoder else {}
 
 
 def _of(family: str) -> str:
@@ -179,8 +208,8 @@ def _spec(family: str, module: Any, info: Mapping[str, Any], tokenizer: Artifact
         return ModelSpec("tokenizer", recipe, args, {}, given), "tokenizer"
     if isinstance(built, Density):
         channels, *plane = built.shape
-        given = {"signal": signals.image(plane[0], channels, plane[1]).to_dict(), "classes": classes_of(built)}
-        return ModelSpec("density", recipe, args, {}, given), "density"
+        made_for: dict[str, Any] = {"signal": signals.image(plane[0], channels, plane[1]).to_dict(), "classes": classes_of(built)}
+        return ModelSpec("density", recipe, args, {}, made_for), "density"
     if not isinstance(built, Generator):
         raise ConfigError(f"family {family!r} is a quantizer, a part of a tokenizer: import the whole tokenizer")
     if tokenizer is None:

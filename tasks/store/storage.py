@@ -156,14 +156,14 @@ class Storage:
         """
 
         done = self._do("write", path, lambda: create(self.local_path(path), data), lambda: self._conditional.create(self._key(path), data))
-        return self._told(path, data, done)
+        return self._confirmed(path, data, done)
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
         """On S3, replace a file whose content is still ``old``; whether it was replaced (see ``write_if_absent`` on lost connections)."""
         done = self._do("write", path, lambda: False, lambda: self._conditional.swap(self._key(path), old, new))
-        return self._told(path, new, done)
+        return self._confirmed(path, new, done)
 
-    def _told(self, path: str, data: bytes, done: bool | None) -> bool:
+    def _confirmed(self, path: str, data: bytes, done: bool | None) -> bool:
         if done is None:  # the server has no conditional writes: the lease is advice anyway
             self.write(path, data)
         return done is not False

@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, layout: TokenLayout, batch: int, steps: int, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._layout, self._batch, self._steps = layout, batch, steps
-        self._told = set(found(rows))
+        self._reported = set(found(rows))
 
     def look(self, step: int, numbers: Mapping[str, float]) -> dict[str, str]:
         """Group to warning, of the groups that are found collapsed now for the first time."""
@@ -43,9 +43,9 @@ class Watch:
             group = name.removeprefix(_METRIC).lstrip("_")
             could = self._could(group)
             # Above 1, which is the least there is: with two codes, 1.05 is a collapse and 2 is even use.
-            if group not in self._told and value - 1 < LEAST * (could - 1):
+            if group not in self._reported and value - 1 < LEAST * (could - 1):
                 fresh[group] = self._text(step, group, value, could, numbers.get(name.replace(_METRIC, "use")))
-        self._told |= set(fresh)
+        self._reported |= set(fresh)
         return fresh
 
     def _could(self, group: str) -> int:

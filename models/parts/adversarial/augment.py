@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what a discriminator sees (DiffAugment, arXiv:2006.10738), the same kind for real and made images.
+"""Differentiable augmentation of what a discriminator is given (DiffAugment, arXiv:2006.10738), the same kind for real and made images.
 
 Shapes: B rows, C channels, H W image in [-1, 1].
 """

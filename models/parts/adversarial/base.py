@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
+from typing import cast
 
 from torch import nn
 
@@ -12,6 +13,6 @@ from tokenloom.models.core import config as configs
 class Discriminator(configs.Config, ABC):
     """What a discriminator is made from."""
 
-    @abstractmethod
     def build(self, channels: int) -> nn.Module:
         """A network from images (B, channels, H, W) in [-1, 1] to logits (B, …), high for real ones."""
+        return cast(nn.Module, self.construct(channels=channels))

@@ -37,9 +37,6 @@ class PatchDiscriminator(nn.Module):
             if self.norm_groups < 1 or self.channels % self.norm_groups:
                 raise ConfigError(f"discriminator.norm_groups={self.norm_groups}: does not divide channels={self.channels}")
 
-        def build(self, channels: int) -> PatchDiscriminator:
-            return PatchDiscriminator(self, channels)
-
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
         width = config.channels
@@ -64,7 +61,7 @@ class PatchGAN(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Discriminator, tag="net.patchgan"):
-        """Three layers of 64 channels are the published one: 2,765,633 parameters, each logit sees 70 pixels.
+        """Three layers of 64 channels are the published one: 2,765,633 parameters, a logit's receptive field is 70 pixels.
 
         ``batch`` norms have the statistics of the worker's rows, as published; ``group`` norms those of a row alone.
         """
@@ -78,15 +75,12 @@ class PatchGAN(nn.Module):
                 raise ConfigError(f"discriminator.layers={self.layers}, channels={self.channels}: positive, channels in fours")
 
         @property
-        def sees(self) -> int:
+        def receptive_field(self) -> int:
             """Pixels (in each direction) that a logit depends on."""
             field = 1
             for stride in (1, 1, *(2,) * self.layers):
                 field = (field - 1) * stride + 4
             return field
-
-        def build(self, channels: int) -> PatchGAN:
-            return PatchGAN(self, channels)
 
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
@@ -124,7 +118,7 @@ class Blurring(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Discriminator, tag="net.blurring_discriminator"):
-        """Three stages from 128 channels are TiTok's: 1,909,889 parameters, each logit sees 112 pixels."""
+        """Three stages from 128 channels are TiTok's: 1,909,889 parameters, a logit's receptive field is 112 pixels."""
 
         channels: int = 128
         stages: int = 3
@@ -137,9 +131,6 @@ class Blurring(nn.Module):
                     f"discriminator.channels={self.channels}, stages={self.stages}, norm_groups={self.norm_groups}: "
                     "positive, and the groups divide the channels"
                 )
-
-        def build(self, channels: int) -> Blurring:
-            return Blurring(self, channels)
 
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()

@@ -41,9 +41,6 @@ class Projected(nn.Module):
             if self.kernel < 1 or self.kernel % 2 == 0:
                 raise ConfigError(f"discriminator.kernel={self.kernel}: must be odd")
 
-        def build(self, channels: int) -> Projected:
-            return Projected(self)
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

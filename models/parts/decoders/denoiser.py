@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.signals import Shape, text
+from tokenloom.models.parts.nets.base import Inner
 from tokenloom.models.parts.nets.vit import Blocks
 from tokenloom.models.parts.time import TimeEmbedding
 
@@ -70,6 +71,21 @@ class Denoiser(nn.Module):
     def embed(self, z_BNZ: Tensor) -> Tensor:
         """What tokens (B, N, Z) are to the net, (B, N, D); a decoder may put something else in their places."""
         return self.tokens(z_BNZ)
+
+    def inner(self, depth: int) -> Inner:
+        """The patches' features after ``depth`` blocks, for an alignment (REPA, arXiv:2410.06940).
+
+        Raises:
+            ConfigError: there are fewer blocks.
+        """
+        if not 1 <= depth <= len(self.stack.blocks):
+            raise ConfigError(f"depth={depth}: the decoder's net has {len(self.stack.blocks)} blocks")
+        rows, columns = self.grid
+        return Inner(
+            self.stack.blocks[depth - 1],
+            self.out.in_features,
+            lambda x_BSD: x_BSD[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns)),
+        )
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, z_BND: Tensor) -> Tensor:
         """The prediction (B, C, H, W) at times (B,), from embedded tokens."""

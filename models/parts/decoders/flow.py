@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
 from tokenloom.models.parts.decoders.token_dropout import TokenDropout
+from tokenloom.models.parts.nets.base import Inner
 
 NEAREST = 0.05  # to the image: times after 1 - NEAREST count as this one where they divide
 
@@ -27,7 +29,8 @@ class Flow(GenerativeDecoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GenerativeDecoder.Config, tag="decoder.flow"):
-        """``reveal`` says which tokens condition a step; the net predicts the image, and with it the velocity (arXiv:2511.13720).
+        """``reveal`` says which tokens condition a step; the net predicts the image, and with it the velocity (arXiv:2511.13720), or the
+        velocity itself (``predict: velocity``, as FlexTok and D-AR published), whose squared error is then trained.
 
         The image's squared error counts ``(1 - t) ** -weighting``: 2 makes it the velocity's error, less leans on noisy times.
         ``steps`` of Euler; ``seed`` of the noise that decoding starts from; ``guidance`` weighs the tokens' velocity against that
@@ -43,6 +46,7 @@ class Flow(GenerativeDecoder):
         guidance: float = 0.0
         shift: float = 3.0
         weighting: float = 0.0
+        predict: Added[Literal["image", "velocity"]] = "image"
 
         def __post_init__(self) -> None:
             if self.steps < 1 or self.shift <= 0 or self.weighting < 0:
@@ -70,6 +74,9 @@ class Flow(GenerativeDecoder):
         image_hat = self.image((1 - t) * noise_BCHW + t * image_BCHW, t_B, z_BNZ, seen_BN)
         error_B = (image_hat - image_BCHW).square().flatten(1).mean(1)
         weight_B = (1 - t_B).clamp_min(NEAREST) ** -self.config.weighting
+        if self.config.predict == "velocity":  # the image that a velocity points to errs 1 - t times as much
+            error_B, given_B = error_B / (1 - t_B).clamp_min(1e-6).square(), error_B
+            return {"flow": error_B.mean()}, {"reconstruction": given_B.detach().mean()}
         return {"flow": (weight_B * error_B).mean()}, {"reconstruction": error_B.detach().mean()}
 
     def time(self, u_B: Tensor) -> Tensor:
@@ -79,7 +86,11 @@ class Flow(GenerativeDecoder):
     def image(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor) -> Tensor:
         """The image that x_t at times (B,) is on the way to, given the tokens where ``seen_BN``."""
         z_BND = self.net.embed(z_BNZ)
-        return self.net(x_BCHW, t_B, torch.where(seen_BN[..., None], z_BND, self.unseen.to(z_BND.dtype)))
+        found = self.net(x_BCHW, t_B, torch.where(seen_BN[..., None], z_BND, self.unseen.to(z_BND.dtype)))
+        return found if self.config.predict == "image" else x_BCHW + (1 - t_B)[:, None, None, None] * found
+
+    def inner(self, depth: int) -> Inner:
+        return self.net.inner(depth)
 
     def velocity(self, x_BCHW: Tensor, t_B: Tensor, z_BNZ: Tensor, seen_BN: Tensor) -> Tensor:
         """Of x_t at times (B,), given the tokens where ``seen_BN``."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 
 
@@ -83,9 +83,14 @@ class Nested(TokenDropout, tag="dropout.nested"):
 
 @dataclass(frozen=True, kw_only=True)
 class Staged(TokenDropout, tag="dropout.staged"):
-    """Sequential diffusion (D-AR): the k-th of ``groups`` equal groups of tokens appears when the k-th interval of the clock begins."""
+    """Sequential diffusion (D-AR): the k-th of ``groups`` equal groups of tokens appears when the k-th interval of the clock begins.
+
+    ``sight``: a step sees all groups that have appeared, or that of its interval alone, as published: a causal reader of the tokens has
+    told it of those before.
+    """
 
     groups: int
+    sight: Added[Literal["appeared", "own"]] = "appeared"
 
     def check(self, length: int, steps: int) -> None:
         if self.groups < 1 or length % self.groups or steps % self.groups:
@@ -101,6 +106,13 @@ class Staged(TokenDropout, tag="dropout.staged"):
 
     def needed(self, u_B: Tensor, length: int) -> Tensor:
         return self.shown(u_B, length)
+
+    def seen(self, u_B: Tensor, keep_B: Tensor, length: int) -> Tensor:
+        seen_BN = super().seen(u_B, keep_B, length)
+        if self.sight == "appeared":
+            return seen_BN
+        first_B = self.shown(u_B, length) - length // self.groups
+        return seen_BN & (torch.arange(length, device=u_B.device) >= first_B[:, None])
 
 
 def prefixes(length: int) -> list[int]:

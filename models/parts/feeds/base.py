@@ -8,7 +8,7 @@ N predicted positions, K hidden states of a slot, D width, Q codebooks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,12 @@ class Feed(nn.Module, ABC):
         """What a feed is made from."""
 
         def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> Feed:
-            """The feed for these tokens; ``tokenizer`` is the tokenizer's config.
+            """The feed for these tokens; ``tokenizer`` is the tokenizer's config, whose ``quantizer`` some feeds take.
 
             Raises:
                 LayoutError: the feed does not fit the tokens.
             """
-            return self.construct(layout, width)
+            return cast(Feed, self.construct(layout=layout, width=width, quantizer=getattr(tokenizer, "quantizer", None)))
 
     #: Slots of each token in a ``window``.
     window_slots: ClassVar[int] = 1

@@ -37,9 +37,6 @@ class KnownValues(Whole):
         buffer: int = 64
         eps: float = 1e-6
 
-        def build(self, layout: TokenLayout, width: int, tokenizer: Any) -> KnownValues:
-            return KnownValues(self, layout, width, getattr(tokenizer, "quantizer", None))
-
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: Any) -> None:
         super().__init__()
         self.layout, self.buffer = layout, config.buffer

@@ -28,7 +28,7 @@ class Placed(Shifted):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Shifted.Config, tag="feed.placed", label="shifted tokens, absolute places"):
-        """``rows`` of the table, whose ``first`` belongs to the first slot (fairseq leaves two out); learned, or of fixed waves."""
+        """``rows`` of the table, whose ``first`` belongs to the first slot (fairseq leaves two out); learned, or of fixed sinusoids."""
 
         rows: int
         first: int = 0
@@ -43,7 +43,7 @@ class Placed(Shifted):
             self.position = nn.Parameter(torch.empty(config.rows, width))
             nn.init.normal_(self.position, std=width**-0.5)
         else:
-            self.register_buffer("position", waves(config.rows, width), persistent=False)
+            self.register_buffer("position", sinusoids(config.rows, width), persistent=False)
 
     def drop(self, x_BSD: Tensor, draws: Draws | None) -> Tensor:
         return x_BSD  # only after the places are added
@@ -65,7 +65,7 @@ class Placed(Shifted):
         return x_BSD * self.scale + self.position[at : at + x_BSD.shape[1]]
 
 
-def waves(rows: int, width: int) -> Tensor:
+def sinusoids(rows: int, width: int) -> Tensor:
     """Sines of all frequencies, then cosines, (R, D): from 1 down to 1/10000 in equal ratios, as fairseq has them."""
     half = width // 2
     angle = torch.arange(rows)[:, None] * torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))

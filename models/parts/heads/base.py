@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -40,13 +40,13 @@ class Head(nn.Module, ABC):
     class Config(config.Config, ABC):
         """What a head is made from; its tag is ``head.NAME``, by which a run file writes ``set: {head: {NAME: {field: value}}}``."""
 
-        @abstractmethod
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
             """The head for these tokens; ``feed`` is there for heads that share its embeddings.
 
             Raises:
                 LayoutError: the head does not fit the tokens.
             """
+            return cast(Head, self.construct(layout=layout, width=width, feed=feed))
 
         @classmethod
         def parse(cls, value: Mapping[str, Any], where: str) -> config.Config:

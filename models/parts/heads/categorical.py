@@ -50,11 +50,9 @@ class Categorical(Head):
         init_std: float = 0.0
         never: Added[int] = 0
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Categorical:
-            return self.construct(single(layout), width)
-
-    def __init__(self, config: Config, vocabulary: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
+        vocabulary = single(layout)
         if not 0 <= config.never < vocabulary:
             raise ConfigError(f"head.never={config.never}: must leave some of the {vocabulary} ids to draw")
         self.never = config.never
@@ -103,23 +101,21 @@ class Categorical(Head):
 
 
 class Tied(Categorical):
-    """The output map is the feed's embedding table, with a bias (MaskGIT)."""
+    """The output map is the feed's embedding table, with a bias (MaskGIT) or without one (AiM)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Head.Config, tag="head.tied", label="categorical, tied"):
-        """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too."""
+        """``extra`` rows of the table beyond the vocabulary, such as that of [MASK], that may be predicted too; ``bias`` a row."""
 
         extra: int = 0
+        bias: Added[Literal["yes", "no"]] = "yes"
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Tied:
-            return Tied(self, single(layout), feed)
-
-    def __init__(self, config: Config, vocabulary: int, feed: Feed) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, feed: Feed) -> None:
         Head.__init__(self)
-        self.outputs = vocabulary + config.extra
+        self.outputs = single(layout) + config.extra
         # In a list, so that the table stays a parameter of the feed alone.
         self._table = [cast(nn.Embedding, table_of(feed, self.outputs).books[0])]
-        self.bias = nn.Parameter(torch.zeros(self.outputs))
+        self.bias = nn.Parameter(torch.zeros(self.outputs)) if config.bias == "yes" else None
 
     def logits(self, h_BND: Tensor) -> Tensor:
         return full(F.linear(h_BND, self._table[0].weight[: self.outputs], self.bias))
@@ -138,16 +134,13 @@ class Directions(Categorical):
 
         states: int = 2
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Head:
-            return self.construct(single(layout), width)
-
         def __post_init__(self) -> None:
             if self.states < 2:
                 raise ConfigError(f"head.states={self.states}: must be at least 2; of one state it is Categorical")
 
-    def __init__(self, config: Config, vocabulary: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         Head.__init__(self)
-        self.out = nn.ModuleList([nn.Linear(width, vocabulary, bias=False) for _ in range(config.states)])  # type: ignore[assignment]
+        self.out = nn.ModuleList([nn.Linear(width, single(layout), bias=False) for _ in range(config.states)])  # type: ignore[assignment]
         for linear in cast(nn.ModuleList, self.out):
             nn.init.zeros_(cast(nn.Linear, linear).weight)
 

@@ -14,7 +14,6 @@ from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.diffusion import TIMES, DiffusionSampler, GaussianDiffusion, Schedule, spaced
-from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.continuous import NoiseHead
 from tokenloom.models.parts.heads.denoising_mlp import DenoisingMLP
 from tokenloom.models.parts.heads.hidden import Hidden
@@ -48,10 +47,8 @@ class Diffusion(DenoisingMLP, NoiseHead):
             if min(self.width, self.depth, self.repeats) < 1 or (self.frequencies or self.width) % 2 or self.scale <= 0:
                 raise ConfigError(f"head: {self}: width, frequencies (both even), depth, repeats and scale must be positive")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> Diffusion:
-            return self.construct(NoiseHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        channels = self.channels_of(layout)
         self.config, self.process = config, GaussianDiffusion(config.schedule, config.predicts, config.variance)
         shape = (channels, self.process.outputs(channels), width, config.width, config.depth)
         super().__init__(*shape, frequencies=config.frequencies or config.width, norm=config.norm)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.continuous import NoiseHead
 from tokenloom.models.parts.heads.hidden import Hidden
@@ -57,14 +56,11 @@ class EnergyScore(NoiseHead):
             if not 0 < self.alpha < 2 or not 0 <= self.spread < float("inf"):
                 raise ConfigError(f"head.alpha={self.alpha}, spread={self.spread}: alpha must be in (0, 2), spread not negative")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> EnergyScore:
-            return self.construct(NoiseHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
-        self.config, self.channels = config, channels
+        self.config, self.channels = config, self.channels_of(layout)
         self.noise = nn.Linear(config.noise, config.width)
-        self.net = ModulatedMLP(width, channels, config.width, config.depth)
+        self.net = ModulatedMLP(width, self.channels, config.width, config.depth)
         # Samples that start out equal would have no distance to differentiate.
         for layer in (self.net.last, self.net.out):
             nn.init.xavier_uniform_(layer.weight)

@@ -15,18 +15,15 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.agreement import Trait, Traits
-from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.flows.matching import FlowSampler, Times, between, times
 from tokenloom.models.parts.heads.base import Head
-from tokenloom.models.parts.heads.continuous import ContinuousHead
+from tokenloom.models.parts.heads.continuous import NoiseHead
 from tokenloom.models.parts.heads.denoising_mlp import DenoisingMLP
 from tokenloom.models.parts.heads.hidden import Hidden
-from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment
 
 
-class FlowMatching(DenoisingMLP, ContinuousHead):
+class FlowMatching(DenoisingMLP, NoiseHead):
     """The velocity from noise to a token given its hidden state, by a ``DenoisingMLP``; guidance mixes velocities."""
 
     settings = FlowSampler
@@ -49,31 +46,20 @@ class FlowMatching(DenoisingMLP, ContinuousHead):
             if min(self.width, self.depth, self.repeats, self.frequencies) < 1 or self.frequencies % 2 or min(self.scale, self.unit) <= 0:
                 raise ConfigError(f"head: {self}: width, depth, repeats, frequencies (even), scale and unit must be positive")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> FlowMatching:
-            return FlowMatching(self, ContinuousHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
-        self.config = config
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        self.config, channels = config, self.channels_of(layout)
         super().__init__(channels, channels, width, config.width, config.depth, frequencies=config.frequencies, norm=config.norm)
-
-    def traits(self, plan: Plan) -> Traits:
-        return {"several positions from one hidden state": Trait("yes", "head")}  # each by noise of its own
 
     def forward(self, x: Tensor, time: Tensor, h: Tensor) -> Tensor:
         """Velocities (…, C) of noisy latents (…, C) at times (…) and hidden states (…, D)."""
         return super().forward(x, time * (self.config.unit / 1000), h)  # whose own unit is 1000
 
-    def loss(self, h_BND: Tensor, target: Tensor, draws: Draws | None = None) -> Tensor:
+    def position_loss(self, h_BND: Tensor, target_BNC: Tensor, draws: Draws) -> Tensor:
         """(B, N) squared errors of the velocity, the mean over channels and times."""
-        if draws is None:
-            raise ValueError("a flow-matching head's loss needs draws")
-        if target.ndim == 4:  # several positions from each hidden state
-            each = target.shape[2]
-            return self.loss(h_BND.repeat_interleave(each, 1), target.flatten(1, 2), draws).unflatten(1, (-1, each))
-        (count, channels), repeats = target.shape[1:], self.config.repeats
+        (count, channels), repeats = target_BNC.shape[1:], self.config.repeats
         time_BNR = times(self.config.times, draws, count, repeats)
         noise = draws.normal(count, repeats, channels)
-        data = (self.config.scale * target.float()).unsqueeze(2)
+        data = (self.config.scale * target_BNC.float()).unsqueeze(2)
         velocity = self(between(noise, data, time_BNR), time_BNR, h_BND.unsqueeze(2).expand(-1, -1, repeats, -1))
         return (velocity - (data - noise)).square().mean((2, 3))
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.continuous import ContinuousHead
 from tokenloom.models.parts.heads.hidden import Hidden
@@ -48,13 +47,10 @@ class GaussianHead(ContinuousHead):
             if self.least <= 0:
                 raise ConfigError(f"head.least={self.least}: must be positive")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> GaussianHead:
-            return GaussianHead(self, ContinuousHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__()
-        self.config, self.channels = config, channels
-        self.out = nn.Linear(width, 2 * channels)
+        self.config, self.channels = config, self.channels_of(layout)
+        self.out = nn.Linear(width, 2 * self.channels)
         nn.init.zeros_(self.out.weight)  # a standard normal at first
         nn.init.zeros_(self.out.bias)
 

@@ -8,16 +8,18 @@ Shapes: B rows, C channels, H W image, h w patches, S slots, D width.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.frozen import Source
 
@@ -27,7 +29,7 @@ _UNUSED = ("mask_token",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dino(Source, tag="net.dino"):
+class Dino(Source, tag="net.dino", label="DINO"):
     """A vision transformer of this shape with the weights of a file; ``side`` pixels enter it (0: the image as it is).
 
     The path and, if given, the SHA-256 of the file are part of the tokenizer's identity; a file with another hash is refused.
@@ -44,12 +46,35 @@ class Dino(Source, tag="net.dino"):
     registers: int = 0
     branches: Literal["scaled", "plain"] = "scaled"  # DINOv2 has learned factors, DINO none
     side: int = 0
+    mlp: Added[Literal["gelu", "swiglu"]] = "gelu"  # DINOv2-g is gated
+    last: Added[int] = 1  # features of this block counted from the last one, which is 1
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads, self.patch, self.grid_trained) < 1 or self.registers < 0 or self.width % self.heads:
             raise ConfigError(f"width={self.width}, depth={self.depth}, heads={self.heads}, patch={self.patch}: heads divide the width")
         if not self.weights:
             raise ConfigError("weights: give the path of a safetensors file")
+        if not 1 <= self.last <= self.depth:
+            raise ConfigError(f"last={self.last}: the network has {self.depth} blocks, the last one is 1")
+
+    @classmethod
+    def of_file(cls, weights: str, **fields: Any) -> Dino:
+        """A network of the shape of the file's tensors; without the file, of the released shape of ``width`` (384, 768, 1024, 1536).
+
+        Heads are 64 wide, as in every DINO and DINOv2.  ``fields`` that are given win.
+
+        Raises:
+            ConfigError: the file has no such network.
+        """
+        path = Path(weights)
+        shape: dict[str, Any] = {}
+        if path.is_file():
+            shape = _shape_of(path)
+        if not shape and "width" in fields:
+            width = fields["width"]
+            shape = {"heads": max(1, width // 64), "depth": {1024: 24, 1536: 40}.get(width, 12)}
+            shape |= {"mlp": "swiglu"} if width == 1536 else {}
+        return cls(**{**shape, "weights": weights, **fields})
 
     def grid(self, shape: Shape) -> Shape:
         rows, columns = (self.side, self.side) if self.side else shape
@@ -76,7 +101,33 @@ class Dino(Source, tag="net.dino"):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != self.sha256.lower():
                 raise ConfigError(f"weights={self.weights!r}: its SHA-256 is {found}, not {self.sha256}")
-        return {name: tensor for name, tensor in load_file(path).items() if name not in _UNUSED}
+        try:
+            return {name: tensor for name, tensor in load_file(path).items() if name not in _UNUSED}
+        except SafetensorError as error:
+            raise ConfigError(f"weights={self.weights!r}: cannot be read as safetensors: {error}") from None
+
+
+def _shape_of(path: Path) -> dict[str, Any]:
+    """The shape of the network whose tensors a file holds; nothing of a damaged file, which loading it refuses."""
+    try:
+        with safe_open(path, "pt") as file:
+            sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except SafetensorError:
+        return {}
+    try:
+        (_, places, width), (_, _, patch, _) = sizes["pos_embed"], sizes["patch_embed.proj.weight"]
+    except KeyError as error:
+        raise ConfigError(f"weights={str(path)!r}: not a vision transformer of DINO, {error} is missing") from None
+    return {
+        "width": width,
+        "depth": len({name.split(".")[1] for name in sizes if name.startswith("blocks.")}),
+        "heads": max(1, width // 64),
+        "patch": patch,
+        "grid_trained": math.isqrt(places - 1),
+        "registers": sizes.get("register_tokens", (0, 0))[1],
+        "branches": "scaled" if "blocks.0.ls1.gamma" in sizes else "plain",
+        "mlp": "swiglu" if "blocks.0.mlp.w12.weight" in sizes else "gelu",
+    }
 
 
 class Scale(nn.Module):
@@ -116,6 +167,20 @@ class Layers(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class Gated(nn.Module):
+    """Two thirds of four times the width, rounded up to eights, times a SiLU of as many (SwiGLU of DINOv2-g)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = -(-int(8 * width / 3) // 8) * 8
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * up)
+
+
 class DinoBlock(nn.Module):
     """Pre-norm attention and MLP."""
 
@@ -125,7 +190,7 @@ class DinoBlock(nn.Module):
         self.attn = Attention(config.width, config.heads)
         self.ls1: nn.Module = Scale(config.width) if config.branches == "scaled" else nn.Identity()
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = Layers(config.width)
+        self.mlp: nn.Module = Layers(config.width) if config.mlp == "gelu" else Gated(config.width)
         self.ls2: nn.Module = Scale(config.width) if config.branches == "scaled" else nn.Identity()
 
     def forward(self, x_BSD: Tensor) -> Tensor:
@@ -200,7 +265,7 @@ class DinoViT(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         x_BSD, grid = self._embedded(image_BCHW)
-        for block in self.blocks:
+        for block in self.blocks[: len(self.blocks) - self.config.last + 1]:
             x_BSD = block(x_BSD)
         return self.norm(x_BSD)[:, 1 + self.config.registers :].transpose(1, 2).unflatten(2, grid)
 

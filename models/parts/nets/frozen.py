@@ -33,8 +33,11 @@ class Source(configs.Config, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classified(Source, tag="features.classifier"):
-    """The trunk of the data's own classifier, ``shape`` as it describes itself (given when the tokenizer is built)."""
+class Classified(Source, tag="features.classifier", label="toy classifier of the data"):
+    """The trunk of the data's own classifier, three small convolutions trained with its labels.
+
+    ``shape``: as it describes itself, given when the tokenizer is built.
+    """
 
     shape: Mapping[str, Any] | None = None
 
@@ -77,7 +80,7 @@ class Frozen(Net, tag="features.frozen", label="frozen features"):
 
     @property
     def label(self) -> str:
-        return f"{self.words}, {self.geometry.label}"
+        return f"{self.words} ({self.source.label}), {self.geometry.label}"
 
     def grid(self, shape: Shape) -> Shape:
         grid = self.source.grid(shape)

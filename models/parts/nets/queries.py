@@ -11,10 +11,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.signals import Shape
 from tokenloom.models.parts.nets.base import Inner, Net, PixelDecoder, signed, unit
 from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, patch_grid
+from tokenloom.models.parts.visibility import EVERYTHING, Groups, Visibility
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Queries(Net, tag="net.queries", label="ViT, queries"):
 
     ``reading`` is how the queries' vectors become latents: each one's own (``tokens``), or as TiTok's first weights have it
     (``scrambled``): the N x D block of numbers is taken as D x N.  ``smooth``: size of the last convolution over the pixels.
+    ``registers``: in the encoder all slots see each other, or (``causal``: FlexTok, arXiv:2502.13967, D-AR, arXiv:2505.23660) patches
+    see patches alone, and a query all patches, itself and the queries before it, so that a prefix does not depend on what follows.
     """
 
     axis: ClassVar[str] = "sequence"
@@ -33,6 +36,7 @@ class Queries(Net, tag="net.queries", label="ViT, queries"):
     decoder_blocks: Blocks.Config
     reading: Literal["tokens", "scrambled"] = "tokens"
     smooth: int = 3
+    registers: Added[Literal["all", "causal"]] = "all"
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -71,7 +75,7 @@ class QueryEncoder(nn.Module):
     def __init__(self, net: Queries, shape: Shape, channels: int, latent: int) -> None:
         super().__init__()
         blocks, (h, w) = net.encoder_blocks, patch_grid(shape, net.patch)
-        self.reading = net.reading
+        self.reading, self.registers = net.reading, net.registers
         self.queries = nn.Parameter(blocks.width**-0.5 * torch.randn(net.tokens, blocks.width))
         self.patches = PatchEmbedding(channels, net.patch, blocks.width)
         self.trunk = Trunk(blocks, (h, w), net.tokens)
@@ -83,7 +87,12 @@ class QueryEncoder(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         patch_BLD = self.patches(unit(image_BCHW))
-        _, x_BND = self.trunk(patch_BLD, self.seeds(patch_BLD))
+        seeds_BND = self.seeds(patch_BLD)
+        visibility: Visibility = EVERYTHING
+        if self.registers == "causal":
+            groups_S = torch.arange(-patch_BLD.shape[1] - 1, seeds_BND.shape[1], device=patch_BLD.device).clamp_min(-1)
+            visibility = Groups(groups_S[None], groups_S[None]).evaluated(len(groups_S), len(groups_S), patch_BLD.device)
+        _, x_BND = self.trunk(patch_BLD, seeds_BND, visibility)
         if self.reading == "scrambled":
             x_BND = x_BND.reshape(len(x_BND), x_BND.shape[2], x_BND.shape[1]).transpose(1, 2)
         return self.out(x_BND).transpose(1, 2)[:, :, None]

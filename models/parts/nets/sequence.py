@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -123,9 +123,9 @@ class Mixer(nn.Module, ABC):
 class Places(nn.Module):
     """A learned vector for each position of the layout; slots without a place get none."""
 
-    def __init__(self, layout: TokenLayout, width: int, std: float) -> None:
+    def __init__(self, layout: TokenLayout, width: int, std: float, spare: int = 0) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.empty(layout.length, width))
+        self.position = nn.Parameter(torch.empty(layout.length + spare, width))
         nn.init.trunc_normal_(self.position, std=std)
 
     def forward(self, position_BS: Tensor) -> Tensor:
@@ -140,7 +140,8 @@ class SequenceNet(SlotNet):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SlotNet.Config, tag="net.sequence"):
-        """``mlp`` None: mixers alone (Mamba); ``position_std``: initial size of learned positions (0: none)."""
+        """``mlp`` None: mixers alone (Mamba); ``position_std``: initial size of learned positions (0: none), whose table has
+        ``spare`` rows after the last position."""
 
         width: int
         depth: int
@@ -151,6 +152,7 @@ class SequenceNet(SlotNet):
         dropout: float = 0.0
         drop_path: float = 0.0
         std: float = 0.02
+        spare: Added[int] = 0
 
         @property
         def label(self) -> str:
@@ -167,7 +169,7 @@ class SequenceNet(SlotNet):
         self.norm = config.norm.build(config.width, config.depth, branches)
         self.mixer = nn.ModuleList([config.mixer.build(config.width) for _ in range(config.depth)])
         self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)] if config.mlp else [])
-        self.places = Places(layout, config.width, config.position_std) if config.position_std else None
+        self.places = Places(layout, config.width, config.position_std, config.spare) if config.position_std else None
         self.drop_rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         initialise(self, config.std, math.sqrt(branches * config.depth))
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.signals import Shape, text
 from tokenloom.models.parts.attention import Attention
-from tokenloom.models.parts.mlp import GELU
+from tokenloom.models.parts.mlp import GELU, MLP
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.visibility import EVERYTHING, Visibility
 
@@ -29,7 +29,9 @@ class Blocks(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="net.vit_blocks"):
         """``ratio`` of the MLP's hidden width to ``width``; widths of the ``context`` that cross-attention reads and of the vector
-        ``cond`` that modulates the norms (shift, scale and a gate that starts at zero: DiT, arXiv:2212.09748); 0 is none."""
+        ``cond`` that modulates the norms (shift, scale and a gate that starts at zero: DiT, arXiv:2212.09748); 0 is none.
+
+        ``attention`` and ``mlp`` are other branches than the usual ones; ``ratio`` is that of the usual MLP."""
 
         width: int
         depth: int
@@ -38,6 +40,8 @@ class Blocks(nn.Module):
         eps: float = 1e-5
         context: int = 0
         cond: int = 0
+        attention: Added[Attention.Config | None] = None
+        mlp: Added[MLP.Config | None] = None
 
         def __post_init__(self) -> None:
             if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
@@ -76,13 +80,13 @@ class Block(nn.Module):
         width, eps = config.width, config.eps
         learned = config.cond == 0  # with a condition the norms' scales and shifts come from it
         self.norm1 = nn.LayerNorm(width, eps, elementwise_affine=learned)
-        self.attention = Attention.Config(bias="qkv").build(width, config.heads)
+        self.attention = (config.attention or Attention.Config(bias="qkv")).build(width, config.heads)
         self.cross: ContextAttention | None = None
         if config.context:
             self.norm_cross = nn.LayerNorm(width, eps)
             self.cross = ContextAttention(width, config.context, config.heads)
         self.norm2 = nn.LayerNorm(width, eps, elementwise_affine=learned)
-        self.mlp = GELU.Config(ratio=config.ratio, form="none").build(width)
+        self.mlp = (config.mlp or GELU.Config(ratio=config.ratio, form="none")).build(width)
         self.modulation: nn.Linear | None = None
         if config.cond:
             self.modulation = nn.Linear(config.cond, 6 * width)
@@ -217,13 +221,13 @@ class Trunk(nn.Module):
                 qkv[width : 2 * width] = qkv[:width]
         self.norm_post = nn.LayerNorm(width, config.eps)
 
-    def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, patch_BLD: Tensor, further_BND: Tensor | None = None, visibility: Visibility = EVERYTHING) -> tuple[Tensor, Tensor]:
         """What becomes of the patches (B, L, D) and of the further tokens (B, N, D)."""
         x_BSD = torch.cat([self.class_token.expand(len(patch_BLD), 1, -1).to(patch_BLD.dtype), patch_BLD], 1) + self.position
         if further_BND is not None:
             assert self.further_position is not None, "this trunk has no places for further tokens"
             x_BSD = torch.cat([x_BSD, further_BND + self.further_position], 1)
-        x_BSD = self.norm_post(self.stack(self.norm_pre(x_BSD))[:, 1:])
+        x_BSD = self.norm_post(self.stack(self.norm_pre(x_BSD), visibility)[:, 1:])
         patches = patch_BLD.shape[1]
         return x_BSD[:, :patches], x_BSD[:, patches:]
 

@@ -5,6 +5,7 @@ Shapes: B rows, L positions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -64,9 +65,9 @@ def gumbel(uniform: Tensor) -> Tensor:
 class Masked(Order, tag="order.masked"):
     """Predict what is masked from what is known (MaskGIT, arXiv:2202.04200).
 
-    Training masks the share ``curve.masked(u)`` of each row, u uniform and drawn for each ``row`` or once a ``batch``; ``seen_weight``
-    weighs the loss at known positions.  Decoding follows ``visit`` in groups of ``decoding``, or takes in each step the positions that
-    ``choice`` finds surest.
+    Training masks the share ``curve.masked(u)`` of each row, u uniform and drawn for each ``row`` or once a ``batch``, ``rounded`` to the
+    nearest number or ``up`` (MAR); ``seen_weight`` weighs the loss at known positions.  Decoding follows ``visit`` in groups of
+    ``decoding``, or takes in each step the positions that ``choice`` finds surest.
     """
 
     curve: Curve = CosineCurve()
@@ -75,6 +76,7 @@ class Masked(Order, tag="order.masked"):
     visit: Visit = Shuffled()
     choice: Choice | None = None
     share: Added[Literal["row", "batch"]] = "row"
+    rounded: Added[Literal["nearest", "up"]] = "nearest"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seen_weight <= 1:
@@ -91,9 +93,10 @@ class Masked(Order, tag="order.masked"):
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
         if draws is None:
             raise ValueError("a masked order needs draws")
+        whole = math.ceil if self.rounded == "up" else round
         # The ratios of all rows are drawn by everyone, so that everyone knows how many positions the whole batch masks.
         ratio = draws.shared_uniform(draws.total if self.share == "row" else 1).cpu().expand(draws.total)
-        masked = torch.tensor([max(1, round(self.curve.masked(u) * layout.length)) for u in ratio.tolist()])
+        masked = torch.tensor([max(1, whole(self.curve.masked(u) * layout.length)) for u in ratio.tolist()])
         mine = masked[draws.start : draws.stop].to(draws.device)
         known_BL = draws.permutation(layout.length) >= mine[:, None]
         return self.of_mask(known_BL, float((masked + self.seen_weight * (layout.length - masked)).float().mean()))

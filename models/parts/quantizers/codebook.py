@@ -179,10 +179,13 @@ class Codebook(nn.Module):
         if self.config.revival is not None:
             group_K, row_K, u_K = self._choices(draws)
             for g, (z_BPC, _) in enumerate(groups, first):
-                code = ((group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)).nonzero()[:, 0]
-                position = (u_K[code] * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
-                index = torch.stack([code, row_K[code] - draws.start, position]).to(z_BPC.device, non_blocking=True)
-                self._candidates.index_add_(0, index[0], z_BPC[index[1], index[2]].to(self._candidates))
+                # All codes are looked at, whoever's row they take: no shape depends on the draws.
+                mine_K = (group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)
+                position_K = (u_K * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
+                index = torch.stack([(row_K - draws.start).clamp(0, z_BPC.shape[0] - 1), position_K, mine_K.long()])
+                index = index.to(z_BPC.device, non_blocking=True)
+                taken_KC = z_BPC[index[0], index[1]].to(self._candidates)
+                self._candidates += torch.where(index[2].bool()[:, None], taken_KC, 0)
 
     def _choices(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """For each code the group, global row and relative position of the vector that would replace it, on the host."""

@@ -26,9 +26,6 @@ class Patched(nn.Module):
         def channels(self) -> tuple[int, int]:
             return self.bits * self.side**2, self.bits * self.side**2
 
-        def build(self, grid: tuple[int, int]) -> Patched:  # type: ignore[override]
-            return Patched(self)
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.side = config, config.side

@@ -25,7 +25,7 @@ class VQ(Quantizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Quantizer.Config, tag="quantizer.vq", label="VQ"):
-        """``beta`` weighs the commitment loss, ``entropy`` the entropy loss of LlamaGen (0 is off).
+        """``beta`` weighs the commitment loss, ``entropy`` the entropy loss of LlamaGen (0 is off), ``diversity`` the mean's part of it.
 
         The commitment is the squared distance of a vector to its code, or the ``cross_entropy`` of its code among all, by distance.
         """
@@ -35,6 +35,7 @@ class VQ(Quantizer):
         entropy: float = 0.0
         gradient: Gradient = Straight()
         commitment: Added[Literal["distance", "cross_entropy"]] = "distance"
+        diversity: Added[float] = 1.0
 
         def __post_init__(self) -> None:
             if self.beta < 0 or self.entropy < 0:
@@ -95,7 +96,7 @@ class VQ(Quantizer):
         p_NK = affinity_NK.softmax(-1)
         each = -(p_NK * (affinity_NK + 1e-5).log_softmax(-1)).sum(-1).mean()
         mean_K = p_NK.mean(0)
-        return each + (mean_K * (mean_K + 1e-5).log()).sum()
+        return each + self.config.diversity * (mean_K * (mean_K + 1e-5).log()).sum()
 
     def encode(self, z_BCHW: Tensor) -> Tensor:
         """Ids (B, L), row-major."""

@@ -158,7 +158,7 @@ TOKENBRIDGE = (
 
 
 def _ibq(codes: int, parameters: int, rfid: float, name: str = "IBQ", file: str = "imagenet256") -> Size:
-    training = _IBQ_TRAINING if name == "IBQ" else None  # that of the other is not told in full
+    training = _IBQ_TRAINING if name == "IBQ" else None  # that of the other is not published in full
     net = _net(_F16, attention=[4], latent=256) | {"blocks": 4, "decoder_blocks": 5}
     args = {"codes": codes, "dim": 256} | net | _SEED_VOKEN_LOSSES
     more: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator", "training": training}
@@ -222,4 +222,29 @@ TITOK = (
     _staged("L", 32, 641_054_735, "rFID 2.21"),
     _staged("B", 64, 204_814_095, "rFID 1.7"),
     _staged("S", 128, 83_674_639, "rFID 1.71"),
+)
+
+
+def _magvit(name: str, parameters: int, args: dict[str, Any], multipliers: list[int], blocks: int, image: int, headline: str = "") -> Size:
+    net = {"net": "magvit", "channels": 128, "multipliers": multipliers, "blocks": blocks, "norm_groups": 32}
+    more: dict[str, Any] = {"image": image, "headline": headline}
+    if name.startswith("SimVQ"):
+        more |= {"fixed": ("quantizer.table",), "excludes": "the discriminator; the fixed codes count"}
+    return _size(name, parameters, args | net, down=2 ** (len(multipliers) - 1), **more)
+
+
+#: Open-MAGVIT2's (arXiv:2409.04410).
+LFQ = (
+    _magvit("ImageNet 256 L (2^18)", 115_127_829, {"bits": 18}, _F16, 4, 256, "rFID 1.17"),
+    _magvit("ImageNet 128 L (2^18)", 112_021_653, {"bits": 18}, _F8, 4, 128, "rFID 1.18"),
+    _magvit("Pretrain 256 16384 (2^14)", 115_094_033, {"bits": 14}, _F16, 4, 256, "rFID 2.55"),
+    _magvit("Pretrain 256 262144 (2^18)", 115_127_829, {"bits": 18}, _F16, 4, 256, "rFID 1.67"),
+)
+
+#: SimVQ's (arXiv:2411.02038).
+SIMVQ = (
+    _magvit("SimVQ 1k 128 px", 64_281_987, {"codes": 1024, "dim": 128}, _F8, 2, 128, "rFID 3.67"),
+    _magvit("SimVQ 8k 128 px", 65_199_491, {"codes": 8192, "dim": 128}, _F8, 2, 128, "rFID 2.98"),
+    _magvit("SimVQ 65k 128 px", 72_539_523, {"codes": 65536, "dim": 128}, _F8, 2, 128, "rFID 2.24"),
+    _magvit("SimVQ 262k 128 px", 97_705_347, {"codes": 262144, "dim": 128}, _F8, 2, 128, "rFID 1.99"),
 )

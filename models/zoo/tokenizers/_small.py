@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenloom.models.parts.adversarial.loss import Adversarial, LeCam
+from tokenloom.models.parts.adversarial.base import Discriminator
+from tokenloom.models.parts.adversarial.loss import R1, Adversarial, LeCam
 from tokenloom.models.parts.adversarial.patch import Blurring, PatchDiscriminator, PatchGAN
-from tokenloom.models.parts.losses import Perceptual, Pixels
+from tokenloom.models.parts.adversarial.stylegan import StyleGAN2
+from tokenloom.models.parts.losses import LogitLaplace, Perceptual, Pixels
 from tokenloom.models.parts.nets.conv import Geometry
+from tokenloom.models.parts.nets.magvit import Magvit
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival
 from tokenloom.models.parts.quantizers.kmeans import KMeans
 from tokenloom.models.parts.quantizers.vq import VQ
@@ -23,8 +26,9 @@ class Losses:
 
     ``pixels`` weighs the squared (l2) or absolute (l1) error; ``adversarial`` the discriminator's loss (0 is off), from optimizer step
     ``adversarial_start`` on; ``perceptual`` is a file of LPIPS-VGG weights, off when empty.  The ``judge`` is a small patch
-    discriminator, or PatchGAN or the blurring one as published; ``deceit`` is the loss of deceiving it, ``lecam`` the weight of that
-    penalty.
+    discriminator, or PatchGAN, the blurring one or StyleGAN's (of images of ``judge_side`` pixels) as published; ``verdict`` is its
+    loss, ``deceit`` that of deceiving it; ``lecam`` and ``r1`` are the weights of those penalties; ``perceptual_weight`` and
+    ``laplace`` those of LPIPS and of the logit-Laplace loss.
     """
 
     pixels: float = 4.0
@@ -32,27 +36,41 @@ class Losses:
     adversarial_start: int = 0
     perceptual: str = ""
     reconstruction: Literal["l2", "l1"] = "l2"
-    judge: Literal["small", "patchgan", "blurring"] = "small"
+    judge: Literal["small", "patchgan", "blurring", "stylegan"] = "small"
     balance: Literal["adaptive", "constant"] = "adaptive"
     deceit: Literal["logit", "non_saturating"] = "logit"
     lecam: float = 0.0
+    verdict: Literal["hinge", "vanilla"] = "hinge"
+    r1: float = 0.0
+    judge_side: int = 256
+    perceptual_weight: float = 1.0
+    laplace: float = 0.0
 
     def losses(self, channels: int | None = None) -> dict[str, Any]:
         """The fields of ``Autoencoder.Config``; ``channels`` is the width of the discriminator's first layer."""
         return {
             "pixels": Pixels(norm=self.reconstruction, weight=self.pixels),
-            "perceptual": Perceptual.Config(weights=self.perceptual) if self.perceptual else None,
+            "perceptual": Perceptual.Config(weights=self.perceptual, weight=self.perceptual_weight) if self.perceptual else None,
+            "logit_laplace": LogitLaplace(weight=self.laplace) if self.laplace else None,
             "adversarial": self._adversarial(max(8, channels or 48)) if self.adversarial else None,
         }
 
     def _adversarial(self, channels: int) -> Adversarial.Config:
-        judges = {"small": PatchDiscriminator.Config(channels=channels), "patchgan": PatchGAN.Config(), "blurring": Blurring.Config()}
+        judges: dict[str, Discriminator] = {
+            "small": PatchDiscriminator.Config(channels=channels),
+            "patchgan": PatchGAN.Config(),
+            "blurring": Blurring.Config(),
+        }
+        if self.judge == "stylegan":
+            judges["stylegan"] = StyleGAN2.Config(side=self.judge_side)
         return Adversarial.Config(
             weight=self.adversarial,
             start=self.adversarial_start,
             balance=self.balance,
             discriminator=judges[self.judge],
+            loss=self.verdict,
             generator=self.deceit,
+            r1=R1(gamma=self.r1) if self.r1 else None,
             lecam=LeCam(weight=self.lecam) if self.lecam else None,
         )
 
@@ -106,6 +124,11 @@ class Small(Levels):
             decoder_attention=self.decoder_attention,
             resample=self.resample,
         )
+
+    def magvit(self, levels: Literal["adaptive", "none"] = "adaptive") -> Magvit:
+        """The net of Open-MAGVIT2 with these widths, levels and blocks; ``levels`` of its decoder have such norms."""
+        shape: dict[str, Any] = {"channels": self.channels, "multipliers": self.multipliers, "blocks": self.blocks}
+        return Magvit(norm_groups=self.norm_groups, levels=levels, **shape)
 
     @property
     def out(self) -> int:

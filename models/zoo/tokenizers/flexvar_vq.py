@@ -2,8 +2,9 @@
 
 New: each scale codes the latent itself at that size and the decoder makes a whole image of any of them, so a generator predicts ever
 larger images instead of corrections, on grids and in numbers of steps that need not be those of training.
-Differs: training code was never published.  A step decodes the full grid and one size drawn from all below it, compared with
-the image at that size; moving averages and revival for the codebook; convolutions that suit small images.
+Differs: training code was never published.  A step decodes the full grid and one size drawn from all below it, compared with the image
+at that size.  By default the codebook follows moving averages and codes out of use are revived, and convolutions suit small images; the
+size has the released nets and a learned codebook; the perceptual and the adversarial loss only if set.
 Run: tokenloom run smoke_flexvar_vq
 Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3): squared error 0.045 on [-1, 1] from the last scale (4x4 codes of
 512), PSNR 19.5 dB, all codes in use, 0.26 M parameters.

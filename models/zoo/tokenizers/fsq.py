@@ -1,7 +1,8 @@
 """FSQ: finite scalar quantization (Mentzer et al., arXiv:2309.15505).
 
 New: no codebook and no loss: each of a few channels is bounded and rounded to a few levels; the codes are all their combinations.
-Differs: convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
+Differs: convolutions that suit small images, without attention, with 4x4 pixels a step at the ends; the perceptual and the adversarial
+loss only if set (the paper's are those of MaskGIT's tokenizer).
 Run: tokenloom run smoke_fsq
 Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1000): PSNR 18.9 dB,
 squared error 0.051 on [-1, 1], 90 % of the codes in use, perplexity 520.

@@ -2,8 +2,9 @@
 
 New: an image is coded at growing grid sizes, each scale a bit a channel of what the smaller ones left over: tokens of ``bits``
 codebooks of two codes, for generators that predict bits and, by self-correction, mend flipped ones.
-Differs: the released code has no loss of the quantizer; here the sums so far are held to the latents and an entropy loss spreads the bits;
-convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
+Differs: the released code has no loss of the quantizer; here the sums so far are held to the latents and an entropy loss spreads the bits.
+By default convolutions suit small images, without attention, with 4x4 pixels a step at the ends; the sizes have the released nets.  The
+perceptual and the adversarial loss only if set; the released one's training is not told.
 Run: tokenloom run smoke_infinity_bsq
 Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 30 tokens of 10 bits): PSNR 18.7 dB,
 squared error 0.054 on [-1, 1], bits are 1 half of the time.

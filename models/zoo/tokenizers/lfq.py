@@ -3,7 +3,8 @@
 New: a code is the signs of the channels, so the vocabulary grows without a codebook; an entropy loss keeps bits sharp and codes
 equally used.  ``factors`` splits the bits into the sub-tokens that a generator predicts one after the other.
 Differs: the entropy is exact for any number of bits up to 18 (two halves and one matrix product, no table of codes); that of the mean
-distribution is of a worker's rows; convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
+distribution is of a worker's rows; convolutions that suit small images, without attention, with 4x4 pixels a step at the ends, unless
+``net: magvit`` or a published ``size`` gives Open-MAGVIT2's.
 Run: tokenloom run smoke_lfq
 Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 18.2 dB,
 squared error 0.060 on [-1, 1], 92 % of the codes in use, perplexity 480; without the entropy loss most codes fall out of use.
@@ -11,10 +12,13 @@ squared error 0.060 on [-1, 1], 92 % of the codes in use, perplexity 480; withou
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.parts.quantizers.lfq import LFQ
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.zoo.published import tokenizers as published
 from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
 
 
@@ -23,6 +27,7 @@ from tokenloom.models.zoo.tokenizers._small import SMALL, TINY, Small
     kind="tokenizer",
     paper="2310.05737",
     tiny=TINY | {"bits": 6, "factors": [3, 3]},
+    sizes=published.LFQ,
 )
 def lfq(
     bits: int = 10,
@@ -31,17 +36,20 @@ def lfq(
     entropy: float = 0.02,
     diversity: float = 1.0,
     temperature: float = 0.01,
+    net: Literal["convolutions", "magvit"] = "convolutions",
     small: Small = SMALL,
 ) -> Autoencoder.Config:
-    """``factors`` are the bits of each of several codebooks; none: one of ``2 ** bits`` codes."""
+    """``factors`` are the bits of each of several codebooks; none: one of ``2 ** bits`` codes.  ``net: magvit`` is Open-MAGVIT2's, of
+    ``channels``, ``multipliers``, ``blocks`` and ``norm_groups``."""
     return Autoencoder.Config(
-        net=small.net(),
+        net=small.magvit() if net == "magvit" else small.net(),
         quantizer=LFQ.Config(
             bits=bits,
             factors=factors,
             beta=beta,
             entropy=Entropy(weight=entropy, diversity=diversity, temperature=temperature) if entropy else None,
         ),
-        latent=small.out,
+        latent=bits if net == "magvit" else small.out,
+        quant_kernel=0 if net == "magvit" else 1,
         **small.losses(),
     )

@@ -2,7 +2,7 @@
 
 New: against `titok` no base tokenizer: the mask tokens of the decoder become patches of pixels, smoothed by one convolution.
 Differs: the codebook follows moving averages and codes out of use are revived, both over all workers; the perceptual and the adversarial
-loss only if set; few and narrow blocks (released: 32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side), whose
+loss only if set; by default few and narrow blocks (the sizes: 64 to 256 tokens of 8192 codes of 64 channels, 8 to 24 blocks a side), whose
 attention starts at each place's neighbourhood.
 Run: tokenloom run smoke_titok_onestage
 Expect: held-out digits (32x32, 600 steps of 32, learning rate 2e-3, about 52 CPU seconds): 16 codes of 512 give a squared error of 0.059 on

@@ -3,7 +3,8 @@
 New: the tokenizer is trained as a VAE and never learns of tokens; then each channel is quantized on its own, at levels of equal
 probability under a normal distribution, so a position has one small id a channel instead of one of a large codebook.
 Differs: mean and spread of each channel are measured on training images (``finish``) where the released model takes [-5, 5] for all;
-levels and ids are those of the released model for the same spread.  Convolutions that suit small images.
+levels and ids are those of the released model for the same spread.  By default convolutions suit small images; the size has the nets of
+MAR's KL-16, on which the released quantizer stands.
 Run: tokenloom run smoke_tokenbridge
 Expect: held-out digits (32x32, 500 steps of 64, learning rate 3e-3): squared error 0.025 on [-1, 1] for continuous latents (4x4 of 8
 channels), 0.029 after quantization to 16 levels, PSNR 21 dB, 0.26 M parameters.

@@ -4,7 +4,7 @@ New: an image is coded at growing grid sizes with one codebook, each scale codin
 generator predicts a whole scale at a time.
 Differs: training code for this tokenizer was never published.  By default the codebook follows moving averages of the vectors assigned
 to it, codes out of use are revived with vectors of evenly drawn scales, both over all workers, and convolutions suit small images; the
-size has the released nets and a learned codebook (``update: learned``), the losses are not told.
+size has the released nets and a learned codebook (``update: learned``), the losses are not published.
 Run: tokenloom run digits_var
 Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3, about 50 CPU seconds): mean squared error 0.031 on [-1, 1], PSNR 21 dB,
 0.23 M parameters; codes in use 100 % at 4x4, 88 % at 2x2 and 3x3, 37 % at 1x1.

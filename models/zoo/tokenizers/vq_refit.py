@@ -41,7 +41,7 @@ class Refit(Autoencoder):
 
         @property
         def axis_labels(self) -> dict[str, str]:
-            return super().axis_labels | {"codec": "that of the base", "quantizer": "vq, rebuilt by k-means"}
+            return super().axis_labels | {"quantizer": "vq, rebuilt by k-means"}
 
         def build(self, *, signal: SignalSpec, **given: Any) -> Refit:
             """The tokenizer of images, of the nets of the base whose config is ``tokenizer``.

@@ -2,7 +2,8 @@
 
 New: nothing; the baseline that collapses.  A code learns only from the vectors that choose it, so codes that start badly are never
 chosen and never move: no averages, no revival, no start from data.
-Differs: convolutions that suit small images, without attention, with 4x4 pixels a step at the ends.
+Differs: convolutions that suit small images, without attention, with 4x4 pixels a step at the ends; VQGAN's perceptual and adversarial
+loss only if set.
 Run: tokenloom run smoke_vq_ste
 Expect: held-out Fashion-MNIST (32x32, 300 steps of 64, learning rate 4e-3, 16 codes of 1024): PSNR 17.5 dB,
 squared error 0.072 on [-1, 1], 6 % of the codes in use, perplexity 18; ``vq_ema`` has 19.1 dB and uses all.

@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural, printable, storable
 from tokenloom.tasks.data.reading import ReadError, opened
 from tokenloom.tasks.modalities.image.formats import IMAGE_SUFFIXES
-from tokenloom.tasks.modalities.image.labels import NONE, Place, Places, Wanted, label_of, stamp_of, text_of
+from tokenloom.tasks.modalities.image.labels import NONE, Place, Places, Wanted, file_splits, label_of, split_of_file, stamp_of, text_of
 from tokenloom.tasks.modalities.image.tables import check_names
 
 #: Ends of members that are looked at, beside images and those of ``data.columns``.
@@ -45,7 +45,7 @@ def safe_name(name: str) -> bool:
 def tar_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
     """See ``tokenloom.tasks.modalities.image.sources.webdataset``."""
     listings = {path: members(where, path, tuple(wanted.columns.values())) for path in paths}
-    reader = _Labels(where, listings, wanted)
+    reader, splits = _Labels(where, listings, wanted), file_splits(paths, wanted)
 
     def items(entry: Entry) -> Iterator[Item]:
         path = entry.path
@@ -54,14 +54,15 @@ def tar_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
             source = f"{entry.name}#{printable(name)}"
             yield Item(source, lambda: b"", None, None, source, problem)
         for key, parts in listings[path].samples.items():
-            yield _item(f"{entry.name}#{printable(key)}", path, key, parts, wanted, reader)
+            made = _item(f"{entry.name}#{printable(key)}", path, key, parts, wanted, reader)
+            yield replace(made, split=made.split or split_of_file(splits, path, made.key, wanted))
 
     found = {name for path in paths for key in listings[path].samples if (name := reader.label(path, key)) is not None}
-    entries = tuple(Entry.of(path, path.name, stamp=reader.stamp(path)) for path in paths)
+    entries = tuple(Entry.of(path, path.name, stamp=reader.stamp(path) + splits.get(path, "")) for path in paths)
     check_names(where, entries)
     unused = sum((one.unused for one in listings.values()), Counter[str]())
     ignored = f"members that are not used: {', '.join(f'{end} ({n:,})' for end, n in unused.most_common(4))}" if unused else ""
-    how = "; ".join(part for part in (reader.how, ignored) if part)
+    how = "; ".join(part for part in (reader.how, "splits by file" if splits else "", ignored) if part)
     return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=reader.captioned, how=how)
 
 

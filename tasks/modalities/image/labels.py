@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -175,6 +177,22 @@ class Places:
         if not storable(folders[0]):
             return Place(None, split, f"the name of its folder is not UTF-8: {printable(folders[0])}")
         return Place(folders[0], split)
+
+
+def file_splits(paths: Sequence[Path], wanted: Wanted) -> dict[Path, str]:
+    """The splits of files whose names begin with one, or whose folders are one, where all of them do: ``train-0001.parquet``."""
+    found: dict[Path, str] = {}
+    for path in paths:
+        words = re.split(r"[-_.0-9]", path.name.lower(), maxsplit=1)[0], path.parent.name.lower()
+        if (split := SPLIT_NAMES.get(words[0]) or SPLIT_NAMES.get(words[1])) is not None:
+            found[path] = split
+    several = len(found) == len(paths) and len(set(found.values())) > 1 and "train" in found.values()
+    return found if several and wanted.config.splits != "keyed" else {}
+
+
+def split_of_file(splits: Mapping[Path, str], path: Path, key: str, wanted: Wanted) -> str | None:
+    """The split of an item of a file, where ``file_splits`` found any."""
+    return given_split({str(each): split for each, split in splits.items()}, str(path), key, wanted.config) if splits else None
 
 
 def given_split(splits: Mapping[str, str], top: str, key: str, config: DataConfig) -> str:

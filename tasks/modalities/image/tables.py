@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural
-from tokenloom.tasks.modalities.image.labels import Wanted, check_caption_type, check_label_type, label_of, stamp_of
+from tokenloom.tasks.modalities.image.labels import (
+    Wanted,
+    check_caption_type,
+    check_label_type,
+    file_splits,
+    label_of,
+    split_of_file,
+    stamp_of,
+)
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -65,7 +73,7 @@ class Columns:
 
 def parquet_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
     """See ``tokenloom.tasks.modalities.image.sources.parquet``."""
-    known = _columns(where, paths, wanted)
+    known, splits = _columns(where, paths, wanted), file_splits(paths, wanted)
 
     # One row group of each thread's neighbourhood stays in memory, not the file.
     @lru_cache(maxsize=4)
@@ -100,15 +108,17 @@ def parquet_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
                     return image_bytes(group(path, number, column)[within].as_py(), f"{path}#{row}")
 
                 beside = {name: partial(read, column) for name, column in wanted.columns.items() if given[name][row]}
-                yield cell_item(f"{entry.name}#{row:07d}", f"{entry.name}#{row}", read, classes[row], captions[row], beside)
+                key = f"{entry.name}#{row:07d}"
+                made = cell_item(key, f"{entry.name}#{row}", read, classes[row], captions[row], beside)
+                yield replace(made, split=split_of_file(splits, path, key, wanted))
                 row += 1
 
     found = {name for path in paths for name in labels(path) if isinstance(name, str)}
-    entries = tuple(Entry.of(path, path.name, stamp=known[path].stamp) for path in paths)
+    entries = tuple(Entry.of(path, path.name, stamp=known[path].stamp + splits.get(path, "")) for path in paths)
     check_names(where, entries)
     captioned = any(one.caption for one in known.values())
     first = known[paths[0]]
-    how = told(first.label, first.caption, first.names)
+    how = told(first.label, first.caption, first.names) + (", splits by file" if splits else "")
     return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=captioned, how=how)
 
 

@@ -175,7 +175,7 @@ class FractalGen(Density):
         return {"loss": self.trained(x, self.roots(label, len(x)), masks)}
 
     def hidden_of(self, draws: Draws, level: Level, index: int) -> Callable[[Tensor], Tensor] | None:
-        """A rule for the hidden patches (M, L) of the images of a masked level, each with a share of its own; images are told by their
+        """A rule for the hidden patches (M, L) of the images of a masked level, each with a share of its own; images are known by their
         places (M,) among all that could reach the level."""
         if level.kind == "ar":
             return None

@@ -20,7 +20,7 @@ from tokenloom.models.zoo.densities.fractalgen.module import FractalGen, Fractal
     "fractalgen",
     kind="density",
     paper="2502.17437",
-    tiny={"kind": "mar", "steps": (3, 2), "widths": (32, 32, 16), "depths": (1, 1, 1), "heads": (2, 2, 2), "classes": 3, "guidance": 0.5},
+    tiny={"kind": "mar", "steps": (3, 2), "widths": (32, 32, 32), "depths": (1, 1, 1), "heads": (2, 2, 2), "classes": 3, "guidance": 0.5},
 )
 def fractalgen(
     sides: tuple[int, ...] = (0, 4, 1),

@@ -15,7 +15,7 @@ from tokenloom.models.core.registry import register
 from tokenloom.models.zoo.densities.glow.module import Glow
 
 
-@register("glow", kind="density", paper="1807.03039", tiny={"scales": 2, "steps": 2, "width": 16, "bits": 3})
+@register("glow", kind="density", paper="1807.03039", tiny={"scales": 2, "steps": 1, "width": 16, "bits": 3})
 def glow(
     scales: int = 3,
     steps: int = 32,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +50,10 @@ class IWAE(Density):
         def axis_labels(self) -> dict[str, str]:
             return {"net": "MLP", "head": "discretised logistic", "objective": "importance weighted bound"}
 
-        def build(self, *, signal: SignalSpec, **given: Any) -> IWAE:
-            """The density of signals of this shape."""
-            return IWAE(self, (signal.channels, *signal.shape))
-
-    def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
+    def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()
-        self.config, self.shape = config, shape
-        count = math.prod(shape)
+        self.config, self.shape = config, (signal.channels, *signal.shape)
+        count = math.prod(self.shape)
         self.encoder = _mlp(count, config.width, config.depth, 2 * config.latent)
         self.decoder = _mlp(config.latent, config.width, config.depth, 2 * count)
         with torch.no_grad():  # pixels start as broad as their range

@@ -76,7 +76,7 @@ class CoarseToFine(protocols.Generator):
         self.position = nn.Parameter(torch.empty(1, layout.length, width))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.fine = config.fine.build(layout)
-        self.head = Categorical(Categorical.Config(), layout.vocabulary, width)
+        self.head = Categorical(Categorical.Config(), layout, width)
         # Until a tokenizer is given, runs of codes share a label.
         self.register_buffer("label_V", torch.arange(layout.vocabulary) * config.labels // layout.vocabulary)
 

@@ -31,12 +31,23 @@ def coarse_to_fine(
     width: int | None = None,
     heads: int | None = None,
     fine_depth: int = 12,
+    fine_width: int | None = None,
+    fine_heads: int | None = None,
+    fine_dropout: float | None = None,
     classes: int | None = None,
     dropout: float = 0.1,
     label_dropout: float = 0.1,
 ) -> CoarseToFine.Config:
-    """The label model is that of ``raster``; the code model has its blocks, ``fine_depth`` of them."""
+    """The label model is that of ``raster``; the code model has its blocks, in its size unless ``fine_depth``, ``fine_width`` and
+    ``fine_heads`` say another, and its own dropout."""
     coarse = raster(depth, width, heads, classes, dropout, label_dropout)
     assert isinstance(coarse, GroupGenerator.Config)
     assert isinstance(coarse.net, Transformer.Config)
-    return CoarseToFine.Config(coarse=coarse, fine=replace(coarse.net, depth=fine_depth), labels=labels)
+    fine = replace(
+        coarse.net,
+        depth=fine_depth,
+        width=fine_width or coarse.net.width,
+        heads=fine_heads or (fine_width // (coarse.net.width // coarse.net.heads) if fine_width else coarse.net.heads),
+        dropout=dropout if fine_dropout is None else fine_dropout,
+    )
+    return CoarseToFine.Config(coarse=coarse, fine=fine, labels=labels)

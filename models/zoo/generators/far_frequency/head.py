@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.feeds.base import Feed
-from tokenloom.models.parts.heads.continuous import ContinuousHead
 from tokenloom.models.parts.heads.diffusion import Diffusion
 
 
@@ -32,11 +30,8 @@ class StagedDiffusion(Diffusion):
     class Config(Diffusion.Config, tag="head.staged_diffusion"):
         """As of ``Diffusion``."""
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> StagedDiffusion:
-            return StagedDiffusion(self, ContinuousHead.channels_of(layout), width)
-
-    def __init__(self, config: Config, channels: int, width: int) -> None:
-        super().__init__(config, channels, width)
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__(config, layout, width)
         self.condition = Staged(width, config.width)  # type: ignore[assignment]
 
 

@@ -38,14 +38,18 @@ def heptapod(
     later: float = 1.0,
     classes: int | None = None,
     dropout: float = 0.1,
+    label_dropout: float = 0.0,
 ) -> GroupGenerator.Config:
-    """``targets`` later positions a step (0: all); width is 64 times the depth and heads the depth if not given."""
+    """``targets`` later positions a step (0: all); width is 64 times the depth and heads the depth if not given.
+
+    The paper samples without guidance; a run that guides has to train for it, with ``label_dropout``.
+    """
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
         net=llama(depth, width, heads, dropout, QueryHeads.Config, blocks=blocks),
         head=Categorical.Config(),
-        condition=ClassCondition.Config(classes=classes, dropout=0.0),
+        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(guidance=Constant(value=0.0)),
         objective=WholeGrid.Config(later=later, targets=targets),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -30,13 +31,16 @@ class PooledText(Single):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Conditioner.Config, tag="condition.pooled_text"):
-        """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned."""
+        """``features`` width of the encoder, ``heads`` of the pool; a null text of ``length`` is learned.
+
+        ``encoder``: folder or hub name of the text model that makes the features ("": they are given)."""
 
         features: int
         heads: int
         length: int = 512
         dropout: float = 0.1
         eps: float = 1e-6
+        encoder: Added[str] = ""
 
         @property
         def names(self) -> tuple[str, ...]:
@@ -96,13 +100,10 @@ class ClassText(Labelled):
         length: int = 4
         dropout: float = 0.1
 
-        def build(self, classes: int, width: int) -> ClassText:
-            return ClassText(self, class_count(self.classes, classes), width)
-
     def __init__(self, config: Config, classes: int, width: int) -> None:
-        super().__init__(classes, config.dropout)
+        super().__init__(class_count(config.classes, classes), config.dropout)
         self.text = PooledText(PooledText.Config(features=width, heads=config.heads, length=config.length), width)
-        self.table = nn.Parameter(torch.empty(classes, config.length, width))
+        self.table = nn.Parameter(torch.empty(self.classes, config.length, width))
         nn.init.trunc_normal_(self.table, std=1.0)
 
     @property

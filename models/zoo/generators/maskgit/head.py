@@ -37,18 +37,15 @@ class MaskedLM(Categorical):
             if not 0 <= self.smoothing < 1:
                 raise ConfigError(f"head.smoothing={self.smoothing}: must be in [0, 1)")
 
-        def build(self, layout: TokenLayout, width: int, feed: Feed) -> MaskedLM:
-            return MaskedLM(self, single(layout), width, feed)
-
-    def __init__(self, config: Config, vocabulary: int, width: int, feed: Feed) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, width: int, feed: Feed) -> None:
         Head.__init__(self)
-        self.codes, self.smoothing = vocabulary, config.smoothing
+        self.codes, self.smoothing = single(layout), config.smoothing
         # In a list, so that the table stays a parameter of the feed alone.
-        self._table = [cast(nn.Embedding, table_of(feed, vocabulary).books[0])]
+        self._table = [cast(nn.Embedding, table_of(feed, self.codes).books[0])]
         self.transform, self.norm = nn.Linear(width, width), nn.LayerNorm(width, eps=config.eps)
         nn.init.trunc_normal_(self.transform.weight, std=0.02)
         nn.init.zeros_(self.transform.bias)
-        self.bias = nn.Parameter(torch.zeros(vocabulary + config.spare))
+        self.bias = nn.Parameter(torch.zeros(self.codes + config.spare))
 
     def logits(self, h_BND: Tensor) -> Tensor:
         h = self.norm(F.gelu(self.transform(h_BND)))

@@ -2,7 +2,8 @@
 
 New: a bidirectional transformer predicts masked tokens from known ones; training masks a share of each image, decoding draws all
 masked tokens at once and keeps those that it is surest of, few at first and more later along a cosine.
-Differs: guidance, which the paper does not have; without the bias of a token's logit by its confidence noise beyond the last step.
+Differs: guidance, which the paper does not have (nor the published size, which trains no null class); without the bias of a token's
+logit by its confidence noise beyond the last step.
 Run: tokenloom run smoke_maskgit
 Expect: ImageNet 256 FID 6.06 with the released weights; the number of steps and which tokens are given (in-painting) change freely.
 """
@@ -65,5 +66,5 @@ def maskgit(
         ),
         head=MaskedLM.Config(smoothing=smoothing, spare=spare),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout, null=null),
-        sampler=Sampler(guidance=Linear(value=3.0, clock="begun")),
+        sampler=Sampler(guidance=Linear(value=3.0 if label_dropout else 0.0, clock="begun")),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.heads.base import Predict
 from tokenloom.models.parts.heads.categorical import Categorical, pick
@@ -34,8 +35,8 @@ class Resampled(Categorical):
             if not 0 <= self.threshold < 1 or self.rounds < 0:
                 raise ConfigError(f"head.threshold={self.threshold}, rounds={self.rounds}: threshold in [0, 1), rounds at least 0")
 
-    def __init__(self, config: Config, vocabulary: int, width: int) -> None:
-        super().__init__(config, vocabulary, width)
+    def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
+        super().__init__(config, layout, width)
         self.threshold, self.rounds = config.threshold, config.rounds
 
     def draw(

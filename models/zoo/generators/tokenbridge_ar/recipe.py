@@ -2,8 +2,8 @@
 
 New: a token is sixteen small ids, one a channel of a continuous latent; a masked autoencoder takes their values and a small causal
 transformer at each position predicts one channel after the other, so the vocabulary is never enumerated.
-Differs: mask ratios are drawn a row along a cosine; channels in their own order unless ``channel_order`` lists another; a channel's first
-input is the same in training and in sampling.
+Differs: channels in their own order unless ``channel_order`` lists another (the sizes have the released one); a channel's first input is
+the same in training and in sampling; no dropout in the head.
 Run: tokenloom run smoke_tokenbridge_ar
 Expect: ImageNet 256 FID 1.76 (L), 1.55 (H) with official weights and 256 steps.
 """
@@ -20,7 +20,7 @@ from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN
-from tokenloom.models.parts.orders import Masked, Steps
+from tokenloom.models.parts.orders import Masked, Steps, TruncatedNormal
 from tokenloom.models.parts.similarity import Normed
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.tokenbridge_ar.head import Channelwise
@@ -60,7 +60,7 @@ def tokenbridge_ar(
         attention=Attention.Config(similarity=Normed(), bias="qkv"),
     )
     return GroupGenerator.Config(
-        order=Masked(decoding=Steps(count=steps)),
+        order=Masked(curve=TruncatedNormal(), decoding=Steps(count=steps), share="batch", rounded="up"),
         feed=KnownValues.Config(buffer=buffer),
         net=MaskedAutoencoder.Config(encoder=half, decoder=half, buffer=buffer),
         head=Channelwise.Config(net=channel, order=channel_order),

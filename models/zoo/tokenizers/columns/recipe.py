@@ -2,8 +2,10 @@
 
 New: an image is a row of columns; nets run along the width without positions, so every token means the same wherever it stands, and
 images wider than those of training are coded as they are (``Autoencoder.on``).
-Differs: discrete tokens (one code a strip) instead of continuous ones; strips of a few pixels and
-convolutions along the width that suit small images.
+Differs: discrete tokens (one code a strip) where the released model has 256 continuous channels, Gaussian noise on them in training and
+a penalty on their size; no second decoder that is taught by DINOv2-B; the perceptual and the adversarial loss only if set (released:
+LPIPS, and a discriminator on DINO's features); strips of a few pixels and convolutions along the width that suit small images (released:
+16 strips, 282 M parameters).
 Run: tokenloom run smoke_columns
 Expect: held-out digits (32x32, 700 steps of 32, learning rate 3e-3, about 25 CPU seconds): 16 codes of 512, squared error 0.037 on
 [-1, 1], PSNR 20 dB, all codes in use, 0.45 M parameters.

@@ -2,8 +2,10 @@
 
 New: the latent space is that of a frozen self-supervised network instead of one learned for reconstruction, which makes it stable
 under small changes of the image; k-means over its patch features gives the codes.
-Differs: pixels come from a convolutional decoder trained on the centres, not from a second autoregressive model.  Without ``dino``
-weights the features are those of the data's own classifier; centres follow moving averages instead of a separate k-means.
+Differs: pixels come from a convolutional decoder trained on the centres, not from a second autoregressive model on a VQGAN's tokens.
+With ``dino`` weights the features are those of the third-last block, under the last norm, as published (DINOv2-B with registers, 8,192
+or 16,384 clusters).  Without the file they are those of a toy: a classifier of three convolutions, trained on the data's own labels,
+so neither large nor self-supervised.  Centres follow moving averages instead of a separate k-means.
 Run: tokenloom run smoke_digit
 Expect: held-out digits (32x32, 400 steps of 64, learning rate 3e-3, classifier's features): 64 codes of 512, error 0.031, PSNR 21 dB.
 """
@@ -66,13 +68,17 @@ DECODER = Small(patch=2)
 )
 def digit(
     codes: int = 512,
-    dim: int = 64,
+    dim: int | None = None,
     dino: str = "",
+    last: int = 3,
     small: Small = DECODER,
 ) -> OnFeatures.Config:
-    """``dim`` channels of the features; ``patch * 2 ** (len(multipliers) - 1)`` pixels a position of theirs (the classifier has 4).
-    ``dino`` is a file of DINOv2 weights; ``set`` edits the network's shape (``net.source.patch`` and others)."""
-    source = Dino(weights=dino, width=dim) if dino else Classified()
+    """``dim`` channels of the features (none given: the 64 of the classifier, or those of the file);
+    ``patch * 2 ** (len(multipliers) - 1)`` pixels a position of theirs (the classifier has 4).
+    ``dino`` is a file of DINO or DINOv2 weights of any width, whose shape is read from it; its features are those of block ``last``
+    counted from the end, 3 as published (``set`` edits ``net.source.side`` and others)."""
+    source = Dino.of_file(dino, last=last, **({"width": dim} if dim else {})) if dino else Classified()
+    dim = dim or (source.width if isinstance(source, Dino) else 64)
     book = Codebook.Config(codes=codes, dim=dim, update=EMA(), start=KMeans(), revival=Revival(threshold=0.1))
     return OnFeatures.Config(
         net=Frozen(source=source, geometry=small.net()),

@@ -1,13 +1,15 @@
 """Baseline sequential JPEG (ITU-T T.81) with the example tables of its Annex K: images, coefficients, and the bytes of the scan.
 
 Everything but the entropy-coded scan is the same for all images of one size, so a scan is an image.  Any bytes at all can be read:
-what does not parse is repaired.  Shapes: B rows, C channels (1 grey, 3 RGB, coded as YCbCr without subsampling), H W image,
-N blocks of 8x8 in scan order (the components of a place one after the other), 64 coefficients in zigzag order.
+what does not parse is repaired.  Shapes: B rows, C channels (1 grey, 3 RGB, coded as YCbCr), H W image, M units of a scan (the
+least that holds blocks of all components: 8x8 pixels, or 16x16 where chroma has half the resolution, 4:2:0), N blocks of 8x8 in scan
+order (those of a unit one after the other, A.2.3), 64 coefficients in zigzag order.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -91,16 +93,21 @@ def categories(value_N: Ints) -> Ints:
 class Jpeg:
     """The codec of images of one size and quality."""
 
-    def __init__(self, quality: int, channels: int, height: int, width: int) -> None:
+    def __init__(self, quality: int, channels: int, height: int, width: int, chroma: Literal["4:4:4", "4:2:0"] = "4:4:4") -> None:
         if not 1 <= quality <= 100:
             raise ConfigError(f"quality={quality}: from 1 to 100")
         if channels not in (1, 3):
             raise ConfigError(f"channels={channels}: JPEG codes grey (1) or RGB (3) images")
         self.channels, self.height, self.width = channels, height, width
-        self.rows, self.columns = -(-height // 8), -(-width // 8)
+        #: Blocks a side of a unit, of each component: luminance has two where chroma has half its resolution.
+        self.factors = (2, 1, 1) if channels == 3 and chroma == "4:2:0" else (1,) * channels
+        self.side = 8 * self.factors[0]  # pixels of a unit
+        self.rows, self.columns = -(-height // self.side), -(-width // self.side)
         self.steps = quantization(quality)
-        #: Which of the two tables each block of the scan uses, (N,).
-        self.table_N = np.tile(np.minimum(np.arange(channels), 1), self.rows * self.columns)
+        unit = np.repeat(np.arange(channels), [factor**2 for factor in self.factors])
+        #: Component of each block of the scan, and which of the two tables it uses, (N,).
+        self.component_N = np.tile(unit, self.rows * self.columns)
+        self.table_N = np.minimum(self.component_N, 1)
 
     @property
     def blocks(self) -> int:
@@ -114,23 +121,41 @@ class Jpeg:
         x = ((image_BCHW.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round()
         if self.channels == 3:
             x = torch.einsum("dc,bchw->bdhw", _FORWARD, x) + torch.tensor([0.0, 128, 128], dtype=x.dtype)[:, None, None]
-        x = F.pad(x.round() - 128, (0, 8 * self.columns - self.width, 0, 8 * self.rows - self.height), mode="replicate")
-        blocks = x.unflatten(3, (self.columns, 8)).unflatten(2, (self.rows, 8)).permute(0, 2, 4, 1, 3, 5)
-        found = (_DCT @ blocks @ _DCT.T).flatten(1, 3).flatten(2)[..., ZIGZAG]
+        x = F.pad(x.round() - 128, (0, self.side * self.columns - self.width, 0, self.side * self.rows - self.height), mode="replicate")
+        blocks = torch.cat([self._blocks(x, component) for component in range(self.channels)], 2).flatten(1, 2)
+        found = (_DCT @ blocks @ _DCT.T).flatten(2)[..., ZIGZAG]
         steps_N64 = torch.from_numpy(self.steps[self.table_N])
         return legal((found / steps_N64).round().long().numpy())
+
+    def _blocks(self, x_BCHW: Tensor, component: int) -> Tensor:
+        """The blocks (B, M, factor^2, 8, 8) of a component of whole units."""
+        plane, factor = x_BCHW[:, component : component + 1], self.factors[component]
+        if factor < self.factors[0]:  # the mean of each four pixels
+            plane = F.avg_pool2d(plane, 2).round()
+        tiles = plane[:, 0].unflatten(2, (self.columns, factor, 8)).unflatten(1, (self.rows, factor, 8))
+        return tiles.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)
 
     def image(self, coefficient_BN64: Ints) -> Tensor:
         """Images (B, C, H, W) in [-1, 1], float32, on 256 levels."""
         found = torch.from_numpy(coefficient_BN64 * self.steps[self.table_N]).double()
         blocks = torch.empty_like(found)
         blocks[..., ZIGZAG] = found
-        x = _DCT.T @ blocks.view(-1, self.rows, self.columns, self.channels, 8, 8) @ _DCT
-        x = x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)[..., : self.height, : self.width]
-        x = (x + 128).round().clamp(0, 255)
+        units = (_DCT.T @ blocks.unflatten(2, (8, 8)) @ _DCT).unflatten(1, (self.rows * self.columns, -1))
+        parts = units.split([factor**2 for factor in self.factors], 2)
+        x = torch.cat([self._plane(part, component) for component, part in enumerate(parts)], 1)[..., : self.height, : self.width]
         if self.channels == 3:
             x = torch.einsum("dc,bchw->bdhw", _BACK, x - torch.tensor([0.0, 128, 128], dtype=x.dtype)[:, None, None])
         return (x.round().clamp(0, 255) / 127.5 - 1).float()
+
+    def _plane(self, block_BMF88: Tensor, component: int) -> Tensor:
+        """The pixels (B, 1, H', W') in [0, 255] of a component's blocks; chroma is widened linearly, as IJG's library does."""
+        factor = self.factors[component]
+        tiles = block_BMF88.unflatten(2, (factor, factor)).unflatten(1, (self.rows, self.columns))
+        plane = tiles.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)[:, None]
+        plane = (plane + 128).round().clamp(0, 255)
+        if factor == self.factors[0]:
+            return plane
+        return F.interpolate(plane, scale_factor=2, mode="bilinear", align_corners=False)
 
     # --- coefficients and bytes ---------------------------------------------------------------------------------
 
@@ -148,8 +173,10 @@ class Jpeg:
                 (block * 256 + key, (code[kind][chroma[block], symbol] << size) | extra, length[kind][chroma[block], symbol] + size)
             )
 
-        dc = coefficient_N64[:, 0].reshape(-1, self.channels)
-        difference = np.diff(dc, axis=0, prepend=0).reshape(-1)
+        difference = np.zeros_like(n)  # to the block before of the same component (F.1.1.5.1)
+        for component in range(self.channels):
+            own = self.component_N == component
+            difference[own] = np.diff(coefficient_N64[own, 0], prepend=0)
         add("dc", n, np.zeros_like(n), categories(difference), categories(difference), difference)
         block, place = np.nonzero(coefficient_N64[:, 1:])
         place = place + 1
@@ -192,7 +219,7 @@ class Jpeg:
             value = take(size)
             return value if size == 0 or value >> (size - 1) else value - (1 << size) + 1
 
-        for block, table in enumerate(self.table_N.tolist()):
+        for block, (component, table) in enumerate(zip(self.component_N.tolist(), self.table_N.tolist())):
             place = 0
             while alive and place < 64:
                 symbol, bits = huffman("dc" if place == 0 else "ac", table).lookup[take(16)]
@@ -204,7 +231,7 @@ class Jpeg:
                 value = signed(size)
                 at += size
                 if place == 0:
-                    mean[block % self.channels] += value
+                    mean[component] += value
                     place = 1
                 elif symbol == _EOB:
                     break
@@ -213,7 +240,7 @@ class Jpeg:
                     if place < 64:
                         found[block, place] = value
                     place += 1
-            found[block, 0] = mean[block % self.channels] = min(max(mean[block % self.channels], _DC_MIN), _DC_MAX)
+            found[block, 0] = mean[component] = min(max(mean[component], _DC_MIN), _DC_MAX)
         return found
 
     def fitted(self, coefficient_N64: Ints, length: int) -> bytes:
@@ -232,7 +259,7 @@ class Jpeg:
             return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
 
         sizes = self.height.to_bytes(2, "big") + self.width.to_bytes(2, "big")
-        frame = b"".join(bytes([c + 1, 0x11, min(c, 1)]) for c in range(self.channels))
+        frame = b"".join(bytes([c + 1, 0x11 * factor, min(c, 1)]) for c, factor in enumerate(self.factors))
         selected = b"".join(bytes([c + 1, 0x11 * min(c, 1)]) for c in range(self.channels))
         parts = [b"\xff\xd8", segment(0xE0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0")]
         parts += [segment(0xDB, bytes([t]) + bytes(self.steps[t].tolist())) for t in tables]

@@ -27,12 +27,14 @@ class JpegTokenizer(Tokenizer):
     class Config(configs.Config, tag="model.jpeg"):
         """``quality`` from 1 to 100, tokens an image at most.
 
+        ``chroma``: colour at full resolution (4:4:4), or at half of it (4:2:0), a quarter of the blocks; grey has none.
         After the end symbol rows are filled with it, or (``padding: none``) ragged.
         """
 
         quality: int
         length: int
         padding: Added[Literal["end", "none"]] = "end"
+        chroma: Added[Literal["4:4:4", "4:2:0"]] = "4:4:4"
 
         @property
         def axis_labels(self) -> dict[str, str]:
@@ -40,9 +42,12 @@ class JpegTokenizer(Tokenizer):
 
     def __init__(self, config: Config, signal: SignalSpec) -> None:
         super().__init__()
-        self.config, self.codec = config, Jpeg(config.quality, signal.channels, *signal.plane)
+        self.config, self.codec = config, Jpeg(config.quality, signal.channels, *signal.plane, config.chroma)
         if config.length < 6 * self.codec.blocks:  # at most 24 bits a block's mean, and every byte may need another one
-            raise ConfigError(f"length={config.length}: the blocks' means alone may need {6 * self.codec.blocks} bytes")
+            raise ConfigError(
+                f"length={config.length}: the means of {self.codec.blocks} blocks alone may need {6 * self.codec.blocks} bytes; "
+                "give more, or smaller images"
+            )
         self._layout = TokenLayout(grids=((1, config.length),), vocabulary=END + 1, axis="sequence")
 
     @property

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import config as configs
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Tokenizer
-from tokenloom.models.core.signals import Shape, SignalSpec
+from tokenloom.models.core.signals import Shape
+from tokenloom.models.parts.adversarial.loss import Adversarial
 from tokenloom.models.parts.decoders.base import GenerativeDecoder, starting_noise
 from tokenloom.models.parts.decoders.denoiser import Denoiser
-from tokenloom.models.parts.losses import Pixels
+from tokenloom.models.parts.losses import Perceptual, Pixels
 from tokenloom.models.tokenizers.autoencoder import Autoencoder
+from tokenloom.models.tokenizers.on_latents import OnLatents, base_of
 
 SMALLEST = 0.002  # noise below this is none
 RHO = 7.0  # bends the grid of noise levels towards the small ones (arXiv:2206.00364, equation 5)
 
 
-class Consistency(GenerativeDecoder):
+class Consistency(OnLatents):
     """f(x, sigma, tokens) gives the clean latent from any point of a noise's path; the base's decoder, frozen, gives the pixels."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,9 @@ class Consistency(GenerativeDecoder):
         """Weights of three terms, and how the noise levels lie.
 
         ``consistency``: neighbours on one path agree (arXiv:2303.01469, definition 1); ``direct``: the first step's latent is the clean
-        one; ``pixels``: the image made of it is the original.  ``levels`` of noise grow from the first number to the second over
-        training; decoding starts at ``largest`` and, with two ``steps``, goes on at ``middle``; ``seed`` is that of its noise.
+        one; ``pixels``: the image made of it is the original, also by ``perceptual`` and ``adversarial`` losses.  ``levels`` of noise
+        grow from the first number to the second over training; decoding starts at ``largest`` and, with two ``steps``, goes on at
+        ``middle``; ``seed`` is that of its noise.
         """
 
         net: Denoiser.Config
@@ -48,6 +50,8 @@ class Consistency(GenerativeDecoder):
         middle: float = 0.8
         steps: int = 2
         seed: int = 0
+        perceptual: Added[Perceptual.Config | None] = None
+        adversarial: Added[Adversarial.Config | None] = None
 
         def __post_init__(self) -> None:
             if min(self.consistency, self.direct) < 0:
@@ -66,32 +70,16 @@ class Consistency(GenerativeDecoder):
         def build(
             self, *, shape: Shape, channels: int, dim: int, length: int, tokenizer: configs.Config | None = None, **given: Any
         ) -> Consistency:
-            if not isinstance(tokenizer, Autoencoder.Config):
-                raise ConfigError(f"decoder: needs an autoencoder with continuous latents, not on {tokenizer!r}")
-            return Consistency(self, tokenizer.build(signal=SignalSpec(shape=shape, channels=channels)), dim, length)
+            return Consistency(self, base_of(tokenizer, shape, channels), dim, length, channels)
 
-    def __init__(self, config: Config, base: Autoencoder, dim: int, length: int) -> None:
-        super().__init__()
+    def __init__(self, config: Config, base: Autoencoder, dim: int, length: int, channels: int) -> None:
+        super().__init__(base)
         self.config = config
-        layout = base.layout
-        rows, columns = layout.grids[0]
-        if layout.discrete:
-            raise ConfigError(f"decoder: the base's tokens must be continuous, they are {layout}")
-        self.base = base.requires_grad_(False)
-        self.shape = (layout.channels, rows, columns)
-        self.net = config.net.build(shape=(rows, columns), channels=layout.channels, dim=dim, length=length)
+        self.net = config.net.build(shape=self.shape[1:], channels=self.shape[0], dim=dim, length=length)
+        if config.adversarial is not None:
+            self.adversarial = config.adversarial.build(channels, self.net.out.weight.shape)
+        self._perceptual: list[Perceptual] = []  # neither trained nor saved
         self.register_buffer("noise", starting_noise(config.seed, 2, *self.shape)[0], persistent=False)
-
-    def adopt(self, tokenizer: Tokenizer | None) -> None:
-        """Take the weights of the trained base."""
-        if tokenizer is None:
-            raise ConfigError("decoder: the trained base tokenizer is missing")
-        self.base.load_state_dict(tokenizer.state_dict())
-
-    def train(self, mode: bool = True) -> Consistency:
-        super().train(mode)
-        self.base.eval()  # its statistics stand still
-        return self
 
     def forward(self, x_Bchw: Tensor, sigma_B: Tensor, z_BNZ: Tensor) -> Tensor:
         """The clean latent: c_skip x + c_out net, which is x itself at the smallest noise (arXiv:2303.01469, appendix C)."""
@@ -99,14 +87,6 @@ class Consistency(GenerativeDecoder):
         skip = 1 / ((s - SMALLEST).square() + 1)
         out = (s - SMALLEST) / (s.square() + 1).sqrt()
         return skip * x_Bchw + out * self.net(x_Bchw / (s.square() + 1).sqrt(), sigma_B.log() / 4, self.net.embed(z_BNZ))
-
-    def pixels(self, x_Bchw: Tensor) -> Tensor:
-        """Unclamped images (B, C, H, W) of clean latents, by the base's decoder."""
-        return self.base.pixels(self.base.quantizer.lookup(x_Bchw.flatten(2).transpose(1, 2)))
-
-    def clean(self, image_BCHW: Tensor) -> Tensor:
-        """The base's latents (B, c, h, w) of images."""
-        return self.base.encode(image_BCHW).data.transpose(1, 2).unflatten(2, self.shape[1:])
 
     def sigmas(self, place_B: Tensor, levels: int) -> Tensor:
         """Noise levels (B,) at these places on the grid of ``levels``: 0 is the smallest, ``levels - 1`` the largest."""
@@ -137,7 +117,29 @@ class Consistency(GenerativeDecoder):
             "direct": config.direct * (first_hat - x_Bchw).square().mean(),
             "consistency": config.consistency * pseudo_huber(high_Bchw - low_Bchw),
         }
+        parts |= self._seen(image_hat, image_BCHW, parts["reconstruction"], draws)
         return parts, {"mse": (image_hat.detach().clamp(-1, 1) - image_BCHW).square().mean()}
+
+    def _seen(self, image_hat: Tensor, image_BCHW: Tensor, fidelity: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The perceptual and the adversarial loss of the images of the first step."""
+        parts: dict[str, Tensor] = {}
+        if (perceptual := self.config.perceptual) is not None:
+            if not self._perceptual:
+                self._perceptual.append(perceptual.build().to(image_BCHW))
+            parts["perceptual"] = perceptual.weight * self._perceptual[0](image_hat, image_BCHW)
+            fidelity = fidelity + parts["perceptual"]
+        if self.adversarial is not None:
+            given = (draws.step, draws.rows, draws.total, draws)
+            parts["adversarial"] = self.adversarial.generator_loss(image_hat, fidelity, self.net.out.weight, *given)
+        return parts
+
+    def judged(self, z_BNZ: Tensor, image_BCHW: Tensor, draws: Draws) -> Tensor:
+        noise_Bchw = draws.normal(*self.shape).to(z_BNZ)
+        largest = self.config.largest
+        return self.pixels(self(largest * noise_Bchw + self.clean(image_BCHW), z_BNZ.new_full((len(z_BNZ),), largest), z_BNZ))
+
+    def after_step(self, draws: Draws) -> dict[str, float]:
+        return {} if self.adversarial is None else self.adversarial.after_step()
 
     @torch.no_grad()
     def sample(self, z_BNZ: Tensor, keep_B: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 New: scale k codes what the smaller ones left over of the latent's frequencies up to a cut-off that grows with k, low bands on small
 grids; a next-scale generator then predicts frequencies from low to high.
 Differs: training code was never published.  The bands are cut from the latent by an ideal low-pass (FFT), cut-offs in proportion to
-the grids; moving averages and revival for the codebook; convolutions that suit small images.
+the grids; moving averages and revival for the codebook; convolutions that suit small images; the perceptual and the adversarial loss only
+if set.  The size of the published model is not told.
 Run: tokenloom run smoke_nfig
 Expect: held-out digits (32x32, 750 steps of 64, learning rate 4e-3): 30 codes of 256, squared error 0.033 on [-1, 1], PSNR 20.8 dB, all
 codes in use, 0.23 M parameters.

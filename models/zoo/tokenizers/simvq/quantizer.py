@@ -6,6 +6,7 @@ A step that moves the map moves every code, so none is left behind.  Shapes: B r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class SimVQ(Quantizer):
     @dataclass(frozen=True, kw_only=True)
     class Config(Quantizer.Config, tag="codebook.simvq", label="VQ, mapped table"):
         """``weight`` is that of the codebook loss, ``beta`` that of the commitment loss beside it; ``table`` channels of the table that is
-        mapped (0: as many as a code has)."""
+        mapped (0: as many as a code has); the ``map`` is linear, or affine as in the released code."""
 
         codes: int
         dim: int
@@ -36,6 +37,7 @@ class SimVQ(Quantizer):
         beta: float = 0.25
         gradient: Gradient = Straight()
         table: Added[int] = 0
+        map: Added[Literal["linear", "affine"]] = "linear"
 
         def __post_init__(self) -> None:
             if self.codes < 2 or self.dim < 1 or self.table < 0:
@@ -56,7 +58,7 @@ class SimVQ(Quantizer):
         self.config, self.grid = config, grid
         width = config.table or config.dim
         self.register_buffer("table", torch.randn(config.codes, width) * width**-0.5)
-        self.codebook = nn.Linear(width, config.dim, bias=False)
+        self.codebook = nn.Linear(width, config.dim, bias=config.map == "affine")
         self.usage = Usage(config.codes)
 
     def forward(self, z_BCHW: Tensor, draws: Draws | None = None) -> Quantized:

@@ -4,8 +4,8 @@ New: learned queries read the patches and become the tokens; mask tokens read th
 code that a base tokenizer gives each patch (cross-entropy); in the second encoder and codebook rest, and the decoder, its soft codes as
 a mean of the base's code vectors, and the base's pixel decoder behind them are trained on pixels.
 Differs: both stages are one training run, ``stage2`` is the second's share of the steps; the codebook follows moving averages and codes
-out of use are revived, both over all workers; the perceptual and the adversarial loss only if set; few and narrow blocks (released:
-32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side), whose attention starts at each place's neighbourhood.
+out of use are revived, both over all workers; the perceptual and the adversarial loss only if set; few and narrow blocks (the
+sizes: 32 to 128 tokens of 4096 codes of 12 channels, 8 to 24 blocks a side), whose attention starts at each place's neighbourhood.
 Run: tokenloom run smoke_titok
 Expect: held-out digits (32x32, 800 steps of 32, learning rate 2e-3, about 90 CPU seconds, on a base of 400 steps with an error of 0.036):
 16 codes of 512 give a squared error of 0.056 on [-1, 1], all codes in use, 0.75 M parameters.

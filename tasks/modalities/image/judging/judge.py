@@ -51,7 +51,7 @@ def judge(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     """
     config = EvaluateConfig(**step.config["evaluate"])
     models = _models(step, store, cluster)
-    reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config)
+    reference = Reference.of(store, step.inputs["dataset"], step.inputs["features"], config, cluster)
     tokenizer = next((model for model, _ in models.values() if isinstance(model, Tokenizer)), None)
     coded = None if tokenizer is None else reconstruction.code(tokenizer, reference.image, folder=store.root / "scratch")
     report("evaluate", 1, 5, {})

@@ -5,6 +5,7 @@ Shapes: N samples, M held-out images, H W C rows, columns, channels, S groups of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenloom.configs.schema import EvaluateConfig, Resize
+from tokenloom.configs.schema import ClusterConfig, EvaluateConfig, Resize
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Conditions, Density, Generator, Tokenizer
 from tokenloom.tasks.evaluation import metrics, plots
@@ -21,7 +22,8 @@ from tokenloom.tasks.evaluation.findings import Findings, Numbers, arrays, array
 from tokenloom.tasks.modalities.image import pictures
 from tokenloom.tasks.modalities.image.held_out import HELD_OUT, HeldOut
 from tokenloom.tasks.modalities.image.judging import features, network, reading, reconstruction, scores
-from tokenloom.tasks.modalities.image.judging.sampling_actor import Drawn
+from tokenloom.tasks.modalities.image.judging.feature_actor import LEAST, features_of
+from tokenloom.tasks.modalities.image.judging.sampling_actor import Samples
 from tokenloom.tasks.modalities.image.judging.statistics import Statistics
 from tokenloom.tasks.modalities.image.served.draw import to_uint8
 from tokenloom.tasks.runtime.errors import StepError
@@ -46,9 +48,12 @@ class Reference:
     label: NDArray[np.int64]
     network_folder: Path
     resize: Resize = "tensorflow"
+    told: Callable[[Sequence[str]], Iterator[dict[str, NDArray[np.float32]]]] | None = None  # of many images' features, by actors
 
     @classmethod
-    def of(cls, store: Store, dataset: Artifact, network: Artifact, config: EvaluateConfig) -> Reference:
+    def of(
+        cls, store: Store, dataset: Artifact, network: Artifact, config: EvaluateConfig, cluster: ClusterConfig | None = None
+    ) -> Reference:
         """The held-out splits of a dataset.
 
         Raises:
@@ -57,7 +62,13 @@ class Reference:
         image, label = features.read_images(store, dataset, HELD_OUT)
         if len(image) < config.neighbours + 2:
             raise StepError(f"dataset {dataset.id}: {len(image)} held-out images are too few to judge by; raise data.validation")
-        return cls(dataset, list(store.record(dataset).notes["classes"]), image, label, store.fetch(network), config.resize)
+
+        def told(splits: Sequence[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+            assert cluster is not None
+            return features_of(store, dataset, splits, network, config.resize, cluster)
+
+        names, folder = list(store.record(dataset).notes["classes"]), store.fetch(network)
+        return cls(dataset, names, image, label, folder, config.resize, None if cluster is None else told)
 
     @cached_property
     def network(self) -> network.Network:
@@ -67,7 +78,16 @@ class Reference:
     @cached_property
     def held_out(self) -> Statistics:
         """What the network tells of the held-out images."""
+        if self._by_actors(len(self.image)):
+            return self._told(HELD_OUT, keep=True)
         return Statistics.streamed(self.network.blocks(self.image))
+
+    def _by_actors(self, count: int) -> bool:
+        return self.told is not None and self.network.published and count >= LEAST
+
+    def _told(self, splits: Sequence[str], keep: bool) -> Statistics:
+        assert self.told is not None
+        return Statistics.streamed(map(network.Standard.of, self.told(splits)), keep)
 
     def statistics(self, given: str, store: Store, keep: bool) -> Statistics:
         """What features are compared with: those of the held-out images, ``train`` the training split's, else a file's.
@@ -78,6 +98,8 @@ class Reference:
         if given == "held_out":
             return self.held_out
         if given == "train":
+            if self._by_actors(len(features.selected(store, self.dataset, ["train"], None)[1])):
+                return self._told(["train"], keep)
             return Statistics.streamed(map(self.network.see, features.read_blocks(store, self.dataset, ["train"])), keep)
         return Statistics.read(Path(given), self.network)
 
@@ -135,7 +157,7 @@ class EvaluationRequest:
 
 
 def judge_samples(
-    drawn: Drawn, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store, compared: str
+    drawn: Samples, request: EvaluationRequest, reference: Reference, config: EvaluateConfig, store: Store, compared: str
 ) -> tuple[scores.Judged, Findings]:
     """Numbers and pictures of samples, their features compared with ``Reference.statistics(compared)``."""
     train, train_label = features.read_images(store, reference.dataset, ["train"], TRAIN_LIMIT, scores.small)

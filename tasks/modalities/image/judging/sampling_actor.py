@@ -37,9 +37,9 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Samples:
     """Samples (N, H, W, C), many of them in a mapped file, numbers of how they were drawn (images a second of one worker, the decoding's),
-    and what the standard network tells of them, shard by shard (None: another network judges)."""
+    and what the standard network computes of them, shard by shard (None: another network judges)."""
 
     image: NDArray[np.uint8]
     numbers: dict[str, float]
@@ -48,7 +48,7 @@ class Drawn:
 
 def draw_samples(
     step: StepSpec, store: Store, cluster: ClusterConfig, config: EvaluateConfig, request: Parts, work: Work, report: Report
-) -> Drawn:
+) -> Samples:
     """A sample of each label or text of the request; a shard that is finished is not drawn again."""
     starts = range(0, len(request), config.shard)
     marks = {i: payload for i in range(len(starts)) if (payload := work.done(f"samples-{i:05d}"))}
@@ -77,7 +77,7 @@ def draw_samples(
     numbers = {"images_per_second": float(np.median([marks[i]["rate"] for i in range(len(starts))]))}
     traces = [marks[i].get("decoding", {}) for i in range(len(starts))]  # none of a shard that an older version has drawn
     numbers |= {name: float(np.mean([trace[name] for trace in traces])) for name in traces[0] if all(name in t for t in traces)}
-    return Drawn(images, numbers, features if set(parts[0]) > {"image"} else None)
+    return Samples(images, numbers, features if set(parts[0]) > {"image"} else None)
 
 
 def _read(store: Store, file: dict[str, Any]) -> NDArray:

@@ -58,7 +58,7 @@ def changes(pair: Pair, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(name: str, value: Any) -> Any:
     """A parameter as ``Sampler.edited`` takes it."""
-    choices = {"guidance_schedule": SCHEDULES, "order": VISITS}.get(name)
+    choices = {"guidance_schedule": tuple(SCHEDULES), "order": tuple(VISITS)}.get(name)
     if choices is not None and value not in choices:
         raise ConfigError(f"{name}={value!r}: write one of {', '.join(choices)}")
     try:

@@ -1,0 +1,1 @@
+"""The method gigatok: its recipe and the modules that it alone uses."""
