@@ -108,7 +108,7 @@ class ObjectiveVAE(IWAE):
 
         def build(self, *, signal: SignalSpec, **given: Any) -> ObjectiveVAE:
             """The density of signals of this shape."""
-            return ObjectiveVAE(self, (signal.channels, *signal.shape))
+            return ObjectiveVAE(self, signal)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: the negative objective in nats a value; ``elbo``: the negative bound of one latent, for comparison."""
