@@ -195,7 +195,7 @@ def test_known_tokens_enter_as_their_codes_under_the_map_of_the_codes_so_far() -
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_tokens_below_the_threshold_are_drawn_again(rounds: int) -> None:
-    head = Resampled(Resampled.Config(threshold=0.15, rounds=rounds), 4, 4)
+    head = Resampled(Resampled.Config(threshold=0.15, rounds=rounds), TokenLayout(grids=((1, 1),), vocabulary=4), 4)
     p = torch.tensor([0.5, 0.3, 0.12, 0.08])
     with torch.no_grad():
         head.out.weight.copy_(torch.diag(p.log()))
