@@ -10,6 +10,7 @@ import torch
 from half_circles import NOW, PLAIN, WIDTH, energy, hidden_of, moons
 from zoo import CLASSES, early
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -20,6 +21,7 @@ from tokenloom.models.parts.heads.flow import FlowMatching
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.heads.inner import InnerMixture
 from tokenloom.models.parts.heads.mixture import Mixture, MixtureSampler, redrawn
+from tokenloom.models.parts.heads.shortcut import Shortcut, ShortcutSampler
 from tokenloom.models.parts.orders import Masked
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.pretrained.parity import calls_of
@@ -29,7 +31,8 @@ from tokenloom.models.sampling.sampler import Sampler
 HEADS: dict[str, tuple[Head.Config, Any]] = {
     "energy": (EnergyScore.Config(width=64, depth=2, repeats=8, noise=8), EnergySampler()),
     "inner_mixture": (InnerMixture.Config(width=32, heads=2, components=6), MixtureSampler()),
-    "flow": (FlowMatching.Config(width=64, depth=2, repeats=8, frequencies=64), FlowSampler(steps=20)),
+    "flow": (FlowMatching.Config(width=64, depth=2, repeats=4, frequencies=64), FlowSampler(steps=20)),
+    "shortcut": (Shortcut.Config(width=64, depth=2, repeats=5, consistent=2, finest=16, frequencies=64), ShortcutSampler(steps=8)),
 }
 
 
@@ -62,6 +65,33 @@ def test_samples_are_distributed_as_the_data(name: str) -> None:
         data = moons(SampleDraws.of(7, 0, rows), which)
         assert energy(drawn, data) < energy(data + 0.2, moons(SampleDraws.of(8, 0, rows), which))
         assert energy(drawn, data) < 0.2 * energy(data, moons(SampleDraws.of(9, 0, rows), 1 - which))
+
+
+@torch.no_grad()
+def test_one_step_of_a_shortcut_is_worth_many_and_one_of_a_flow_is_not() -> None:
+    """A flow's single step lands on the mean of a half circle's points; a shortcut's on the half circle."""
+    rows, which = 1000, 0
+    hidden, data = Hidden(hidden_of(torch.zeros(rows, dtype=torch.int64))), moons(SampleDraws.of(7, 0, rows), which)
+    found = {}
+    for name, own in (("flow", FlowSampler(steps=1)), ("shortcut", ShortcutSampler(steps=1)), ("shortcut", ShortcutSampler(steps=16))):
+        drawn = trained(name).draw(hidden, Sampler(head=own), NOW, SampleDraws.of(0, 0, rows)).data[:, 0]
+        found[name, own.steps] = energy(drawn, data)
+    assert found["shortcut", 1] < 0.35 * found["flow", 1], found
+    assert found["shortcut", 16] < 0.35 * found["flow", 1], found
+
+
+@torch.no_grad()
+def test_a_shortcut_learns_to_agree_with_two_steps_of_half_the_length() -> None:
+    head: Any = trained("shortcut")
+    x, h = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), hidden_of(torch.arange(200) % 2)[:, 0]
+    for level in (0, 1, 2):
+        at, time = torch.full((200,), level), torch.zeros(200)
+        one, two = head.step(x, time, at, h), head.two_steps(x, time, at, h)
+        assert float((one - two).square().mean()) < 0.1 * float(two.var(0).mean()), level
+    with pytest.raises(ConfigError, match="at most 16"):
+        head.check_sampler(Sampler(head=ShortcutSampler(steps=32)))
+    with pytest.raises(ConfigError, match="power of two"):
+        ShortcutSampler(steps=6)
 
 
 # --- MAR

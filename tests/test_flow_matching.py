@@ -140,3 +140,5 @@ def test_guidance_mixes_velocities_and_settings_of_others_are_refused() -> None:
         model.check_sampler(model.sampler.edited(head={"diffusion": {"steps": 3}}))
     with pytest.raises(ConfigError, match=r"sample\.steps"):
         model.check_sampler(model.sampler.edited(steps=3))
+    with pytest.raises(ConfigError, match=r"sample\.temperature"):
+        model.check_sampler(model.sampler.edited(temperature=0.5))

@@ -20,7 +20,7 @@ from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
 from tokenloom.models.parts.feeds.base import span, take
 from tokenloom.models.parts.flows.matching import FlowSampler, Times, between, times
-from tokenloom.models.parts.heads.continuous import ContinuousHead
+from tokenloom.models.parts.heads.continuous import ContinuousHead, refuse_logit_settings
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.orders.base import Order
@@ -169,3 +169,4 @@ class GroupDenoiser(protocols.Generator):
         super().check_sampler(sampler)
         if sampler.head is not None and not isinstance(sampler.head, FlowSampler):
             raise ConfigError(f"sample.head={sampler.head!r}: {type(self).__name__} takes 'flow' alone")
+        refuse_logit_settings(sampler, FlowSampler)

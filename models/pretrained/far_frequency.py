@@ -12,7 +12,6 @@ from torch import Tensor
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Labels
 from tokenloom.models.parts.diffusion import TIMES
-from tokenloom.models.parts.heads.diffusion import DiffusionSampler
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.pretrained.mar import (
     DECODER,
@@ -30,7 +29,7 @@ from tokenloom.models.pretrained.names import NameMap, Rename
 from tokenloom.models.pretrained.options import RECORDED, Options, inert, only, used
 from tokenloom.models.pretrained.parity import ReplayedDraws, ReplayedSamples, calls_of, gradient_norms
 from tokenloom.models.sampling.sampler import Moment
-from tokenloom.models.zoo.generators.far_frequency.head import told
+from tokenloom.models.zoo.generators.far_frequency.head import StagedDiffusion, StagedSampler, told
 from tokenloom.models.zoo.generators.far_frequency.module import FrequencyGenerator
 from tokenloom.models.zoo.generators.far_frequency.recipe import far_frequency
 
@@ -94,7 +93,8 @@ def config(info: Info) -> FrequencyGenerator.Config:
         label_dropout=0.0,
     )
     net = MaskedAutoencoder.Config(encoder=half(c, "encoder"), decoder=half(c, "decoder"), buffer=c["buffer_size"])
-    return replace(made, net=net, sampler=replace(made.sampler, head=settings(c["num_sampling_steps"])))
+    chain, own = settings(c["num_sampling_steps"]), cast(StagedSampler, made.sampler.head)
+    return replace(made, net=net, sampler=replace(made.sampler, head=replace(own, steps=chain.steps, spacing=chain.spacing)))
 
 
 def build(info: Info) -> FrequencyGenerator:
@@ -121,7 +121,7 @@ def recorded(info: Info, inputs: Mapping[str, Tensor], section: str) -> Iterator
 
 def outputs(model: FrequencyGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every number of the fixture: the head alone, a training pass with its loss and gradients, sampling stage by stage."""
-    c, head, draws = flat(info), model.head, recorded(info, inputs, "loss")
+    c, head, draws = flat(info), cast(StagedDiffusion, model.head), recorded(info, inputs, "loss")
     x, t, h, index = (inputs[f"head_{name}"] for name in ("x_t", "t", "c", "index"))
     rows, stage, length = len(inputs["labels"]), int(inputs["stage"]), model.layout.length
     data = patches(inputs["latent"], 1)
@@ -156,7 +156,7 @@ def outputs(model: FrequencyGenerator, info: Info, inputs: Mapping[str, Tensor])
 def sampled(model: FrequencyGenerator, info: Info, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sampling with the recorded noise, by the generator."""
     c, draws, labels = flat(info), recorded(info, inputs, "gen"), Labels(inputs["gen_labels"])
-    rows, times = labels.rows, times_of(cast(DiffusionSampler, model.sampler.head))
+    rows, times = labels.rows, times_of(cast(StagedSampler, model.sampler.head))
     order = torch.stack([next(draws) for _ in range(rows)]) if c["mask"] else None
     numbers: dict[tuple[str, int], Tensor] = {}
     for g in range(len(model.stages)):

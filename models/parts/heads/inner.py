@@ -6,6 +6,7 @@ Shapes: B rows, N positions, M = B N tokens, G groups of F features (C = G F cha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,14 +70,15 @@ class InnerMixture(ContinuousHead):
         self.start = nn.Parameter(torch.empty(1, 1, wide))
         self.position = nn.Parameter(torch.empty(1, self.groups, wide))
         # VAR's blocks without cosines (arXiv:2404.02905), which the released code takes.
-        self.net = Transformer.Config(
+        blocks = Transformer.Config(
             width=wide,
             depth=config.depth,
             heads=config.heads,
             norm=AdaLN.Config(gamma=1e-5, condition=width),
             mlp=GELU.Config(),
             attention=Attention.Config(similarity=Scaled(gain=0.25), bias="qv"),
-        ).build(TokenLayout(grids=((1, self.groups),), channels=config.together))
+        )
+        self.net = cast(Transformer, blocks.build(TokenLayout(grids=((1, self.groups),), channels=config.together)))
         self.out = nn.Linear(wide, config.components * (2 * config.together + 1))
         for weight in (self.start, self.position, self.embed.weight, self.condition.weight):
             nn.init.trunc_normal_(weight, std=0.02)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.protocols import TokenLayout
-from tokenloom.models.parts.heads.diffusion import Diffusion
+from tokenloom.models.parts.heads.diffusion import Diffusion, DiffusionSampler
+from tokenloom.models.sampling.sampler import Constant, Moment, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedSampler(DiffusionSampler, tag="head_sampler.staged_diffusion"):
+    """As ``DiffusionSampler``; the temperature is multiplied by ``warmth``, which may change from stage to stage."""
+
+    warmth: Schedule = Constant(value=1.0)
+
+    def at(self, moment: Moment) -> StagedSampler:
+        """The settings of a stage."""
+        return replace(self, temperature=self.temperature * self.warmth.on(moment))
 
 
 class Staged(nn.Module):
@@ -25,6 +37,8 @@ class Staged(nn.Module):
 
 class StagedDiffusion(Diffusion):
     """A diffusion head whose hidden states (…, D + 1) end with the stage, ``told``."""
+
+    settings = StagedSampler
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Diffusion.Config, tag="head.staged_diffusion"):

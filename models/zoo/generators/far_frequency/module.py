@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -22,13 +22,12 @@ from tokenloom.models.core.protocols import Batch, Condition, Conditions, Layout
 from tokenloom.models.parts.conditions import ClassCondition, Conditioned, Conditioner, stack
 from tokenloom.models.parts.feeds.base import span
 from tokenloom.models.parts.feeds.known_values import KnownValues
-from tokenloom.models.parts.heads.diffusion import DiffusionSampler
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.parts.orders import TruncatedNormal
 from tokenloom.models.parts.slots import visibility_of
 from tokenloom.models.sampling.sampler import Moment, Sampler
-from tokenloom.models.zoo.generators.far_frequency.head import StagedDiffusion, told
+from tokenloom.models.zoo.generators.far_frequency.head import StagedDiffusion, StagedSampler, told
 
 #: Stages of the released samplers on a grid of side 16, with masks and without.
 STAGES = {"some": (0, 12, 12, 4, 5, 6, 7, 8, 9, 10, 11), "none": (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)}
@@ -61,7 +60,7 @@ class FrequencyGenerator(protocols.Generator):
         least: float = 0.7
         stages: tuple[int, ...] = ()
         condition: Conditioner.Config = ClassCondition.Config()
-        sampler: Sampler = Sampler(head=DiffusionSampler())
+        sampler: Sampler = Sampler(head=StagedSampler())
 
         def __post_init__(self) -> None:
             if not 0 <= self.least < 1 or any(stage < 0 for stage in self.stages) or self.stages[:1] not in ((), (0,)):
@@ -87,9 +86,9 @@ class FrequencyGenerator(protocols.Generator):
             raise ConfigError(f"net.buffer={config.net.buffer}: must be feed.buffer={config.feed.buffer}")
         self.stages = config.stages or tuple(min(rows, -(-stage * rows // SIDE)) for stage in STAGES[config.masks])
         self.condition = config.condition.build(classes, config.net.width)
-        self.feed = config.feed.build(layout, config.net.width, None)
+        self.feed = cast(KnownValues, config.feed.build(layout, config.net.width, None))
         self.net = config.net.build(layout)
-        self.head = config.head.build(layout, config.net.output_width, self.feed)
+        self.head = cast(StagedDiffusion, config.head.build(layout, config.net.output_width, self.feed))
 
     # --- training
 
@@ -139,7 +138,7 @@ class FrequencyGenerator(protocols.Generator):
     ) -> Iterator[Stage]:
         """The stages; ``order_BL`` lists the positions that are masked longest first."""
         device, rows, length = self.feed.position.device, conditions.rows, self.layout.length
-        draws, own = draws.to(device, rows), cast(DiffusionSampler, sampler.head or DiffusionSampler())
+        draws, own = draws.to(device, rows), cast(StagedSampler, sampler.head or StagedSampler())
         steps = len(self.stages)
         rank_BL = (draws.permutation("order", 0, length) if order_BL is None else order_BL).argsort(1)
         masked = [length * (self.config.masks == "some"), *(self._masked(i + 1) for i in range(steps))]
@@ -154,9 +153,9 @@ class FrequencyGenerator(protocols.Generator):
             h = self._states(data.masked_fill(~known.unsqueeze(-1), 0.0).repeat(copies, 1, 1), known.repeat(copies, 1), cond)
             h = told(h, stage)
             hidden = Hidden(h[:rows], h[rows:] if guided else None, sampler.guidance.on(moment))
-            warm = own.temperature * sampler.temperature.on(moment)
-            token = self.head.sample(hidden, replace(own, temperature=warm), moment, draws)
-            yield Stage(stage, hidden, warm, token)
+            now = own.at(moment)
+            token = self.head.sample(hidden, now, moment, draws)
+            yield Stage(stage, hidden, now.temperature, token)
             # With masks the released sampler gives the first stage's latents on as they are.
             if i + 1 < steps:
                 whole = i == 0 and self.config.masks == "some"

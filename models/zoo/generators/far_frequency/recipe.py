@@ -15,11 +15,10 @@ import math
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds.known_values import KnownValues
-from tokenloom.models.parts.heads.diffusion import DiffusionSampler
 from tokenloom.models.parts.nets import blocks
 from tokenloom.models.parts.nets.masked_autoencoder import MaskedAutoencoder
 from tokenloom.models.sampling.sampler import Linear, Sampler, Schedule, Table
-from tokenloom.models.zoo.generators.far_frequency.head import StagedDiffusion
+from tokenloom.models.zoo.generators.far_frequency.head import StagedDiffusion, StagedSampler
 from tokenloom.models.zoo.generators.far_frequency.module import STAGES, FrequencyGenerator, Masks
 from tokenloom.models.zoo.published.continuous.far_frequency import FAR_FREQUENCY
 
@@ -69,7 +68,6 @@ def far_frequency(
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
         sampler=Sampler(
             guidance=Linear(value=guidance, clock="begun"),
-            temperature=warmth(masks, temperature),
-            head=DiffusionSampler(steps=draw_steps),
+            head=StagedSampler(steps=draw_steps, warmth=warmth(masks, temperature)),
         ),
     )

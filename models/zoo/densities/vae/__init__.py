@@ -1,0 +1,1 @@
+"""Autoencoders with Gaussian latents, trained on objectives beside the bound."""
