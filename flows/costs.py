@@ -16,7 +16,7 @@ from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.training.cost import cost_of
 from tokenloom.tasks.training.speed import ACCELERATORS
 
-__all__ = ["accelerator_named", "costs", "lines", "totals"]
+__all__ = ["accelerator_named", "cells", "costs", "totals"]
 
 
 def accelerator_named(name: str) -> Any:
@@ -49,6 +49,8 @@ def costs(
         price: of one accelerator's hour, in any currency.
     """
     accelerator, found = accelerator_named(name), []
+    if "dataset" not in planned:
+        return found
     for section, spec, settings in _trained(config, store, planned):
         items = _items(planned["dataset"], store) or _published(section, spec, settings)
         cost = cost_of(spec, section, settings, execution, items)
@@ -66,20 +68,19 @@ def _sum(values: list[Any]) -> Any:
     return None if None in values else sum(values)
 
 
-def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The same for people: a line a training, and one for what does not fit."""
-    said = []
+def cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The same for people, a row a training: names of the columns, and the cells; a column that is empty is left out."""
+    columns, found = ["name", "parameters", "FLOP", "memory a worker", "time", "price", "remarks"], []
     for row in rows:
         where = f"{row['accelerators']} {row['accelerator']} at {row['share_of_peak']:.0%} of the peak"
-        length = "hours not known" if row["hours"] is None else f"{_time(row['hours'])} on {where}"
-        money = "" if row["price"] is None else f", {row['price']:,.2f} for them"
-        memory = f"{_memory(row['memory_bytes'])} a worker"
-        said.append(f"{row['section']} costs {row['parameters']:,} parameters, {_flops(row['flops'])}, {memory}, {length}{money}")
-        if row["counted"] != "traced":
-            said.append(f"  counted {row['counted']}")
-        if row["warning"]:
-            said.append(f"  does not fit: {row['warning']}")
-    return said
+        length = "not known" if row["hours"] is None else f"{_time(row['hours'])} on {where}"
+        remarks = [row["warning"], None if row["counted"] == "traced" else f"counted {row['counted']}"]
+        money = None if row["price"] is None else f"{row['price']:,.2f}"
+        flops = "not known" if row["flops"] is None else f"{row['flops']:.3g}"
+        said = "; ".join(remark for remark in remarks if remark)
+        found.append([row["section"], f"{row['parameters']:,}", flops, _memory(row["memory_bytes"]), length, money, said])
+    filled = [at for at in range(len(columns)) if any(row[at] for row in found)]
+    return [columns[at] for at in filled], [[row[at] for at in filled] for row in found]
 
 
 def _time(hours: float) -> str:
@@ -88,10 +89,6 @@ def _time(hours: float) -> str:
 
 def _memory(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-def _flops(flops: float | None) -> str:
-    return "operations unknown" if flops is None else f"{flops:.3g} FLOP"
 
 
 def _trained(config: RunConfig, store: Store, planned: dict[str, Planned]) -> list[tuple[str, ModelSpec, TrainSettings]]:

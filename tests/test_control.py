@@ -185,6 +185,8 @@ def controlled(folder: Path, condition: Any = BOTH, *sets: str) -> RunConfig:
     document["generator"] |= {"recipe": "raster", "args": {"depth": 1, "width": 16, "heads": 2}, "set": {"condition": condition}}
     document["tokenizer"] |= {"recipe": "vq", "args": {"channels": 8, "multipliers": [1, 2], "patch": 1, "codes": 16}}
     metrics = ["fd", "nll", "recognition"]
+    if "several" not in condition:  # the control image alone is never dropped, so no null is trained
+        document["sample"] = {"guidance": 0.0}
     return RunConfig.model_validate(document | {"evaluate": {"samples": 10, "neighbours": 1, "components": 2, "metrics": metrics}})
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from image_files import rows_of
-from image_sources import own_hub, png, write_parquet, write_tar
-from test_sources import write_idx
+from image_sources import own_hub, png, write_idx, write_parquet, write_tar
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks.data.ingest import ingest

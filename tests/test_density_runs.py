@@ -89,7 +89,7 @@ def test_a_density_is_trained_judged_registered_and_sampled(source: Path, here: 
     assert first.shape == (4, 8, 8, 1)
     for other in others:
         np.testing.assert_array_equal(first, other)
-    with pytest.raises(ConfigError, match="guidance: a density is sampled as it is"):
+    with pytest.raises(ConfigError, match="guidance: IWAE has no such setting; it has none"):
         sample_model("toy", here, tracker, total=4, guidance=2.0, out=tmp_path / "x.npz")
     assert leaderboard(here, ["toy"])[0]["run"] == "toy"
     again, said = scheduled(density(source), here)

@@ -58,6 +58,13 @@ HAS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ear", "mar"), (*GUIDED, *SCHEDULE)),
     **dict.fromkeys(("fractalgen_ar", "fractalgen_mar", "fractalgen_guiding"), ("guidance", "guidance_schedule", "temperature")),
     **dict.fromkeys(("acdit", "acdit_deep"), GUIDED),
+    "xar": GUIDED,
+    "arinar": (*GUIDED, *SCHEDULE),
+    **dict.fromkeys(("far_frequency", "far_frequency_nomask"), GUIDED),
+    "starflow": ("guidance", "temperature"),
+    "arflow": ("guidance",),
+    "flowpp": (),
+    "pfgmpp": (),
     "tarflow": ("guidance", "guidance_schedule"),
     "glow": ("temperature",),
 }
@@ -67,7 +74,18 @@ CODES = {name for name in families() if name.startswith("vqpt_")} | {
     *("titok", "titok_legacy", "titok_legacy_stage1", "var_vqvae"),
 }
 #: Seconds each: tried with everything else that is long.
-SLOW = ("fractalgen_ar", "fractalgen_mar", "fractalgen_guiding", "tokenbridge", "mar", "npp", "open_magvit2_gpt", "infinity_patchify")
+SLOW = (
+    "xar",
+    "far_frequency",
+    "fractalgen_ar",
+    "fractalgen_mar",
+    "fractalgen_guiding",
+    "tokenbridge",
+    "mar",
+    "npp",
+    "open_magvit2_gpt",
+    "infinity_patchify",
+)
 EACH = [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in HAS]
 
 
@@ -107,6 +125,8 @@ def asked(info: dict[str, Any], inputs: dict[str, torch.Tensor], rows: int) -> C
     condition: Condition = Labels(torch.full((rows,), 2))
     if "in/caption_gen" in inputs:
         condition = TextFeatures(inputs["in/caption_gen"][:1].expand(rows, -1, -1), inputs["in/emb_mask"][:1].expand(rows, -1))
+    elif "in/y_uncond" in inputs:
+        condition = TextFeatures(inputs["in/y"][:1].expand(rows, -1, -1))
     elif "in/gen_kv_compact" in inputs:
         condition = TextFeatures(inputs["in/gen_kv_compact"][None, : info["config"]["gen_lens"][0]].expand(rows, -1, -1))
     return Conditions.of(condition)
@@ -155,7 +175,8 @@ def test_an_import_is_sampled_under_every_option_that_it_has(name: str, store: S
 
 #: Families that are asked in words.
 TEXTED = ("llamagen_t2i", "infinity", "infinity_patchify")
-QUICK = [name if name in ("var", "ear", "glow") else pytest.param(name, marks=pytest.mark.long) for name in HAS if name not in TEXTED]
+SHORT = ("var", "ear", "glow")
+QUICK = [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in HAS if name not in (*TEXTED, "starflow")]
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import config, encoded, picture, quarantine, rows_of, two_classes
+from image_sources import write_idx
 from PIL import Image
 
 from tokenloom.models.core.config import ConfigError
@@ -28,12 +27,6 @@ from tokenloom.tasks.store.artifacts import Store
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return two_classes(tmp_path)
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    raw = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -148,8 +148,8 @@ def plan(
         emit({"run": config.name, "steps": steps, "published_trainings": trainings, "cost": cost.totals(costs)})
         return
     table(config.name, ["step", "status", "fingerprint", "why"], [[o.name, o.status, o.fingerprint, o.reason] for o in planned])
-    for line in cost.lines(costs):
-        click.echo(line)
+    if costs:
+        table("what the trainings cost", *cost.cells(costs))
     for one in trainings:
         train = one["train"]
         click.echo(f"{one['section']} trains as published: {one['length']} of batch {train['batch']}, {train['precision']}")

@@ -37,7 +37,7 @@ def check_names(floor: Mapping[str, float], gate: str, measured: Sequence[str] |
     """
     for where, name in [*((f"register.floor.{n}", n) for n in floor), ("register.gate", gate)]:
         if not meaning(name)[1] and not meaning(f"{name}_")[1]:
-            known = ", ".join(prefix.rstrip("_") for prefix, _, _ in all_meanings())
+            known = ", ".join(dict.fromkeys(prefix.rstrip("_") for prefix, _, _ in all_meanings()))
             raise ConfigError(f"{where}: no metric is named {name!r}; there are: {known}")
         makers = [group for group, names in measured_by_all().items() if any(name == n or name.startswith(f"{n}_") for n in names)]
         if measured is not None and makers and not set(makers) & {*measured, ""}:

@@ -9,8 +9,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data import ingest as ingesting
 from tokenloom.tasks.data.found import found as told
+from tokenloom.tasks.runtime.data_checks import check_data
 from tokenloom.tasks.steps.base import Context, Given, Inputs, Later, Planned, Step
-from tokenloom.tasks.steps.data_checks import check_data
 from tokenloom.tasks.store.artifacts import Outcome, Store
 
 

@@ -17,7 +17,7 @@ from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.head_sampler import HeadSampler
-from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
+from tokenloom.models.sampling.sampler import Constant, Interval, Moment, Sampler
 
 
 def refuse_logit_settings(sampler: Sampler, settings: type[HeadSampler] | None) -> None:
@@ -31,6 +31,18 @@ def refuse_logit_settings(sampler: Sampler, settings: type[HeadSampler] | None) 
         fields = "" if settings is None else ", ".join(field.name for field in dataclasses.fields(settings))
         own = f"; it is set by sample.head: {{{settings.tag.partition('.')[2]}: …}}, with {fields}" if settings else ""
         raise ConfigError(f"sample.{name}: this model draws numbers, not ids from logits, and has no such setting{own}")
+
+
+def refuse_schedules(sampler: Sampler) -> None:
+    """Refuse guidance and temperatures that change on the way, for a model that draws all positions at once.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    names = {"guidance_interval" if isinstance(sampler.guidance, Interval) else "guidance_schedule": sampler.guidance}
+    for name, schedule in (names | {"temperature_end": sampler.temperature}).items():
+        if not isinstance(schedule, Constant):
+            raise ConfigError(f"sample.{name}: this model draws all positions at once and takes a constant alone")
 
 
 class ContinuousHead(Head):

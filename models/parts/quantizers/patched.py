@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.core.layout import TokenLayout
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 
 
@@ -25,6 +26,12 @@ class Patched(nn.Module):
 
         def channels(self) -> tuple[int, int]:
             return self.bits * self.side**2, self.bits * self.side**2
+
+        def layout(self, grid: tuple[int, int]) -> TokenLayout:
+            """The tokens of a grid of (rows, columns) of tokens, each of ``side`` x ``side`` cells."""
+            cells = super().layout((grid[0] * self.side, grid[1] * self.side))
+            grids = tuple((h // self.side, w // self.side) for h, w in cells.grids)
+            return TokenLayout(grids=grids, vocabulary=2, codebooks=self.channels()[0])
 
     def __init__(self, config: Config) -> None:
         super().__init__()

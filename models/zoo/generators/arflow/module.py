@@ -18,6 +18,7 @@ from tokenloom.models.core.protocols import Batch, Conditions, LayoutError, Toke
 from tokenloom.models.core.requests import labels_of
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.flows.matching import FlowSampler, between
+from tokenloom.models.parts.heads.continuous import refuse_logit_settings, refuse_schedules
 from tokenloom.models.parts.heads.hidden import guide
 from tokenloom.models.parts.time import TimeEmbedding
 from tokenloom.models.sampling.sampler import Moment, Sampler
@@ -117,6 +118,8 @@ class ARFlow(protocols.Generator):
         super().check_sampler(sampler)
         if not isinstance(sampler.head or FlowSampler(), FlowSampler):
             raise ConfigError(f"sample.head={sampler.head!r}: ARFlow takes 'flow' alone")
+        refuse_logit_settings(sampler, FlowSampler)
+        refuse_schedules(sampler)
 
     @torch.no_grad()
     def generate(self, conditions: Conditions, sampler: Sampler, draws: SampleDraws) -> Tokens:

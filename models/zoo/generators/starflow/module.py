@@ -6,7 +6,7 @@ Shapes: B rows, L tokens, N positions of patches of P numbers, C channels, T slo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -18,8 +18,9 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Conditions, LayoutError, TokenLayout, Tokens, full_tokens_of
 from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.flows.causal import CausalFlow, Grid, Reversal
+from tokenloom.models.parts.heads.continuous import refuse_logit_settings, refuse_schedules
 from tokenloom.models.sampling.head_sampler import HeadSampler
-from tokenloom.models.sampling.sampler import Moment, Sampler
+from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +181,10 @@ class STARFlow(protocols.Generator):
         return None if self.condition is None else self.condition(conditions).prefix_BPD
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Guidance is one weight; how flows are inverted stands under ``head``."""
+        """Guidance and temperature are one number each; how flows are inverted stands under ``head``."""
         super().check_sampler(sampler)
+        refuse_schedules(sampler)
+        refuse_logit_settings(replace(sampler, temperature=Constant(value=1.0)), InverseSampler)
         if not isinstance(sampler.head or InverseSampler(), InverseSampler):
             raise ConfigError(f"sample.head={sampler.head!r}: STARFlow takes 'inverse' alone")
 
