@@ -28,8 +28,8 @@ $(READY_DEV): $(READY)
 demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
 	@$(BIN)/tokenloom run digits_var
 
-test: $(READY_DEV) ## set up, then run the tests, two files at a time (10 minutes at most on two free cores); names the slowest
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=1
+test: $(READY_DEV) ## set up, then run the tests, three files at a time (10 minutes at most on two free cores); names the slowest
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=1
 
 test-all: $(READY_DEV) ## all tests, those of many minutes too, then every recipe end to end (goes on where it was)
 	@$(BIN)/python -m pytest -m ''
