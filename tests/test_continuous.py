@@ -22,6 +22,8 @@ from tokenloom.models.parts.drawn import Drawn
 from tokenloom.models.parts.feeds.base import Feed
 from tokenloom.models.parts.heads.base import Head, Predict
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.orders import Masked
+from tokenloom.models.parts.orders.sizes import Curve
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.sampling.sampler import Moment, Sampler
 
@@ -86,8 +88,16 @@ class Gaussian(Head):
         return Drawn(mean + draws.normal("head", moment.step, *mean.shape[1:]) if forced is None else forced)
 
 
+class Half(Curve):
+    """Half of the positions, whatever is drawn."""
+
+    def masked(self, t: float) -> float:
+        return 0.5
+
+
 def on_latents(name: str) -> Any:
-    """The recipe's config with a Gaussian head; groups are taken in order where the recipe would choose by confidence."""
+    """The recipe's config with a Gaussian head; groups are taken in order where the recipe would choose by confidence, and a masked
+    order knows half of the positions: a recipe's own share may mask all of so few, and then nothing is seen."""
     recipe = registry.get(name)
     config: Any = recipe.config(recipe.tiny)
     names = {f.name for f in fields(config)} if is_dataclass(config) else set()
@@ -96,6 +106,8 @@ def on_latents(name: str) -> Any:
     order = getattr(config, "order", None)
     if getattr(order, "choice", None) is not None and name != "oar":
         config = replace(config, order=replace(order, choice=None))
+    if isinstance(order, Masked):
+        config = replace(config, order=replace(config.order, curve=Half()))
     return config
 
 

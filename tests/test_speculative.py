@@ -59,6 +59,15 @@ def pair(name: str, **given: Any) -> GroupGenerator:
 
 
 @torch.no_grad()
+def ignorant(name: str, seed: int = 1) -> GroupGenerator:
+    """A model without weights: every token is equally likely, whatever came before."""
+    model = made(name, seed=seed, scale=0.0, layout=LARGER)
+    for p in model.parameters():
+        p.zero_()
+    return model
+
+
+@torch.no_grad()
 def exact(model: GroupGenerator, label: int, sampler: Sampler) -> tuple[Tensor, Tensor]:
     """All sequences and their probabilities (float64) under a sampler, by teacher forcing."""
     every = torch.tensor(list(product(range(CODES), repeat=LENGTH)))
@@ -211,8 +220,8 @@ def test_a_draft_model_must_be_there_and_fit() -> None:
 
 @pytest.mark.parametrize("name", ["raster", "aim"])
 def test_an_easy_model_takes_fewer_calls_than_tokens(name: str) -> None:
-    model = made(name, scale=0.0, layout=LARGER)  # a fresh head knows nothing: what is drafted uniformly holds
-    model.use_draft_model(made("raster", seed=9, scale=0.0, layout=LARGER))
+    model = ignorant(name)  # what is drafted uniformly holds
+    model.use_draft_model(ignorant("raster", seed=9))
     labels, draws = Labels(torch.zeros(3, dtype=torch.int64)), SampleDraws.of(0, 0, 3)
     tokens, trace = model.decode(labels, replace(PLAIN, decoder=Jacobi(window=5)), draws)
     assert tokens.ids.shape == (3, 16)

@@ -68,9 +68,9 @@ class BlockNorm(nn.Module, ABC):
             """What these norms add to a net's label."""
             return f" + {self.label}" if self.label else ""
 
-        def build(self, width: int, depth: int, branches: int = 2) -> BlockNorm:
-            """Norms of a stack of ``depth`` blocks of so many branches."""
-            return self.construct(width, depth, branches)
+        def build(self, width: int, depth: int, branches: int = 2, condition: int | None = None) -> BlockNorm:
+            """Norms of a stack of ``depth`` blocks of so many branches; modulation vectors are of width ``condition``, if not ``width``."""
+            return self.construct(width, depth, branches, condition=condition or width)
 
     def __init__(self, branches: int = 2) -> None:
         super().__init__()
@@ -180,19 +180,17 @@ class AdaLN(BlockNorm):
         sharing: Literal["own", "shared"] = "own"
         gamma: float = 1e-2
         last: Added[Literal["adaptive", "plain"]] = "adaptive"
-        condition: Added[int] = 0
 
-    def __init__(self, config: Config, width: int, depth: int, branches: int) -> None:
+    def __init__(self, config: Config, width: int, depth: int, branches: int, condition: int) -> None:
         super().__init__(branches)
         self.width, self.gamma = width, config.gamma
         self.branches = nn.ModuleList(
             [nn.ModuleList([norm(config.kind, width, config.eps) for _ in range(branches)]) for _ in range(depth)]
         )
-        given = config.condition or width
-        self.maps = nn.ModuleList([nn.Linear(given, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
+        self.maps = nn.ModuleList([nn.Linear(condition, 3 * branches * width) for _ in range(depth if config.sharing == "own" else 1)])
         self.offset: nn.Embedding | None = nn.Embedding(depth, 3 * branches * width) if config.sharing == "shared" else None
         self.before = norm(config.final, width, config.eps)
-        self.final: nn.Linear | None = nn.Linear(given, 2 * width) if config.last == "adaptive" else None
+        self.final: nn.Linear | None = nn.Linear(condition, 2 * width) if config.last == "adaptive" else None
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -6,7 +6,6 @@ Shapes: B rows, N positions, M = B N tokens, G groups of F features (C = G F cha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +73,11 @@ class InnerMixture(ContinuousHead):
             width=wide,
             depth=config.depth,
             heads=config.heads,
-            norm=AdaLN.Config(gamma=1e-5, condition=width),
+            norm=AdaLN.Config(gamma=1e-5),
             mlp=GELU.Config(),
             attention=Attention.Config(similarity=Scaled(gain=0.25), bias="qv"),
         )
-        self.net = cast(Transformer, blocks.build(TokenLayout(grids=((1, self.groups),), channels=config.together)))
+        self.net = Transformer(blocks, TokenLayout(grids=((1, self.groups),), channels=config.together), condition=width)
         self.out = nn.Linear(wide, config.components * (2 * config.together + 1))
         for weight in (self.start, self.position, self.embed.weight, self.condition.weight):
             nn.init.trunc_normal_(weight, std=0.02)

@@ -61,7 +61,8 @@ class Transformer(SlotNet):
         def label(self) -> str:
             return self.words + self.norm.suffix
 
-    def __init__(self, config: Config, layout: TokenLayout) -> None:
+    def __init__(self, config: Config, layout: TokenLayout, condition: int | None = None) -> None:
+        """``condition``: width of the vectors that modulate the norms, if not the net's own."""
         super().__init__()
         if config.depth < 1 or (config.width % config.heads and not config.attention.head_width):
             raise ValueError(
@@ -70,7 +71,7 @@ class Transformer(SlotNet):
         if not 0 <= config.dropout < 1 or not 0 <= config.drop_path < 1:
             raise ValueError(f"net.dropout={config.dropout}, net.drop_path={config.drop_path}: must be in [0, 1)")
         self.config, self.width = config, config.width
-        self.norm = config.norm.build(config.width, config.depth)
+        self.norm = config.norm.build(config.width, config.depth, condition=condition)
         self.attention = nn.ModuleList([config.attention.build(config.width, config.heads) for _ in range(config.depth)])
         self.mlp = nn.ModuleList([config.mlp.build(config.width) for _ in range(config.depth)])
         self.rope = config.rope.build(layout, config.attention.head_width or config.width // config.heads) if config.rope else None
