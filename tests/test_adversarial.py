@@ -59,7 +59,7 @@ def held_out_errors(weight: float, start: int, steps: int, every: int = 25) -> l
     return errors
 
 
-@pytest.mark.parametrize("weight", [0.5, 1000.0])
+@pytest.mark.parametrize("weight", [pytest.param(0.5, marks=pytest.mark.long), 1000.0])
 def test_an_adversarial_start_in_mid_training_keeps_the_reconstruction(weight: float) -> None:
     """However large the weight, the adversarial gradient stays within that of the reconstruction."""
     errors = held_out_errors(weight, start=100, steps=200)

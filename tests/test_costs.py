@@ -81,7 +81,7 @@ def test_a_length_in_epochs_waits_for_the_number_of_items() -> None:
     assert cost_of(spec_of("raster"), "generator", settings, ExecutionSettings(workers=1), items=80).steps == 20
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "imagenet256_rar_b" else pytest.mark.long) for name in REAL])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "imagenet256_titok_l32" else pytest.mark.long) for name in REAL])
 def test_every_real_run_has_a_cost(name: str, tmp_path: Path) -> None:
     config, store = load_run(name), Store(str(tmp_path / "store"), tmp_path)
     planned = planning.plan(config, store)

@@ -93,6 +93,7 @@ def test_a_killed_worker_costs_nothing(store, ray_session, tmp_path) -> None:
     assert read(f"{outcome.artifact.folder}/weights.safetensors") == read(f"{plain}/weights.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_nan_is_one_clear_error_and_no_restart(store, ray_session) -> None:
     step = tokenizer_step(store, optimizer=OptimizerSettings(lr=1e6, warmup=0.0, clip=0.0, weight_decay=1.0))

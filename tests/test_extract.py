@@ -186,6 +186,7 @@ def test_actors_give_the_same_bytes_whatever_their_number(
     assert shards(store, extract(step, store, CLUSTER)) == by_actors
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_an_error_in_an_actor_is_one_clear_message(store: Store, images: Path, ray_session: Any) -> None:
     data = dataset(store, images).artifact

@@ -263,7 +263,7 @@ def worker(rank: int, world: int, folder: str, names: list[str], steps: int) -> 
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_workers_keep_one_codebook_equal_to_a_single_process(world: int, tmp_path: Path) -> None:
     names, steps = ["vq", "vq_cosine", "multiscale", "multiscale_learned"], 40
     context = multiprocessing.get_context("spawn")

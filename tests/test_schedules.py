@@ -103,7 +103,7 @@ def test_a_source_that_grows(source: Path, here: Store) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("holds", [pytest.param(True, marks=pytest.mark.long), False])
 def test_the_alias_moves_only_if_the_gate_holds(holds: bool, source: Path, here: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, by a metric whose value is set: the challenger's is better or worse than the champion's."""
     from tokenloom.tasks.evaluation import evaluate

@@ -116,7 +116,7 @@ def test_no_other_place_starts_python() -> None:
     assert starters == {"flows/prefect_api.py"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_workers_of_ray_import_nothing_from_where_a_person_stands(trap: Path, tmp_path: Path) -> None:
     code = f"""
