@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tokenloom.configs.schema import RunConfig
@@ -48,7 +49,9 @@ def costs(
         name: of the accelerator.
         price: of one accelerator's hour, in any currency.
     """
-    accelerator, found = accelerator_named(name), []
+    accelerator, found = accelerator_named(name), list[dict[str, Any]]()
+    if price is not None and not 0 <= price < math.inf:
+        raise ConfigError(f"--price {price}: give the price of an hour, 0 or more")
     if "dataset" not in planned:
         return found
     for section, spec, settings in _trained(config, store, planned):
@@ -75,6 +78,7 @@ def cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
         where = f"{row['accelerators']} {row['accelerator']} at {row['share_of_peak']:.0%} of the peak"
         length = "not known" if row["hours"] is None else f"{_time(row['hours'])} on {where}"
         remarks = [row["warning"], None if row["counted"] == "traced" else f"counted {row['counted']}"]
+        remarks.append("epochs of data that is not there yet" if row["steps"] is None else None)
         money = None if row["price"] is None else f"{row['price']:,.2f}"
         flops = "not known" if row["flops"] is None else f"{row['flops']:.3g}"
         said = "; ".join(remark for remark in remarks if remark)

@@ -64,7 +64,9 @@ def test_a_smaller_micro_batch_and_bfloat16_need_less() -> None:
 def test_what_does_not_fit_is_said_with_what_would() -> None:
     cost = cost_of(spec_of("raster"), "generator", TrainSettings(steps=10), ExecutionSettings(workers=1))
     small = replace(ACCELERATORS["L4"], memory=cost.memory_bytes - 1)
-    assert "execution.micro_batch" in cost.on(small, TrainSettings(steps=10), 1)["warning"]
+    assert "execution.micro_batch: 63 would fit it" in cost.on(small, TrainSettings(steps=10), 1)["warning"]
+    with pytest.raises(ConfigError, match=r"--price nan: give the price of an hour"):
+        costs.costs(load_run("smoke_raster"), Store("unused", Path("unused")), {}, ExecutionSettings(), price=float("nan"))
     tiny = replace(small, memory=cost.memory["weights"])
     row = cost.on(tiny, TrainSettings(steps=10), 1, price=2.0)
     assert "fsdp" in row["warning"]

@@ -132,7 +132,7 @@ def plan(
     from tokenloom.configs.load import load_cluster, load_run
     from tokenloom.flows import costs as cost
     from tokenloom.flows import planning
-    from tokenloom.flows.screen import table
+    from tokenloom.flows.screen import packed, table, width
 
     config = load_run(run, sets)
     cost.accelerator_named(accelerator)
@@ -152,12 +152,14 @@ def plan(
         table("what the trainings cost", *cost.cells(costs))
     for one in trainings:
         train = one["train"]
-        click.echo(f"{one['section']} trains as published: {one['length']} of batch {train['batch']}, {train['precision']}")
+        said = [f"{one['section']} trains as published: {one['length']} of batch {train['batch']}, {train['precision']}"]
         for phase, optimizer in {"": train["optimizer"], **train.get("phases", {})}.items():
-            click.echo(f"  {phase or 'optimizer'}: {', '.join(f'{name} {value}' for name, value in optimizer.items())}")
-        for what in ("augmentation", "departs"):
-            if one[what]:
-                click.echo(f"  {what}: {'; '.join(one[what])}")
+            settings = [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in optimizer.items()]
+            said.append(f"{phase or 'optimizer'}: {', '.join(settings)}")
+        said += [f"{what}: {'; '.join(one[what])}" for what in ("augmentation", "departs") if one[what]]
+        for at, text in enumerate(said):
+            for line in packed([text], width(), indent="  " if at else ""):
+                click.echo(line)
 
 
 @click.command(epilog=epilog('tokenloom serve digits_var --cron "0 3 * * *"'))

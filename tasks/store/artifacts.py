@@ -174,7 +174,9 @@ class Store:
                 return found[0].artifact
         candidates = ", ".join(r.artifact.id for r in (started or records)[-8:]) or "none yet"
         problem = "is ambiguous" if started else "is not in the store"
-        raise ConfigError(f"{what} {reference!r} {problem} ({self.uri}); candidates: {candidates}")
+        published = kind in ("tokenizer", "generator", "density") and not started
+        hint = "; a published model is imported first: tokenloom import NAME --weights FILE" if published else ""
+        raise ConfigError(f"{what} {reference!r} {problem} ({self.uri}); candidates: {candidates}{hint}")
 
     def fetch(self, artifact: Artifact, *paths: str) -> Path:
         """A local folder with the artifact's files (all, or those named relative to its folder), sizes verified.

@@ -43,6 +43,7 @@ class Cost:
         memory: bytes a worker at its peak, by what holds them.
         memory_bytes: their sum.
         steps: optimizer steps; None where the number of items decides and is not known yet.
+        rows: of the micro-batch that the memory is for.
         counted: how operations and activations were found: ``traced``, or what stands in and why.
     """
 
@@ -55,6 +56,7 @@ class Cost:
     memory: dict[str, int]
     memory_bytes: int
     steps: int | None
+    rows: int
     counted: str
 
     def on(self, accelerator: Accelerator, settings: TrainSettings, workers: int, price: float | None = None) -> dict[str, Any]:
@@ -71,7 +73,8 @@ class Cost:
         if self.memory_bytes <= accelerator.memory:
             return None
         kept, held = self.memory.get("activations", 0), self.memory_bytes - self.memory.get("activations", 0)
-        counsel = "a smaller execution.micro_batch" if held <= accelerator.memory and kept else "execution.sharding: fsdp over more workers"
+        fits = int(self.rows * (accelerator.memory - held) / kept) if kept else 0  # activations grow with the rows
+        counsel = f"execution.micro_batch: {fits}" if fits >= 1 else "execution.sharding: fsdp over more workers"
         return (
             f"{self.section} needs {self.memory_bytes / 2**30:.1f} GiB a worker and {accelerator.name} has "
             f"{accelerator.memory / 2**30:.0f}: {counsel} would fit it"
@@ -106,7 +109,7 @@ def cost_of(spec: ModelSpec, section: str, settings: TrainSettings, execution: E
         )
     steps = settings.steps if settings.epochs is None else None if items is None else settings.on(items).steps
     whole = None if steps is None or flops is None else flops * steps * settings.batch
-    return Cost(section, parameters(model), tokens, token_bytes, flops, whole, memory, sum(memory.values()), steps, counted)
+    return Cost(section, parameters(model), tokens, token_bytes, flops, whole, memory, sum(memory.values()), steps, rows, counted)
 
 
 def held(model: Method, settings: TrainSettings, shards: int = 1) -> dict[str, int]:
