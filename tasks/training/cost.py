@@ -102,7 +102,7 @@ def cost_of(spec: ModelSpec, section: str, settings: TrainSettings, execution: E
         flops, kept = traced(model, spec, settings, rows)
         counted = "traced"
         memory["activations"] = kept
-    except Exception as error:
+    except Exception as error:  # a step may meet any operation that needs the data's numbers; which one is reported
         flops = 6.0 * parameters(model) * tokens if isinstance(model, Generator) else None
         counted = (
             f"{'6 N a token, ' if flops else ''}without activations: the step cannot be followed without data ({type(error).__name__})"

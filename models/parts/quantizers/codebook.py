@@ -179,7 +179,7 @@ class Codebook(nn.Module):
         if self.config.revival is not None:
             group_K, row_K, u_K = self._choices(draws)
             for g, (z_BPC, _) in enumerate(groups, first):
-                # All codes are looked at, whoever's row they take: no shape depends on the draws.
+                # A vector is gathered for every code and kept where its row is at hand: no shape depends on the draws.
                 mine_K = (group_K == g) & (row_K >= draws.start) & (row_K < draws.stop)
                 position_K = (u_K * z_BPC.shape[1]).long().clamp_max(z_BPC.shape[1] - 1)
                 index = torch.stack([(row_K - draws.start).clamp(0, z_BPC.shape[0] - 1), position_K, mine_K.long()])

@@ -2,8 +2,7 @@
 
 New: an inner autoregressive model draws a token's features one by one, each from a mixture of a few Gaussians, so that the density of
 a token is exact; guidance re-draws among candidates by their likelihoods.
-Differs: masked positions are rounded, not rounded up; the latents' scale is measured instead of 0.2325; the loss has the constant that
-makes it a likelihood.
+Differs: the latents' scale is measured instead of 0.2325; the loss has the constant that makes it a likelihood.
 Run: tokenloom run smoke_arinar
 Expect: ImageNet 256 FID 2.75 (B, 213 M parameters) with guidance and 64 steps.
 """

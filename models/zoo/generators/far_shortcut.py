@@ -2,7 +2,7 @@
 
 New: MAR's diffusion head is replaced by one that knows how long its steps are and is trained to agree with two steps of half the length,
 so that few steps, or one, draw a token.
-Differs: neither sizes nor training are published beyond the paper's text: by default the blocks are MAR-B's; masked positions are rounded;
+Differs: neither sizes nor training are published beyond the paper's text: by default the blocks are MAR-B's;
 the head's own weights, not averaged ones, say what longer steps should do.
 Run: tokenloom run smoke_far_shortcut
 Expect: the paper reports MAR's quality at 2.3 times its speed.
