@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added
+from tokenloom.models.parts.modulation import Modulation, through
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
 Kind = Literal["rms", "rms_bias", "rms_offset", "layer", "plain", "plain_rms", "none"]
@@ -79,11 +80,11 @@ class BlockNorm(nn.Module, ABC):
     def initialise(self) -> None:
         """Called after the net has drawn its weights."""
 
-    def shared(self, modulation: Tensor) -> Tensor | None:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor | None:
         """What all blocks share of the modulation."""
         return None
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
         """The values of a block's branches."""
         return [None] * self.a_block
 
@@ -100,7 +101,7 @@ class BlockNorm(nn.Module, ABC):
         return x + y
 
     @abstractmethod
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         """The norm before the head."""
 
 
@@ -135,7 +136,7 @@ class PreNorm(BlockNorm):
     def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
         return x + cast(nn.ModuleList, self.post[block])[branch](y)
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         return self.final(x)
 
 
@@ -158,7 +159,7 @@ class PostNorm(BlockNorm):
     def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
         return cast(nn.ModuleList, self.branches[block])[branch](x + y)
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         return x
 
 
@@ -203,16 +204,16 @@ class AdaLN(BlockNorm):
             self.offset.weight.normal_(std=self.width**-0.5)
             self.offset.weight[:, : self.a_block * self.width] *= self.gamma
 
-    def shared(self, modulation: Tensor) -> Tensor | None:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor | None:
         """The map's output that all blocks share, or None when each block has its own."""
-        return self.maps[0](F.silu(modulation)) if self.offset is not None else None
+        return through(self.maps[0], modulation) if self.offset is not None else None
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of each branch; of two: order gamma1, gamma2, scale1, scale2, shift1, shift2."""
         if shared is not None and self.offset is not None:
             values = shared + self.offset.weight[block]
         else:
-            values = self.maps[block](F.silu(modulation))
+            values = through(self.maps[block], modulation)
         n, parts = self.a_block, values.chunk(3 * self.a_block, dim=-1)  # each (B, 1 or S, D)
         return [(parts[i], parts[n + i], parts[2 * n + i]) for i in range(n)]
 
@@ -225,9 +226,9 @@ class AdaLN(BlockNorm):
         """The branch's output times gamma."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         """Norm before the head; here the order is scale, shift."""
         if self.final is None:
             return self.before(x)
-        scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
+        scale, shift = through(self.final, modulation).chunk(2, dim=-1)
         return self.before(x) * (1 + scale) + shift

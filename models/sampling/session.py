@@ -23,6 +23,7 @@ from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.hidden import Hidden
+from tokenloom.models.parts.modulation import Ahead
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.orders.base import Order
@@ -107,6 +108,7 @@ class DecodingSession:
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         self._allocate()
         self.state = model.feed.start(self.both, self.cond)
+        self.ahead = Ahead(model.feed.modulation(self.both, self.cond))
 
     def _allocate(self) -> None:
         feed, vector = self.model.feed, self.cond.vector_BD
@@ -225,6 +227,7 @@ class DecodingSession:
         new = slots.x_BSD.shape[1]
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
+        slots = replace(slots, condition_BSD=self.ahead.part(self.used, new))
         if self.cache is None:
             return self.model.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
