@@ -6,7 +6,7 @@ Shapes: B rows, L positions of all scales, S slots, n members of a group, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F

@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws, permutations
 from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
 from tokenloom.models.parts.plan import Choice, Plan
@@ -41,6 +42,9 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
             raise ConfigError(f"order.steps={list(self.steps)}: give at least one number, all at least 1")
         if not 0 <= self.start <= 1:
             raise ConfigError(f"order.start={self.start}: a share of training, from 0 to 1")
+
+    def requires(self, plan: Plan) -> Traits:
+        return {**super().requires(plan), "known positions": Trait("yes", "order")}  # the first part of training has none yet
 
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
         sizes = self._sizes(layout)

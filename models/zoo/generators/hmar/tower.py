@@ -25,7 +25,7 @@ from tokenloom.models.parts.visibility import Visibility
 
 
 class Tower(Transformer):
-    """The last ``late`` blocks and the last norm anew, on top of a trunk's first blocks, which stay as they are (HMAR, arXiv:2506.04421)."""
+    """The last ``late`` blocks and the last norm anew, on a trunk's first blocks, which stay as they are (HMAR, arXiv:2506.04421)."""
 
     def __init__(self, trunk: Transformer, late: int, layout: TokenLayout) -> None:
         if not 1 <= late <= trunk.config.depth:
