@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
 #: Where the decoder is not known.
 FIELD = "sample.decoder.draft_model.model"
 
