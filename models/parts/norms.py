@@ -1,7 +1,7 @@
 """Block norms: what stands before and after a residual branch, plain or modulated by the condition.
 
-Shapes: B rows, S slots, D width; a modulation vector is (B, 1 or S, D).  Every norm has ``modulate`` for the values of a
-block, and ``enter`` and ``join`` around each branch, so that a block does not know which kind it has.
+Shapes: B rows, S slots, T slots of a decoding in its order, D width; a modulation vector is (B, 1 or S, D).  Every norm has
+``modulate`` for the values of a block, and ``enter`` and ``join`` around each branch, so that a block does not know which kind it has.
 """
 
 from __future__ import annotations
@@ -16,10 +16,56 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added
-from tokenloom.models.parts.modulation import Modulation, through
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
 Kind = Literal["rms", "rms_bias", "rms_offset", "layer", "plain", "plain_rms", "none"]
+
+
+#: Rows of one product: with fewer, reading the weights takes longer than the arithmetic.
+ROWS = 128
+
+
+class Ahead:
+    """The vectors of all slots (B, T, D), or one for all (T = 1), and the outputs of maps of them that are in use.
+
+    Vectors that are known before decoding starts need not wait for their step: each map is applied to those of the next steps
+    together, and its output is kept until decoding is past them.
+    """
+
+    def __init__(self, vector_BTD: Tensor) -> None:
+        self.active_BTD = F.silu(vector_BTD)
+        self.block = max(1, ROWS // len(vector_BTD))
+        self._made: dict[nn.Module, tuple[int, Tensor]] = {}
+
+    def part(self, start: int, slots: int) -> Modulation:
+        """Those of ``slots`` slots from ``start`` on."""
+        return Modulation(self, 0, 1) if self.active_BTD.shape[1] == 1 else Modulation(self, start, slots)
+
+    def values(self, linear: nn.Module, start: int, slots: int) -> Tensor:
+        """``linear(silu(vectors))`` of these slots."""
+        first, made = self._made.get(linear, (0, None))
+        if made is None or start < first or start + slots > first + made.shape[1]:
+            first, made = start, linear(self.active_BTD[:, start : start + max(slots, self.block)].contiguous())
+            self._made[linear] = first, made
+        return made[:, start - first : start - first + slots]
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """The vectors of some slots, in place of a tensor (B, 1 or S, D)."""
+
+    ahead: Ahead
+    start: int
+    slots: int
+
+    def through(self, linear: nn.Module) -> Tensor:
+        """``linear(silu(vectors))``."""
+        return self.ahead.values(linear, self.start, self.slots)
+
+
+def through(linear: nn.Module, modulation: Tensor | Modulation) -> Tensor:
+    """``linear(silu(vectors))``, (B, 1 or S, n)."""
+    return modulation.through(linear) if isinstance(modulation, Modulation) else linear(F.silu(modulation))
 
 
 class BiasedRMSNorm(nn.RMSNorm):

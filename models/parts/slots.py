@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenloom.models.parts.modulation import Modulation
+from tokenloom.models.parts.norms import Modulation
 from tokenloom.models.parts.visibility import Everything, Groups, Padding, Segments, Visibility
 
 

@@ -23,9 +23,9 @@ from tokenloom.models.parts.conditions import Conditioner, stack
 from tokenloom.models.parts.feeds.base import Feed, take
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.hidden import Hidden
-from tokenloom.models.parts.modulation import Ahead
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.norms import Ahead
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of

@@ -20,7 +20,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts import modulation
+from tokenloom.models.parts import norms
 from tokenloom.models.parts.cache import MemoryCache
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.heads.chained import Chained
@@ -62,7 +62,7 @@ def drawn(model: GroupGenerator, seed: int = 0) -> Tensor:
 # --- modulation made ahead ----------------------------------------------------------------------------------------
 
 
-class EachStep(modulation.Ahead):
+class EachStep(norms.Ahead):
     """The law: the vectors themselves, which norms map step by step."""
 
     def __init__(self, vector_BTD: Tensor) -> None:
@@ -76,7 +76,7 @@ class EachStep(modulation.Ahead):
 def test_modulation_made_ahead_is_that_of_each_step(name: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, products = made(name), Counter[str]()
     cast(Any, model.net).norm.maps[0].register_forward_hook(lambda *_: products.update(["map"]))
-    monkeypatch.setattr(modulation, "ROWS", 4 * 2 * ROWS)  # four slots of guided rows; sixteen steps have 18 slots
+    monkeypatch.setattr(norms, "ROWS", 4 * 2 * ROWS)  # four slots of guided rows; sixteen steps have 18 slots
     ahead, together = drawn(model), products["map"]
     monkeypatch.setattr(session, "Ahead", EachStep)
     assert torch.equal(ahead, drawn(model))

@@ -16,7 +16,7 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.modulation import Modulation
+from tokenloom.models.parts.norms import Modulation
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility

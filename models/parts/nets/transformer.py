@@ -21,9 +21,8 @@ from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
-from tokenloom.models.parts.modulation import Modulation
 from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
-from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
+from tokenloom.models.parts.norms import BlockNorm, Branch, Modulation, PreNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import Slots

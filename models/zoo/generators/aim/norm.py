@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.modulation import Modulation, through
-from tokenloom.models.parts.norms import BlockNorm, Branch, norm
+from tokenloom.models.parts.norms import BlockNorm, Branch, Modulation, norm, through
 
 
 class GroupAdaLN(BlockNorm):

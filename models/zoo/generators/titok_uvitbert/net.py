@@ -14,8 +14,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.cache import LayerCache
-from tokenloom.models.parts.modulation import Modulation
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import Modulation
 from tokenloom.models.parts.visibility import Visibility
 
 
