@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,39 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
     return found
 
 
+def _numbers(text: str, example: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: write {example}") from error
+
+
+def number_or_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | list[int] | None:
+    """One number, or several."""
+    if value is None:
+        return None
+    found = _numbers(value, "a number of steps, or the positions of each step, e.g. 1,3,12")
+    if min(found) < 1:
+        raise click.BadParameter(f"{value!r}: each must be at least 1")
+    return found if len(found) > 1 else found[0]
+
+
+def name_or_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> str | list[int] | None:
+    """A name, or numbers."""
+    return value if value is None or value.isalpha() else _numbers(value, "a name, or positions from 0 on, e.g. 27,28,35,36")
+
+
+def rows_and_columns(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``ROWSxCOLUMNS``, or one number for a square."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", value, re.ASCII)
+    if found is None or min(sides := (int(found[1]), int(found[2] or found[1]))) < 1:
+        raise click.BadParameter(f"{value!r}: write ROWSxCOLUMNS, e.g. 512x256, or one number for a square")
+    return sides
+
+
 @click.command(
     epilog=epilog(
         "tokenloom sample models:/digits-var@champion --n 100 --out samples.png",
@@ -61,6 +95,7 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
         "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
         "tokenloom sample pets-control --column control=edges.png --n 4 --out pets.png",
+        "tokenloom sample flexvar-d24 --size 512x256 --classes 980 --out tall_volcanoes.png",
         "tokenloom sample series-co2 --horizon 52 --n 200 --out next_year.png",
     )
 )
@@ -101,8 +136,23 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
 @click.option("--temperature-end", type=click.FloatRange(min=0), help="Where temperature ends, in a line from --temperature.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Keep the likeliest codes; 0 keeps all [default: the run's].")
 @click.option("--top-p", type=click.FloatRange(min=0, max=1), help="Keep the likeliest codes of this probability [default: the run's].")
-@click.option("--order", type=click.Choice(["raster", "random", "halton"]), help="Sequence of positions, of models that start anywhere.")
-@click.option("--steps", type=click.IntRange(min=1), help="Decoding steps, where the order leaves them open [default: the run's].")
+@click.option(
+    "--order",
+    metavar="NAME|LIST",
+    callback=name_or_numbers,
+    help="Of models that start anywhere: raster, random, halton, outward, or the first positions, e.g. 27,28,35,36.",
+)
+@click.option(
+    "--steps",
+    metavar="NUMBER|LIST",
+    callback=number_or_numbers,
+    help="Decoding steps, where the order leaves them open, or the positions of each step, e.g. 1,3,12 [default: the run's].",
+)
+@click.option("--steps-along", type=click.Choice(["cosine", "linear", "arccos"]), help="Curve of what is open over the steps.")
+@click.option(
+    "--size", metavar="ROWSxCOLUMNS", callback=rows_and_columns, help="Of images: another size than that of training, e.g. 512x256."
+)
+@click.option("--prefix", type=click.IntRange(min=1), help="Of 1-D tokens: draw this many and decode them alone, a preview.")
 @click.option(
     "--head",
     metavar="SETTINGS",
@@ -135,6 +185,8 @@ def sample(
     mask: Path | None,
     head: str | None,
     decoder: str | None,
+    size: tuple[int, int] | None,
+    prefix: int | None,
     out: Path,
     root: str | None,
     store: str | None,
@@ -174,6 +226,8 @@ def sample(
             history=history,
             horizon=horizon,
             columns=columns,
+            size=size,
+            prefix=prefix,
             inpaint=None if inpaint is None or mask is None else (inpaint, mask),
             head=None if head is None else parse_yaml(head, "--head"),
             decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
