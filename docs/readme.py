@@ -20,6 +20,7 @@ from tokenloom.models.core.sized import counted
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.models.pretrained import families
 from tokenloom.models.pretrained.options import RECORDED, TRAINING
+from tokenloom.models.sampling.decoders import base as decoding
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
@@ -103,6 +104,15 @@ def methods() -> str:
     return "\n\n".join(blocks)
 
 
+def decoders() -> str:
+    """The ways to decode as a table in Markdown."""
+    cells = [
+        [f"`{row['name']}`", "yes" if row["exact"] else "no", "; ".join(row["needs"]) or "-", _paper(row["paper"]) or "-"]
+        for row in decoding.table()
+    ]
+    return _table(["name", "exact", "needs", "paper"], cells)
+
+
 def _paper(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{4,5}", paper) else paper
 
@@ -180,6 +190,7 @@ def options() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"folders": folders},
     "docs/methods.md": {"methods": methods},
+    "docs/decoding.md": {"decoders": decoders},
     "docs/sizes.md": {"published": published, "sizes": sizes},
     "docs/files.md": {"tree": tree},
     "docs/parity.md": {"options": options},

@@ -15,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tokenloom.flows.cli import look
 from tokenloom.flows.cli import main as cli
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import Preempted, StepError
@@ -41,7 +42,7 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
     assert f"tokenloom {command}" in out
-    if command != "methods":
+    if command not in ("methods", "decoders"):
         assert "--root" in out
     assert command == "serve" or command == "ui" or "--json" in out
 
@@ -154,6 +155,31 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "methods")
     assert code == 0
     assert "2404.02905" in out
+
+
+def test_decoders(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "decoders", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert list(document) == ["decoders"]
+    assert all(list(row) == ["name", "paper", "exact", "needs"] for row in document["decoders"])
+    rows = {row["name"]: row for row in document["decoders"]}
+    assert rows["jacobi"]["paper"] == "2410.01699"
+    assert rows["jacobi"]["exact"] is True
+    assert rows["rejection"]["exact"] is False
+    assert "a draft model" in rows["draft_model"]["needs"]
+    code, out, _ = call(capsys, "decoders")
+    assert code == 0
+    assert "2410.01699" in out
+
+
+def test_fields_of_a_way_of_decoding() -> None:
+    assert look.decoder_of("jacobi", ()) == "jacobi"
+    assert look.decoder_of("jacobi", ("window=8",)) == {"jacobi": {"window": 8}}
+    assert look.decoder_of("{jacobi: {window: 8}}", ()) == {"jacobi": {"window": 8}}
+    for text, fields in ((None, ("window=8",)), ("jacobi", ("window",)), ("{jacobi: {}}", ("window=8",))):
+        with pytest.raises(click.UsageError, match="--set"):
+            look.decoder_of(text, fields)
 
 
 def test_plan_of_an_empty_store_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
