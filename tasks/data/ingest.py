@@ -26,6 +26,7 @@ import pyarrow as pa
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data import placing
 from tokenloom.tasks.data.found import found, noted, reasons
 from tokenloom.tasks.data.listing import natural
 from tokenloom.tasks.data.matching import (
@@ -208,8 +209,10 @@ def _commit(
             if (m := sources.get(path.rpartition("/")[2])) and path == f"{work.folder}/shards/{m['file']}" and path not in work.files:
                 work.put_file(staging / m["file"], f"shards/{m['file']}", rows=m["rows"])
             work.add_file(path, size=shard["size"], sha256=shard["sha256"], rows=shard["rows"])
-        _put_tables(work, plan, made, rejects, _placed(items, listed, new, work.folder), classes)
+        placed = _placed(items, listed, new, work.folder)
+        _put_tables(work, plan, made, rejects, placed, classes)
         _note_shards(work, listed, classes)
+        _note_order(work, placed, plan, config)
         work.notes |= modalities.kind(config.kind).notes(config, plan.source) | {"classes": classes}
         work.notes["found"] = noted(items, rejects, classes, plan.source.how)
         counts = Counter(row["split"] for row in items)
@@ -268,6 +271,15 @@ def _note_shards(work: Work, listed: list[dict[str, Any]], classes: list[str]) -
     work.notes["shards"] = noted_shards
     if numberings:
         work.notes["numberings"] = numberings
+
+
+def _note_order(work: Work, items: list[dict[str, Any]], plan: Matched, config: DataConfig) -> None:
+    """Note the order of the rows, and write where those of a split lie, if their shards hold them in another one."""
+    noted_order, tables = placing.note(items, plan.source.parts, config.shard_rows)
+    for split, table in tables.items():
+        name = f"shards/order-{split}-{sha256_of(table)[:12]}.parquet"
+        noted_order.setdefault("files", {})[split] = work.put(name, table)
+    work.notes["order"] = noted_order
 
 
 def _put_tables(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tokenloom.configs.schema import DataConfig
 
 ONE_CLASS = "all"  # the one class of a source without labels
+#: The parts of a source that is no blend, whose classes take turns.
+IN_TURNS = (("", True),)
 
 
 def looked(where: str) -> str:
@@ -27,7 +29,7 @@ def looked(where: str) -> str:
     return "" if whole == where.rstrip("/") else f"; looked for {whole} (a relative path begins where the command is started)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One raw item: a key that is stable between runs, a way to read it, its class name, and its place in the source (no absolute path)."""
 
@@ -42,7 +44,7 @@ class Item:
     retry: bool = False  # the problem may pass: it is never remembered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file of a source, with what changes when it does.
 
@@ -72,7 +74,8 @@ class Source:
 
     ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
-    ``how`` says for people where classes, captions and splits come from.
+    ``how`` says for people where classes, captions and splits come from.  ``parts`` are the names of those of a blend, and of each whether
+    its classes take turns in the order of its rows; all items are of one without a name elsewhere.
     """
 
     classes: tuple[str, ...]
@@ -86,6 +89,7 @@ class Source:
     phrases: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)  # what a kind of signal knows of the whole source
     how: str = ""
+    parts: tuple[tuple[str, bool], ...] = (("", False),)
 
     def caption(self, item: Item, captions: str) -> str | None:
         """The text of an item under ``data.captions``: its own, made of its class, or none."""

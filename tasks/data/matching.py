@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.tasks.data.listing import Entry, Item, Source, natural, shown, split_of
+from tokenloom.tasks.data.placing import arranged
 from tokenloom.tasks.data.reading import ReadError
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Record, Store, canonical_json, sha256_of
 from tokenloom.tasks.store.verification import read_verified
 
-VERSION = 2  # of the step ingest: raised when its code changes what it makes
-#: Versions whose datasets are still read. Those of the first are named by their shards, not by their items.
-READ = (1, VERSION)
+VERSION = 3  # of the step ingest: raised when its code changes what it makes
+#: Versions whose datasets are still read. Those of the first are named by their shards, not by their items; rows of the first two are in
+#: the order of their shards.
+READ = (1, 2, VERSION)
 SPLITS = ("train", "validation", "test")
 _OF_THE_SYSTEM = "[Errno "  # how a reason began, before those that may pass were told apart
 
@@ -180,6 +182,7 @@ def _shards(plan: Matched, record: Record, items: list[dict[str, Any]], store: S
             plan.lost.append((shard["split"], mine))
     folder = record.artifact.folder
     tables = [f for f in record.files if f["path"].startswith(f"{folder}/") and f["path"].count("/") == 2]
+    tables += record.notes.get("order", {}).get("files", {}).values()
     return missing, any(sizes[f["path"]] != f["size"] for f in tables)
 
 
@@ -200,16 +203,13 @@ def units_of(plan: Matched, config: DataConfig) -> Iterator[Unit]:
             taken |= {item.key for _, item in again}
             if again:
                 yield Unit(split, again)
-    waiting: dict[str, list[tuple[Entry, Item]]] = {split: [] for split in SPLITS}
+    fresh: dict[str, list[tuple[Entry, Item]]] = {split: [] for split in SPLITS}
     for entry, item in _new_items(plan, config, taken):
-        split = split_in(item, config)
-        waiting[split].append((entry, item))
-        if len(waiting[split]) == config.shard_rows:
-            yield Unit(split, waiting[split])
-            waiting[split] = []
-    for split in SPLITS:
-        if waiting[split]:
-            yield Unit(split, waiting[split])
+        fresh[split_in(item, config)].append((entry, item))
+    for split, pairs in fresh.items():
+        order = arranged([item.key for _, item in pairs], [item.label for _, item in pairs], plan.source.parts)
+        for start in range(0, len(order), config.shard_rows):
+            yield Unit(split, [pairs[i] for i in order[start : start + config.shard_rows]])
 
 
 def _new_items(plan: Matched, config: DataConfig, taken: set[str]) -> Iterator[tuple[Entry, Item]]:

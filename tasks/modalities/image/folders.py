@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, looked, natural, printable, stamped, storable, turns
+from tokenloom.tasks.data.listing import IN_TURNS, ONE_CLASS, Entry, Item, Source, looked, natural, printable, stamped, storable, turns
 from tokenloom.tasks.data.reading import ReadError, attempted, file_bytes, passing, said
 from tokenloom.tasks.modalities.image.formats import IMAGE_SUFFIXES
 from tokenloom.tasks.modalities.image.labels import Place, Places, Wanted, label_of, stamp_of, text_of
@@ -82,7 +82,7 @@ def folder_source(where: str, wanted: Wanted) -> Source:
     how = "; ".join(part for part in (places.how, table.how(found)) if part)
     ordered = tuple(turns([by_class[name] for name in sorted(by_class, key=natural)]))
     classes = tuple(name for name in sorted(by_class, key=natural) if name)
-    return Source(classes, ordered, items, digest, single=True, check=check, captioned=texts, how=how)
+    return Source(classes, ordered, items, digest, single=True, check=check, captioned=texts, how=how, parts=IN_TURNS)
 
 
 def _entry(inside: Path, one: Known) -> Entry:

@@ -23,7 +23,7 @@ import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import Entry, Item, Source, file_digest, looked, natural, turns
+from tokenloom.tasks.data.listing import IN_TURNS, Entry, Item, Source, file_digest, looked, natural, turns
 from tokenloom.tasks.modalities.image import class_names
 from tokenloom.tasks.modalities.image.archives import tar_source
 from tokenloom.tasks.modalities.image.folders import folder_source
@@ -135,7 +135,7 @@ def digits() -> Source:
         yield from _labelled_arrays(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1], "", entry.name)
 
     entry = Entry.of(path, "mnist_5k.csv.gz")
-    called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS}
+    called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS, "parts": IN_TURNS}
     return Source(tuple(str(i) for i in range(10)), (entry,), items, file_digest, **called)
 
 
@@ -189,7 +189,7 @@ def idx(where: str) -> Source:
         latest = max(e.mtime for e in parts), max(e.ctime for e in parts)
         entries.append(Entry(name, sum(e.size for e in parts), latest[0], ctime=latest[1]))
         classes |= set(np.unique(read_idx(paths[1])).tolist())
-    return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest)
+    return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest, parts=IN_TURNS)
 
 
 def fashion_mnist() -> Source:
