@@ -24,6 +24,8 @@ from tokenloom.configs.methods import TokenizerConfig as TokenizerConfig
 from tokenloom.configs.section import NAME as NAME
 from tokenloom.configs.section import Section as Section
 from tokenloom.configs.series import SeriesConfig as SeriesConfig
+from tokenloom.configs.sources import HubConfig as HubConfig
+from tokenloom.configs.sources import PartConfig as PartConfig
 from tokenloom.models.core.config import Added, Execution, Identity
 from tokenloom.models.core.settings import ExecutionSettings
 
@@ -33,7 +35,8 @@ class DataConfig(Section):
 
     kind: Added[str] = Field("image", description="kind of signal: image or series")
     source: Identity[str] = Field(
-        description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, hf:REPO; "
+        description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, manifest:FILE "
+        "(PATH, GLOB and FILE here, or s3://…, gs://…, https://…), hf:REPO, hf://OWNER/NAME@REVISION, blend; "
         "series: sunspots, co2, csv:GLOB, parquet:GLOB"
     )
     size: Identity[int | tuple[int, int]] = Field(
@@ -67,6 +70,13 @@ class DataConfig(Section):
     caption_column: Added[str | None] = Field(
         None,
         description="column, key of .json or end of a member (.txt) that holds the caption; none: no captions; usual names if not given",
+    )
+    split_column: Added[str | None] = Field(
+        None, description="column or key of .json that holds the split (train, val, test); none: not read; split if not given"
+    )
+    hub: Added[HubConfig | None] = Field(None, description="for hf://OWNER/NAME@REVISION")
+    blend: Added[dict[str, PartConfig] | None] = Field(
+        None, description="several sources as one, by names of your own: {photos: {source: …, weight: 3}, drawings: {source: …}}"
     )
     splits: Added[Literal["folders", "keyed"] | None] = Field(
         None,
@@ -107,6 +117,21 @@ class DataConfig(Section):
             raise ValueError(f"size={self.size}: a window of a series has the size [values, channels]; give both, or leave size out")
         if (self.kind == "series") != (self.series is not None):
             raise ValueError("series: {history, horizon, …} goes with kind: series")
+        return self
+
+    @model_validator(mode="after")
+    def _parts(self) -> DataConfig:
+        if (self.source == "blend") != (self.blend is not None):
+            raise ValueError("blend: {NAME: {source: …, weight: …}, …} goes with source: blend")
+        if self.blend is not None:
+            if len(self.blend) < 2 or not all(re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name) for name in self.blend):
+                raise ValueError(f"blend: {list(self.blend)}: at least two parts, with names of letters, digits, _, . and -")
+            whole = sum(part.weight for part in self.blend.values())
+            for name, part in self.blend.items():
+                if part.source == "blend" or self.kind != "image" or part.weight < whole / 1000:
+                    raise ValueError(f"blend.{name}: a source of images with at least a thousandth of the weight, and no blend itself")
+        if self.hub is not None and not self.source.startswith("hf://"):
+            raise ValueError("hub: {config: …, split: …} goes with source: hf://OWNER/NAME@REVISION")
         return self
 
     @model_validator(mode="after")
@@ -258,4 +283,6 @@ def identity(section: Any) -> Any:
         return identity_of(section)
     if isinstance(section, (list, tuple)):
         return [identity(item) for item in section]
+    if isinstance(section, dict) and any(isinstance(value, BaseModel) for value in section.values()):
+        return {key: identity(value) for key, value in section.items()}
     return canonical(section)

@@ -110,4 +110,3 @@ def test_stretches_have_their_shares_to_the_row(window: int) -> None:
     assert np.array_equal(whole, np.concatenate([indices(1, step, 50, 45, window=window, stretches=stretches) for step in range(4)]))
     with pytest.raises(ConfigError):
         indices(0, 0, 0, 45, stretches=stretches)
-

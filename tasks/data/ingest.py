@@ -28,7 +28,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data import placing
 from tokenloom.tasks.data.found import found, noted, reasons
-from tokenloom.tasks.data.listing import natural
+from tokenloom.tasks.data.listing import changed, natural
 from tokenloom.tasks.data.matching import (
     SPLITS,
     VERSION,
@@ -38,6 +38,7 @@ from tokenloom.tasks.data.matching import (
     numbering_of,
     read_items,
     read_table,
+    settled,
     units_of,
 )
 from tokenloom.tasks.data.noticed import noticed
@@ -141,6 +142,8 @@ def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Re
             made.append(make_shard(unit, plan, config, staging, pool, warned))
             done += len(unit.items)
             report("ingest", done, total, {"rejected": float(sum(len(m["rejects"]) for m in made) + len(plan.rejects))})
+    if moved := changed({entry.name: entry for unit in units for entry, _ in unit.items}.values()):
+        raise StepError(f"{len(moved)} files of {config.source} changed while they were read (first: {moved[0]}): run again when it rests")
     outcome = _commit(name, config, store, plan, made, staging, started)
     shutil.rmtree(staging, ignore_errors=True)
     return outcome
@@ -279,6 +282,8 @@ def _note_order(work: Work, items: list[dict[str, Any]], plan: Matched, config: 
     for split, table in tables.items():
         name = f"shards/order-{split}-{sha256_of(table)[:12]}.parquet"
         noted_order.setdefault("files", {})[split] = work.put(name, table)
+    if config.blend is not None:
+        noted_order["weights"] = [part.weight for part in config.blend.values()]
     work.notes["order"] = noted_order
 
 
@@ -290,7 +295,7 @@ def _put_tables(
     entries = []
     for entry in plan.source.entries:
         row = plan.known.get(entry.name)
-        sha256 = digests.get(entry.name) or (row and row["sha256"]) or digest_of(plan.source, entry)
+        sha256 = digests.get(entry.name) or (row and row["sha256"]) or ("" if settled(entry) else digest_of(plan.source, entry))
         times = {"mtime": entry.mtime, "ctime": entry.ctime}
         entries.append({"entry": entry.name, "size": entry.size, "sha256": sha256, "stamp": entry.stamp, **times})
     work.put("entries.parquet", table_bytes(entries, _ENTRIES))

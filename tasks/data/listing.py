@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloom.tasks.data.reading import opened
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.sources.far import Far, Place, again
 
 if TYPE_CHECKING:
     from tokenloom.configs.schema import DataConfig
@@ -56,16 +56,23 @@ class Entry:
     name: str
     size: int
     mtime: int
-    path: Path | None = None
+    path: Place | None = None
     ctime: int = 0
     stamp: str = ""
+    beside: tuple[Place, ...] = ()
 
     @classmethod
-    def of(cls, path: Path, name: str, beside: Iterable[Path] = (), stamp: str = "") -> Entry:
+    def of(cls, path: Place, name: str, beside: Iterable[Place] = (), stamp: str = "") -> Entry:
         """The entry of a file, under a name that any table can hold, with the files beside it that belong to its item."""
-        stats = [os.stat(each) for each in (path, *beside)]
+        others = tuple(beside)
+        stats = [each.stat() for each in (path, *others)]
         latest = max(stat.st_mtime_ns for stat in stats), max(stat.st_ctime_ns for stat in stats)
-        return cls(printable(name), sum(stat.st_size for stat in stats), latest[0], path, latest[1], stamp)
+        return cls(printable(name), sum(stat.st_size for stat in stats), latest[0], path, latest[1], stamp, others)
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """What differs when its files do."""
+        return self.size, self.mtime, self.ctime
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,29 @@ def turns(groups: Sequence[Any]) -> list[Any]:
     """The first of each group, then the second of each, and so on."""
     longest = max((len(group) for group in groups), default=0)
     return [group[i] for i in range(longest) for group in groups if i < len(group)]
+
+
+def changed(entries: Iterable[Entry]) -> list[str]:
+    """Names of entries whose files are no longer as they were listed."""
+    listed = [entry for entry in entries if entry.path is not None]
+    far = {place: place for entry in listed for place in (entry.path, *entry.beside) if isinstance(place, Far)}
+    now: dict[Any, Any] = dict(zip(far, again(far)))
+    return [entry.name for entry in listed if not _as_listed(entry, now)]
+
+
+def _as_listed(entry: Entry, now: Mapping[Any, Any]) -> bool:
+    if entry.mtime == 0 and entry.size == 0:
+        return True  # it could not be looked at
+    places = [now.get(place, place) for place in (entry.path, *entry.beside)]
+    if any(place is None for place in places):
+        return False
+    try:
+        found = Entry.of(places[0], entry.name, places[1:])
+    except OSError:
+        return False
+    if any(isinstance(place, Far) and place.recent for place in (entry.path, *entry.beside)):
+        return (found.size, found.mtime) == (entry.size, entry.mtime)
+    return found.state == entry.state
 
 
 def file_digest(entry: Entry) -> str:

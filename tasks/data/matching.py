@@ -15,6 +15,7 @@ from tokenloom.tasks.data.listing import Entry, Item, Source, natural, shown, sp
 from tokenloom.tasks.data.placing import arranged
 from tokenloom.tasks.data.reading import ReadError
 from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.sources.far import Far
 from tokenloom.tasks.store.artifacts import Record, Store, canonical_json, sha256_of
 from tokenloom.tasks.store.verification import read_verified
 
@@ -35,7 +36,7 @@ class Unit:
 
     def key(self, config: DataConfig, classes: list[str]) -> str:
         stamps = [(self.split, item.key, entry.size, entry.mtime, entry.ctime, entry.stamp) for entry, item in self.items]
-        return sha256_of(canonical_json([VERSION, identity(config), classes, stamps]))[:24]
+        return sha256_of(canonical_json([VERSION, without_weights(identity(config)), classes, stamps]))[:24]
 
 
 @dataclass
@@ -87,14 +88,17 @@ def numbering_of(notes: dict[str, Any], shard: dict[str, Any]) -> list[str | Non
 def match(source: Source, config: DataConfig, store: Store) -> Matched:
     """Set the source against the datasets of the same configuration, the newest first; an exact one ends the search."""
     wanted = identity(config)
+    same_data = without_weights(wanted)
     digests: dict[str, str] = {}
     best: Matched | None = None
     for record in reversed(store.records("dataset")):
-        if record.config["data"] == wanted and record.version in READ:
+        if without_weights(record.config["data"]) == same_data and record.version in READ:
             try:
                 plan = _against(record, source, store, digests)
             except ArtifactError:
                 continue
+            if record.config["data"] != wanted:
+                plan.reason = ", ".join([*([plan.reason] if plan.reason else []), f"other weights than {record.artifact.id}"])
             if not plan.reason:
                 return plan
             best = best or plan
@@ -105,12 +109,23 @@ def match(source: Source, config: DataConfig, store: Store) -> Matched:
     return best
 
 
+def without_weights(data: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the weights of a blend, which change no item."""
+    parts = data.get("blend") or {}
+    return {**data, "blend": {name: {**part, "weight": None} for name, part in parts.items()}} if parts else data
+
+
 def digest_of(source: Source, entry: Entry) -> str:
     """Hash of an entry's content, empty where it cannot be read now."""
     try:
         return source.digest(entry)
     except ReadError:
         return ""
+
+
+def settled(entry: Entry) -> bool:
+    """Whether what was listed of an entry names its content, so that it need not be read for a hash: files elsewhere, not just written."""
+    return isinstance(entry.path, Far) and not entry.path.recent
 
 
 def _known(entry: Entry, row: dict[str, Any] | None, source: Source, digests: dict[str, str]) -> dict[str, Any] | None:
@@ -123,6 +138,8 @@ def _known(entry: Entry, row: dict[str, Any] | None, source: Source, digests: di
         old["stamp"] = ""  # what a source depends on beside its files was not looked at
     if old == now:
         return row
+    if not row["sha256"]:
+        return None
     if entry.name not in digests:
         digests[entry.name] = digest_of(source, entry)
     same = digests[entry.name] and digests[entry.name] == row["sha256"]

@@ -33,6 +33,18 @@ Names = list[str]
 T = TypeVar("T")
 
 
+def s3_file_system(anonymous: bool = False) -> Any:
+    """The ``pyarrow.fs`` file system of S3, as the usual variables say where and who; ``anonymous`` of buckets that are open to all."""
+    from pyarrow import fs
+
+    given: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60, "allow_delayed_open": True}  # small files in one request
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        given["region"] = region
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        given["endpoint_override"] = endpoint
+    return fs.S3FileSystem(**given, **({"anonymous": True} if anonymous else {}))
+
+
 class Storage:
     """A folder or a bucket's prefix.
 
@@ -67,16 +79,11 @@ class Storage:
     @cached_property
     def fs(self) -> Any:
         """The ``pyarrow.fs`` file system; paths in it are ``fs_path(path)``."""
-        from pyarrow import fs
-
         if self.is_local:
+            from pyarrow import fs
+
             return fs.LocalFileSystem()
-        given: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60, "allow_delayed_open": True}  # small files in one request
-        if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-            given["region"] = region
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-            given["endpoint_override"] = endpoint
-        return fs.S3FileSystem(**given)
+        return s3_file_system()
 
     def fs_path(self, path: str) -> str:
         """The path inside ``fs``."""
