@@ -281,7 +281,9 @@ def test_a_blend_draws_by_its_weights(tmp_path: Path, store: Store) -> None:
     assert set(loader.items(np.unique(drawn[drawn < photos]))[1].tolist()) == {0}, "photos are cats"
     other = ingest("pets", blended(first, second, (1.0, 1.0)), store)
     assert other.artifact.fingerprint != made.artifact.fingerprint, "a weight is part of what a dataset is"
-    assert {s["path"] for s in store.record(other.artifact).notes["shards"]} == {s["path"] for s in notes["shards"]}, "no image is made anew"
+    assert {s["path"] for s in store.record(other.artifact).notes["shards"]} == {s["path"] for s in notes["shards"]}, (
+        "no image is made anew"
+    )
     assert ingest("pets", blended(first, second), store).artifact == made.artifact
     write("folder", tmp_path / "a", [("cat-900", "cat", png(9))])
     assert scan(blended(first, second), store).reason.startswith("1 new file")

@@ -120,7 +120,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("TOKENLOOM_NODE_ROOT", str(tmp_path / "node"))
-    for name, value in {"HF_HUB_OFFLINE": False, "ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": True}.items():
+    for name, value in {
+        "HF_HUB_OFFLINE": False,
+        "ENDPOINT": address,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
         monkeypatch.setattr(constants, name, value)
     template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
