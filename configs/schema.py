@@ -85,6 +85,13 @@ class DataConfig(Section):
     bits: Added[int | None] = Field(
         None, ge=8, le=16, description="significant bits of images of 16 bits, e.g. 12; what the file says, or 16, if not given"
     )
+    encode: Added[Literal["png", "jpeg", "webp"]] = Field(
+        "png", description="form of images that have to be changed; others keep the bytes of their JPEG, PNG or WebP file"
+    )
+    quality: Added[int] = Field(95, ge=1, le=100, description="of encode: jpeg and webp")
+    store_scale: Added[float] = Field(
+        1.0, ge=1, le=16, description="with fit: crop, images are stored at up to this many times the size, for crops in training"
+    )
     captions: Added[str] = Field(
         "source",
         description="text of each image: source (what it comes with), names (of the class, 'a handwritten seven'), none, "
@@ -117,6 +124,12 @@ class DataConfig(Section):
             raise ValueError(f"size={self.size}: a window of a series has the size [values, channels]; give both, or leave size out")
         if (self.kind == "series") != (self.series is not None):
             raise ValueError("series: {history, horizon, …} goes with kind: series")
+        return self
+
+    @model_validator(mode="after")
+    def _stored(self) -> DataConfig:
+        if self.store_scale > 1 and (self.fit != "crop" or self.columns):
+            raise ValueError(f"store_scale={self.store_scale}: goes with fit: crop, and without data.columns, which are not cropped")
         return self
 
     @model_validator(mode="after")
@@ -257,6 +270,9 @@ class ClusterConfig(Section):
     address: Execution[str] = Field("local", description="local, or the address of a Ray cluster that this machine is in (auto, host:port)")
     execution: Execution[ExecutionSettings] = Field(default_factory=ExecutionSettings)
     extract_actors: Execution[int] = Field(2, ge=1)
+    ingest_actors: Execution[int | None] = Field(
+        None, ge=0, description="actors that read images; 0: threads of this process; extract_actors of many images if not given"
+    )
     gpus_per_worker: Execution[float] = Field(0, ge=0)
     ship_code: Execution[bool] = Field(False, description="ship this checkout to the cluster's nodes")
     tracking_uri: Execution[str | None] = Field(None, description="MLflow server; SQLite under the root folder if not given")

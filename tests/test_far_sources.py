@@ -21,6 +21,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data import ingest as module
 from tokenloom.tasks.data.ingest import ingest, scan
 from tokenloom.tasks.data.loader import Loader, Rows
+from tokenloom.tasks.making import units as making
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.sources import far
 from tokenloom.tasks.sources.blocks import BlockFile
@@ -91,7 +92,7 @@ def test_patterns_and_braces_of_a_bucket(s3: str, tmp_path: Path) -> None:
         names("p0/{000,003}.tar")
     with pytest.raises(ConfigError, match="no file matches"):
         names("p9/*.tar")
-    with pytest.raises(ConfigError, match="no such file, and no folder with one that ends in .tar"):
+    with pytest.raises(ConfigError, match=r"no such file, and no folder with one that ends in \.tar"):
         names("p9")
     with pytest.raises(ConfigError, match="no such folder, or nothing in it"):
         module.modalities.kind("image").open_source(config(f"folder:{base}/nowhere"))
@@ -104,7 +105,7 @@ def test_a_source_that_changes_under_a_run_is_noticed(s3: str, tmp_path: Path, m
     base = f"{s3}/{uuid.uuid4().hex}"
     write("folder", tmp_path / "data", ROWS)
     uploaded(tmp_path / "data" / "images", base)
-    make, seen = module.make_shard, []
+    make, seen = making.make_shard, []
 
     def replaced(*arguments: object) -> dict[str, object]:
         if not seen:  # another picture of another size, after it was listed
@@ -113,7 +114,7 @@ def test_a_source_that_changes_under_a_run_is_noticed(s3: str, tmp_path: Path, m
                 file.write(png(4242) + b" ")
         return make(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "make_shard", replaced)
+    monkeypatch.setattr(making, "make_shard", replaced)
     with pytest.raises(StepError, match=r"1 files of folder:.* changed while they were read \(first: dog/dog-003.png\)"):
         ingest("pets", config(f"folder:{base}"), store)
     first = ingest("pets", config(f"folder:{base}"), store)

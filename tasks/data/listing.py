@@ -100,16 +100,26 @@ class Source:
 
     def caption(self, item: Item, captions: str) -> str | None:
         """The text of an item under ``data.captions``: its own, made of its class, or none."""
-        if captions == "source" or item.label is None:
-            return item.caption
-        return self.of_class(item.label, captions)
+        return caption_of(item, captions, self.names, self.phrases)
 
     def of_class(self, label: str, captions: str) -> str | None:
         """The text that ``data.captions`` makes of a class."""
-        if captions in ("source", "none"):
-            return None
-        name = self.names.get(label, label.replace("_", " "))
-        return self.phrases.get(label, name) if captions == "names" else captions.replace("{name}", name)
+        return caption_of_class(label, captions, self.names, self.phrases)
+
+
+def caption_of(item: Item, captions: str, names: Mapping[str, str], phrases: Mapping[str, str]) -> str | None:
+    """The text of an item under ``data.captions``, with the names of the classes and the phrases made of them."""
+    if captions == "source" or item.label is None:
+        return item.caption
+    return caption_of_class(item.label, captions, names, phrases)
+
+
+def caption_of_class(label: str, captions: str, names: Mapping[str, str], phrases: Mapping[str, str]) -> str | None:
+    """The text that ``data.captions`` makes of a class."""
+    if captions in ("source", "none"):
+        return None
+    name = names.get(label, label.replace("_", " "))
+    return phrases.get(label, name) if captions == "names" else captions.replace("{name}", name)
 
 
 def shown(entry: Entry, item: Item) -> str:

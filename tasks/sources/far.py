@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.sources.blocks import BlockFile
-from tokenloom.tasks.store.storage import s3_file_system
+from tokenloom.tasks.store.buckets import gs_file_system, s3_file_system
 
 _ADDRESS = re.compile(r"(s3|gs|https?|hf)://(anonymous@)?(.*)", re.DOTALL)
 #: Nanoseconds within which a bucket may give two contents of one size the same time.
@@ -167,11 +166,7 @@ def _file_system(scheme: str, anonymous: bool, _process: int, _given: tuple[str 
     if scheme == "s3":
         return s3_file_system(anonymous=anonymous)
     if scheme == "gs":
-        given: dict[str, Any] = {"anonymous": anonymous, "retry_time_limit": timedelta(seconds=60)}
-        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-            protocol, _, host = emulator.rpartition("://")
-            given |= {"endpoint_override": host, "scheme": protocol or "http", "anonymous": True}
-        return fs.GcsFileSystem(**given)
+        return gs_file_system(anonymous)
     try:
         import fsspec
 
