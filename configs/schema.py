@@ -35,8 +35,8 @@ class DataConfig(Section):
 
     kind: Added[str] = Field("image", description="kind of signal: image or series")
     source: Identity[str] = Field(
-        description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, manifest:FILE "
-        "(PATH, GLOB and FILE here, or s3://…, gs://…, https://…), hf:REPO, hf://OWNER/NAME@REVISION, blend; "
+        description="images: digits, fashion_mnist, emoji (or emoji:variants), idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, "
+        "manifest:FILE (PATH, GLOB and FILE here, or s3://…, gs://…, https://…), hf:REPO, hf://OWNER/NAME@REVISION, blend; "
         "series: sunspots, co2, csv:GLOB, parquet:GLOB"
     )
     size: Identity[int | tuple[int, int]] = Field(

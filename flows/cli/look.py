@@ -1,4 +1,4 @@
-"""``methods``, ``sample`` and ``compare``."""
+"""``methods``, ``decoders``, ``sample`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,47 @@ def methods(name: str | None, as_json: bool) -> None:
         table(f"{kind}: {len(cells)}", columns, cells)
 
 
+@click.command(epilog=epilog("tokenloom decoders", "tokenloom decoders --json"))
+@json_option
+def decoders(as_json: bool) -> None:
+    """Ways to decode: whether samples are distributed as without it, what it needs, its paper.
+
+    One is chosen when sampling, `sample MODEL --decode NAME --set FIELD=VALUE`, or in a run file, `sample: {decoder: {NAME: {FIELD:
+    VALUE}}}`.  What cannot work on a model is refused with the reason before anything is drawn.
+    """
+    from tokenloom.flows.screen import table
+    from tokenloom.models.sampling.decoders import base
+
+    rows = base.table()
+    if as_json:
+        emit({"decoders": rows})
+        return
+    cells = [[row["name"], "yes" if row["exact"] else "no", "; ".join(row["needs"]) or "-", row["paper"] or "-"] for row in rows]
+    table(f"{len(rows)} ways to decode", ["name", "exact", "needs", "paper"], cells)
+
+
+def decoder_of(text: str | None, fields: tuple[str, ...]) -> Any:
+    """``--decode NAME`` and the ``--set FIELD=VALUE`` beside it, as a run file has them.
+
+    Raises:
+        UsageError: fields without a name, or a text that is no field and value.
+    """
+    from tokenloom.configs.load import parse_yaml
+
+    value = None if text is None else parse_yaml(text, "--decode")
+    if not fields:
+        return value
+    if not isinstance(value, str):
+        raise click.UsageError(f"--set {fields[0]}: goes with --decode NAME, whose field it is")
+    given: dict[str, Any] = {}
+    for field in fields:
+        name, between, worth = field.partition("=")
+        if not (name and between and worth):
+            raise click.UsageError(f"--set {field!r}: write FIELD=VALUE, e.g. window=8")
+        given[name] = parse_yaml(worth, f"--set {name}")
+    return {value: given}
+
+
 def files_by_name(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[Path]]:
     """``NAME=FILE`` options as the files of each name."""
     found: dict[str, list[Path]] = {}
@@ -61,6 +102,7 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
         "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
         "tokenloom sample pets-control --column control=edges.png --n 4 --out pets.png",
+        "tokenloom sample digits-raster --decode jacobi --set window=8 --out samples.png",
         "tokenloom sample series-co2 --horizon 52 --n 200 --out next_year.png",
     )
 )
@@ -109,9 +151,14 @@ def files_by_name(context: click.Context, parameter: click.Parameter, values: tu
     help="Settings of the head's own sampler, as in a run file: '{diffusion: {steps: 50, temperature: 0.95}}' [default: the run's].",
 )
 @click.option(
+    "--decode",
     "--decoder",
+    "decoder",
     metavar="NAME",
-    help="Way of decoding, a name or one with fields as in a run file: jacobi, '{draft_model: {model: RUN}}' [default: the run's].",
+    help="Way of decoding, a name of `tokenloom decoders`, or as in a run file: '{draft_model: {model: RUN}}' [default: the run's].",
+)
+@click.option(
+    "--set", "fields", multiple=True, metavar="FIELD=VALUE", help="A field of the way of decoding, e.g. window=8; may be given again."
 )
 @click.option(
     "--out",
@@ -135,6 +182,7 @@ def sample(
     mask: Path | None,
     head: str | None,
     decoder: str | None,
+    fields: tuple[str, ...],
     out: Path,
     root: str | None,
     store: str | None,
@@ -176,7 +224,7 @@ def sample(
             columns=columns,
             inpaint=None if inpaint is None or mask is None else (inpaint, mask),
             head=None if head is None else parse_yaml(head, "--head"),
-            decoder=None if decoder is None else parse_yaml(decoder, "--decoder"),
+            decoder=decoder_of(decoder, fields),
             out=out,
             report=shown.report,
             **{name: value or None if name == "guidance_interval" else value for name, value in settings.items()},

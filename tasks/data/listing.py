@@ -81,8 +81,9 @@ class Source:
 
     ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
-    ``how`` says for people where classes, captions and splits come from.  ``parts`` are the names of those of a blend, and of each whether
-    its classes take turns in the order of its rows; all items are of one without a name elsewhere.
+    ``how`` says for people where classes, captions and splits come from; ``licence`` is that of the items, where the source knows it.
+    ``parts`` are the names of those of a blend, and of each whether its classes take turns in the order of its rows; all
+    items are of one without a name elsewhere.
     """
 
     classes: tuple[str, ...]
@@ -96,6 +97,7 @@ class Source:
     phrases: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)  # what a kind of signal knows of the whole source
     how: str = ""
+    licence: str = ""
     parts: tuple[tuple[str, bool], ...] = (("", False),)
 
     def caption(self, item: Item, captions: str) -> str | None:

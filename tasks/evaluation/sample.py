@@ -213,7 +213,7 @@ def sample_model(
     pair, title = open_model(model, store, tracker, _device())
     if reference := drafts.reference(settings):
         draft, _ = load_model(store.fetch(store.resolve(reference, "generator")), _device())
-        use_draft_model(cast(Generator, pair.generator), cast(Generator, draft))
+        use_draft_model(cast(Generator, pair.generator), cast(Generator, draft), drafts.field(settings))
     pair = pair.edited(**drafts.without_reference(settings))
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.labelled else ()

@@ -80,7 +80,7 @@ def open_pair(
     g, t = cast(Generator, loaded), cast(Tokenizer, encoder)
     t.layout.check(g.layout)
     if draft is not None:
-        use_draft_model(g, cast(Generator, load_model(draft, device)[0]))
+        use_draft_model(g, cast(Generator, load_model(draft, device)[0]), drafts.field(sample or {}))
     signal = made_for.given["signal"]
     kind, shape = signal["kind"], (signal["channels"], *signal["shape"])
     return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts), kind, shape)
@@ -96,19 +96,19 @@ def open_bundle(folder: Path, device: str = "cpu") -> Pair:
     return replace(open_pair(model, tokenizer, *given, draft if draft.is_dir() else None), known=serving)
 
 
-def use_draft_model(generator: Generator, draft: Generator) -> None:
-    """Let one generator draft for another.
+def use_draft_model(generator: Generator, draft: Generator, where: str = drafts.FIELD) -> None:
+    """Let one generator draft for another; ``where`` is the field that names it, for messages.
 
     Raises:
         ConfigError: it is for other tokens, or one of the two is no model of groups.
     """
     if not (isinstance(generator, GroupGenerator) and isinstance(draft, GroupGenerator)):
         odd = draft if isinstance(generator, GroupGenerator) else generator
-        raise ConfigError(f"{drafts.FIELD}: {type(odd).__name__} does not decode token by token, so neither drafts nor is drafted for")
+        raise ConfigError(f"{where}: {type(odd).__name__} does not decode token by token, so neither drafts nor is drafted for")
     try:
         generator.layout.check(draft.layout)
     except LayoutError as error:
-        raise ConfigError(f"{drafts.FIELD}: the draft model is for other tokens: {error}") from error
+        raise ConfigError(f"{where}: the draft model is for other tokens: {error}") from error
     generator.use_draft_model(draft)
 
 
