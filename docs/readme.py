@@ -20,6 +20,7 @@ from tokenloom.models.core.sized import counted
 from tokenloom.models.parts.nets.classifier import shape_of
 from tokenloom.models.pretrained import families
 from tokenloom.models.pretrained.options import RECORDED, TRAINING
+from tokenloom.models.sampling.decoders import base as decoding
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "models", "configs")
@@ -29,7 +30,7 @@ NOTES = {
     "models": "torch only: parts, recipes, sampling",
     "configs": "the run file's schema and the runs that ship",
     "infra": "container image, deployments, clusters",
-    "tests": "flat; laws, contracts, parity with official numbers, end to end",
+    "tests": "in rooms as the code; laws, contracts, parity with official numbers, end to end",
     "benchmarks": "side-by-side measurements, and their results",
     "docs": "what a user reads beyond the README",
 }
@@ -101,6 +102,15 @@ def methods() -> str:
         cells = [[f"`{name}`", *rest, _paper(paper)] for name, *rest, paper in rows]
         blocks.append(f"## {kind} ({len(rows)})\n\n{_table(columns, cells)}")
     return "\n\n".join(blocks)
+
+
+def decoders() -> str:
+    """The ways to decode as a table in Markdown."""
+    cells = [
+        [f"`{row['name']}`", "yes" if row["exact"] else "no", "; ".join(row["needs"]) or "-", _paper(row["paper"]) or "-"]
+        for row in decoding.table()
+    ]
+    return _table(["name", "exact", "needs", "paper"], cells)
 
 
 def _paper(paper: str) -> str:
@@ -180,6 +190,7 @@ def options() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"folders": folders},
     "docs/methods.md": {"methods": methods},
+    "docs/decoding.md": {"decoders": decoders},
     "docs/sizes.md": {"published": published, "sizes": sizes},
     "docs/files.md": {"tree": tree},
     "docs/parity.md": {"options": options},

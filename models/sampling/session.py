@@ -25,6 +25,7 @@ from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.norms import Ahead
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of
@@ -52,6 +53,8 @@ class Decodable(Protocol):
 
     def read(self, states: Tensor, slots: Slots) -> Tensor: ...
 
+    def parts(self, plan: Plan, group: int) -> tuple[SlotNet, Head]: ...
+
 
 class DecodingSession:
     """One sample for each row of a condition, group after group of a plan."""
@@ -68,15 +71,19 @@ class DecodingSession:
         given: Tensor | None = None,
         keep_L: Tensor | None = None,
         stop: int | None = None,
+        most: int | None = None,
         shapes: Shapes = "growing",
     ) -> None:
         """Open: embed the condition, make the plan, allocate caches.
 
         ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L``: (L,), or (B, L) where the
         order is fixed; for in-painting, prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what
-        follows in it is filled with it.  ``shapes="fixed"`` is for nets that keep single slots; others have fixed shapes or grow.
+        follows in it is filled with it.  ``most`` positions are decided, rounded up to whole groups (None: all).  ``shapes="fixed"`` is
+        for nets that keep single slots; others have fixed shapes or grow.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
+        self.most = most
+        self.net: SlotNet = model.net
         self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
         if keep_L is not None and keep_L.ndim == 2 and type(model.order).around is not Order.around:
@@ -107,6 +114,7 @@ class DecodingSession:
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         self._allocate()
         self.state = model.feed.start(self.both, self.cond)
+        self.ahead = Ahead(model.feed.modulation(self.both, self.cond))
 
     def _allocate(self) -> None:
         feed, vector = self.model.feed, self.cond.vector_BD
@@ -129,7 +137,8 @@ class DecodingSession:
     def propose(self, group: int) -> Proposal:
         """Run the net on the slots of a group and draw its tokens (of all positions where the order chooses among them)."""
         moment, rows = self.moments[group], self.rows
-        slots, head = self.model.feed.step(self.state, self.both, self.cond, group), self.model.head
+        slots = self.model.feed.step(self.state, self.both, self.cond, group)
+        self.net, head = self.model.parts(self.plan, group)
         before = self.mark() if head.calls == "several" else None
         h = self.model.read(self._run(slots), slots)
         place = self.plan.candidates(group)
@@ -215,7 +224,10 @@ class DecodingSession:
 
     @property
     def done(self) -> bool:
-        """Whether all rows have ended before their last position; this waits for the device where a row can end."""
+        """Whether all rows have ended before their last position, or as many as were asked for are decided; this waits for the device
+        where a row can end."""
+        if self.most is not None and self.trace.tokens >= self.most:
+            return True
         return self.stop is not None and bool(self.ended_B.all())
 
     # --- the net
@@ -225,15 +237,16 @@ class DecodingSession:
         new = slots.x_BSD.shape[1]
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
+        slots = replace(slots, condition_BSD=self.ahead.part(self.used, new))
         if self.cache is None:
-            return self.model.net(slots, self._visibility(slots), self.cond)
+            return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
             return self._fixed(slots, new, cached)
         ranks = slots.group_BS if self.rank_BT is None else beside(self.rank_BT, slots.group_BS)
         segment = slots.segment_BS
         if segment is not None and self.rank_BT is not None:  # what is cached is hidden from none
             segment = beside(torch.full_like(self.rank_BT, -1), segment)
-        states = self.model.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
+        states = self.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
         self.used += cached
         self.rank_BT = ranks[:, : self.used]
         for layer in self.cache:
@@ -254,7 +267,7 @@ class DecodingSession:
         segment.scatter_(1, index, own)
         visible = Groups(slots.group_BS, rank, self.plan.window) & Segments(own, segment)
         seen = self._unpadded(visible.seen(new, rank.shape[1], self.device), index)
-        states = self.model.net(slots, Mask(seen), self.cond, self.cache)
+        states = self.net(slots, Mask(seen), self.cond, self.cache)
         rank.scatter_(1, index[:, cached:], _NEVER)
         segment.scatter_(1, index[:, :cached], -1)
         self.used += cached

@@ -72,7 +72,7 @@ def draft_model(sample: Mapping[str, Any], store: Store) -> Artifact | None:
     try:
         return store.resolve(reference, "generator")
     except ConfigError as error:
-        raise ConfigError(f"{drafts.FIELD}: {error}") from error
+        raise ConfigError(f"{drafts.field(sample)}: {error}") from error
 
 
 def plan_density_evaluation(

@@ -162,7 +162,8 @@ def _check_sampling(config: RunConfig, made: ModelSpec, draft: dict[str, Any] | 
     generator = cast(Generator, _build(made, "generator"))
     sampler = default_sampler(generator).edited(**identity(config.sample))
     if draft is not None:
-        use_draft_model(generator, cast(Generator, _build(ModelSpec.from_dict(draft), drafts.FIELD)))
+        where = drafts.field(identity(config.sample))
+        use_draft_model(generator, cast(Generator, _build(ModelSpec.from_dict(draft), where)), where)
     try:
         generator.check_sampler(sampler)
         if not made.recipe.startswith("official/"):  # how those were trained, their config does not say

@@ -16,7 +16,9 @@ from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Density, Generator, LayoutError, Tokenizer
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.orders import Raster
 from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.serving.request import ConditionSpec
 
@@ -56,6 +58,42 @@ class Pair:
         return replace(self, sampler=sampler)
 
 
+def sized(pair: Pair, shape: tuple[int, int], title: str = "this model") -> Pair:
+    """The same models for images of another shape (rows, columns); the weights are shared.
+
+    Raises:
+        ConfigError: one of them is bound to the shape that it was trained on, with the reason.
+    """
+    size, own = f"size={shape[0]}x{shape[1]}", pair.shape[1:]
+    if shape == own:
+        return pair
+    if pair.kind != "image" or isinstance(pair.generator, Density) or pair.tokenizer is None:
+        raise ConfigError(f"{size}: {title} models whole signals of the shape {tuple(own) or 'of its data'}, and has no other")
+    if pair.condition_spec.columns:
+        raise ConfigError(f"{size}: {title} takes columns of its data ({', '.join(pair.condition_spec.columns)}), which have its own size")
+    try:
+        tokenizer = pair.tokenizer.sized(shape)
+        quantizer = getattr(getattr(tokenizer, "config", None), "quantizer", None)
+        generator = pair.generator.on(tokenizer.layout.grids, quantizer)
+        generator.check_sampler(pair.sampler)
+    except (ConfigError, LayoutError) as error:
+        raise ConfigError(f"{size}: {title} draws images of {own[0]}x{own[1]} alone: {error}") from error
+    return replace(pair, generator=generator, tokenizer=tokenizer, shape=(pair.shape[0], *shape))
+
+
+def check_prefix(pair: Pair, prefix: int | None, title: str = "this model") -> None:
+    """Refuse a number of first tokens that cannot be decoded alone; raises ``ConfigError``."""
+    if prefix is None:
+        return
+    if not isinstance(pair.tokenizer, FlowTokenizer):
+        raise ConfigError(
+            f"prefix={prefix}: the tokens of {title} are no sequence of which the first ones are an image (FlexTok's, D-AR's are)"
+        )
+    pair.tokenizer.check_prefix(prefix)
+    if not (isinstance(pair.generator, GroupGenerator) and isinstance(pair.generator.order, Raster) and pair.sampler.decoder is None):
+        raise ConfigError(f"prefix={prefix}: {title} does not draw its tokens one after another, so the first ones are not there first")
+
+
 def open_pair(
     generator: Path,
     tokenizer: Path | None,
@@ -80,7 +118,7 @@ def open_pair(
     g, t = cast(Generator, loaded), cast(Tokenizer, encoder)
     t.layout.check(g.layout)
     if draft is not None:
-        use_draft_model(g, cast(Generator, load_model(draft, device)[0]))
+        use_draft_model(g, cast(Generator, load_model(draft, device)[0]), drafts.field(sample or {}))
     signal = made_for.given["signal"]
     kind, shape = signal["kind"], (signal["channels"], *signal["shape"])
     return Pair(g, t, default_sampler(g).edited(**(sample or {})), ConditionSpec.of(spec, classes, texts), kind, shape)
@@ -96,19 +134,19 @@ def open_bundle(folder: Path, device: str = "cpu") -> Pair:
     return replace(open_pair(model, tokenizer, *given, draft if draft.is_dir() else None), known=serving)
 
 
-def use_draft_model(generator: Generator, draft: Generator) -> None:
-    """Let one generator draft for another.
+def use_draft_model(generator: Generator, draft: Generator, where: str = drafts.FIELD) -> None:
+    """Let one generator draft for another; ``where`` is the field that names it, for messages.
 
     Raises:
         ConfigError: it is for other tokens, or one of the two is no model of groups.
     """
     if not (isinstance(generator, GroupGenerator) and isinstance(draft, GroupGenerator)):
         odd = draft if isinstance(generator, GroupGenerator) else generator
-        raise ConfigError(f"{drafts.FIELD}: {type(odd).__name__} does not decode token by token, so neither drafts nor is drafted for")
+        raise ConfigError(f"{where}: {type(odd).__name__} does not decode token by token, so neither drafts nor is drafted for")
     try:
         generator.layout.check(draft.layout)
     except LayoutError as error:
-        raise ConfigError(f"{drafts.FIELD}: the draft model is for other tokens: {error}") from error
+        raise ConfigError(f"{where}: the draft model is for other tokens: {error}") from error
     generator.use_draft_model(draft)
 
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import ConfigError, from_fields
 
 
 class Decoder(config.Config, ABC):
-    """A loop over the verbs of a session."""
+    """A loop over the verbs of a session.
+
+    One module each in ``models/sampling/decoders``; those with a tag ``decoder.NAME`` are listed by ``tokenloom decoders``.
+    """
+
+    #: Where it is from: an arXiv id, or a title.
+    paper: ClassVar[str] = ""
+    #: Whether samples are distributed exactly as those of the generator decoded in its own way, whatever the fields' values.
+    exact: ClassVar[bool] = True
+    #: What must be there besides the generator, and what it must be made of, in words: a draft model, a stage, scales, …
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str) -> Decoder:
@@ -20,11 +30,11 @@ class Decoder(config.Config, ABC):
         Raises:
             ConfigError: another name, an unknown field, or a value of the wrong type.
         """
-        named = {kind.tag.partition(".")[2]: tag for tag, kind in config.tags().items() if issubclass(kind, Decoder)}
-        if len(value) != 1 or next(iter(value)) not in named:
-            raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(sorted(named))}, with its fields where they differ")
+        known = decoders()
+        if len(value) != 1 or next(iter(value)) not in known:
+            raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(known)}, with its fields where they differ")
         (name, fields), *_ = value.items()
-        return cast(Decoder, from_fields(config.tags()[named[name]], fields, f"{where}.{name}"))
+        return cast(Decoder, from_fields(known[name], fields, f"{where}.{name}"))
 
     @property
     def name(self) -> str:
@@ -47,3 +57,13 @@ class Decoder(config.Config, ABC):
         """
         if (reason := self.refusal(model, sampler)) is not None:
             raise ConfigError(f"sample.decoder={self.name}: {reason}")
+
+
+def decoders() -> dict[str, type[Decoder]]:
+    """Every decoder by the name that a run file gives it: its tag without ``decoder.``, in alphabetical order."""
+    return {tag.partition(".")[2]: kind for tag, kind in sorted(config.tags().items()) if issubclass(kind, Decoder)}
+
+
+def table() -> list[dict[str, Any]]:
+    """One row a decoder, for ``tokenloom decoders``, ``python -m`` and the docs."""
+    return [{"name": name, "paper": kind.paper, "exact": kind.exact, "needs": list(kind.needs)} for name, kind in decoders().items()]

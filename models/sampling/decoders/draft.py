@@ -29,6 +29,8 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
     the large one by ``use_draft_model`` where both are opened.  Samples are distributed exactly as those of the large model alone.
     """
 
+    paper: ClassVar = "2211.17192"
+    needs: ClassVar = ("a draft model", "one position after another", "one softmax a token")
     limits: ClassVar = {"window": Range(1, 4096)}
 
     window: int = 4

@@ -31,6 +31,8 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     those of decoding one by one; the fewer calls, the less neighbouring tokens depend on each other.
     """
 
+    paper: ClassVar = "2410.01699"
+    needs: ClassVar = ("one position after another", "one softmax a token")
     limits: ClassVar = {"window": Range(1, 4096)}
 
     window: int = 16

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class Rejection(Decoder, tag="decoder.rejection"):
     ``orders`` of the open positions are tried and the one that keeps most wins.  With one order samples are distributed exactly as those
     of one by one decoding; choosing among several favours tokens that are easily agreed with.
     """
+
+    paper: ClassVar = "2404.09562"
+    exact: ClassVar = False  # with several orders
+    needs: ClassVar = ("queries of any position", "one softmax a token")
 
     orders: int = 1
 
