@@ -25,6 +25,7 @@ from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.norms import Ahead
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of
@@ -70,15 +71,18 @@ class DecodingSession:
         given: Tensor | None = None,
         keep_L: Tensor | None = None,
         stop: int | None = None,
+        most: int | None = None,
         shapes: Shapes = "growing",
     ) -> None:
         """Open: embed the condition, make the plan, allocate caches.
 
         ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L``: (L,), or (B, L) where the
         order is fixed; for in-painting, prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what
-        follows in it is filled with it.  ``shapes="fixed"`` is for nets that keep single slots; others have fixed shapes or grow.
+        follows in it is filled with it.  ``most`` positions are decided, rounded up to whole groups (None: all).  ``shapes="fixed"`` is
+        for nets that keep single slots; others have fixed shapes or grow.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
+        self.most = most
         self.net: SlotNet = model.net
         self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
@@ -110,6 +114,7 @@ class DecodingSession:
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         self._allocate()
         self.state = model.feed.start(self.both, self.cond)
+        self.ahead = Ahead(model.feed.modulation(self.both, self.cond))
 
     def _allocate(self) -> None:
         feed, vector = self.model.feed, self.cond.vector_BD
@@ -219,7 +224,10 @@ class DecodingSession:
 
     @property
     def done(self) -> bool:
-        """Whether all rows have ended before their last position; this waits for the device where a row can end."""
+        """Whether all rows have ended before their last position, or as many as were asked for are decided; this waits for the device
+        where a row can end."""
+        if self.most is not None and self.trace.tokens >= self.most:
+            return True
         return self.stop is not None and bool(self.ended_B.all())
 
     # --- the net
@@ -229,6 +237,7 @@ class DecodingSession:
         new = slots.x_BSD.shape[1]
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
+        slots = replace(slots, condition_BSD=self.ahead.part(self.used, new))
         if self.cache is None:
             return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
