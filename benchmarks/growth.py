@@ -18,14 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.speed.timing import machine
-from tokenloom.configs.schema import ClusterConfig, DataConfig, identity
+from tokenloom.configs.schema import ClusterConfig, DataConfig
 from tokenloom.models.core import registry, signals
 from tokenloom.models.core.build import ModelSpec, save_model
 from tokenloom.tasks.data import extract as extracting
@@ -33,7 +33,7 @@ from tokenloom.tasks.data import ingest as ingesting
 from tokenloom.tasks.data.matching import match, units_of
 from tokenloom.tasks.modalities import kind
 from tokenloom.tasks.modalities.image import png
-from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work, canonical_json, sha256_of
+from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work, sha256_of
 from tokenloom.tasks.store.inspection import inspect
 from tokenloom.tasks.store.lineage import collect
 
@@ -203,9 +203,8 @@ def measured(store: str, root: Path, source: Path, counter: _Counter) -> dict[st
     return found
 
 
-def exponents(sizes: list[int], of: Callable[[int], float]) -> float | None:
-    """The slope of a line through the logarithms."""
-    values = [of(size) for size in sizes]
+def exponent(sizes: list[int], values: list[float]) -> float | None:
+    """The slope of a line through the logarithms; None where a value is zero."""
     if len(sizes) < 2 or min(values) <= 0:
         return None
     return round(float(np.polyfit(np.log(sizes), np.log(values), 1)[0]), 2)
@@ -239,15 +238,12 @@ def main() -> None:
                 table["s3"][size] = measured(address, folder / "root-of-s3", folder / "images", counter)
             (folder / "images" / "0" / "new.png").unlink()
             table["disk"][size] = measured(str(folder / "store"), folder / "root", folder / "images", _Counter())
-    fitted = {
-        place: {
-            name: {
-                what: exponents(given.sizes, lambda size, what=what: found[size][name][what]) for what in ("seconds", "requests", "peak_mb")
-            }
-            for name in OPERATIONS
-        }
-        for place, found in table.items()
-    }
+    fitted: dict[str, dict[str, dict[str, float | None]]] = {}
+    for place, found in table.items():
+        fitted[place] = {}
+        for name in OPERATIONS:
+            series = {what: [found[size][name][what] for size in given.sizes] for what in ("seconds", "requests", "peak_mb")}
+            fitted[place][name] = {what: exponent(given.sizes, values) for what, values in series.items()}
     result = {"machine": machine(), "shards": table, "exponents": fitted}
     print(json.dumps(result, indent=1))
     if given.keep:
