@@ -6,7 +6,7 @@ Every field is marked ``Identity`` (it shapes an artifact and enters its fingerp
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -150,13 +150,18 @@ class SampleConfig(Section):
     temperature_end: Added[float | None] = Field(None, ge=0, description="where temperature ends, in a line from temperature")
     top_k: Identity[int | None] = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
     top_p: Identity[float | None] = Field(None, gt=0, le=1)
-    steps: Identity[int | None] = Field(None, ge=1, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …)")
+    steps: Identity[Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] | None] = Field(
+        None, description="decoding steps, where the order leaves them open (MaskGIT, ARPG, …), or the number of positions of each"
+    )
+    steps_along: Added[Literal["cosine", "linear", "arccos"] | None] = Field(
+        None, description="curve of what is still open over the steps, in place of the order's own"
+    )
     head: Added[dict[str, dict[str, Any]] | None] = Field(None, description="settings of the head's own sampler: {NAME: {field: value}}")
     decoder: Added[str | dict[str, dict[str, Any]] | None] = Field(
         None, description="way of decoding: jacobi, rejection …, or with fields: {jacobi: {window: 8}}, {draft_model: {model: RUN}}"
     )
-    order: Added[Literal["raster", "random", "halton"] | None] = Field(
-        None, description="sequence of the positions, of models that may start anywhere"
+    order: Added[Literal["raster", "random", "halton", "outward"] | list[int] | None] = Field(
+        None, description="sequence of the positions, of models that may start anywhere; a list gives its first positions itself"
     )
 
 

@@ -143,11 +143,13 @@ class Engine:
         """Each running request goes on by one group, those alike in one pass of the net; those that have ended leave and are returned."""
         passes: dict[object, list[Sequence]] = defaultdict(list)
         for sequence in self.running:
-            passes[(alike(sequence.wanted(), sequence.session.cond), sequence.session.plan.window)].append(sequence)
+            slots, session = sequence.wanted(), sequence.session
+            passes[(id(session.net), alike(slots, session.cond), session.plan.window)].append(sequence)
         for together in passes.values():
             assert self._pool is not None
             slots, conds = [s.wanted() for s in together], [s.session.cond for s in together]
-            states = self._pool.run([s.rows for s in together], slots, conds, together[0].session.plan.window)
+            first = together[0].session
+            states = self._pool.run(first.net, [s.rows for s in together], slots, conds, first.plan.window)
             self.passes += 1
             for sequence, h in zip(together, states):
                 sequence.given(h)

@@ -26,7 +26,7 @@ class RowPool:
 
     def __init__(self, net: SlotNet, rows: int, room: int, like: Tensor) -> None:
         """``room``: slots of a row; nets of generators without a cache need none, 0."""
-        self.net, self.rows, self.room, self.used = net, rows, room, 0
+        self.rows, self.room, self.used = rows, room, 0
         self.at_R = torch.zeros(rows, dtype=torch.int64, device=like.device)
         self.layers = net.cache(rows, room, like) if room else []
         for layer in self.layers:
@@ -72,8 +72,10 @@ class RowPool:
         for layer, old in zip(self.layers, other.layers):
             layer.key_BHTE[:, :, : other.room], layer.value_BHTE[:, :, : other.room] = old.key_BHTE, old.value_BHTE
 
-    def run(self, rows: Sequence[range], slots: Sequence[Slots], conds: Sequence[Conditioned], window: int | None) -> list[Tensor]:
-        """One pass of the net over the new slots of several owners, each of which has some rows: hidden states of each."""
+    def run(
+        self, net: SlotNet, rows: Sequence[range], slots: Sequence[Slots], conds: Sequence[Conditioned], window: int | None
+    ) -> list[Tensor]:
+        """One pass of a net (that of the caches, or one of its shape) over the new slots of several owners, each of which has some rows: hidden states of each."""
         counts = [len(r) for r in rows]
         together = joined(slots, counts)
         cond = conds[0]
@@ -81,11 +83,11 @@ class RowPool:
             cond = Conditioned(*(_cat([getattr(c, name) for c in conds]) for name in Conditioned.__dataclass_fields__))  # type: ignore[arg-type]
         if not self.layers:
             seen = [_seen(each, window, c, n) for each, c, n in zip(slots, conds, counts)]
-            return list(self.net(together, Mask(torch.cat(seen)), cond).split(counts))
+            return list(net(together, Mask(torch.cat(seen)), cond).split(counts))
         where = self._where(rows)
         table = SlotTable(self.table.rank_BT[where], self.table.segment_BT[where], self.at_R[where])
         layers = [_rows_of(layer, where, table.at_B) for layer in self.layers]
-        states = run_fixed(self.net, together, cond, layers, table, window)
+        states = run_fixed(net, together, cond, layers, table, window)
         if isinstance(where, Tensor):  # these were copies
             self._write(where, table, layers)
         self.at_R[where] += together.x_BSD.shape[1] if together.cached is None else together.cached

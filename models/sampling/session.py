@@ -52,6 +52,8 @@ class Decodable(Protocol):
 
     def read(self, states: Tensor, slots: Slots) -> Tensor: ...
 
+    def parts(self, plan: Plan, group: int) -> tuple[SlotNet, Head]: ...
+
 
 class DecodingSession:
     """One sample for each row of a condition, group after group of a plan."""
@@ -68,15 +70,19 @@ class DecodingSession:
         given: Tensor | None = None,
         keep_L: Tensor | None = None,
         stop: int | None = None,
+        most: int | None = None,
         shapes: Shapes = "growing",
     ) -> None:
         """Open: embed the condition, make the plan, allocate caches.
 
         ``given`` (B, L, …) tokens are taken instead of drawn ones, at all positions or at those in ``keep_L``: (L,), or (B, L) where the
         order is fixed; for in-painting, prompts and scoring.  ``plan`` replaces the order's.  A row ends with the id ``stop``; what
-        follows in it is filled with it.  ``shapes="fixed"`` is for nets that keep single slots; others have fixed shapes or grow.
+        follows in it is filled with it.  ``most`` positions are decided, rounded up to whole groups (None: all).  ``shapes="fixed"`` is
+        for nets that keep single slots; others have fixed shapes or grow.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
+        self.most = most
+        self.net: SlotNet = model.net
         self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
         if keep_L is not None and keep_L.ndim == 2 and type(model.order).around is not Order.around:
@@ -139,7 +145,8 @@ class DecodingSession:
     def proposing(self, group: int) -> Generator[Slots, Tensor, Proposal]:
         """``propose`` for a caller that runs the net: gives slots, takes their hidden states."""
         moment, rows = self.moments[group], self.rows
-        slots, head = self.model.feed.step(self.state, self.both, self.cond, group), self.model.head
+        slots = self.model.feed.step(self.state, self.both, self.cond, group)
+        self.net, head = self.model.parts(self.plan, group)
         before = self.mark() if head.calls == "several" else None
         h = self.model.read((yield slots), slots)
         place = self.plan.candidates(group)
@@ -226,7 +233,10 @@ class DecodingSession:
 
     @property
     def done(self) -> bool:
-        """Whether all rows have ended before their last position; this waits for the device where a row can end."""
+        """Whether all rows have ended before their last position, or as many as were asked for are decided; this waits for the device
+        where a row can end."""
+        if self.most is not None and self.trace.tokens >= self.most:
+            return True
         return self.stop is not None and bool(self.ended_B.all())
 
     # --- the net
@@ -237,14 +247,14 @@ class DecodingSession:
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
         if self.cache is None:
-            return self.model.net(slots, self._visibility(slots), self.cond)
+            return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
             return self._fixed(slots, new, cached)
         ranks = slots.group_BS if self.rank_BT is None else beside(self.rank_BT, slots.group_BS)
         segment = slots.segment_BS
         if segment is not None and self.rank_BT is not None:  # what is cached is hidden from none
             segment = beside(torch.full_like(self.rank_BT, -1), segment)
-        states = self.model.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
+        states = self.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
         self.used += cached
         self.rank_BT = ranks[:, : self.used]
         for layer in self.cache:
@@ -258,7 +268,7 @@ class DecodingSession:
         rank, segment = self.rank_BT, self.segment_BT
         assert rank is not None
         assert segment is not None
-        states = run_fixed(self.model.net, slots, self.cond, self.cache, SlotTable(rank, segment, self.at_1), self.plan.window)
+        states = run_fixed(self.net, slots, self.cond, self.cache, SlotTable(rank, segment, self.at_1), self.plan.window)
         self.used += cached
         self.at_1 += cached
         return states

@@ -100,6 +100,7 @@ class SampleRequest:
     horizon: int | None = None
     columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
     inpaint: tuple[Path, Path] | None = None  # an image, and a mask that is white where it is drawn anew
+    prefix: int | None = None  # how many tokens are drawn and decoded, the first ones
 
 
 class Modality(ABC):

@@ -136,7 +136,7 @@ UPPER = {
         ("store",),
         ("runtime", "tracking", "serving", "modalities", "data.listing"),
         ("data",),
-        ("training", "runtime.checks"),
+        ("training", "costs", "runtime.checks"),
         ("evaluation",),
         ("modalities.image", "modalities.series", "tracking.model_card"),
         ("data.ingest", "data.extract", "training.distributed", "evaluation.evaluate", "tracking.register", "training.warm_start"),
