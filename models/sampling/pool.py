@@ -75,7 +75,7 @@ class RowPool:
     def run(
         self, net: SlotNet, rows: Sequence[range], slots: Sequence[Slots], conds: Sequence[Conditioned], window: int | None
     ) -> list[Tensor]:
-        """One pass of a net (that of the caches, or one of its shape) over the new slots of several owners of rows: hidden states of each."""
+        """One pass of a net (that of the caches, or one of its shape) over the new slots of several owners: hidden states of each."""
         counts = [len(r) for r in rows]
         together = joined(slots, counts)
         cond = conds[0]
