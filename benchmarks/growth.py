@@ -170,12 +170,14 @@ def served(folder: Path, counter: _Counter) -> Iterator[str]:
     }.items():
         os.environ[f"AWS_{name}"] = value
     backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-    backend.create_bucket(BUCKET, "us-east-1")
+    bucket = f"{BUCKET}-{port}"  # names are given once in a process
+    backend.create_bucket(bucket, "us-east-1")
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            backend.put_object(BUCKET, path.relative_to(folder).as_posix(), path.read_bytes())
-    yield f"s3://{BUCKET}"
+            backend.put_object(bucket, path.relative_to(folder).as_posix(), path.read_bytes())
+    yield f"s3://{bucket}"
     server.stop()
+    backend.buckets.pop(bucket)
 
 
 def measured(store: str, root: Path, source: Path, counter: _Counter) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from inception_golden import weights
 from mixed_images import broken, whole
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
-TRAIN = {"steps": 6, "batch": 8, "log_every": 2, "validate_every": 3, "checkpoint_every": 2, "warmup": 1}
+TRAIN = {"steps": 6, "batch": 8, "log_every": 2, "validate_every": 3, "checkpoint_every": 2}
 BUCKET = "mixed"
 
 
