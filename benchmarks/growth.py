@@ -38,6 +38,7 @@ from tokenloom.tasks.store.inspection import inspect
 from tokenloom.tasks.store.lineage import collect
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 OPERATIONS = ("plan", "no-op run", "append one shard", "extract one shard", "doctor", "gc")
 BUCKET = "growth"
 
@@ -212,6 +213,34 @@ def exponent(sizes: list[int], values: list[float]) -> float | None:
     return round(float(np.polyfit(np.log(sizes), np.log(values), 1)[0]), 2)
 
 
+def table_of(result: dict[str, Any]) -> str:
+    """The figures as a table of Markdown."""
+    sizes = list(result["shards"]["disk"])
+    lines = ["| | shards | " + " | ".join(OPERATIONS) + " |", "|---|---|" + "---|" * len(OPERATIONS)]
+    for place in ("disk", "s3"):
+        for size in sizes:
+            row = result["shards"][place][size]
+            cells = [
+                f"{row[name]['seconds']:g} s, {row[name]['peak_mb']:,} MB"
+                + (f", {row[name]['requests']:,} requests" if place == "s3" else "")
+                for name in OPERATIONS
+            ]
+            lines.append(f"| {place} | {int(size):,} | " + " | ".join(cells) + " |")
+        grown = result["exponents"][place]
+        powers = [
+            ", ".join(f"{what} {grown[name][what]}" for what in ("seconds", "requests") if grown[name][what] is not None)
+            for name in OPERATIONS
+        ]
+        lines.append(f"| {place} | exponent | " + " | ".join(powers) + " |")
+    return "\n".join(lines)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put the table into ``docs/scale.md``."""
+    head, rest = PAGE.read_text().split("<!-- growth -->")
+    PAGE.write_text(f"{head}<!-- growth -->\n\n{table_of(result)}\n\n<!-- /growth -->" + rest.split("<!-- /growth -->")[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
@@ -250,6 +279,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if given.keep:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        write_page(json.loads(json.dumps(result)))
 
 
 if __name__ == "__main__":
