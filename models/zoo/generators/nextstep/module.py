@@ -54,9 +54,7 @@ class NextStep(protocols.Generator):
                 raise ConfigError(f"patch={self.patch}, weights={self.weights}: a patch of at least one, two weights that are not negative")
 
             if (self.net.attention.head_width or self.net.width // self.net.heads) % 2:
-                raise ConfigError(
-                    f"net.width={self.net.width}, heads={self.net.heads}: heads need an even width, whose channels turn in pairs"
-                )
+                raise ConfigError(f"net.width={self.net.width}, heads={self.net.heads}: heads must be of an even width")
 
         @property
         def axis_labels(self) -> dict[str, str]:
