@@ -2,7 +2,7 @@
 
     python benchmarks/places.py smoke_var --out benchmarks/results/places.json
 
-Nodes are raylets on this machine that share nothing but an S3 server on loopback (tests/nodes.py). Compared are the fingerprints
+Nodes are raylets on this machine that share nothing but an S3 server on loopback (tests/support/nodes.py). Compared are the fingerprints
 of all steps and the SHA-256 of every recorded file of weights, images and tokens, for the same number of workers.
 """
 
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import nodes
 

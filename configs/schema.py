@@ -33,7 +33,8 @@ class DataConfig(Section):
 
     kind: Added[str] = Field("image", description="kind of signal: image or series")
     source: Identity[str] = Field(
-        description="images: digits, fashion_mnist, idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, hf:REPO; "
+        description="images: digits, fashion_mnist, emoji (or emoji:variants), idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, "
+        "hf:REPO; "
         "series: sunspots, co2, csv:GLOB, parquet:GLOB"
     )
     size: Identity[int | tuple[int, int]] = Field(

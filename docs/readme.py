@@ -30,7 +30,7 @@ NOTES = {
     "models": "torch only: parts, recipes, sampling",
     "configs": "the run file's schema and the runs that ship",
     "infra": "container image, deployments, clusters",
-    "tests": "flat; laws, contracts, parity with official numbers, end to end",
+    "tests": "in rooms as the code; laws, contracts, parity with official numbers, end to end",
     "benchmarks": "side-by-side measurements, and their results",
     "docs": "what a user reads beyond the README",
 }

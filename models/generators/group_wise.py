@@ -172,6 +172,10 @@ class GroupGenerator(protocols.Generator):
         """The sampler's decoder, or this generator's own: group after group."""
         return sampler.decoder or GroupWise()
 
+    def parts(self, plan: Plan, group: int) -> tuple[SlotNet, Head]:
+        """The net and the head that decode a group: the same for all groups of most."""
+        return self.net, self.head
+
     def read(self, states: Tensor, slots: Slots) -> Tensor:
         """Hidden states of the predicted positions: (B, n, D) or (B, n, K, D)."""
         h = read(states, slots.output_index)

@@ -52,6 +52,8 @@ class Decodable(Protocol):
 
     def read(self, states: Tensor, slots: Slots) -> Tensor: ...
 
+    def parts(self, plan: Plan, group: int) -> tuple[SlotNet, Head]: ...
+
 
 class DecodingSession:
     """One sample for each row of a condition, group after group of a plan."""
@@ -77,6 +79,7 @@ class DecodingSession:
         follows in it is filled with it.  ``shapes="fixed"`` is for nets that keep single slots; others have fixed shapes or grow.
         """
         self.model, self.sampler, self.shapes, self.stop = model, sampler, shapes, stop
+        self.net: SlotNet = model.net
         self.trace, self.rows, self.device = Trace(), conditions.rows, next(model.net.parameters()).device
         self.draws = draws.to(self.device, self.rows)
         if keep_L is not None and keep_L.ndim == 2 and type(model.order).around is not Order.around:
@@ -129,7 +132,8 @@ class DecodingSession:
     def propose(self, group: int) -> Proposal:
         """Run the net on the slots of a group and draw its tokens (of all positions where the order chooses among them)."""
         moment, rows = self.moments[group], self.rows
-        slots, head = self.model.feed.step(self.state, self.both, self.cond, group), self.model.head
+        slots = self.model.feed.step(self.state, self.both, self.cond, group)
+        self.net, head = self.model.parts(self.plan, group)
         before = self.mark() if head.calls == "several" else None
         h = self.model.read(self._run(slots), slots)
         place = self.plan.candidates(group)
@@ -226,14 +230,14 @@ class DecodingSession:
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
         if self.cache is None:
-            return self.model.net(slots, self._visibility(slots), self.cond)
+            return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
             return self._fixed(slots, new, cached)
         ranks = slots.group_BS if self.rank_BT is None else beside(self.rank_BT, slots.group_BS)
         segment = slots.segment_BS
         if segment is not None and self.rank_BT is not None:  # what is cached is hidden from none
             segment = beside(torch.full_like(self.rank_BT, -1), segment)
-        states = self.model.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
+        states = self.net(slots, self._visibility(slots, ranks, segment), self.cond, self.cache)
         self.used += cached
         self.rank_BT = ranks[:, : self.used]
         for layer in self.cache:
@@ -254,7 +258,7 @@ class DecodingSession:
         segment.scatter_(1, index, own)
         visible = Groups(slots.group_BS, rank, self.plan.window) & Segments(own, segment)
         seen = self._unpadded(visible.seen(new, rank.shape[1], self.device), index)
-        states = self.model.net(slots, Mask(seen), self.cond, self.cache)
+        states = self.net(slots, Mask(seen), self.cond, self.cache)
         rank.scatter_(1, index[:, cached:], _NEVER)
         segment.scatter_(1, index[:, :cached], -1)
         self.used += cached

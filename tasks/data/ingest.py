@@ -211,6 +211,8 @@ def _commit(
         _put_tables(work, plan, made, rejects, _placed(items, listed, new, work.folder), classes)
         _note_shards(work, listed, classes)
         work.notes |= modalities.kind(config.kind).notes(config, plan.source) | {"classes": classes}
+        if plan.source.licence:
+            work.notes["licence"] = plan.source.licence
         work.notes["found"] = noted(items, rejects, classes, plan.source.how)
         counts = Counter(row["split"] for row in items)
         return {**{split: counts[split] for split in SPLITS}, "rejected": len(rejects), "duplicates_across_splits": duplicates(items)}

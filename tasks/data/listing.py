@@ -72,7 +72,7 @@ class Source:
 
     ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
-    ``how`` says for people where classes, captions and splits come from.
+    ``how`` says for people where classes, captions and splits come from; ``licence`` is that of the items, where the source knows it.
     """
 
     classes: tuple[str, ...]
@@ -86,6 +86,7 @@ class Source:
     phrases: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)  # what a kind of signal knows of the whole source
     how: str = ""
+    licence: str = ""
 
     def caption(self, item: Item, captions: str) -> str | None:
         """The text of an item under ``data.captions``: its own, made of its class, or none."""

@@ -50,7 +50,10 @@ def _ingredients(models: Mapping[str, Record], dataset: Record, card: Card) -> l
     for at, (role, record) in enumerate(models.items()):
         size = "" if at else f", {number(record.notes.get('parameters', 0))} parameters"
         lines.append(f"- {role.capitalize()}: {_recipe(record)}{size}")
-    return [*lines, f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}", ""]
+    lines.append(f"- Data: `{data['source']}`, {_splits(dataset)} {card.items}")
+    if licence := dataset.notes.get("licence"):
+        lines.append(f"- Licence of the data: {licence}")
+    return [*lines, ""]
 
 
 def _numbers(evaluation: Record, card: Card) -> list[str]:

@@ -6,7 +6,7 @@ Shapes: B rows, L positions of all scales, S slots, n members of a group, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
-from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.next_scale import NextScale
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -69,14 +68,15 @@ class Partly:
 
 
 class MaskedScales(Markov):
-    """A scale in several steps: each of its positions is also given its token or [MASK] (HMAR, arXiv:2506.04421).
+    """A scale in several steps: once something of it is known, its positions are also given their token or [MASK] (HMAR, arXiv:2506.04421).
 
-    Groups are parts of scales.  In the parallel form the slots of a scale stand there once for each of its groups, with what is
-    known before that group, so that one pass predicts all steps of all scales.
+    Known tokens enter as their code vectors, under the map that embeds the codes so far; one vector stands for [MASK].  Groups are parts of
+    scales.  In the parallel form the slots of a scale stand there once for each of its groups, with what is known before that group, so
+    that one pass predicts all steps of all scales.  In masked training (a plan with known positions) that vector alone gets a gradient.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Markov.Config, tag="feed.masked_scale", label="codes so far, tokens or [MASK]"):
+    class Config(Markov.Config, tag="feed.refined_scale", label="codes so far, then codes or [MASK]"):
         """As ``NextScale``."""
 
         def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> MaskedScales:
@@ -84,29 +84,36 @@ class MaskedScales(Markov):
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         super().__init__(config, layout, width, quantizer)
-        self._known_tokens(layout, width)
+        self.open = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.open, std=(1 / 3 / width) ** 0.5)
         sizes = layout.scale_sizes
         self.ranges = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
 
-    def _known_tokens(self, layout: TokenLayout, width: int) -> None:
-        self.mask = layout.vocabulary  # the row after the vocabulary
-        self.table = Ids(layout, width, spare=1)
+    def later(self, plan: Plan, group: int) -> bool:
+        """Whether a group is a later step of its scale, or one of masked training: some of its scale may be known before it."""
+        return plan.known_BL is not None or plan.start(group) > self.ranges[self._scale(plan, group)][0]
 
     def known(self, ids: Tensor, known: Tensor) -> Tensor:
         """(B, n, D) what says which tokens are known already."""
-        return self.table(torch.where(known, ids, cast(Any, self.mask)))
+        weight = self.embed.weight
+        code = F.linear(F.embedding(ids, self.quantizer.codebook.weight).to(weight.dtype), weight)
+        return torch.where(known.unsqueeze(-1), code, self.open)
 
     def traits(self, plan: Plan) -> Traits:
         return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         base = super().parallel(data, plan, cond, draws).x_BSD
-        ids, group_BL = data, plan.group_BL
+        ids, group_BL, masked = data, plan.group_BL, plan.known_BL is not None
         x, group, place, reads, count = [], [], [], [], 0
         for g in range(plan.groups):
             start, stop = self.ranges[self._scale(plan, g)]
-            known = (group_BL[:, start:stop] < g) if plan.known_BL is None else plan.known_BL[:, start:stop]
-            x.append(base[:, start:stop] + self.known(ids[:, start:stop], known))
+            slots = base[:, start:stop]
+            if self.later(plan, g):
+                known = (group_BL[:, start:stop] < g) if plan.known_BL is None else plan.known_BL[:, start:stop]
+                given = self.known(ids[:, start:stop], known)
+                slots = slots.detach() + torch.where(known.unsqueeze(-1), given.detach(), given) if masked else slots + given
+            x.append(slots)
             here = torch.arange(start, stop, device=data.device)[None]
             group.append(torch.full_like(here, g))
             place.append(here)
@@ -124,7 +131,9 @@ class MaskedScales(Markov):
         start, stop = self.ranges[self._scale(plan, group)]
         place = torch.arange(start, stop, device=state.ids_BL.device)[None]
         base = self._first(cond) if state.input_BnC is None else self.embed(state.input_BnC)
-        x = self._placed(base, place) + self.known(state.ids_BL[:, start:stop], state.known_BL[:, start:stop])
+        x = self._placed(base, place)
+        if self.later(plan, group):
+            x = x + self.known(state.ids_BL[:, start:stop], state.known_BL[:, start:stop])
         return Slots(x, torch.full_like(place, group), place, plan.candidates(group) - start, visibility=Everything(), cached=0)
 
     def push(self, state: Partly, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
@@ -144,23 +153,3 @@ class MaskedScales(Markov):
         if plan.start(group + 1) > self.ranges[scale][1]:
             raise LayoutError(f"a group must lie inside a scale, {plan.sizes} does not fit scales of {self.layout.scale_sizes}")
         return scale
-
-
-class CodedScales(MaskedScales):
-    """The same with known tokens as their code vectors, under the map that embeds the codes so far, and one vector for [MASK]."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(MaskedScales.Config, tag="feed.coded_scales", label="codes so far, codes or [MASK]"):
-        """As ``NextScale``."""
-
-        def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> CodedScales:
-            return CodedScales(self, layout, width, quantizer)
-
-    def _known_tokens(self, layout: TokenLayout, width: int) -> None:
-        self.open = nn.Parameter(torch.empty(width))
-        nn.init.trunc_normal_(self.open, std=(1 / 3 / width) ** 0.5)
-
-    def known(self, ids: Tensor, known: Tensor) -> Tensor:
-        weight = self.embed.weight
-        code = F.linear(F.embedding(ids, self.quantizer.codebook.weight).to(weight.dtype), weight)
-        return torch.where(known.unsqueeze(-1), code, self.open)

@@ -144,11 +144,12 @@ class Transformer(SlotNet):
         modulation: Tensor,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
+        stop: int | None = None,
     ) -> Tensor:
-        """All blocks, without the last norm, with these rotary tables (None: none) in place of the net's own."""
+        """All blocks (or those before ``stop``), without the last norm, with these rotary tables (None: none) in place of the net's own."""
         shared = self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x_BSD, cache)
-        for i in range(len(self.attention)):
+        for i in range(len(self.attention))[:stop]:
             how = [spread_branch(each, x_BSD.shape[1]) for each in self.norm.modulate(i, modulation, shared)]
             x_BSD = self.block(i, x_BSD, visibility, rotations, how, cache[i] if cache else None, draws)
         return x_BSD

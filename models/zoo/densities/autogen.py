@@ -4,7 +4,7 @@ New: the data's likelihood and that of perfect reconstructions are bounded toget
 1 + m times.
 Differs: images in place of sentences, under a discretised logistic, with MLPs as iwae has them.
 Run: tokenloom run smoke_autogen
-Expect: no size or number is given that this could be held to; mechanism laws (tests/test_vae_objectives.py) carry the proof.
+Expect: no size or number is given that this could be held to; mechanism laws (tests/densities/test_vae_objectives.py) carry the proof.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ at latents of the batch: neither may posteriors collapse nor the prior have hole
 Differs: images in place of sentences, under a discretised logistic, with MLPs as iwae has them; all posteriors are those of the rows that
 a worker has at hand.
 Run: tokenloom run smoke_dg_vae
-Expect: no size or number is given that this could be held to; mechanism laws (tests/test_vae_objectives.py) carry the proof.
+Expect: no size or number is given that this could be held to; mechanism laws (tests/densities/test_vae_objectives.py) carry the proof.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ prior more, here their maximum mean discrepancy; latents then keep information h
 Differs: pixels of 256 values under a discretised logistic, MLPs and one layer of latents, as iwae has them; all latents are those of the
 rows that a worker has at hand.
 Run: tokenloom run smoke_infovae
-Expect: no size or number is given that this could be held to; mechanism laws (tests/test_vae_objectives.py) carry the proof.
+Expect: no size or number is given that this could be held to; mechanism laws (tests/densities/test_vae_objectives.py) carry the proof.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import Entry, Item, Source, file_digest, looked, natural, turns
 from tokenloom.tasks.modalities.image import class_names
 from tokenloom.tasks.modalities.image.archives import tar_source
+from tokenloom.tasks.modalities.image.drawn.emoji import emoji
 from tokenloom.tasks.modalities.image.folders import folder_source
 from tokenloom.tasks.modalities.image.hub import hub_source
 from tokenloom.tasks.modalities.image.labels import Wanted
@@ -59,11 +60,13 @@ def opener(config: DataConfig) -> Callable[[], Source]:
     _check_columns(columns, files=kind != "parquet")
     if kind in _NAMED and not where:
         return _NAMED[kind]
+    if kind in _DRAWN:
+        return partial(_DRAWN[kind], where, config)
     if kind in _PLACED and where:
         return partial(_PLACED[kind], where, Wanted.of(config))
     if kind == "idx" and where:
         return partial(idx, where)
-    known = ", ".join([*_NAMED, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
+    known = ", ".join([*_NAMED, *_DRAWN, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
     raise ConfigError(f"data.source {config.source!r} is unknown; there are: {known}")
 
 
@@ -249,5 +252,6 @@ def webdataset(where: str, wanted: Wanted) -> Source:
 
 
 _NAMED: dict[str, Callable[[], Source]] = {"digits": digits, "fashion_mnist": fashion_mnist}
+_DRAWN: dict[str, Callable[[str, DataConfig], Source]] = {"emoji": emoji}
 _PLACED: dict[str, Callable[[str, Wanted], Source]] = {"hf": hf, "folder": folder, "parquet": parquet, "webdataset": webdataset}
 _FURTHER = ("folder", "parquet", "webdataset")  # that may hold further images of an item

@@ -1,0 +1,1 @@
+"""Images that a source draws itself, at the size of the data set."""
