@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions
 from tokenloom.models.parts.cache import LayerCache
-from tokenloom.models.parts.nets.branching import Branches, pick, reach
+from tokenloom.models.parts.nets.recurrent.branching import Branches, pick, reach
 from tokenloom.models.parts.nets.sequence import SequenceNet, State
 from tokenloom.models.parts.visibility import Causal, Mask
 from tokenloom.models.sampling import chain

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.nets.branching import Branches, tree_states, tree_windows
+from tokenloom.models.parts.nets.recurrent.branching import Branches, tree_states, tree_windows
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.scan import linear_scan, wide
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.nets.branching import tree_states, tree_windows
+from tokenloom.models.parts.nets.recurrent.branching import tree_states, tree_windows
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.scan import wide
 

@@ -21,7 +21,7 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP
-from tokenloom.models.parts.nets.branching import Branches
+from tokenloom.models.parts.nets.recurrent.branching import Branches
 from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.norms import BlockNorm, PreNorm
 from tokenloom.models.parts.plan import Plan

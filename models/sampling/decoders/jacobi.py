@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, Tokens
-from tokenloom.models.parts.nets.branching import pick
+from tokenloom.models.parts.nets.recurrent.branching import pick
 from tokenloom.models.sampling.chain import ChainSession, Outcome, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.rejection import draw_from

@@ -15,7 +15,7 @@ from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, Tokens
-from tokenloom.models.parts.nets.branching import pick
+from tokenloom.models.parts.nets.recurrent.branching import pick
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.decoders.trees import caught_up, draft_refusal
 from tokenloom.models.sampling.rejection import draw_from

@@ -24,7 +24,7 @@ class STree(TreeDecoder, tag="decoder.stree"):
     """A draft model's likeliest continuations, in a tree whose nodes of level i have ``widths[i]`` children each.
 
     On state spaces one call of the net verifies the whole tree: products of decays along its paths weigh what a node has of its
-    ancestors (``parts.nets.branching``).
+    ancestors (``parts.nets.recurrent.branching``).
     """
 
     limits: ClassVar = {"widths": Range(1, 64)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.nets.branching import pick
+from tokenloom.models.parts.nets.recurrent.branching import pick
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.scan import Leaves, associative_scan, wide
 
