@@ -14,6 +14,9 @@ from typing import Any
 from tokenloom.tasks.store.storage import Storage
 
 Row = dict[str, Any]
+
+#: File of a training that has begun and not ended: its step and how many optimizer steps it has.
+BEGUN = "begun.json"
 _CHUNK = 200  # rows of one file: each flush rewrites one small file, also on a store that cannot append
 
 
@@ -90,3 +93,13 @@ class Tail:
 def numbers(row: Row) -> dict[str, float]:
     """The finite numbers of a row, without its step."""
     return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, (int, float)) and math.isfinite(v)}
+
+
+def under_way(storage: Storage, folder: str) -> dict[str, Any] | None:
+    """How far a training that has not ended is: ``step``, ``steps``, ``done``; None where this folder holds none."""
+    try:
+        begun = dict(json.loads(storage.read(f"{folder}/{BEGUN}")))
+    except (FileNotFoundError, ValueError):
+        return None
+    rows = read_curves(storage, folder)
+    return {"step": begun.get("step"), "steps": begun.get("steps"), "done": rows[-1]["step"] if rows else 0}

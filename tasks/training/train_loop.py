@@ -78,7 +78,8 @@ def train(
                 run.log(numbers, report)
             if job.settings.sample_every and run.due(job.settings.sample_every):
                 run.preview()
-            if run.due(job.settings.checkpoint_every) or stopping:
+            best = job.settings.keep == "best" and "validation_loss" in numbers  # it must be there to be taken
+            if run.due(job.settings.checkpoint_every) or stopping or best:
                 run.checkpoint()
             if stopping and done < job.settings.steps:
                 raise Preempted(f"stopped after step {done} of {job.settings.steps}; the state is saved, the same command goes on")
@@ -300,9 +301,19 @@ class _Run:
         self.resumed_from = step
         self.saved_at = step if step else -1
 
+    def _take_best(self) -> None:
+        """Go back to the checkpoint with the lowest validation loss, where there is one."""
+        best = self.kept.best() if self.group.first else None
+        step = self.group.from_first(best.step if best is not None else self.step)
+        if step != self.step:
+            self.state.restore(self.kept.load(step), step)
+
     def finish(self) -> dict[str, Any]:
         """Save the end: full state, finished and exported model, pictures; the final metrics (on the first worker)."""
         self.checkpoint()
+        done = self.step
+        if self.settings.keep == "best":
+            self._take_best()
         with self.state.exported():
             self.model.finish(first_batches(self.loader, self.settings, self._place))
         self.preview()
@@ -316,13 +327,13 @@ class _Run:
             self.curves.flush()
             # From the store, not from memory: a run that was killed after its last step has nothing in memory.
             rows = read_curves(self.storage, self.job.folder)
-            for row in (r for r in rows if r["step"] == self.step or "validation_loss" in r):
+            for row in (r for r in rows if r["step"] == done or "validation_loss" in r):
                 metrics |= {k: v for k, v in row.items() if k not in ("step", WARNINGS)}
-            metrics |= {"steps": self.step, "parameters": parameters(self.model), "workers": self.group.world}
+            metrics |= {"steps": done, "parameters": parameters(self.model), "workers": self.group.world}
             metrics |= {"train_seconds": self.seconds, "resumed_from": self.resumed_from}
             metrics |= {"peak_memory_bytes": most, "device": device_name(self.device)}
-            best = self.kept.best()
-            if best is not None and best.validation is not None:
-                metrics |= {"best_validation_loss": best.validation, "best_step": best.step}
+            if validated := [(r["validation_loss"], r["step"]) for r in rows if "validation_loss" in r]:
+                loss, at = min(validated)
+                metrics |= {"best_validation_loss": loss, "best_step": at, "kept_step": self.step}
         self.group.wait()
         return metrics
