@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.collapse import WARNINGS
 
 Row = dict[str, Any]
 
@@ -103,3 +104,21 @@ def under_way(storage: Storage, folder: str) -> dict[str, Any] | None:
         return None
     rows = read_curves(storage, folder)
     return {"step": begun.get("step"), "steps": begun.get("steps"), "done": rows[-1]["step"] if rows else 0}
+
+
+def final_metrics(rows: list[Row], steps: int, kept: int) -> Row:
+    """The metrics that a finished training is known by: the newest of each name at its end and when it was validated, and its best step.
+
+    Args:
+        rows: of its curves.
+        steps: that it made.
+        kept: the step whose weights were kept.
+    """
+    found: Row = {}
+    for row in (row for row in rows if row["step"] == steps or "validation_loss" in row):
+        found |= {name: value for name, value in row.items() if name not in ("step", WARNINGS)}
+    found["steps"] = steps
+    if validated := [(row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row]:
+        loss, at = min(validated)
+        found |= {"best_validation_loss": loss, "best_step": at, "kept_step": kept}
+    return found

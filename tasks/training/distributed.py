@@ -37,8 +37,8 @@ from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, 
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.collapse import WARNINGS, found
 from tokenloom.tasks.training.curves import BEGUN, Tail, numbers, read_curves
+from tokenloom.tasks.training.plans import others_of, plan_training, roles_of
 from tokenloom.tasks.training.plans import plan_tokenizer as plan_tokenizer
-from tokenloom.tasks.training.plans import plan_training
 from tokenloom.tasks.training.trainer import trainer_of
 from tokenloom.tasks.training.verdict import verdict
 
@@ -194,18 +194,6 @@ def _given(kind: str, data: dict[str, Any], roles: dict[str, Artifact], store: S
     return given
 
 
-def roles_of(step: StepSpec) -> dict[str, Artifact]:
-    """The trained models that a training is given, by the role that they have in it; a tokenizer's base is its ``tokenizer``."""
-    data = ("dataset", "tokens", "warm_start")
-    return {"tokenizer" if name == "base" else name: artifact for name, artifact in step.inputs.items() if name not in data}
-
-
-def _others(step: StepSpec, store: Store) -> dict[str, ModelSpec]:
-    """Specs of the trained models that a training is given, by role."""
-    records = {role: store.record(artifact) for role, artifact in roles_of(step).items()}
-    return {role: ModelSpec.from_dict(record.notes["spec"]) for role, record in records.items() if "spec" in record.notes}
-
-
 def settings_of(plain: dict[str, Any]) -> TrainSettings:
     """Training settings from their plain form."""
     return TypeAdapter(TrainSettings).validate_python(plain)
@@ -228,7 +216,7 @@ def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, ru
             if run is not None:
                 run.log(numbers(row), row["step"])
 
-    counting = Counting(job, _others(step, store))  # while the workers train
+    counting = Counting(job, others_of(step, store))  # while the workers train
     with session(cluster, store.root) as current:
         check_room(current.ray, cluster, cluster.execution.workers)
         trainer = trainer_of(worker, job, f"{step.kind}-{step.name}-{step.fingerprint}", store, cluster, current)
