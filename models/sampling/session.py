@@ -114,7 +114,7 @@ class DecodingSession:
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         self._allocate()
         self.state = model.feed.start(self.both, self.cond)
-        self.ahead = Ahead(model.feed.modulation(self.both, self.cond))
+        self.vectors = Ahead(model.feed.modulation(self.both, self.cond))
 
     def _allocate(self) -> None:
         feed, vector = self.model.feed, self.cond.vector_BD
@@ -165,7 +165,7 @@ class DecodingSession:
             return hidden(self.model.read(self._run(again), again))
 
         drawn = head.draw(hidden(h), self.sampler, moment, self.draws, teacher, None if before is None else predict)
-        if before is not None:  # later groups attend to the slots as the feed made them
+        if before is not None and slots.cached != 0:  # later groups attend to the slots as the feed made them
             self.rollback(before)
             self._run(slots)
         return Proposal(group, slots, h[:rows], drawn, place, drawn.data)
@@ -231,7 +231,8 @@ class DecodingSession:
 
     def tokens(self) -> Tokens:
         """What is decided."""
-        return Tokens(self.data, self.model.layout, None if self.stop is None else self.length_B)
+        tokens = Tokens(self.data, self.model.layout, None if self.stop is None else self.length_B)
+        return self.model.feed.held(tokens, self.plan)
 
     @property
     def done(self) -> bool:
@@ -248,7 +249,7 @@ class DecodingSession:
         new = slots.x_BSD.shape[1]
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
-        slots = replace(slots, condition_BSD=self.ahead.part(self.used, new))
+        slots = replace(slots, condition_BSD=self.vectors.part(self.used, new))
         if self.cache is None:
             return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
