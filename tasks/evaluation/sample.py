@@ -195,6 +195,9 @@ def sample_model(
     horizon: int | None = None,
     columns: Mapping[str, Sequence[Path]] = MappingProxyType({}),
     inpaint: tuple[Path, Path] | None = None,
+    prompts: Path | None = None,
+    rewrites: Path | None = None,
+    each: int | None = None,
     out: Path,
     report: Report = silent,
     **settings: Any,
@@ -202,7 +205,8 @@ def sample_model(
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
     Classes are given by number, or as a person writes them (``chosen_classes``); ``columns`` are files of further columns of the data, by
-    name; ``inpaint`` is an image and a mask that is white where it is drawn anew.  ``settings`` are those of ``Sampler.edited``, with a
+    name; ``inpaint`` is an image and a mask that is white where it is drawn anew; of a file of ``prompts`` ``each`` are drawn of every one,
+    as its ``rewrites`` say, into the folder ``out``.  ``settings`` are those of ``Sampler.edited``, with a
     ``decoder`` as a run file has it.
 
     Raises:
@@ -217,7 +221,8 @@ def sample_model(
     pair = pair.edited(**drafts.without_reference(settings))
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.labelled else ()
-    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon, dict(columns), inpaint)
+    of_prompts = prompts, rewrites, each
+    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon, dict(columns), inpaint, *of_prompts)
     return modalities.kind(pair.kind).sample(pair, title, request, store, report)
 
 

@@ -100,6 +100,9 @@ class SampleRequest:
     horizon: int | None = None
     columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
     inpaint: tuple[Path, Path] | None = None  # an image, and a mask that is white where it is drawn anew
+    prompts: Path | None = None  # a benchmark's file of prompts; ``out`` is then a folder in its layout
+    rewrites: Path | None = None  # texts that are drawn in the place of prompts
+    each: int | None = None  # images a prompt; the benchmark's own number if not given
 
 
 class Modality(ABC):

@@ -50,7 +50,7 @@ class Checkpoints:
         folder: the artifact's folder in it.
         fingerprint: of the artifact; a checkpoint of another recipe is not used.
         scratch: local folder for files on their way.
-        keep: the newest ``keep`` stay, besides the best one and each ``keep_every``-th step (0: none).
+        keep: while it trains the newest ``keep`` stay, besides the best one and each ``keep_every``-th step (0: none).
     """
 
     def __init__(self, storage: Storage, folder: str, fingerprint: str, scratch: Path, keep: int = 2, keep_every: int = 0) -> None:
@@ -118,10 +118,17 @@ class Checkpoints:
         validated = [s for s in self.saved() if s.validation is not None]
         return min(validated, key=lambda s: (s.validation, s.step)) if validated else None
 
+    def keep_last(self) -> None:
+        """Of a finished training, whose weights are saved: drop all but the last checkpoint and each ``keep_every``-th."""
+        all_saved = self.saved()
+        self._drop(all_saved, {s.step for s in all_saved[-1:]})
+
     def _prune(self) -> None:
         all_saved = self.saved()
         best = self.best()
-        kept = {s.step for s in all_saved[-self._keep :]} | ({best.step} if best else set())
+        self._drop(all_saved, {s.step for s in all_saved[-self._keep :]} | ({best.step} if best else set()))
+
+    def _drop(self, all_saved: list[Saved], kept: set[int]) -> None:
         for saved in all_saved:
             if saved.step not in kept and not (self._keep_every and saved.step % self._keep_every == 0):
                 # The marker goes first: what is half deleted is no checkpoint.

@@ -83,7 +83,14 @@ def train_model(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: T
         StepError: a loss that is not finite, a damaged input, or workers that fail more often than ``max_failures``.
         Preempted: SIGTERM; the state is saved (KeyboardInterrupt for Ctrl-C).
     """
-    return store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
+    outcome = store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
+    if outcome.status != "cached" and step.notes["train"] is not None:
+        from tokenloom.tasks.training.checkpoint import Checkpoints
+
+        # Once the record is there: a training that is killed before it finds its best checkpoint, and tells the same numbers.
+        scratch, every = store.root / "scratch" / f"{step.fingerprint}-kept", settings_of(step.notes["train"]).keep_every
+        Checkpoints(store.storage, step.folder, step.fingerprint, scratch, keep_every=every).keep_last()
+    return outcome
 
 
 def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
