@@ -104,7 +104,7 @@ SUITE = (
     Entry("vir"),
     Entry("aaren"),
     Entry("var", "var-vq"),
-    Entry("hmar", "var-vq", {"steps": (1, 1, 2, 2)}),
+    Entry("hmar", "var-vq", {"late": 2}),
     Entry("srdd", "var-vq"),
     Entry("mvar", "var-vq"),
     Entry("flexvar", "flexvar-vq"),

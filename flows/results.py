@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.flows.screen import Done, clock, table
+from tokenloom.tasks.costs import took
 
 if TYPE_CHECKING:
     from tokenloom.flows.planning import Planned
@@ -76,6 +77,7 @@ def document(config: RunConfig, work: Workspace, done: list[Done], error: str | 
         "pictures": [str(path) for path in pictures(work.store, made.get("evaluate")).values()],
         "model": registered.get("uri"),
         "registered": registered,
+        "took": {each.name: took.row(work.store.record(each.artifact)) for each in done if each.artifact},
         "metrics": next((each.metrics for each in done if each.name == "evaluate" and each.metrics), {}),
     } | ({"error": error} if error else {})
 
@@ -89,6 +91,11 @@ def show(config: RunConfig, work: Workspace, done: list[Done]) -> None:
     """Print the table of steps and where to look."""
     rows = [[each.name, each.status, clock(each.seconds) if each.status != "cached" else "", _reference(each)] for each in done]
     table(config.name, ["step", "status", "time", "artifact"], rows)
+    if ran := [each for each in done if each.status == "ran" and each.artifact]:
+        taken = [[each.name, *took.cells(took.row(work.store.record(each.artifact)))] for each in ran if each.artifact]
+        filled = [at for at in range(len(taken[0])) if any(row[at] for row in taken)]
+        head = ["what it took", *took.COLUMNS]
+        table("", [head[at] for at in filled], [[row[at] for at in filled] for row in taken])
     evaluation = next((each.artifact for each in done if each.name == "evaluate"), None)
     registered = _registered(work, next((each.artifact for each in done if each.name == "register"), None))
     if registered:

@@ -25,7 +25,7 @@ from tokenloom.tasks.runtime.surroundings import check_here, leave_here, open_st
 COMMANDS = {
     "run": ("run", "The whole pipeline: raw images in, an evaluated, registered model out."),
     "plan": ("run", "What `run` would do and why, running nothing."),
-    "sample": ("look", "Draw samples from a model."),
+    "sample": ("sample", "Draw samples from a model."),
     "compare": ("look", "A leaderboard of runs under one protocol: table, plot, sample grids."),
     "methods": ("look", "The family: every method by its kind, and its part on each axis."),
     "decoders": ("look", "Ways to decode: whether each is exact, what it needs, its paper."),

@@ -111,8 +111,9 @@ def _finish(config: RunConfig, work: Workspace, done: list[Done], as_json: bool,
 @run_options
 @place_options
 @cluster_options
-@click.option("--accelerator", default="H100", show_default=True, metavar="NAME", help="What the hours are for.")
+@click.option("--accelerator", default="H100", show_default=True, metavar="NAME", help="What the hours are for: an accelerator, or cpu.")
 @click.option("--price", type=float, metavar="P", help="Price of one accelerator's hour, for what the trainings cost.")
+@click.option("--items", type=int, metavar="N", help="Training items, for epochs of data that is not there yet.")
 @json_option
 def plan(
     run: str,
@@ -122,6 +123,7 @@ def plan(
     cluster: str | None,
     accelerator: str,
     price: float | None,
+    items: int | None,
     as_json: bool,
 ) -> None:
     """What `run` would do, why, and what it would cost, running nothing.
@@ -142,7 +144,7 @@ def plan(
     if any(one.status != "cached" for one in planned):
         planning.check(config, work.store, planned)
     trainings = planning.published_trainings(config)
-    costs = cost.costs(config, work.store, planning.roles(config, work.store, planned), where.execution, accelerator, price)
+    costs = cost.costs(config, work.store, planning.roles(config, work.store, planned), where.execution, accelerator, price, items)
     if as_json:
         steps = [one.row() for one in planned]
         emit({"run": config.name, "steps": steps, "published_trainings": trainings, "cost": cost.totals(costs)})

@@ -215,6 +215,15 @@ class Tokenizer(Method):
     def decode(self, tokens: Tokens) -> Tensor:
         """Tokens to signals (B, channels, *shape), images clamped to [-1, 1]; raises ``LayoutError`` for foreign tokens."""
 
+    def sized(self, shape: tuple[int, int]) -> Tokenizer:
+        """The same weights for images of another shape (rows, columns).
+
+        Raises:
+            LayoutError: it is bound to the shape that it was trained on.
+            ConfigError: the shape does not fit.
+        """
+        raise LayoutError(f"{type(self).__name__} is bound to the size of images that it was trained on")
+
 
 class Generator(Method):
     """A distribution over the tokens of one layout."""
@@ -237,6 +246,14 @@ class Generator(Method):
             raise ConfigError("sample.steps: this generator fixes its steps; leave it out")
         if sampler.visit is not None:
             raise ConfigError(f"sample.order={sampler.visit.label}: this generator fixes its order; leave it out")
+
+    def on(self, grids: tuple[tuple[int, int], ...], quantizer: Any = None) -> Generator:
+        """The same weights for tokens of other grids; ``quantizer`` is that of the tokenizer on them, of generators that copy one.
+
+        Raises:
+            LayoutError: this generator is bound to its grids.
+        """
+        raise LayoutError(f"{type(self).__name__} is bound to the grid of tokens that it was trained on, {self.layout.grids[-1]}")
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log-likelihood in nats (B,), or a bound on it from below, as ``likelihood`` says."""

@@ -186,7 +186,7 @@ class DiscreteState(protocols.Generator):
                 return self.config.steps
             case Steps(count=count) | Count(count=count):
                 return count
-        raise ConfigError(f"sample.sizes={sampler.sizes!r}: here only a number of steps can be set")
+        raise ConfigError("sample.steps: all positions are refined together here, so that only a number of steps can be set")
 
     def _known(self, time: float) -> float:
         return 1 - self.config.curve.masked(min(1.0, time))

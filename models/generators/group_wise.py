@@ -83,18 +83,25 @@ class GroupGenerator(protocols.Generator):
             self.feed.adopt(cast(Tokenizer, roles["tokenizer"]))
         self.objective.adopt(**{role: roles[role] for role in self.config.objective.needs if role in roles})
 
-    def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
-        """The same weights for tokens of other grids, where no weight belongs to a grid.
-
-        Raises:
-            LayoutError: weights of this generator belong to its grids.
-        """
+    def on(self, grids: tuple[tuple[int, int], ...], quantizer: Any = None) -> GroupGenerator:
+        """The same weights for tokens of other grids, where no weight belongs to a grid; see ``Generator.on``."""
+        classes, tokenizer = self.given
+        if quantizer is not None and getattr(tokenizer, "quantizer", None) is not None:
+            tokenizer = replace(tokenizer, quantizer=quantizer)
         try:
-            other = GroupGenerator(self.config, replace(self.layout, grids=grids), *self.given).to(next(self.parameters()).device)
-            other.load_state_dict(self.state_dict())
-        except (RuntimeError, ValueError) as error:
+            other = type(self)(self.config, replace(self.layout, grids=grids), classes, tokenizer)
+        except ValueError as error:
             raise protocols.LayoutError(f"this generator is bound to its grids {self.layout.grids}: {error}") from error
-        return other.train(self.training)
+        mine, shapes = self.state_dict(), {name: tensor.shape for name, tensor in other.state_dict().items()}
+        if bound := sorted({name for name in mine.keys() | shapes.keys() if name not in mine or mine[name].shape != shapes.get(name)}):
+            raise protocols.LayoutError(
+                f"this generator is bound to its grids {self.layout.grids}: it has learned {', '.join(bound[:3])}"
+                f"{' …' if len(bound) > 3 else ''} for the positions of these alone"
+            )
+        other.load_state_dict(mine, assign=True)
+        if self.draft is not None:
+            other.use_draft_model(self.draft.on(grids, quantizer))
+        return other.to(next(self.parameters()).device).train(self.training)
 
     def forward(self, data: Tensor, conditions: Conditions | Condition, plan: Plan, draws: Draws | None = None) -> Tensor:
         """Teacher forcing: hidden states (B, N, D) or (B, N, K, D) in the order of the plan's sequence, N being L over the feed's share."""
@@ -171,6 +178,10 @@ class GroupGenerator(protocols.Generator):
     def decoder_of(self, sampler: Sampler) -> Decoder:
         """The sampler's decoder, or this generator's own: group after group."""
         return sampler.decoder or GroupWise()
+
+    def parts(self, plan: Plan, group: int) -> tuple[SlotNet, Head]:
+        """The net and the head that decode a group: the same for all groups of most."""
+        return self.net, self.head
 
     def read(self, states: Tensor, slots: Slots) -> Tensor:
         """Hidden states of the predicted positions: (B, n, D) or (B, n, K, D)."""

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.limits import Range
-from tokenloom.models.parts.orders.sizes import Count, Sizes
-from tokenloom.models.parts.orders.visits import Halton, InSequence, Shuffled, Visit
+from tokenloom.models.parts.orders.sizes import CURVES, Along, Count, Shares, Sizes
+from tokenloom.models.parts.orders.visits import Halton, InSequence, Listed, Outward, Shuffled, Visit
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.head_sampler import HeadSampler
 
@@ -160,7 +160,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "interval": Interval,
 }
 #: Sequences in which positions may be decoded, of orders that may start anywhere.
-VISITS: dict[str, Visit] = {"raster": InSequence(), "random": Shuffled(), "halton": Halton()}
+VISITS: dict[str, Visit] = {"raster": InSequence(), "random": Shuffled(), "halton": Halton(), "outward": Outward()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,17 +190,19 @@ class Sampler(config.Config, tag="sampler"):
         temperature_end: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
+        steps_along: str | None = None,
         head: HeadSampler | Mapping[str, Any] | None = None,
         decoder: str | Mapping[str, Any] | None = None,
-        order: Literal["raster", "random", "halton"] | None = None,
+        order: str | Sequence[int] | None = None,
     ) -> Sampler:
         """A copy with the given settings changed; None keeps this sampler's own.
 
-        ``steps`` follow the order's own rule with another count. A schedule that is named again stays as it is, and another one
+        ``steps`` follow the order's own rule with another count, or are the numbers of positions of each step; ``steps_along`` names
+        one of ``CURVES`` in place of that rule.  A schedule that is named again stays as it is, and another one
         keeps its clock; ``guidance_interval`` are the shares of the decoding between which there is guidance.  With
         ``temperature_end`` temperature goes in a line from ``temperature`` (1 if not given) to it.  ``order`` names a sequence of
-        ``VISITS``.  ``decoder`` is a name, or a name with its fields, ``{"jacobi": {"window": 8}}``.
+        ``VISITS``, or lists positions.  ``decoder`` is a name, or a name with its fields, ``{"jacobi": {"window": 8}}``.
 
         Raises:
             ConfigError: a value out of range, naming it, or an unknown decoder.
@@ -233,15 +235,34 @@ class Sampler(config.Config, tag="sampler"):
             self,
             guidance=schedule,
             temperature=self._warmth(temperature, temperature_end),
-            visit=self.visit if order is None else VISITS[order],
+            visit=self.visit if order is None else _visit(order),
             top_k=self.top_k if top_k is None else top_k,
             top_p=self.top_p if top_p is None else top_p,
-            sizes=self.sizes if steps is None else Count(count=steps),
+            sizes=self._sizes(steps, steps_along),
             head=self.head if head is None else config.coerce(head, HeadSampler, "sample.head"),
             decoder=self.decoder if wanted is None else Decoder.parse(wanted, "sample.decoder"),
         )
+
+    def _sizes(self, steps: int | Sequence[int] | None, along: str | None) -> Sizes | None:
+        if along is not None:
+            if along not in CURVES:
+                raise ConfigError(f"sample.steps_along={along!r}: write one of {', '.join(CURVES)}")
+            if isinstance(steps, Sequence):
+                raise ConfigError(f"sample.steps_along={along}: goes with a number of steps, not with the sizes of each")
+            return Along(curve=CURVES[along], count=None if steps is None else Count(count=steps).count)
+        if isinstance(steps, Sequence):
+            return Shares(shares=tuple(steps))
+        return self.sizes if steps is None else Count(count=steps)
 
     def _warmth(self, start: float | None, end: float | None) -> Schedule:
         if end is not None:
             return Linear(start=1.0 if start is None else float(start), value=float(end))
         return self.temperature if start is None else Constant(value=float(start))
+
+
+def _visit(order: str | Sequence[int]) -> Visit:
+    if not isinstance(order, str):
+        return Listed(places=tuple(order))
+    if order not in VISITS:
+        raise ConfigError(f"sample.order={order!r}: write one of {', '.join(VISITS)}, or list positions from 0 on")
+    return VISITS[order]

@@ -70,6 +70,7 @@ class Autoencoder(Tokenizer):
         grid = config.net.grid(shape)
         self._layout = replace(config.quantizer.layout(grid), axis=config.net.axis)
         (taken, given), inner = config.quantizer.channels(), config.decoder_latent or config.latent
+        self.encoder_channels = channels
         self.encoder = config.net.encoder(shape, channels, config.latent)
         self.decoder = decoder if decoder is not None else config.net.decoder(shape, channels, inner)
         self.quantizer = config.quantizer.build(grid)
@@ -196,9 +197,27 @@ class Autoencoder(Tokenizer):
         other = copy.copy(self)
         other._modules = dict(self._modules)
         other.config = replace(self.config, quantizer=quantizer or self.config.quantizer)
-        other._layout = replace(other.config.quantizer.layout(grid), axis=self.config.net.axis)
+        other._layout = replace(other.config.quantizer.layout(grid), axis=self.config.net.axis, tokenizer=self._layout.tokenizer)
         other.quantizer = other.config.quantizer.build(grid).to(self.decoder.last)
         other.quantizer.load_state_dict(self.quantizer.state_dict())
+        return other.train(self.training)
+
+    def sized(self, shape: tuple[int, int]) -> Autoencoder:
+        if type(self) is not Autoencoder:
+            return super().sized(shape)  # type: ignore[return-value]
+        net = self.config.net
+        grid, channels = net.grid(shape), self.encoder_channels
+        if net.axis != "grid":
+            raise LayoutError("this tokenizer has learned a sequence of tokens for images of its own size")
+        encoder = net.encoder(shape, channels, self.config.latent)
+        decoder = net.decoder(shape, channels, self.config.decoder_latent or self.config.latent)
+        for half, own in ((encoder, self.encoder), (decoder, self.decoder)):
+            mine, shapes = own.state_dict(), {name: tensor.shape for name, tensor in half.state_dict().items()}
+            if bound := [name for name in mine if shapes.get(name) != mine[name].shape]:
+                raise LayoutError(f"this tokenizer is bound to the size of images that it was trained on: it has learned {bound[0]} for it")
+            half.load_state_dict(mine, assign=True)
+        other, device = self.on(grid, self.config.quantizer.at(grid)), self.decoder.last.device
+        other.encoder, other.decoder = encoder.to(device), decoder.to(device)
         return other.train(self.training)
 
     @torch.no_grad()

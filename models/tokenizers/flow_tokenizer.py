@@ -112,6 +112,12 @@ class FlowTokenizer(Tokenizer):
         """
         return self.decoder.sample(*self.conditions(tokens)).clamp(-1, 1)
 
+    def check_prefix(self, keep: int) -> None:
+        """Refuse to decode so few or so many tokens alone; raises ``ConfigError``."""
+        fewest, length = self.decoder.fewest(self.layout.length), self.layout.length
+        if not fewest <= keep <= length:
+            raise ConfigError(f"prefix={keep}: this decoder takes the first {fewest} to {length} tokens")
+
     def decode_prefix(self, tokens: Tokens, keep: int) -> Tensor:
         """Images of the first ``keep`` tokens of every row."""
         lengths_B = torch.full((len(tokens.data),), keep, device=tokens.data.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tempfile
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenloom.tasks.costs.took import cells, row
 from tokenloom.tasks.evaluation.report import page
-from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store, Work
+from tokenloom.tasks.store.artifacts import RECORD, Artifact, Record, StepSpec, Store, Work
 from tokenloom.tasks.training.curves import read_curves
 
 Numbers = dict[str, float]
@@ -51,7 +53,18 @@ def keep(step: StepSpec, found: Findings, work: Work, titles: Mapping[str, str])
     work.put("metrics.json", json.dumps(found.numbers, indent=1, sort_keys=True).encode())
     work.put("protocol.json", json.dumps(found.notes, indent=1, sort_keys=True).encode())
     lineage = {role: artifact.id for role, artifact in step.inputs.items()}
-    work.put("report.html", page(step.name, found.numbers, found.notes, lineage, found.pictures, titles).encode())
+    report = page(step.name, found.numbers, found.notes, lineage, found.pictures, titles, _taken(step, work))
+    work.put("report.html", report.encode())
+
+
+def _taken(step: StepSpec, work: Work) -> dict[str, list[str]]:
+    """What making each input took, by role; those whose records are not there are left out."""
+    found = {}
+    for role, artifact in step.inputs.items():
+        path = f"{artifact.folder}/{RECORD}"
+        with contextlib.suppress(FileNotFoundError):
+            found[role] = cells(row(Record.from_bytes(work.storage.read(path), path, work.storage)))
+    return found
 
 
 def arrays(**named: NDArray[Any]) -> bytes:

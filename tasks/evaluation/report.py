@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from tokenloom.tasks import modalities
+from tokenloom.tasks.costs.took import COLUMNS
 
 #: What a reader should know about a number of any kind of signal: metrics whose names begin so, which way is better, what it is.
 MEANING = (
@@ -52,8 +53,9 @@ def page(
     lineage: Mapping[str, str],
     pictures: Mapping[str, bytes],
     titles: Mapping[str, str],
+    taken: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """The whole report; ``pictures`` are PNG bytes by name, in the order of their ``titles``."""
+    """The whole report; ``pictures`` are PNG bytes by name, in the order of their ``titles``; ``taken`` is what each input took."""
     rows = "".join(
         f"<tr><td>{escape(key)}</td><td class=n>{number(numbers[key])}</td><td>{escape(meaning(key)[0])}</td>"
         f"<td>{escape(meaning(key)[1])}</td></tr>"
@@ -70,10 +72,19 @@ def page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation of {escape(name)}</title><style>{_STYLE}</style>'
         f"<h1>Evaluation of {escape(name)}</h1>"
         f"<table><tr><th>metric</th><th>value</th><th>better</th><th></th></tr>{rows}</table>{figures}"
-        f"<h2>Made from</h2><table>{made_of}</table>"
+        f"<h2>Made from</h2><table>{made_of}</table>{_costs(taken or {})}"
         f"<h2>Protocol</h2><p>Numbers of two evaluations compare only under the same protocol.</p>"
         f"<pre>{escape(json.dumps(notes, indent=1, sort_keys=True))}</pre></html>\n"
     )
+
+
+def _costs(taken: Mapping[str, Sequence[str]]) -> str:
+    """What each input took (``tasks/costs/took.py``), as a table."""
+    if not taken:
+        return ""
+    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *COLUMNS))
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (role, *cells))}</tr>" for role, cells in taken.items())
+    return f"<h2>What it took</h2><table><tr>{head}</tr>{rows}</table>"
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from tokenloom.tasks.modalities.base import SampleRequest
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.serving import drafts
-from tokenloom.tasks.serving.predict import Pair, open_bundle, open_pair, use_draft_model
+from tokenloom.tasks.serving.predict import Pair, check_prefix, open_bundle, open_pair, sized, use_draft_model
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 from tokenloom.tasks.training.checkpoint import Checkpoints
 
@@ -195,6 +195,8 @@ def sample_model(
     horizon: int | None = None,
     columns: Mapping[str, Sequence[Path]] = MappingProxyType({}),
     inpaint: tuple[Path, Path] | None = None,
+    size: tuple[int, int] | None = None,
+    prefix: int | None = None,
     prompts: Path | None = None,
     rewrites: Path | None = None,
     each: int | None = None,
@@ -205,8 +207,9 @@ def sample_model(
     """Draw ``total`` samples from the model behind a reference and write them to ``out``, as its kind of signal does.
 
     Classes are given by number, or as a person writes them (``chosen_classes``); ``columns`` are files of further columns of the data, by
-    name; ``inpaint`` is an image and a mask that is white where it is drawn anew; of a file of ``prompts`` ``each`` are drawn of every one,
-    as its ``rewrites`` say, into the folder ``out``.  ``settings`` are those of ``Sampler.edited``, with a
+    name; ``inpaint`` is an image and a mask that is white where it is drawn anew.  ``size`` (rows, columns) is that of the images where it
+    is not that of training; of ``prefix`` tokens alone previews are made.  Of a file of ``prompts`` ``each`` are drawn of every one, as its
+    ``rewrites`` say, into the folder ``out``.  ``settings`` are those of ``Sampler.edited``, with a
     ``decoder`` as a run file has it.
 
     Raises:
@@ -218,11 +221,13 @@ def sample_model(
     if reference := drafts.reference(settings):
         draft, _ = load_model(store.fetch(store.resolve(reference, "generator")), _device())
         use_draft_model(cast(Generator, pair.generator), cast(Generator, draft), drafts.field(settings))
+    pair = sized(pair, size, title) if size is not None else pair
     pair = pair.edited(**drafts.without_reference(settings))
+    check_prefix(pair, prefix, title)
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.labelled else ()
-    of_prompts = prompts, rewrites, each
-    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon, dict(columns), inpaint, *of_prompts)
+    given = classes, texts, history, horizon, dict(columns), inpaint, prefix
+    request = SampleRequest(Path(out), total, seed, *given, prompts, rewrites, each)
     return modalities.kind(pair.kind).sample(pair, title, request, store, report)
 
 

@@ -37,6 +37,7 @@ class Fitted:
     content: bytes
     label: int
     digest: str
+    read: int = 0  # bytes of the raw item
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rejected:
     reason: str
     digest: str = ""
     retry: bool = False
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class SampleRequest:
     horizon: int | None = None
     columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
     inpaint: tuple[Path, Path] | None = None  # an image, and a mask that is white where it is drawn anew
+    prefix: int | None = None  # how many tokens are drawn and decoded, the first ones
     prompts: Path | None = None  # a benchmark's file of prompts; ``out`` is then a folder in its layout
     rewrites: Path | None = None  # texts that are drawn in the place of prompts
     each: int | None = None  # images a prompt; the benchmark's own number if not given

@@ -16,7 +16,9 @@ from tokenloom.models.core.build import load_model
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Density, Generator, LayoutError, Tokenizer
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.orders import Raster
 from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.tasks.serving import drafts
 from tokenloom.tasks.serving.request import ConditionSpec
 
@@ -54,6 +56,42 @@ class Pair:
         sampler = self.sampler.edited(**changes)
         self.generator.check_sampler(sampler)
         return replace(self, sampler=sampler)
+
+
+def sized(pair: Pair, shape: tuple[int, int], title: str = "this model") -> Pair:
+    """The same models for images of another shape (rows, columns); the weights are shared.
+
+    Raises:
+        ConfigError: one of them is bound to the shape that it was trained on, with the reason.
+    """
+    size, own = f"size={shape[0]}x{shape[1]}", pair.shape[1:]
+    if shape == own:
+        return pair
+    if pair.kind != "image" or isinstance(pair.generator, Density) or pair.tokenizer is None:
+        raise ConfigError(f"{size}: {title} models whole signals of the shape {tuple(own) or 'of its data'}, and has no other")
+    if pair.condition_spec.columns:
+        raise ConfigError(f"{size}: {title} takes columns of its data ({', '.join(pair.condition_spec.columns)}), which have its own size")
+    try:
+        tokenizer = pair.tokenizer.sized(shape)
+        quantizer = getattr(getattr(tokenizer, "config", None), "quantizer", None)
+        generator = pair.generator.on(tokenizer.layout.grids, quantizer)
+        generator.check_sampler(pair.sampler)
+    except (ConfigError, LayoutError) as error:
+        raise ConfigError(f"{size}: {title} draws images of {own[0]}x{own[1]} alone: {error}") from error
+    return replace(pair, generator=generator, tokenizer=tokenizer, shape=(pair.shape[0], *shape))
+
+
+def check_prefix(pair: Pair, prefix: int | None, title: str = "this model") -> None:
+    """Refuse a number of first tokens that cannot be decoded alone; raises ``ConfigError``."""
+    if prefix is None:
+        return
+    if not isinstance(pair.tokenizer, FlowTokenizer):
+        raise ConfigError(
+            f"prefix={prefix}: the tokens of {title} are no sequence of which the first ones are an image (FlexTok's, D-AR's are)"
+        )
+    pair.tokenizer.check_prefix(prefix)
+    if not (isinstance(pair.generator, GroupGenerator) and isinstance(pair.generator.order, Raster) and pair.sampler.decoder is None):
+        raise ConfigError(f"prefix={prefix}: {title} does not draw its tokens one after another, so the first ones are not there first")
 
 
 def open_pair(

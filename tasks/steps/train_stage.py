@@ -90,6 +90,10 @@ def _run(number: int, context: Context, inputs: Inputs) -> Outcome:
 
 def _check(number: int, context: Context, planned: Mapping[str, Planned]) -> None:
     """Build the generator with the stage's objective without memory."""
+    check_stage(unmade(number, context), f"stages[{number}]", ingest.classes(context, planned), *train_tokenizer.checked(context, planned))
+
+
+def unmade(number: int, context: Context) -> StepSpec:
+    """The training of a stage as far as it is known before anything is made: its inputs are not."""
     unknown = {name: Artifact(name, context.config.name, "0" * 12, "") for name in ("tokens", "tokenizer")}
-    spec = _plan(number, context, {**unknown, "start": Artifact("generator", context.config.name, "0" * 12, "")})
-    check_stage(spec, f"stages[{number}]", ingest.classes(context, planned), *train_tokenizer.checked(context, planned))
+    return _plan(number, context, {**unknown, "start": Artifact("generator", context.config.name, "0" * 12, "")})

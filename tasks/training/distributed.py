@@ -24,6 +24,8 @@ from tokenloom.configs.schema import ClusterConfig, GeneratorConfig, MethodConfi
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.settings import TrainSettings
+from tokenloom.tasks.costs.counting import Counting
+from tokenloom.tasks.costs.took import TOOK, noted
 from tokenloom.tasks.data.loader import Rows
 from tokenloom.tasks.modalities import signal_of
 from tokenloom.tasks.runtime.checks import check_sharding, check_training, check_warm_start
@@ -111,6 +113,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker
             metrics = build_only(replace(job, root=str(store.root)))
         else:
             metrics = _fit(job, step, store, cluster, run, report)
+            notes[TOOK] = noted(metrics, job.settings, metrics.pop("planned", {}))
         for path, _ in work.storage.list(f"{work.folder}/previews"):
             if run is not None:
                 run.picture(Path(path).stem, work.storage.read(path))
@@ -197,6 +200,12 @@ def roles_of(step: StepSpec) -> dict[str, Artifact]:
     return {"tokenizer" if name == "base" else name: artifact for name, artifact in step.inputs.items() if name not in data}
 
 
+def _others(step: StepSpec, store: Store) -> dict[str, ModelSpec]:
+    """Specs of the trained models that a training is given, by role."""
+    records = {role: store.record(artifact) for role, artifact in roles_of(step).items()}
+    return {role: ModelSpec.from_dict(record.notes["spec"]) for role, record in records.items() if "spec" in record.notes}
+
+
 def settings_of(plain: dict[str, Any]) -> TrainSettings:
     """Training settings from their plain form."""
     return TypeAdapter(TrainSettings).validate_python(plain)
@@ -219,11 +228,12 @@ def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, ru
             if run is not None:
                 run.log(numbers(row), row["step"])
 
+    counting = Counting(job, _others(step, store))  # while the workers train
     with session(cluster, store.root) as current:
         check_room(current.ray, cluster, cluster.execution.workers)
         trainer = trainer_of(worker, job, f"{step.kind}-{step.name}-{step.fingerprint}", store, cluster, current)
         stopped, error = _wait(trainer, store.storage, job.folder, pass_on)
-    return _result(step, store, cluster, stopped, error)
+    return _result(step, store, cluster, stopped, error) | {"planned": counting.result()}
 
 
 def _wait(trainer: Any, storage: Storage, folder: str, pass_on: Callable[[], None]) -> tuple[int | None, BaseException | None]:

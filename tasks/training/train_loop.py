@@ -23,6 +23,7 @@ from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, seed_of
 from tokenloom.models.core.protocols import Batch, Method, Tokenizer
+from tokenloom.tasks.costs.took import device_name, peak_memory
 from tokenloom.tasks.data.batches import exact_norms, floats_to, pieces
 from tokenloom.tasks.data.feed import Feed
 from tokenloom.tasks.data.loader import Loader, share
@@ -310,6 +311,7 @@ class _Run:
             if self.group.first:
                 save(weights, self.spec, self.scratch, self.storage, self.job.folder)
         metrics: dict[str, Any] = {}
+        most = max(self.group.gather(peak_memory(self.device)))
         if self.group.first:
             self.curves.flush()
             # From the store, not from memory: a run that was killed after its last step has nothing in memory.
@@ -318,6 +320,7 @@ class _Run:
                 metrics |= {k: v for k, v in row.items() if k not in ("step", WARNINGS)}
             metrics |= {"steps": self.step, "parameters": parameters(self.model), "workers": self.group.world}
             metrics |= {"train_seconds": self.seconds, "resumed_from": self.resumed_from}
+            metrics |= {"peak_memory_bytes": most, "device": device_name(self.device)}
             best = self.kept.best()
             if best is not None and best.validation is not None:
                 metrics |= {"best_validation_loss": best.validation, "best_step": best.step}

@@ -15,8 +15,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tokenloom.flows.cli import look
 from tokenloom.flows.cli import main as cli
+from tokenloom.flows.cli import sample
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.artifacts import StepSpec, Store
@@ -174,12 +174,12 @@ def test_decoders(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_fields_of_a_way_of_decoding() -> None:
-    assert look.decoder_of("jacobi", ()) == "jacobi"
-    assert look.decoder_of("jacobi", ("window=8",)) == {"jacobi": {"window": 8}}
-    assert look.decoder_of("{jacobi: {window: 8}}", ()) == {"jacobi": {"window": 8}}
+    assert sample.decoder_of("jacobi", ()) == "jacobi"
+    assert sample.decoder_of("jacobi", ("window=8",)) == {"jacobi": {"window": 8}}
+    assert sample.decoder_of("{jacobi: {window: 8}}", ()) == {"jacobi": {"window": 8}}
     for text, fields in ((None, ("window=8",)), ("jacobi", ("window",)), ("{jacobi: {}}", ("window=8",))):
         with pytest.raises(click.UsageError, match="--set"):
-            look.decoder_of(text, fields)
+            sample.decoder_of(text, fields)
 
 
 def test_plan_of_an_empty_store_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from tokenloom.flows.cli.main import cli
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
-from tokenloom.tasks.store.artifacts import Store
-from tokenloom.tasks.training.cost import cost_of, held, traced
+from tokenloom.tasks.costs.cost import cost_of, held
+from tokenloom.tasks.costs.took import TOOK, Rate, cells, noted, rate_of, row
+from tokenloom.tasks.costs.trace import traced
+from tokenloom.tasks.store.artifacts import Artifact, Record, Store
 from tokenloom.tasks.training.speed import ACCELERATORS
 
 REAL = sorted(name for name in shipped("runs") if name.startswith("imagenet"))
@@ -74,6 +76,51 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert cost.on(ACCELERATORS["L4"], TrainSettings(steps=10), 1)["warning"] is None
 
 
+@pytest.mark.parametrize(
+    "name", ["smoke_titok", *(pytest.param(name, marks=pytest.mark.long) for name in ("smoke_maskgit", "smoke_stages"))]
+)
+def test_masks_bases_and_stages_are_followed_too(name: str, tmp_path: Path) -> None:
+    config, store = load_run(name), Store(str(tmp_path / "store"), tmp_path)
+    roles = planning.roles(config, store, planning.plan(config, store))
+    rows = costs.costs(config, store, roles, ExecutionSettings(workers=1), items=1000)
+    assert {row["counted"] for row in rows} == {"traced"}
+    sections = {"smoke_stages": ["tokenizer", "generator", "stages.finetune"], "smoke_titok": ["tokenizer.base", "tokenizer"]}
+    assert [row["section"] for row in rows] == sections.get(name, ["tokenizer", "generator"])
+    assert costs.totals(rows)["store_bytes"] == sum(row["store_bytes"] for row in rows)
+    if name == "smoke_maskgit":
+        assert rows[-1]["store"]["tokens"] == 1000 * rows[-1]["token_bytes"]
+
+
+def past(recipe: str, share: float, device: str = "NVIDIA L4") -> Record:
+    """A record of a training that used this share of an L4's peak on two of them."""
+    metrics = {"workers": 2, "steps": 10, "train_seconds": 5.0, "device": device}
+    flops = share * 30.3e12 * 2 * 5.0 / (10 * 8)
+    took = noted(metrics, TrainSettings(steps=10, batch=8), {"flops_per_item": flops, "memory_bytes": 7})
+    artifact = Artifact("generator", "a", "0" * 12, "")
+    return Record(artifact, "train_generator", 1, {"recipe": recipe}, {}, [], {}, {}, None, 1.0, "", {TOOK: took})
+
+
+def test_the_share_of_the_peak_is_that_of_past_trainings() -> None:
+    found, l4 = (
+        [past("var", 0.2), past("raster", 0.5), past("raster", 0.3), past("raster", 0.1), past("raster", 0.9, "CPU")],
+        ACCELERATORS["L4"],
+    )
+    own = rate_of(found, l4, "raster", "float32")
+    assert (own.share, own.source) == (pytest.approx(0.3), "3 past trainings")
+    other = rate_of(found, l4, "rar", "float32")
+    assert (other.share, other.source) == (pytest.approx(0.25), "4 past trainings of other recipes")
+    assert rate_of(found, l4, "raster", "bfloat16") == rate_of([], l4, "raster", "float32") == Rate()
+    assert rate_of(found, ACCELERATORS["H100"], "raster", "float32").source == "assumed"
+    shown = cells(row(found[0]))
+    assert shown[2:] == ["5.0 s on 2 NVIDIA L4, 16 items/s", "", "6.06e+13 at 6.06e+12/s a worker"]
+
+
+def test_what_a_training_took_stands_in_its_metrics() -> None:
+    note = noted({"workers": 1, "steps": 4, "resumed_from": 4, "train_seconds": 0.0}, TrainSettings(steps=4), {})
+    assert "rows_per_second" not in note  # a run that was only finished has measured nothing
+    assert "flops" not in note
+
+
 def test_a_length_in_epochs_waits_for_the_number_of_items() -> None:
     settings = TrainSettings(epochs=2, batch=8)
     unknown = cost_of(spec_of("raster"), "generator", settings, ExecutionSettings(workers=1))
@@ -83,7 +130,7 @@ def test_a_length_in_epochs_waits_for_the_number_of_items() -> None:
     assert cost_of(spec_of("raster"), "generator", settings, ExecutionSettings(workers=1), items=80).steps == 20
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "imagenet256_titok_l32" else pytest.mark.long) for name in REAL])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in REAL])
 def test_every_real_run_has_a_cost(name: str, tmp_path: Path) -> None:
     config, store = load_run(name), Store(str(tmp_path / "store"), tmp_path)
     planned = planning.plan(config, store)

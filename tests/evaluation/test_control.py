@@ -20,7 +20,7 @@ from words import LAYOUT, spec, trained
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.flows import planning
-from tokenloom.flows.cli.look import sample as sample_command
+from tokenloom.flows.cli.sample import sample as sample_command
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.protocols import Conditions, Labels, Tokens, Values
 from tokenloom.models.sampling.sampler import Sampler

@@ -11,13 +11,16 @@ from small_generators import PLAIN, small, some
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, LayoutError, TokenLayout, Tokens
+from tokenloom.models.core.settings import OptimizerSettings
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
-from tokenloom.models.parts.feeds.markov import CodedScales
+from tokenloom.models.parts.feeds.markov import RefinedScales
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.orders.sizes import Parts, Steps
 from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
+from tokenloom.models.zoo.generators.hmar.module import TwoTowers
 from tokenloom.models.zoo.generators.srdd.head import Resampled
+from tokenloom.tasks.training.optimizer import PhaseOptimizer
 
 SCALES = TokenLayout(grids=((1, 1), (2, 2), (4, 4)), vocabulary=16)
 
@@ -104,16 +107,19 @@ def test_a_step_knows_what_earlier_steps_of_the_scale_drew_and_no_later_ones() -
     torch.testing.assert_close(model(late, labels, plan)[:, middle], h[:, middle], atol=1e-6, rtol=0)
 
 
+def late(step: int, rows: int = 64) -> Draws:
+    """Draws of the second part of a training."""
+    return Draws.whole(0, step, rows, steps=1)
+
+
 def test_training_masks_every_scale_by_itself_and_weighs_what_is_masked() -> None:
     order = scaled("hmar").order
-    plan = order.plan(SCALES, Draws.whole(0, 1, 64))
+    plan = order.plan(SCALES, late(1))
     assert plan.known_BL is not None
     assert plan.weight_BL is not None
     assert plan.window == 0
     masked = torch.stack([(~part).sum(1) for part in plan.known_BL.split([1, 4, 16], dim=1)])
     assert int(masked.min()) >= 1
-    whole = (masked[2] == 16).float().mean()
-    assert 0.4 < float(whole) < 0.8  # a half by decision, some more by the curve
     assert len(masked[2].unique()) > 4
     assert float(plan.weight_BL.sum(1).mean()) == pytest.approx(1)
     assert bool((plan.weight_BL[plan.known_BL] == 0).all())
@@ -121,23 +127,85 @@ def test_training_masks_every_scale_by_itself_and_weighs_what_is_masked() -> Non
     assert torch.equal(torch.cat([p.weight_BL for p in parts]), plan.weight_BL)  # type: ignore[misc]
 
 
+def test_whole_scales_weigh_by_a_normal_density_of_their_size_in_reverse() -> None:
+    plan = scaled("hmar").order.plan(SCALES, Draws.whole(0, 1, 4, steps=100))
+    assert plan.known_BL is None
+    assert plan.weight_BL is not None
+    size = torch.tensor([1.0, 4.0, 16.0])
+    density = torch.distributions.Normal(size.mean(), size.std()).log_prob(size).exp()
+    found = torch.stack([part.sum() for part in plan.weight_BL[0].split([1, 4, 16])])
+    torch.testing.assert_close(found, density.flip(0) / density.sum())
+    assert float(found[0]) < float(found[2])
+
+
 @torch.no_grad()
 def test_the_loss_of_a_scale_is_that_of_its_masked_positions() -> None:
     """What is reported of a scale counts positions as the plan weighs them, so that the scales' parts make the loss."""
     model = scaled("hmar").train()
     ids, labels = some(SCALES, 8)
-    parts = model.losses(Batch(tokens=Tokens(ids, SCALES), conditions=labels), "main", Draws.whole(0, 1, 8))
-    plan = model.order.plan(SCALES, Draws.whole(0, 1, 8))
-    assert plan.weight_BL is not None
-    shares = [float(part.sum(1).mean()) for part in plan.weight_BL.split([1, 4, 16], dim=1)]
-    total = sum(share * parts[f"loss_scale_{k}"] for k, share in enumerate(shares))
-    torch.testing.assert_close(total, parts["loss"], atol=1e-5, rtol=1e-5)
+    for draws in (late(1, 8), late(1, 8), Draws.whole(0, 1, 8, steps=100)):
+        parts = model.losses(Batch(tokens=Tokens(ids, SCALES), conditions=labels), "main", draws)
+        plan = model.order.plan(SCALES, Draws.whole(0, 1, 8, steps=draws.steps))
+        assert plan.weight_BL is not None
+        shares = [float(part.sum(1).mean()) for part in plan.weight_BL.split([1, 4, 16], dim=1)]
+        total = sum(share * parts[f"loss_scale_{k}"] for k, share in enumerate(shares))
+        torch.testing.assert_close(total, parts["loss"], atol=1e-5, rtol=1e-5)
+
+
+def test_the_second_tower_predicts_the_later_steps_of_a_scale_alone() -> None:
+    model = scaled("hmar", kept="random")
+    assert isinstance(model, TwoTowers)
+    ids, labels = some(SCALES, 2)
+    parts = Parts(parts=((1, 3), (3, 4, 9)))
+    plan = model.order.decode(SCALES, 2, SampleDraws.of(0, 0, 2), parts)
+    later = torch.tensor([False, False, *[True] * 3, *[False] * 3, *[True] * 13])
+    batch = Batch(tokens=Tokens(ids, SCALES), conditions=labels)
+    with torch.no_grad():
+        before, taught = model(ids, labels, plan), model.nll(ids, labels, plan, None)
+        masked = model.losses(batch, "main", late(1, 2))["loss"]
+        for part in ("net", "head"):
+            for name, parameter in model.refiner[part].named_parameters():
+                if name in ("mlp.0.out.weight", "out.weight"):
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+        moved = (model(ids, labels, plan) - before).abs().amax((0, 2)) > 1e-5
+        other = (model.nll(ids, labels, plan, None) - taught).abs().amax(0) > 1e-5
+        assert torch.equal(moved, later)
+        assert torch.equal(other, later)
+        assert model.losses(batch, "main", late(1, 2))["loss"] != masked
+
+
+def test_training_learns_whole_scales_then_copies_and_refines_masked_ones() -> None:
+    """Half of eight steps each: what the other part learns stays as it is, and the second tower begins as the trained first one."""
+    model = scaled("hmar", start=0.5).train()
+    assert isinstance(model, TwoTowers)
+    ids, labels = some(SCALES, 4)
+    batch, second = Batch(tokens=Tokens(ids, SCALES), conditions=labels), ("refiner.", "feed.open")
+    optimizer = PhaseOptimizer(model, "main", OptimizerSettings(lr=1e-2, warmup=0.0))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for step in range(8):
+        if step == 4:
+            tower, head = model.refiner["net"], model.refiner["head"]
+            for name, mine in tower.attention[0].named_parameters():
+                assert torch.equal(mine, model.net.attention[1].get_parameter(name))
+            assert torch.equal(tower.norm.maps[0].weight, model.net.norm.maps[1].weight)
+            assert torch.equal(tower.norm.final.weight, model.net.norm.final.weight)
+            assert torch.equal(head.out.weight, model.head.out.weight)
+            after = {name: p.detach().clone() for name, p in model.named_parameters()}
+            assert not torch.equal(after["net.mlp.1.out.weight"], before["net.mlp.1.out.weight"])
+            assert torch.equal(after["feed.open"], before["feed.open"])
+        optimizer.clear()
+        draws = Draws.whole(0, step, 4, 8)
+        model.losses(batch, "main", draws)["loss"].backward()
+        optimizer.step(step, 8)
+        model.after_step(draws)
+    moved = {name for name, p in model.named_parameters() if p.requires_grad and not torch.equal(p, after[name])}
+    assert moved == {name for name in after if name.startswith(second)}
 
 
 @pytest.mark.parametrize("kept", ["surest", "random"])
 def test_tokens_that_are_kept_are_seen_by_all_of_their_scale(kept: str) -> None:
     model = scaled("hmar", kept=kept)
-    assert isinstance(model.feed, CodedScales)
+    assert isinstance(model.feed, RefinedScales)
     ids, labels = some(SCALES, 3)
     keep = torch.zeros(21, dtype=torch.bool)
     keep[[2, 4, 20]] = True
@@ -181,7 +249,7 @@ def test_a_step_keeps_the_tokens_of_its_scale_that_are_likeliest() -> None:
 def test_known_tokens_enter_as_their_codes_under_the_map_of_the_codes_so_far() -> None:
     model = scaled("hmar")
     feed = model.feed
-    assert isinstance(feed, CodedScales)
+    assert isinstance(feed, RefinedScales)
     ids, known = torch.tensor([[3, 7]]), torch.tensor([[True, False]])
     x = feed.known(ids, known)
     code = feed.quantizer.codebook.weight[3]

@@ -34,6 +34,8 @@ def test_losses_are_finite_and_every_parameter_gets_a_gradient(name: str) -> Non
     for step in (5, 9):
         if (frozen := model.frozen_parameters(step / 10)) in stages:  # the same stage as before
             continue
+        if stages:  # what ends a stage
+            model.after_step(Draws.whole(0, 6, ROWS, 10))
         stages.add(frozen)
         for phase in model.phases:
             model.zero_grad()

@@ -36,6 +36,9 @@ FAMILIES = {"var": ("var",), "llamagen": ("raster",), "rar": ("rar",)} | {
         "xar",
         "aim",
         "mvar",
+        "hmar",
+        "mar",
+        "ear",
     )
 }
 FAMILIES |= {"titok": ("titok_imagebert", "titok_uvitbert"), "tokenbridge": ("tokenbridge_ar",)}

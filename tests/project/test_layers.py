@@ -134,9 +134,10 @@ UPPER = {
     "tasks": (
         ("runtime.errors", "runtime.progress", "runtime.surroundings", "data.reading"),
         ("store",),
-        ("runtime", "tracking", "serving", "modalities", "data.listing"),
+        ("runtime", "tracking", "serving", "modalities", "data.listing", "sources"),
         ("data",),
-        ("training", "runtime.checks"),
+        ("making",),
+        ("training", "costs", "runtime.checks"),
         ("evaluation",),
         ("modalities.image", "modalities.series", "tracking.model_card"),
         ("data.ingest", "data.extract", "training.distributed", "evaluation.evaluate", "tracking.register", "training.warm_start"),

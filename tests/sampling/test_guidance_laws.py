@@ -266,7 +266,8 @@ def test_steps_that_choose_see_what_teacher_forcing_shows_of_the_tokens_known(na
             open_B = ~known[:, place]
             if model.feed.passes == "whole" or scales:  # all positions at once, from those known
                 sizes = model.layout.scale_sizes if scales else (length,)
-                plan, read = Plan(torch.arange(length)[None], sizes, decoded.window, known_BL=known), place
+                some = None if scales and not bool(known[:, among].any()) else known  # of a new scale nothing is known
+                plan, read = Plan(torch.arange(length)[None], sizes, decoded.window, known_BL=some), place
             else:  # a chain in which this position comes next
                 key = 2 * (~known).long()
                 key[:, place] -= 1

@@ -77,10 +77,14 @@ def new_store(folder: Path) -> Store:
     return Store(str(folder / "store"), folder / "root")
 
 
-def write_tokenizer(store: Store, dataset: Artifact, name: str = "digits-var", recipe: str = "var_vq", seed: int = 0) -> Artifact:
+def write_tokenizer(
+    store: Store, dataset: Artifact, name: str = "digits-var", recipe: str = "var_vq", seed: int = 0, args: dict | None = None
+) -> Artifact:
     """An untrained tiny tokenizer as an artifact."""
     notes = store.record(dataset).notes
-    args = {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | ({"scales": [1, 2, 4]} if recipe == "var_vq" else {})
+    args = args or {"codes": 16, "dim": 4, "channels": 8, "multipliers": [1, 1], "patch": 4} | (
+        {"scales": [1, 2, 4]} if recipe == "var_vq" else {}
+    )
     spec = ModelSpec("tokenizer", recipe, args, {}, {"signal": signals.image(notes["size"], notes["channels"]).to_dict()})
     step = StepSpec("train_tokenizer", 1, "tokenizer", name, {"recipe": recipe, "args": args, "seed": seed}, {"dataset": dataset})
 
@@ -109,12 +113,18 @@ def write_tokens(store: Store, dataset: Artifact, tokenizer: Artifact, name: str
 
 
 def write_generator(
-    store: Store, dataset: Artifact, tokenizer: Artifact, name: str = "digits-var", recipe: str = "var", seed: int = 0
+    store: Store,
+    dataset: Artifact,
+    tokenizer: Artifact,
+    name: str = "digits-var",
+    recipe: str = "var",
+    seed: int = 0,
+    args: dict | None = None,
 ) -> Artifact:
     """An untrained tiny generator as an artifact."""
     tokens = write_tokens(store, dataset, tokenizer, name)
     notes = store.record(tokens).notes
-    args = {"depth": 2, "width": 32, "heads": 2}
+    args = {"depth": 2, "width": 32, "heads": 2} | (args or {})
     given = {"layout": notes["layout"], "classes": len(notes["classes"]), "tokenizer": notes["tokenizer_spec"]}
     spec = ModelSpec("generator", recipe, args, {}, given)
     step = StepSpec(

@@ -92,6 +92,10 @@ class MaskedScales(Markov):
         self.mask = layout.vocabulary  # the row after the vocabulary
         self.table = Ids(layout, width, spare=1)
 
+    def later(self, plan: Plan, group: int) -> bool:
+        """Whether the slots of a group are also given what is known of its scale."""
+        return True
+
     def known(self, ids: Tensor, known: Tensor) -> Tensor:
         """(B, n, D) what says which tokens are known already."""
         return self.table(torch.where(known, ids, cast(Any, self.mask)))
@@ -105,14 +109,21 @@ class MaskedScales(Markov):
         x, group, place, reads, count = [], [], [], [], 0
         for g in range(plan.groups):
             start, stop = self.ranges[self._scale(plan, g)]
-            known = (group_BL[:, start:stop] < g) if plan.known_BL is None else plan.known_BL[:, start:stop]
-            x.append(base[:, start:stop] + self.known(ids[:, start:stop], known))
+            slots = base[:, start:stop]
+            if self.later(plan, g):
+                known = (group_BL[:, start:stop] < g) if plan.known_BL is None else plan.known_BL[:, start:stop]
+                slots = self.joined(plan, slots, self.known(ids[:, start:stop], known), known)
+            x.append(slots)
             here = torch.arange(start, stop, device=data.device)[None]
             group.append(torch.full_like(here, g))
             place.append(here)
             reads.append(plan.members(g) - start + count)
             count += stop - start
         return Slots(torch.cat(x, 1), torch.cat(group, 1), torch.cat(place, 1), torch.cat(reads, 1))
+
+    def joined(self, plan: Plan, base_BnD: Tensor, given_BnD: Tensor, known_Bn: Tensor) -> Tensor:
+        """Slots of the codes so far and of what is known of their scale."""
+        return base_BnD + given_BnD
 
     def start(self, plan: Plan, cond: Conditioned) -> Any:
         f_hat = self.quantizer.start(len(cond.vector_BD))
@@ -124,7 +135,9 @@ class MaskedScales(Markov):
         start, stop = self.ranges[self._scale(plan, group)]
         place = torch.arange(start, stop, device=state.ids_BL.device)[None]
         base = self._first(cond) if state.input_BnC is None else self.embed(state.input_BnC)
-        x = self._placed(base, place) + self.known(state.ids_BL[:, start:stop], state.known_BL[:, start:stop])
+        x = self._placed(base, place)
+        if self.later(plan, group):
+            x = x + self.known(state.ids_BL[:, start:stop], state.known_BL[:, start:stop])
         return Slots(x, torch.full_like(place, group), place, plan.candidates(group) - start, visibility=Everything(), cached=0)
 
     def push(self, state: Partly, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
@@ -164,3 +177,23 @@ class CodedScales(MaskedScales):
         weight = self.embed.weight
         code = F.linear(F.embedding(ids, self.quantizer.codebook.weight).to(weight.dtype), weight)
         return torch.where(known.unsqueeze(-1), code, self.open)
+
+
+class RefinedScales(CodedScales):
+    """The same, but the first step of a scale is given the codes so far alone.  In masked training (a plan with known positions) the vector
+    of [MASK] is all that gets a gradient."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(CodedScales.Config, tag="feed.refined_scale", label="codes so far, then codes or [MASK]"):
+        """As ``NextScale``."""
+
+        def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> RefinedScales:
+            return RefinedScales(self, layout, width, quantizer)
+
+    def later(self, plan: Plan, group: int) -> bool:
+        return plan.known_BL is not None or plan.start(group) > self.ranges[self._scale(plan, group)][0]
+
+    def joined(self, plan: Plan, base_BnD: Tensor, given_BnD: Tensor, known_Bn: Tensor) -> Tensor:
+        if plan.known_BL is None:
+            return base_BnD + given_BnD
+        return base_BnD.detach() + torch.where(known_Bn.unsqueeze(-1), given_BnD.detach(), given_BnD)

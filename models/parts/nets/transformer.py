@@ -22,7 +22,7 @@ from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
-from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
+from tokenloom.models.parts.norms import BlockNorm, Branch, Modulation, PreNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import Slots
@@ -111,7 +111,7 @@ class Transformer(SlotNet):
         """Hidden states (B, S, D), after the last norm."""
         modulation = modulation_of(slots, cond)
         h = self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws)
-        return self.norm.last(h, spread(modulation, h.shape[1]))
+        return self.norm.last(h, modulation if isinstance(modulation, Modulation) else spread(modulation, h.shape[1]))
 
     @staticmethod
     def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
@@ -124,7 +124,7 @@ class Transformer(SlotNet):
         x_BSD: Tensor,
         position_BS: Tensor,
         visibility: Visibility,
-        modulation: Tensor,
+        modulation: Tensor | Modulation,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
@@ -141,14 +141,15 @@ class Transformer(SlotNet):
         x_BSD: Tensor,
         rotations: Tensor | None,
         visibility: Visibility,
-        modulation: Tensor,
+        modulation: Tensor | Modulation,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
+        stop: int | None = None,
     ) -> Tensor:
-        """All blocks, without the last norm, with these rotary tables (None: none) in place of the net's own."""
+        """All blocks (or those before ``stop``), without the last norm, with these rotary tables (None: none) in place of the net's own."""
         shared = self.norm.shared(modulation)
         visibility = self.evaluated(visibility, x_BSD, cache)
-        for i in range(len(self.attention)):
+        for i in range(len(self.attention))[:stop]:
             how = [spread_branch(each, x_BSD.shape[1]) for each in self.norm.modulate(i, modulation, shared)]
             x_BSD = self.block(i, x_BSD, visibility, rotations, how, cache[i] if cache else None, draws)
         return x_BSD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Literal
 
@@ -141,6 +142,38 @@ class Parts(Sizes, tag="sizes.parts"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shares(Sizes, tag="sizes.shares"):
+    """A step for each of ``shares``: so many positions, or these parts of them where they sum to another number."""
+
+    shares: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.shares or min(self.shares) < 1:
+            raise ConfigError(f"sample.steps={list(self.shares)}: give the number of positions of each step, at least 1")
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        done = [round(length * part / sum(self.shares)) for part in accumulate(self.shares)]
+        return tuple(now - before for before, now in zip([0, *done], done) if now > before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along(Sizes, tag="sizes.along"):
+    """Steps along a ``curve``: ``count`` of them, or (None) as many as the order's own rule has."""
+
+    curve: Curve
+    count: int | None = None
+
+    def cut(self, length: int) -> tuple[int, ...]:
+        return Steps(count=self.count or length, curve=self.curve).cut(length)
+
+    def over(self, own: Sizes) -> Sizes:
+        count = self.count or getattr(own, "count", None)
+        if count is None:
+            raise ConfigError("sample.steps_along: this order has no number of steps of its own; give sample.steps too")
+        return replace(own, count=count, curve=self.curve) if isinstance(own, Steps) else Steps(count=count, curve=self.curve)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Count(Sizes, tag="sizes.count"):
     """``count`` steps by the order's own rule, along a cosine where that rule knows no number of steps."""
 
@@ -154,6 +187,10 @@ class Count(Sizes, tag="sizes.count"):
 
     def over(self, own: Sizes) -> Sizes:
         return replace(own, count=self.count) if isinstance(own, Steps) else Steps(count=self.count)
+
+
+#: Curves along which the steps of a sample may be asked for.
+CURVES: dict[str, Curve] = {"cosine": CosineCurve(), "linear": Straight(), "arccos": Arccos()}
 
 
 def rule_of(own: Sizes, wanted: Sizes | None) -> Sizes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenloom.models.core import config
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws, permutations
 from tokenloom.models.core.layout import LayoutError, TokenLayout
 
@@ -38,6 +39,34 @@ class InSequence(Visit, tag="order.in_sequence", label="raster"):
 
     def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
         return torch.arange(layout.length)[None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Visit, tag="order.listed", label="as listed"):
+    """The positions of ``places``, then those that it leaves out, as they are stored."""
+
+    places: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.places or len(set(self.places)) < len(self.places) or min(self.places) < 0:
+            raise ConfigError(f"sample.order={list(self.places)}: give positions from 0 on, each once")
+
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
+        if max(self.places) >= layout.length:
+            raise ConfigError(f"sample.order: position {max(self.places)}, the model has {layout.length}, numbered from 0")
+        listed = set(self.places)
+        return torch.tensor([[*self.places, *(i for i in range(layout.length) if i not in listed)]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outward(Visit, tag="order.outward", label="outward"):
+    """From the middle of the grid outward, ring by ring; as stored where two are as far."""
+
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
+        row, column = layout.coordinates("row"), layout.coordinates("column")
+        high, wide = layout.grids[-1]
+        far = torch.maximum((2 * row - high + 1).abs(), (2 * column - wide + 1).abs())
+        return far.argsort(stable=True)[None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,14 @@ class Quantizer(nn.Module, ABC):
                 ConfigError: the quantizer does not fit the grid.
             """
 
+        def at(self, grid: tuple[int, int]) -> Quantizer.Config:
+            """The same quantizer for latents of another grid than it was trained on; what it has learned stays.
+
+            Raises:
+                ConfigError: it does not fit the grid.
+            """
+            return self
+
         def build(self, grid: tuple[int, int]) -> Quantizer:
             """The quantizer of latents on this grid, with a fresh codebook.
 

@@ -7,7 +7,7 @@ after training.  Shapes: B rows, C channels, H W latent grid, h w a scale, L tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
-from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair
+from tokenloom.models.parts.quantizers.grids import Grid, growing, grown, last, pair
 
 
 class Flexible(Quantizer):
@@ -46,6 +46,9 @@ class Flexible(Quantizer):
 
         def channels(self) -> tuple[int, int]:
             return self.dim, self.dim
+
+        def at(self, grid: tuple[int, int]) -> Flexible.Config:
+            return replace(self, scales=grown(self.scales, grid))
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=last(self.scales, grid), vocabulary=self.codebook.codes)

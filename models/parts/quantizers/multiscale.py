@@ -7,7 +7,7 @@ scales, small to large and row-major inside a scale.  ``f_hat`` is the sum of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
-from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair
+from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair, resized
 
 
 def phi_of_scale(scale: int, scales: int, phis: int) -> int:
@@ -78,6 +78,9 @@ class MultiScale(Quantizer):
 
         def channels(self) -> tuple[int, int]:
             return self.dim, self.dim
+
+        def at(self, grid: tuple[int, int]) -> MultiScale.Config:
+            return replace(self, scales=resized(self.scales, grid))
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=last(self.scales, grid), vocabulary=self.codes)

@@ -8,7 +8,7 @@ of the scales so far at the size of the last grid.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import exact
 from tokenloom.models.parts.quantizers.entropy import Entropy
 from tokenloom.models.parts.quantizers.gradients import Straight
-from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair
+from tokenloom.models.parts.quantizers.grids import Grid, at_aspect, growing, last, pair
 from tokenloom.models.parts.quantizers.lfq import pack
 from tokenloom.models.parts.quantizers.usage import Usage
 
@@ -50,6 +50,9 @@ class MultiScaleBSQ(Quantizer):
 
         def channels(self) -> tuple[int, int]:
             return self.bits, self.bits
+
+        def at(self, grid: tuple[int, int]) -> MultiScaleBSQ.Config:
+            return replace(self, scales=at_aspect(self.scales, grid))
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             return TokenLayout(grids=last(self.scales, grid), vocabulary=2, codebooks=self.bits)

@@ -5,13 +5,14 @@ Shapes: B rows, D bits of a cell, P tokens of a scale, each of p x p cells, h w 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.layout import TokenLayout
+from tokenloom.models.parts.quantizers.grids import at_aspect, pair
 from tokenloom.models.parts.quantizers.multiscale_bsq import MultiScaleBSQ
 
 
@@ -26,6 +27,10 @@ class Patched(nn.Module):
 
         def channels(self) -> tuple[int, int]:
             return self.bits * self.side**2, self.bits * self.side**2
+
+        def at(self, grid: tuple[int, int]) -> Patched.Config:
+            tokens = tuple((h // self.side, w // self.side) for h, w in map(pair, self.scales))
+            return replace(self, scales=tuple((h * self.side, w * self.side) for h, w in map(pair, at_aspect(tokens, grid))))
 
         def layout(self, grid: tuple[int, int]) -> TokenLayout:
             """The tokens of a grid of (rows, columns) of tokens, each of ``side`` x ``side`` cells."""

@@ -66,7 +66,7 @@ def sample(pair: Pair, title: str, given: SampleRequest, store: Store, report: R
     for start in range(0, given.total, SHARD):
         report("sample", start, given.total, {})
         condition = pair.condition_spec.conditions(wanted.request.part(start, start + SHARD))
-        images, trace = traced_images(pair.generator, pair.tokenizer, condition, pair.sampler, given.seed, start, painting)
+        images, trace = traced_images(pair.generator, pair.tokenizer, condition, pair.sampler, given.seed, start, painting, given.prefix)
         parts.append(images)
         traces.append(trace)
     report("sample", given.total, given.total, {})

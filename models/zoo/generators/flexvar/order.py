@@ -11,7 +11,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.fixed import Scales
-from tokenloom.models.parts.orders.sizes import Count, Sizes, Steps
+from tokenloom.models.parts.orders.sizes import Count, Shares, Sizes, Steps
 from tokenloom.models.parts.plan import Plan
 
 #: The released schedules of ten and of thirteen steps.
@@ -26,8 +26,8 @@ class DrawnScales(Order, tag="order.drawn_scales", label="scales, drawn"):
     The layout stores more grids than a sequence takes, best those of all sides.  With the share ``usual`` a batch takes the first
     of ``schedules``; else the sides up to ``lead``, of each band (from, to, number) as many at random as there are, and the last one.
     With the chances ``drop`` one more of those between lead and last is left out, and while the sequence has more than ``most``
-    positions, one of its last four.  Decoding takes the first schedule of a layout that stores all sides, all grids of any other, or as
-    many of them as steps are asked for.
+    positions, one of its last four.  Decoding takes the first schedule of a layout that stores all sides, the last one and
+    all larger grids of a layout beyond it, all grids of any other, or as many of them as steps are asked for.
     """
 
     schedules: tuple[tuple[int, ...], ...] = (TEN, THIRTEEN)
@@ -72,6 +72,8 @@ class DrawnScales(Order, tag="order.drawn_scales", label="scales, drawn"):
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         if sizes is None:
             return self._of(layout, self._scheduled(layout))
+        if isinstance(sizes, Shares):
+            return self._of(layout, self._listed(layout, sizes.shares))
         if not isinstance(sizes, Steps | Count) or not 2 <= sizes.count <= len(layout.grids):
             raise ConfigError(
                 f"sample.steps={getattr(sizes, 'count', sizes)}: there are {len(layout.grids)} grids, of which at least 2 are taken; "
@@ -84,9 +86,20 @@ class DrawnScales(Order, tag="order.drawn_scales", label="scales, drawn"):
         return self._of(layout, spread(len(layout.grids), sizes.count))
 
     def _scheduled(self, layout: TokenLayout) -> list[int]:
-        sides = self._sides(layout)
+        sides, longest = self._sides(layout), self.schedules[-1]
+        if sides[-1] > longest[-1] and set(longest) <= set(sides):  # larger than any image of training: its schedule, then what is beyond
+            return [i for i, side in enumerate(sides) if side in longest or side > longest[-1]]
         every = sides == list(range(1, len(sides) + 1))
         return [i for i, side in enumerate(sides) if not every or side in self.schedules[0] or i == len(sides) - 1]
+
+    @staticmethod
+    def _listed(layout: TokenLayout, areas: tuple[int, ...]) -> list[int]:
+        """The grids of so many positions each."""
+        known = layout.scale_sizes
+        chosen = [known.index(area) for area in areas if area in known]
+        if len(chosen) < len(areas) or sorted(set(chosen)) != chosen or not chosen or chosen[0] or chosen[-1] != len(known) - 1:
+            raise ConfigError(f"sample.steps={list(areas)}: give positions of stored grids, first and last too: {list(known)}")
+        return chosen
 
     def _of(self, layout: TokenLayout, chosen: list[int]) -> Plan:
         whole = Scales().plan(layout)

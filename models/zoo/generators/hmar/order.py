@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws, permutations
 from tokenloom.models.core.protocols import LayoutError, Likelihood, TokenLayout
+from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.orders.sizes import CosineCurve, Curve, Sizes, Steps, rule_of
 from tokenloom.models.parts.plan import Choice, Plan
@@ -19,10 +20,12 @@ from tokenloom.models.parts.plan import Choice, Plan
 class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked steps inside"):
     """Scales small to large, each drawn in steps; a scale attends to itself alone (HMAR, arXiv:2506.04421).
 
-    Training masks each scale of a row by itself: all of it with probability ``whole``, which is plain next-scale prediction, else the
-    share ``curve.masked(u)``, u uniform.  Decoding cuts each scale by ``decoding``, or (None) takes ``steps`` of each, the last number for
-    all further ones; any other sizes may be asked for.  The members of a step are random, or those that ``choice`` finds surest among
-    the open positions of the scale.  Groups stand at the start of their scale.
+    Training predicts whole scales up to the share ``start`` of its steps, weighed by a normal density of their size; from then on it masks
+    each scale of a row by itself: all of it with probability ``whole``, else the share ``curve.masked(u)``, u uniform, all that is masked
+    weighing alike.  Decoding cuts each scale
+    by ``decoding``, or (None) takes ``steps`` of each, the last number for all further ones; any other sizes may be asked for.  The members
+    of a step are random, or those that ``choice`` finds surest among the open positions of the scale.  Groups stand at the start of
+    their scale.
     """
 
     steps: tuple[int, ...] = (1, 2, 4)
@@ -30,6 +33,7 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
     curve: Curve = CosineCurve()
     decoding: Added[Sizes | None] = None
     choice: Added[Choice | None] = None
+    start: Added[float] = 0.0
 
     @property
     def likelihood(self) -> Likelihood:
@@ -38,13 +42,21 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
             raise ConfigError(f"order.steps={list(self.steps)}: give at least one number, all at least 1")
-        if not 0 <= self.whole <= 1:
-            raise ConfigError(f"order.whole={self.whole}: must be in [0, 1]")
+        for name in ("whole", "start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"order.{name}={getattr(self, name)}: must be in [0, 1]")
+
+    def requires(self, plan: Plan) -> Traits:
+        return {**super().requires(plan), "known positions": Trait("yes", "order")}  # the first part of training has none yet
 
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
+        sizes = self._sizes(layout)
+        whole = Plan(torch.arange(layout.length)[None], sizes, window=0)
         if draws is None:
             raise ValueError("a masked order needs draws")
-        sizes = self._sizes(layout)
+        if draws.progress < self.start:
+            scale_L = layout.positions[:, 1]
+            return replace(whole, weight_BL=(scale_weights(sizes) / torch.tensor(sizes))[scale_L][None])
         # Shares are drawn by everyone for all rows, so that everyone knows how many positions the whole batch masks.
         chance, u = draws.shared_uniform(2, draws.total, len(sizes)).cpu().tolist()
         share = [[1.0 if c < self.whole else self.curve.masked(v) for c, v in zip(*row)] for row in zip(chance, u)]
@@ -52,7 +64,7 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
         mine = masked[draws.start : draws.stop].to(draws.device)
         known = torch.cat([draws.permutation(size) >= mine[:, s : s + 1] for s, size in enumerate(sizes)], dim=1)
         weight = (~known).float() / float(masked.sum(1).float().mean())
-        return Plan(torch.arange(layout.length)[None], sizes, window=0, known_BL=known, weight_BL=weight)
+        return replace(whole, known_BL=known, weight_BL=weight)
 
     def decode(self, layout: TokenLayout, rows: int, draws: SampleDraws | None = None, sizes: Sizes | None = None) -> Plan:
         whole, start = self._sizes(layout), 0
@@ -98,3 +110,13 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
         if layout.frames > 1:
             raise LayoutError(f"scales in steps need one frame, not {layout.frames}")
         return layout.scale_sizes
+
+
+def scale_weights(sizes: tuple[int, ...]) -> Tensor:
+    """(S,) what each scale weighs: the normal density of the standardised sizes, in reverse, so that small scales count as little as
+    the largest would; they sum to one."""
+    size = torch.tensor(sizes, dtype=torch.float32)
+    if len(sizes) < 2 or float(size.std()) == 0:
+        return torch.full_like(size, 1 / len(sizes))
+    density = torch.exp(-((size - size.mean()) / size.std()).square() / 2).flip(0)
+    return density / density.sum()

@@ -65,8 +65,8 @@ def _check(pair: Pair, title: str, given: SampleRequest, found: Prompts, each: i
     spec = pair.condition_spec
     if not spec.texted or spec.labelled or spec.columns:
         raise ConfigError(f"--prompts: {title} is not conditioned on texts alone")
-    if given.texts or given.classes is not None or given.inpaint is not None:
-        raise ConfigError("--prompts: goes with none of --text, --classes and --inpaint")
+    if given.texts or any(each is not None for each in (given.classes, given.inpaint, given.prefix)):
+        raise ConfigError("--prompts: goes with none of --text, --classes, --inpaint and --prefix")
     if found.layout == "dpg" and each not in (1, 4):
         raise ConfigError(f"--each {each}: DPG-Bench reads one image a prompt, or four in a square")
     if found.layout == "hps" and each != 1:

@@ -19,6 +19,7 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Conditions, Density, Generator, Labels, Tokenizer, Values
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.sampler import Sampler
+from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.tasks.modalities.image.served.painting import Painting, check
 from tokenloom.tasks.serving.predict import Pair
 from tokenloom.tasks.serving.request import AnyRequest, Request
@@ -47,6 +48,7 @@ def traced_images(
     seed: int,
     start: int = 0,
     painting: Painting | None = None,
+    prefix: int | None = None,
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
     """Images (N, H, W, C) uint8 of these labels (N,), or of this condition: the samples from number ``start`` on of a request.
 
@@ -54,7 +56,8 @@ def traced_images(
     which worker draws it, changes nothing.
 
     Values are ``round((x + 1) * 127.5)`` of the decoder's output in [-1, 1].  Beside them stand the numbers of the decoding's trace,
-    where the generator keeps one.  With a ``painting`` its given part is in all of them.
+    where the generator keeps one.  With a ``painting`` its given part is in all of them; with a ``prefix`` so many
+    tokens are drawn, and decoded alone (``serving.predict.check_prefix``).
     """
     device = next(generator.parameters()).device
     conditions = Conditions.of(Labels(torch.tensor(request, dtype=torch.int64))) if isinstance(request, np.ndarray) else request
@@ -66,17 +69,23 @@ def traced_images(
         return to_uint8(painting.draw(generator, tokenizer, conditions.to(device), sampler, draws, device)), {}
     if not isinstance(generator, GroupGenerator):
         return to_uint8(tokenizer.decode(generator.generate(conditions.to(device), sampler, draws))), {}
+    if prefix is not None:
+        assert isinstance(tokenizer, FlowTokenizer)
+        tokens, trace = generator.decode(conditions.to(device), sampler, draws, most=prefix)
+        return to_uint8(tokenizer.decode_prefix(tokens, prefix)), trace.numbers()
     tokens, trace = generator.decode(conditions.to(device), sampler, draws)
     return to_uint8(tokenizer.decode(tokens)), trace.numbers()
 
 
-def sample_shards(pair: Pair, given: AnyRequest, seed: int, rows: int = SHARD, painting: Painting | None = None) -> NDArray[np.uint8]:
+def sample_shards(
+    pair: Pair, given: AnyRequest, seed: int, rows: int = SHARD, painting: Painting | None = None, prefix: int | None = None
+) -> NDArray[np.uint8]:
     """Images of any number of labels, texts or columns, ``rows`` at a time; the answer depends on the request and the seed alone."""
     pair.condition_spec.check(given)
     parts, request = [], Request.of(given)
     for start in range(0, len(request), rows):
         conditions = pair.condition_spec.conditions(request.part(start, start + rows))
-        parts.append(traced_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start, painting)[0])
+        parts.append(traced_images(pair.generator, pair.tokenizer, conditions, pair.sampler, seed, start, painting, prefix)[0])
     return np.concatenate(parts)
 
 

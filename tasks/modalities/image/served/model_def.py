@@ -34,7 +34,8 @@ class ImageModel(PythonModel):
         """
         from tokenloom.models.core.config import ConfigError
         from tokenloom.tasks.modalities.image.served.draw import painting_of, png_base64, sample_shards
-        from tokenloom.tasks.modalities.image.served.options import changes
+        from tokenloom.tasks.modalities.image.served.options import changes, size_of
+        from tokenloom.tasks.serving.predict import check_prefix, sized
 
         for column in self.pair.condition_spec.inputs:
             if column not in model_input:
@@ -43,9 +44,12 @@ class ImageModel(PythonModel):
             raise MlflowException(f"{len(model_input)} rows: ask for 1 to {MOST_ROWS} images at once", INVALID_PARAMETER_VALUE)
         given = params or {}
         try:
-            pair = self.pair.edited(**changes(self.pair, given))
+            pair, shape, prefix = self.pair, size_of(given), int(given.get("prefix", 0)) or None
+            pair = sized(pair, shape) if shape is not None else pair
+            pair = pair.edited(**changes(self.pair, given))
+            check_prefix(pair, prefix)
             painting = painting_of(pair, given.get("inpaint", ""), given.get("mask", ""))
-            images = sample_shards(pair, self._request(model_input), int(given.get("seed", 0)), painting=painting)
+            images = sample_shards(pair, self._request(model_input), int(given.get("seed", 0)), painting=painting, prefix=prefix)
         except ConfigError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame({"png_base64": [png_base64(image) for image in images]})

@@ -1,0 +1,1 @@
+"""What a training costs: counted before it, measured while it works."""
