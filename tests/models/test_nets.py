@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.nets.base import Net, signed, unit
+from tokenloom.models.parts.nets.base import Net, signed, to_pixels, unit
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
-from tokenloom.models.parts.nets.stem import to_pixels
 from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, sines, unpatchify
 from tokenloom.models.parts.visibility import Causal
 from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv, OutputShortcutBlock

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.signals import Shape, text
-from tokenloom.models.parts.nets.base import Net, PixelDecoder
-from tokenloom.models.parts.nets.stem import check_stem, from_pixels, last_weight, to_pixels
+from tokenloom.models.parts.nets.base import Net, PixelDecoder, check_stem, from_pixels, last_weight, to_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
