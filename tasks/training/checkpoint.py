@@ -22,6 +22,7 @@ from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Method
 from tokenloom.models.parts.nets.classifier import load_classifier
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 from tokenloom.tasks.store.records import RECORD, Record, sealed, unsealed
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.store.verification import damaged, verify_local
@@ -151,6 +152,18 @@ class Checkpoints:
         local = self._scratch / f"{path.replace('/', '-')}-{os.getpid()}"
         self._storage.download(path, local)
         return local, True
+
+
+def keep_last(step: StepSpec, store: Store, outcome: Outcome) -> Outcome:
+    """Of a training that has just ended, drop all checkpoints but the last one and each ``keep_every``-th; its outcome.
+
+    It is done when the record is there: until then a training that is killed finds its best checkpoint again, and tells the same numbers.
+    """
+    train = step.notes["train"]
+    if outcome.status != "cached" and train is not None:
+        scratch = store.root / "scratch" / f"{step.fingerprint}-kept"
+        Checkpoints(store.storage, step.folder, step.fingerprint, scratch, keep_every=train.get("keep_every", 0)).keep_last()
+    return outcome
 
 
 def fetch_adopted(storage: Storage, folders: Mapping[str, str], root: Path) -> dict[str, nn.Module]:

@@ -35,6 +35,7 @@ from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.runtime.stopping import STOP_FILE, noted_signals, stop_requested
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.checkpoint import keep_last
 from tokenloom.tasks.training.collapse import WARNINGS, found
 from tokenloom.tasks.training.curves import Tail, numbers, read_curves
 from tokenloom.tasks.training.plans import plan_tokenizer as plan_tokenizer
@@ -85,14 +86,7 @@ def train_model(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: T
         StepError: a loss that is not finite, a damaged input, or workers that fail more often than ``max_failures``.
         Preempted: SIGTERM; the state is saved (KeyboardInterrupt for Ctrl-C).
     """
-    outcome = store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
-    if outcome.status != "cached" and step.notes["train"] is not None:
-        from tokenloom.tasks.training.checkpoint import Checkpoints
-
-        # Once the record is there: a training that is killed before it finds its best checkpoint, and tells the same numbers.
-        scratch, every = store.root / "scratch" / f"{step.fingerprint}-kept", settings_of(step.notes["train"]).keep_every
-        Checkpoints(store.storage, step.folder, step.fingerprint, scratch, keep_every=every).keep_last()
-    return outcome
+    return keep_last(step, store, store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work)))
 
 
 def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
