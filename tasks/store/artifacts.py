@@ -20,6 +20,7 @@ from typing import Any
 from tokenloom.models.core.config import ConfigError, canonical
 from tokenloom.tasks.runtime.errors import ArtifactError, OldRecordError
 from tokenloom.tasks.store.leases import file_lock, file_lock_held, object_lease, object_lease_held
+from tokenloom.tasks.store.manifests import NAME as MANIFEST
 from tokenloom.tasks.store.records import (
     KINDS,
     RECORD,
@@ -141,6 +142,16 @@ class Store:
             )
         return sorted((r for r in found if isinstance(r, Record)), key=lambda r: (r.created, r.artifact.id))
 
+    def unfinished(self, *kinds: str) -> list[Artifact]:
+        """What was begun of these kinds and is not complete: folders without a record."""
+        found = []
+        for kind in kinds:
+            for folder in self.storage.folders(kind):
+                name, _, fingerprint = folder.rpartition("-")
+                if not self.storage.exists(f"{kind}/{folder}/{RECORD}"):
+                    found.append(Artifact(kind, name, fingerprint, self.storage.uri(f"{kind}/{folder}")))
+        return found
+
     def _record_or_none(self, artifact: Artifact) -> Record | OldRecordError | None:
         if not self.storage.exists(f"{artifact.folder}/{RECORD}"):
             return None
@@ -222,9 +233,9 @@ class Store:
         """Problems by path: record, sizes and, when deep, hashes; empty when all is well."""
         try:
             record = self.record(artifact)
+            problems = self._size_problems(record)
         except ArtifactError as error:
             return [str(error)]
-        problems = self._size_problems(record)
         if deep:
             for file in record.files:
                 if any(file["path"] in problem for problem in problems):
@@ -295,6 +306,9 @@ class Store:
         )
         if problems := self._size_problems(record):
             raise ArtifactError(f"{step.folder}: {'; '.join(problems[:3])}")
-        self.storage.write(f"{step.folder}/{RECORD}", record.to_bytes())
+        written, manifest = record.divided()
+        if manifest is not None:
+            self.storage.write(f"{step.folder}/{MANIFEST}", manifest)
+        self.storage.write(f"{step.folder}/{RECORD}", written.to_bytes())
         shutil.rmtree(work.scratch, ignore_errors=True)
         return record
