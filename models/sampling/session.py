@@ -114,7 +114,7 @@ class DecodingSession:
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         self._allocate()
         self.state = model.feed.start(self.both, self.cond)
-        self.ahead = Ahead(model.feed.modulation(self.both, self.cond))
+        self.vectors = Ahead(model.feed.modulation(self.both, self.cond))
 
     def _allocate(self) -> None:
         feed, vector = self.model.feed, self.cond.vector_BD
@@ -248,7 +248,7 @@ class DecodingSession:
         new = slots.x_BSD.shape[1]
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
-        slots = replace(slots, condition_BSD=self.ahead.part(self.used, new))
+        slots = replace(slots, condition_BSD=self.vectors.part(self.used, new))
         if self.cache is None:
             return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:

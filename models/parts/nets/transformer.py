@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Transformer(SlotNet):
         """Hidden states (B, S, D), after the last norm."""
         modulation = modulation_of(slots, cond)
         h = self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws)
-        return self.norm.last(h, modulation if isinstance(modulation, Modulation) else spread(modulation, h.shape[1]))
+        return self.norm.last(h, spread(modulation, h.shape[1]))
 
     @staticmethod
     def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
@@ -192,9 +192,15 @@ class Transformer(SlotNet):
         return self.norm.join(index, 1, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
 
 
-def spread(vector: Tensor, slots: int) -> Tensor:
-    """(B, 1 or S, D) of (B, G, D), each vector being that of S / G neighbouring slots."""
-    return vector if vector.shape[1] in (1, slots) else vector.repeat_interleave(slots // vector.shape[1], 1)
+@overload
+def spread(vector: Tensor, slots: int) -> Tensor: ...
+@overload
+def spread(vector: Tensor | Modulation, slots: int) -> Tensor | Modulation: ...
+def spread(vector: Tensor | Modulation, slots: int) -> Tensor | Modulation:
+    """(B, 1 or S, D) of (B, G, D), each vector being that of S / G neighbouring slots; what was made ahead is that of each slot."""
+    if isinstance(vector, Modulation) or vector.shape[1] in (1, slots):
+        return vector
+    return vector.repeat_interleave(slots // vector.shape[1], 1)
 
 
 def spread_branch(how: Branch | None, slots: int) -> Branch | None:
