@@ -42,7 +42,7 @@ class DiffuSpec(TreeDecoder, tag="decoder.diffuspec"):
 
     limits: ClassVar = {"window": Range(1, 256), "candidates": Range(1, 256), "beam": Range(1, 64), "causal": Range(0, 1e3)}
     paper: ClassVar = "2510.02358"
-    needs: ClassVar = ("a masked draft model", "one position after another", "one softmax a token", "one slot a token")
+    needs: ClassVar[tuple[str, ...]] = ("a masked draft model", "one position after another", "one softmax a token", "one slot a token")
 
     window: int = 8
     candidates: int = 6

@@ -30,7 +30,7 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
     """
 
     paper: ClassVar = "2211.17192"
-    needs: ClassVar = ("a draft model", "one position after another", "one softmax a token")
+    needs: ClassVar[tuple[str, ...]] = ("a draft model", "one position after another", "one softmax a token")
     limits: ClassVar = {"window": Range(1, 4096)}
 
     window: int = 4

@@ -31,7 +31,7 @@ class GSD(Jacobi, tag="decoder.gsd"):
     limits: ClassVar = {"half": Range(0, 4096), "near": Range(0, 1), "apart": Range(0, 2)}
     paper: ClassVar = "2508.07747"
     exact: ClassVar = False
-    needs: ClassVar = ("one position after another", "one softmax a token", "a direction for each code")
+    needs: ClassVar[tuple[str, ...]] = ("one position after another", "one softmax a token", "a direction for each code")
 
     half: int = 7
     near: float = 0.15

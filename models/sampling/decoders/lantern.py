@@ -27,7 +27,7 @@ class Lantern(DraftModel, tag="decoder.lantern"):
     limits: ClassVar = {"window": Range(1, 4096), "neighbours": Range(1, 1 << 20), "bound": Range(0, 1)}
     paper: ClassVar = "2410.03355"
     exact: ClassVar = False
-    needs: ClassVar = (*DraftModel.needs, "a direction for each code")
+    needs: ClassVar[tuple[str, ...]] = (*DraftModel.needs, "a direction for each code")
 
     neighbours: int = 1000
     bound: float = 0.1

@@ -41,7 +41,7 @@ class ADED(TreeDecoder, tag="decoder.aded"):
         "keep": Range(0, 1),
     }
     paper: ClassVar = "2407.12021"
-    needs: ClassVar = ("one position after another", "one softmax a token", "one slot a token")
+    needs: ClassVar[tuple[str, ...]] = ("one position after another", "one softmax a token", "one slot a token")
 
     nodes: int = 12
     depth: int = 4

@@ -17,7 +17,7 @@ from tokenloom.models.sampling.trace import Trace
 class LayerDecoder(Decoder):
     """Group after group, with something done before each step."""
 
-    needs: ClassVar = ("attention caches",)
+    needs: ClassVar[tuple[str, ...]] = ("attention caches",)
 
     def refusal(self, model: Any, sampler: Sampler) -> str | None:
         plan = model.order.decode(replace(model.layout), 1, SampleDraws.of(0, 0, 1), sampler.sizes)

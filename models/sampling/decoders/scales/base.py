@@ -40,7 +40,7 @@ def cache_refusal(model: Decodable) -> str | None:
 class ScaleDecoder(Decoder):
     """Group after group, with something done before or after each scale."""
 
-    needs: ClassVar = ("scales", "attention caches")
+    needs: ClassVar[tuple[str, ...]] = ("scales", "attention caches")
 
     def refusal(self, model: Any, sampler: Sampler) -> str | None:
         return refusal(model, sampler) or cache_refusal(model)

@@ -32,7 +32,7 @@ class CoDe(Decoder, tag="decoder.code"):
     limits: ClassVar = {"drafts": Range(1, 4096)}
     paper: ClassVar = "2411.17787"
     exact: ClassVar = False
-    needs: ClassVar = ("a second model", "scales")
+    needs: ClassVar[tuple[str, ...]] = ("a second model", "scales")
 
     drafts: int = 8
     model: Added[str] = ""

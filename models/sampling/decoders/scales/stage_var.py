@@ -37,7 +37,7 @@ class StageVAR(ScaleDecoder, tag="decoder.stage_var"):
         session.guided, session.both = False, session.plan
         session.cond = session.cond.first(rows)
         session.state = _first(session.state, rows)
-        session.ahead = Ahead(session.model.feed.modulation(session.both, session.cond))
+        session.vectors = Ahead(session.model.feed.modulation(session.both, session.cond))
         for layer in session.cache or []:
             layer.key_BHTE, layer.value_BHTE = layer.key_BHTE[:rows], layer.value_BHTE[:rows]
         for table in ("rank_BT", "segment_BT"):
