@@ -176,6 +176,7 @@ class Single(Conditioner):
 #: Names in a run file, and the tags of what they mean.
 CHOSEN = (
     ("classes", "class"), ("characters", "characters"), ("encoded", "encoded"), ("control", "control"), ("several", "several"),
+    ("text_features", "text_features"), ("pooled_text", "pooled_text"),
 )  # fmt: skip
 
 
@@ -264,6 +265,16 @@ class ClassCondition(Labelled):
         return Conditioned(vector[:, None].expand(-1, self.slots, -1), vector)
 
 
+def present(condition: TextFeatures, null_TF: Tensor) -> TextFeatures:
+    """The features, with the null text in rows that have no text at all."""
+    mask = condition.mask_BT
+    if mask is None:
+        return condition
+    missing = ~mask.bool().any(1)
+    feature = torch.where(missing[:, None, None], null_TF[: mask.shape[1]].to(condition.feature_BTD), condition.feature_BTD)
+    return TextFeatures(feature, mask.bool() | missing[:, None])
+
+
 class TextCondition(Single):
     """Features of a frozen text encoder through a small MLP, as prefix slots (LlamaGen t2i)."""
 
@@ -311,6 +322,9 @@ class TextCondition(Single):
     def drop_of(self, condition: TextFeatures, draws: Draws) -> TextFeatures:
         gone = draws.uniform(1, 1) < self.rate
         return TextFeatures(torch.where(gone, self.null_feature, condition.feature_BTD), condition.mask_BT)
+
+    def own(self, conditions: Conditions | Condition) -> Any:
+        return present(super().own(conditions), self.null_feature)
 
     def embed_of(self, condition: TextFeatures) -> Conditioned:
         """Project features.
