@@ -25,6 +25,8 @@ from tokenloom.configs.methods import TokenizerConfig as TokenizerConfig
 from tokenloom.configs.section import NAME as NAME
 from tokenloom.configs.section import Section as Section
 from tokenloom.configs.series import SeriesConfig as SeriesConfig
+from tokenloom.configs.sources import HubConfig as HubConfig
+from tokenloom.configs.sources import PartConfig as PartConfig
 from tokenloom.models.core.config import Added, Execution, Identity
 from tokenloom.models.core.settings import ExecutionSettings
 
@@ -35,7 +37,7 @@ class DataConfig(Section):
     kind: Added[str] = Field("image", description="kind of signal: image or series")
     source: Identity[str] = Field(
         description="images: digits, fashion_mnist, emoji (or emoji:variants), idx:FOLDER, folder:PATH, parquet:GLOB, webdataset:GLOB, "
-        "hf:REPO; "
+        "manifest:FILE (PATH, GLOB and FILE here, or s3://…, gs://…, https://…), hf:REPO, hf://OWNER/NAME@REVISION, blend; "
         "series: sunspots, co2, csv:GLOB, parquet:GLOB"
     )
     size: Identity[int | tuple[int, int]] = Field(
@@ -70,12 +72,26 @@ class DataConfig(Section):
         None,
         description="column, key of .json or end of a member (.txt) that holds the caption; none: no captions; usual names if not given",
     )
+    split_column: Added[str | None] = Field(
+        None, description="column or key of .json that holds the split (train, val, test); none: not read; split if not given"
+    )
+    hub: Added[HubConfig | None] = Field(None, description="for hf://OWNER/NAME@REVISION")
+    blend: Added[dict[str, PartConfig] | None] = Field(
+        None, description="several sources as one, by names of your own: {photos: {source: …, weight: 3}, drawings: {source: …}}"
+    )
     splits: Added[Literal["folders", "keyed"] | None] = Field(
         None,
         description="folders: train, val and test at the top are splits; keyed: every folder is a class; found by their names if not given",
     )
     bits: Added[int | None] = Field(
         None, ge=8, le=16, description="significant bits of images of 16 bits, e.g. 12; what the file says, or 16, if not given"
+    )
+    encode: Added[Literal["png", "jpeg", "webp"]] = Field(
+        "png", description="form of images that have to be changed; others keep the bytes of their JPEG, PNG or WebP file"
+    )
+    quality: Added[int] = Field(95, ge=1, le=100, description="of encode: jpeg and webp")
+    store_scale: Added[float] = Field(
+        1.0, ge=1, le=16, description="with fit: crop, images are stored at up to this many times the size, for crops in training"
     )
     captions: Added[str] = Field(
         "source",
@@ -109,6 +125,27 @@ class DataConfig(Section):
             raise ValueError(f"size={self.size}: a window of a series has the size [values, channels]; give both, or leave size out")
         if (self.kind == "series") != (self.series is not None):
             raise ValueError("series: {history, horizon, …} goes with kind: series")
+        return self
+
+    @model_validator(mode="after")
+    def _stored(self) -> DataConfig:
+        if self.store_scale > 1 and (self.fit != "crop" or self.columns):
+            raise ValueError(f"store_scale={self.store_scale}: goes with fit: crop, and without data.columns, which are not cropped")
+        return self
+
+    @model_validator(mode="after")
+    def _parts(self) -> DataConfig:
+        if (self.source == "blend") != (self.blend is not None):
+            raise ValueError("blend: {NAME: {source: …, weight: …}, …} goes with source: blend")
+        if self.blend is not None:
+            if len(self.blend) < 2 or not all(re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name) for name in self.blend):
+                raise ValueError(f"blend: {list(self.blend)}: at least two parts, with names of letters, digits, _, . and -")
+            whole = sum(part.weight for part in self.blend.values())
+            for name, part in self.blend.items():
+                if part.source == "blend" or self.kind != "image" or part.weight < whole / 1000:
+                    raise ValueError(f"blend.{name}: a source of images with at least a thousandth of the weight, and no blend itself")
+        if self.hub is not None and not self.source.startswith("hf://"):
+            raise ValueError("hub: {config: …, split: …} goes with source: hf://OWNER/NAME@REVISION")
         return self
 
     @model_validator(mode="after")
@@ -239,6 +276,9 @@ class ClusterConfig(Section):
     address: Execution[str] = Field("local", description="local, or the address of a Ray cluster that this machine is in (auto, host:port)")
     execution: Execution[ExecutionSettings] = Field(default_factory=ExecutionSettings)
     extract_actors: Execution[int] = Field(2, ge=1)
+    ingest_actors: Execution[int | None] = Field(
+        None, ge=0, description="actors that read images; 0: threads of this process; extract_actors of many images if not given"
+    )
     gpus_per_worker: Execution[float] = Field(0, ge=0)
     ship_code: Execution[bool] = Field(False, description="ship this checkout to the cluster's nodes")
     tracking_uri: Execution[str | None] = Field(None, description="MLflow server; SQLite under the root folder if not given")
@@ -265,4 +305,6 @@ def identity(section: Any) -> Any:
         return identity_of(section)
     if isinstance(section, (list, tuple)):
         return [identity(item) for item in section]
+    if isinstance(section, dict) and any(isinstance(value, BaseModel) for value in section.values()):
+        return {key: identity(value) for key, value in section.items()}
     return canonical(section)

@@ -72,13 +72,14 @@ class DiffusionSampler(HeadSampler, tag="head_sampler.diffusion"):
 class GaussianDiffusion:
     """A schedule of noise, and how the outputs (…, C or 2 C) of a net are read.
 
-    ``predicts``: the noise, or ``v = a noise - b x_0`` (arXiv:2202.00512).  ``variance`` of a step back: that of q(x_s | x_t, x_0), or
-    ``learned``, for which the second half of the outputs interpolates between it and beta (arXiv:2102.09672, eq. 15).
+    ``predicts``: the noise, or ``v = a noise - b x_0`` (arXiv:2202.00512).  ``variance`` of a step back: that of q(x_s | x_t, x_0),
+    ``large``, that is beta (arXiv:2006.11239, section 3.2), or ``learned``, for which the second half of the outputs interpolates
+    between the two (arXiv:2102.09672, eq. 15).
     """
 
     schedule: Schedule = "cosine"
     predicts: Literal["eps", "v"] = "v"
-    variance: Literal["fixed", "learned"] = "fixed"
+    variance: Literal["fixed", "large", "learned"] = "fixed"
 
     def outputs(self, channels: int) -> int:
         """How many outputs a net has for these channels."""
@@ -111,12 +112,23 @@ class GaussianDiffusion:
         if self.variance == "fixed":
             return mean, small
         large = (1 - self.signal(t) / self.signal(s)).log().float()
+        if self.variance == "large":
+            return mean, large
         share = (output[..., x.shape[-1] :] + 1) / 2
         return mean, share * large + (1 - share) * small
 
-    def chain(self, net: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[int], noise: Callable[[int], Tensor]) -> Tensor:
-        """Ancestral sampling from noise x (…, C) back through some ``times``; ``noise`` (…, C) is added after each but the last step."""
+    def chain(
+        self,
+        net: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        times: Sequence[int],
+        noise: Callable[[int], Tensor],
+        held: Callable[[Tensor, int], Tensor] = lambda x, t: x,
+    ) -> Tensor:
+        """Ancestral sampling from noise x (…, C) back through some ``times``; ``noise`` (…, C) is added after each but the last step, and
+        ``held`` puts what is given in its place before each step."""
         for i in reversed(range(len(times))):
+            x = held(x, times[i])
             t = torch.full(x.shape[:-1], times[i], device=x.device)
             x, log_variance = self.back(net(x, t), x, times[i], times[i - 1] if i else -1)
             if i:

@@ -1,7 +1,7 @@
 """Block norms: what stands before and after a residual branch, plain or modulated by the condition.
 
-Shapes: B rows, S slots, D width; a modulation vector is (B, 1 or S, D).  Every norm has ``modulate`` for the values of a
-block, and ``enter`` and ``join`` around each branch, so that a block does not know which kind it has.
+Shapes: B rows, S slots, T slots of a decoding in its order, D width; a modulation vector is (B, 1 or S, D).  Every norm has
+``modulate`` for the values of a block, and ``enter`` and ``join`` around each branch, so that a block does not know which kind it has.
 """
 
 from __future__ import annotations
@@ -19,6 +19,53 @@ from tokenloom.models.core.config import Added
 
 Branch = tuple[Tensor, Tensor, Tensor]  # gamma, scale, shift, each broadcastable to (B, S, D)
 Kind = Literal["rms", "rms_bias", "rms_offset", "layer", "plain", "plain_rms", "none"]
+
+
+#: Rows of one product: with fewer, reading the weights takes longer than the arithmetic.
+ROWS = 128
+
+
+class Ahead:
+    """The vectors of all slots (B, T, D), or one for all (T = 1), and the outputs of maps of them that are in use.
+
+    Vectors that are known before decoding starts need not wait for their step: each map is applied to those of the next steps
+    together, and its output is kept until decoding is past them.
+    """
+
+    def __init__(self, vector_BTD: Tensor) -> None:
+        self.active_BTD = F.silu(vector_BTD)
+        self.block = max(1, ROWS // len(vector_BTD))
+        self._made: dict[nn.Module, tuple[int, Tensor]] = {}
+
+    def part(self, start: int, slots: int) -> Modulation:
+        """Those of ``slots`` slots from ``start`` on."""
+        return Modulation(self, 0, 1) if self.active_BTD.shape[1] == 1 else Modulation(self, start, slots)
+
+    def values(self, linear: nn.Module, start: int, slots: int) -> Tensor:
+        """``linear(silu(vectors))`` of these slots."""
+        first, made = self._made.get(linear, (0, None))
+        if made is None or start < first or start + slots > first + made.shape[1]:
+            first, made = start, linear(self.active_BTD[:, start : start + max(slots, self.block)].contiguous())
+            self._made[linear] = first, made
+        return made[:, start - first : start - first + slots]
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """The vectors of some slots, in place of a tensor (B, 1 or S, D)."""
+
+    ahead: Ahead
+    start: int
+    slots: int
+
+    def through(self, linear: nn.Module) -> Tensor:
+        """``linear(silu(vectors))``."""
+        return self.ahead.values(linear, self.start, self.slots)
+
+
+def through(linear: nn.Module, modulation: Tensor | Modulation) -> Tensor:
+    """``linear(silu(vectors))``, (B, 1 or S, n)."""
+    return modulation.through(linear) if isinstance(modulation, Modulation) else linear(F.silu(modulation))
 
 
 class BiasedRMSNorm(nn.RMSNorm):
@@ -79,11 +126,11 @@ class BlockNorm(nn.Module, ABC):
     def initialise(self) -> None:
         """Called after the net has drawn its weights."""
 
-    def shared(self, modulation: Tensor) -> Tensor | None:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor | None:
         """What all blocks share of the modulation."""
         return None
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
         """The values of a block's branches."""
         return [None] * self.a_block
 
@@ -100,7 +147,7 @@ class BlockNorm(nn.Module, ABC):
         return x + y
 
     @abstractmethod
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         """The norm before the head."""
 
 
@@ -135,7 +182,7 @@ class PreNorm(BlockNorm):
     def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
         return x + cast(nn.ModuleList, self.post[block])[branch](y)
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         return self.final(x)
 
 
@@ -158,7 +205,7 @@ class PostNorm(BlockNorm):
     def join(self, block: int, branch: int, x: Tensor, y: Tensor) -> Tensor:
         return cast(nn.ModuleList, self.branches[block])[branch](x + y)
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         return x
 
 
@@ -203,16 +250,16 @@ class AdaLN(BlockNorm):
             self.offset.weight.normal_(std=self.width**-0.5)
             self.offset.weight[:, : self.a_block * self.width] *= self.gamma
 
-    def shared(self, modulation: Tensor) -> Tensor | None:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor | None:
         """The map's output that all blocks share, or None when each block has its own."""
-        return self.maps[0](F.silu(modulation)) if self.offset is not None else None
+        return through(self.maps[0], modulation) if self.offset is not None else None
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of each branch; of two: order gamma1, gamma2, scale1, scale2, shift1, shift2."""
         if shared is not None and self.offset is not None:
             values = shared + self.offset.weight[block]
         else:
-            values = self.maps[block](F.silu(modulation))
+            values = through(self.maps[block], modulation)
         n, parts = self.a_block, values.chunk(3 * self.a_block, dim=-1)  # each (B, 1 or S, D)
         return [(parts[i], parts[n + i], parts[2 * n + i]) for i in range(n)]
 
@@ -225,9 +272,9 @@ class AdaLN(BlockNorm):
         """The branch's output times gamma."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         """Norm before the head; here the order is scale, shift."""
         if self.final is None:
             return self.before(x)
-        scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
+        scale, shift = through(self.final, modulation).chunk(2, dim=-1)
         return self.before(x) * (1 + scale) + shift

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokenloom.models.parts.norms import Modulation
 from tokenloom.models.parts.visibility import Everything, Groups, Padding, Segments, Visibility
 
 
@@ -35,7 +36,7 @@ class Slots:
     queries: int = 0
     segment_BS: Tensor | None = None
     cached: int | None = None
-    condition_BSD: Tensor | None = None
+    condition_BSD: Tensor | Modulation | None = None
 
 
 def visibility_of(

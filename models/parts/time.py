@@ -17,6 +17,16 @@ def sinusoidal_embedding(time_B: Tensor, width: int, unit: float = 1000.0) -> Te
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def sinusoidal_grid(grid: tuple[int, int], width: int) -> Tensor:
+    """(N, D) of the positions of a grid, row-major: sines and cosines of the column in the first half of the channels, of the row in the
+    second (arXiv:2111.06377, released code)."""
+    rows, columns = grid
+    rate = torch.exp(-math.log(10_000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    column, row = torch.arange(columns).repeat(rows), torch.arange(rows).repeat_interleave(columns)
+    angles = [place[:, None] * rate for place in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
+
+
 class TimeEmbedding(nn.Module):
     """Cosines and sines of a time, then two linear maps: (…) to (…, D).  ``unit``: see ``sinusoidal_embedding``."""
 

@@ -122,7 +122,7 @@ def outputs(model: GroupGenerator, info: Info, inputs: Mapping[str, Tensor]) -> 
         place = plan.sequence_BL[:, -1:]
         x = feed.table(last) + feed.position[0, place + 2]
         step = feed.position_step[:, slots.x_BSD.shape[1]][:, None]
-        assert slots.condition_BSD is not None
+        assert isinstance(slots.condition_BSD, Tensor)
         modulated = torch.cat([slots.condition_BSD, cond.vector_BD[:, None] + step], dim=1)
         whole = replace(slots, x_BSD=torch.cat([slots.x_BSD, x], dim=1), condition_BSD=modulated)
         return head.logits(model.net(whole, Causal(), cond)[:, 1:])

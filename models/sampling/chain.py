@@ -20,6 +20,7 @@ from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.visibility import Causal, Mask
 from tokenloom.models.sampling.filters import keep
+from tokenloom.models.sampling.fixed import unpadded
 from tokenloom.models.sampling.rejection import acceptable, draw_from, leading, residual
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import Decodable, DecodingSession
@@ -236,7 +237,7 @@ class ChainSession(DecodingSession):
             return self.model.net(slots, Causal(), self.cond, self.cache)
         slot_RS = self.at_R[:, None] + torch.arange(count, device=self.device)
         visible = torch.arange(self.room, device=self.device) <= slot_RS[:, :, None]
-        return self.model.net(slots, Mask(self._unpadded(visible, slot_RS)), self.cond, self.cache)
+        return self.model.net(slots, Mask(unpadded(visible, slot_RS, self.cond.seen_BP)), self.cond, self.cache)
 
     def _probabilities(self, h_RnD: Tensor, entry_Bn: Tensor) -> Tensor:
         """(B, n, V) what these entries are drawn from: guided, at their temperature, filtered."""

@@ -10,8 +10,9 @@ Shapes: B rows, L positions, n positions of a group, S slots, T slots that the c
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,19 +26,19 @@ from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.nets.sequence import State
 from tokenloom.models.parts.nets.slots import SlotNet
+from tokenloom.models.parts.norms import Ahead
 from tokenloom.models.parts.orders.base import Order
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots, visibility_of
-from tokenloom.models.parts.visibility import Groups, Mask, Segments, Visibility
+from tokenloom.models.parts.visibility import Visibility
+from tokenloom.models.sampling.fixed import SlotTable, run_fixed
 from tokenloom.models.sampling.proposal import Decoded, Mark, Proposal
 from tokenloom.models.sampling.sampler import Moment, Sampler
 from tokenloom.models.sampling.trace import Trace
 
-#: ``growing``: attention looks at the filled part of its cache; ``fixed``: at the whole buffer, under a mask, so that shapes stay.
-Shapes = Literal["growing", "fixed"]
-
-#: The rank of a slot that is not filled: no group is as late.
-_NEVER = 1 << 40
+#: ``growing``: attention looks at the filled part of its cache; ``fixed``: at the whole buffer, under a mask, so that shapes stay;
+#: ``outside``: there is no cache, as another one runs the net (``proposing``).
+Shapes = Literal["growing", "fixed", "outside"]
 
 
 class Decodable(Protocol):
@@ -113,19 +114,20 @@ class DecodingSession:
         self.ended_B = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         self._allocate()
         self.state = model.feed.start(self.both, self.cond)
+        self.vectors = Ahead(model.feed.modulation(self.both, self.cond))
 
     def _allocate(self) -> None:
         feed, vector = self.model.feed, self.cond.vector_BD
         room = feed.slots(self.plan, self.model.condition.prefix)
-        self.cache = None if feed.passes == "whole" else self.model.net.cache(len(vector), room, vector)
+        self.cache = None if feed.passes == "whole" or self.shapes == "outside" else self.model.net.cache(len(vector), room, vector)
         self.used = 0
         self.rank_BT: Tensor | None = None
         self.segment_BT: Tensor | None = None
         self.at_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.fixed = self.shapes == "fixed" and self.model.net.keeps == "slots" and self.cache is not None
         if self.fixed:
-            self.rank_BT = torch.full((len(vector), room), _NEVER, device=self.device)
-            self.segment_BT = torch.full_like(self.rank_BT, -1)
+            table = SlotTable.empty(len(vector), room, self.at_1)
+            self.rank_BT, self.segment_BT = table.rank_BT, table.segment_BT
             for layer in self.cache or []:
                 layer.fix(self.at_1)
 
@@ -134,11 +136,21 @@ class DecodingSession:
     @torch.no_grad()
     def propose(self, group: int) -> Proposal:
         """Run the net on the slots of a group and draw its tokens (of all positions where the order chooses among them)."""
+        proposing = self.proposing(group)
+        slots = next(proposing)
+        while True:
+            try:
+                slots = proposing.send(self._run(slots))
+            except StopIteration as end:
+                return cast(Proposal, end.value)
+
+    def proposing(self, group: int) -> Generator[Slots, Tensor, Proposal]:
+        """``propose`` for a caller that runs the net: gives slots, takes their hidden states."""
         moment, rows = self.moments[group], self.rows
         slots = self.model.feed.step(self.state, self.both, self.cond, group)
         self.net, head = self.model.parts(self.plan, group)
         before = self.mark() if head.calls == "several" else None
-        h = self.model.read(self._run(slots), slots)
+        h = self.model.read((yield slots), slots)
         place = self.plan.candidates(group)
         teacher = None if self.given is None or self.keep_L is not None else take(self.given, place)
         weight = self.sampler.guidance.on(moment)
@@ -181,8 +193,9 @@ class DecodingSession:
         group, place, data = proposal.group, proposal.place_Bn, proposal.data
         if self.stop is not None:
             data = self._ended(data, self.stop)
+        data = data.to(self.data.dtype)
         index = place.expand(self.rows, -1)
-        self.data.scatter_(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data), data.to(self.data.dtype))
+        self.data.scatter_(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data), data)
         self.known_BL.scatter_(1, index, True)
         both = place.repeat(2, 1) if self.guided and len(place) > 1 else place
         pushed = data.repeat(2, *[1] * (data.ndim - 1)) if self.guided else data
@@ -235,6 +248,7 @@ class DecodingSession:
         new = slots.x_BSD.shape[1]
         cached = new if slots.cached is None else slots.cached
         self.trace.call(new)
+        slots = replace(slots, condition_BSD=self.vectors.part(self.used, new))
         if self.cache is None:
             return self.net(slots, self._visibility(slots), self.cond)
         if self.fixed:
@@ -254,31 +268,13 @@ class DecodingSession:
         return visibility_of(slots, self.plan.window, self.cond.seen_BP, key_BT, segment_BT)
 
     def _fixed(self, slots: Slots, new: int, cached: int) -> Tensor:
-        """The same over the whole buffer: unfilled slots have a rank that no group reaches."""
         rank, segment = self.rank_BT, self.segment_BT
         assert rank is not None
         assert segment is not None
-        index = (self.at_1 + torch.arange(new, device=self.device)).expand(len(rank), -1)
-        rank.scatter_(1, index, slots.group_BS.expand_as(index))
-        own = torch.full_like(index, -1) if slots.segment_BS is None else slots.segment_BS.expand_as(index)
-        segment.scatter_(1, index, own)
-        visible = Groups(slots.group_BS, rank, self.plan.window) & Segments(own, segment)
-        seen = self._unpadded(visible.seen(new, rank.shape[1], self.device), index)
-        states = self.net(slots, Mask(seen), self.cond, self.cache)
-        rank.scatter_(1, index[:, cached:], _NEVER)
-        segment.scatter_(1, index[:, :cached], -1)
+        states = run_fixed(self.net, slots, self.cond, self.cache, SlotTable(rank, segment, self.at_1), self.plan.window)
         self.used += cached
         self.at_1 += cached
         return states
-
-    def _unpadded(self, visible_BST: Tensor, index_BS: Tensor) -> Tensor:
-        """Padded prefix slots are hidden, but a slot always attends to itself."""
-        if self.cond.seen_BP is None:
-            return visible_BST
-        seen = self.cond.seen_BP
-        slot = torch.arange(visible_BST.shape[2], device=self.device)
-        rest = seen.new_ones((len(seen), len(slot) - seen.shape[1]))
-        return visible_BST & (torch.cat([seen, rest], dim=1)[:, None] | (index_BS[:, :, None] == slot))
 
     def _ended(self, data_Bn: Tensor, stop: int) -> Tensor:
         """The tokens with ``stop`` after a row's end; lengths count what is before it and the one that ends it."""

@@ -109,8 +109,9 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
         "shards": listed,
         "tokenizer_spec": made_by.notes["spec"],
     }
-    if "numberings" in data.notes:
-        work.notes["numberings"] = data.notes["numberings"]
+    work.notes |= {name: data.notes[name] for name in ("numberings", "order") if name in data.notes}
+    for file in data.notes.get("order", {}).get("files", {}).values():
+        work.add_file(**file)
     rows = {split: sum(s["rows"] for s in listed if s["split"] == split) for split in ("train", "validation", "test")}
     return {**rows, "shards": total, "encoded": len(todo), "reused": reused, **throughput(timings)}
 

@@ -113,7 +113,7 @@ class Feed:
                 if looked < until:
                     looked = max(looked + 1, self._at)
                     mine = self._rows(looked)[self.start : self.stop]
-                    for i in np.unique(self.loader.held.owner(mine)).tolist():
+                    for i in self.loader.shards_of(mine):
                         self.loader.bring([i])
                 elif pending and self.loader.fits:
                     self.loader.bring([pending.pop(0)])

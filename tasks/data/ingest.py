@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from tokenloom.configs.schema import DataConfig, identity
+from tokenloom.configs.schema import ClusterConfig, DataConfig, identity
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks import modalities
+from tokenloom.tasks.data import placing
 from tokenloom.tasks.data.found import found, noted, reasons
-from tokenloom.tasks.data.listing import natural
+from tokenloom.tasks.data.listing import changed, natural
 from tokenloom.tasks.data.matching import (
     SPLITS,
     VERSION,
@@ -37,13 +34,15 @@ from tokenloom.tasks.data.matching import (
     numbering_of,
     read_items,
     read_table,
+    settled,
     units_of,
 )
-from tokenloom.tasks.data.noticed import noticed
-from tokenloom.tasks.data.shards import filled, make_shard, table_bytes
+from tokenloom.tasks.making.shards import Making, filled, table_bytes
+from tokenloom.tasks.making.units import make_shards
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.store.artifacts import Outcome, Record, StepSpec, Store, Work, canonical_json, sha256_of
+from tokenloom.tasks.store.storage import STAGING
 from tokenloom.tasks.store.verification import read_verified
 
 _ITEMS = pa.schema(
@@ -94,7 +93,7 @@ def scan(config: DataConfig, store: Store) -> Scan:
     return Scan(None, len(plan.fresh), plan.reason)
 
 
-def ingest(name: str, config: DataConfig, store: Store, report: Report = silent) -> Outcome:
+def ingest(name: str, config: DataConfig, store: Store, report: Report = silent, cluster: ClusterConfig | None = None) -> Outcome:
     """Make (or find) the dataset of a source.
 
     Raises:
@@ -109,7 +108,7 @@ def ingest(name: str, config: DataConfig, store: Store, report: Report = silent)
             # Another run may have made it while this one waited.
             plan = match(modalities.kind(config.kind).open_source(config), config, store)
             if plan.base is None or plan.reason:
-                return _make(name, config, store, plan, report)
+                return _make(name, config, store, plan, report, cluster or ClusterConfig())
             known = Scan(plan.base.artifact.fingerprint, 0, "", plan.base)
     assert known.record is not None
     record = known.record
@@ -122,7 +121,7 @@ def _stop(reject: dict[str, Any]) -> None:
     raise StepError(f"{reject['source']}: {reject['reason']} (data.on_bad is stop)")
 
 
-def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Report) -> Outcome:
+def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Report, cluster: ClusterConfig) -> Outcome:
     started = time.monotonic()
     plan.source.check()
     if config.on_bad == "stop" and plan.rejects:
@@ -132,16 +131,12 @@ def _make(name: str, config: DataConfig, store: Store, plan: Matched, report: Re
     for unit in units:
         counts[unit.split] += len(unit.items)
     _refuse_empty(counts, config, [])
-    staging = store.root / "staging" / sha256_of(canonical_json(identity(config)))[:16]
-    staging.mkdir(parents=True, exist_ok=True)
-    made, done, total = [], 0, sum(len(unit.items) for unit in units)
-    with noticed() as warned, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for unit in units:
-            made.append(make_shard(unit, plan, config, staging, pool, warned))
-            done += len(unit.items)
-            report("ingest", done, total, {"rejected": float(sum(len(m["rejects"]) for m in made) + len(plan.rejects))})
+    staging = f"{STAGING}/{sha256_of(canonical_json(identity(config)))[:16]}"
+    made = make_shards(units, Making.of(plan, config), store, cluster, staging, report, len(plan.rejects))
+    if moved := changed({entry.name: entry for unit in units for entry, _ in unit.items}.values()):
+        raise StepError(f"{len(moved)} files of {config.source} changed while they were read (first: {moved[0]}): run again when it rests")
     outcome = _commit(name, config, store, plan, made, staging, started)
-    shutil.rmtree(staging, ignore_errors=True)
+    store.storage.delete(staging)
     return outcome
 
 
@@ -182,7 +177,7 @@ def _check_classes(plan: Matched, config: DataConfig, present: set[str], rejects
 
 
 def _commit(
-    name: str, config: DataConfig, store: Store, plan: Matched, made: list[dict[str, Any]], staging: Path, started: float
+    name: str, config: DataConfig, store: Store, plan: Matched, made: list[dict[str, Any]], staging: str, started: float
 ) -> Outcome:
     new = [{**m, "index": [{**row, "pixels": bytes.fromhex(row["pixels"])} for row in m["index"]]} for m in made if m["file"]]
     items = _kept_items(plan, config, store) + [row for m in new for row in m["index"]]
@@ -206,10 +201,12 @@ def _commit(
         for shard in listed:
             path = str(shard["path"])
             if (m := sources.get(path.rpartition("/")[2])) and path == f"{work.folder}/shards/{m['file']}" and path not in work.files:
-                work.put_file(staging / m["file"], f"shards/{m['file']}", rows=m["rows"])
+                store.storage.copy(f"{staging}/{m['file']}", path)
             work.add_file(path, size=shard["size"], sha256=shard["sha256"], rows=shard["rows"])
-        _put_tables(work, plan, made, rejects, _placed(items, listed, new, work.folder), classes)
+        placed = _placed(items, listed, new, work.folder)
+        _put_tables(work, plan, made, rejects, placed, classes)
         _note_shards(work, listed, classes)
+        _note_order(work, placed, plan, config)
         work.notes |= modalities.kind(config.kind).notes(config, plan.source) | {"classes": classes}
         if plan.source.licence:
             work.notes["licence"] = plan.source.licence
@@ -272,6 +269,17 @@ def _note_shards(work: Work, listed: list[dict[str, Any]], classes: list[str]) -
         work.notes["numberings"] = numberings
 
 
+def _note_order(work: Work, items: list[dict[str, Any]], plan: Matched, config: DataConfig) -> None:
+    """Note the order of the rows, and write where those of a split lie, if their shards hold them in another one."""
+    noted_order, tables = placing.note(items, plan.source.parts, config.shard_rows)
+    for split, table in tables.items():
+        name = f"shards/order-{split}-{sha256_of(table)[:12]}.parquet"
+        noted_order.setdefault("files", {})[split] = work.put(name, table)
+    if config.blend is not None:
+        noted_order["weights"] = [part.weight for part in config.blend.values()]
+    work.notes["order"] = noted_order
+
+
 def _put_tables(
     work: Work, plan: Matched, made: list[dict[str, Any]], rejects: list[dict[str, Any]], items: list[dict[str, Any]], classes: list[str]
 ) -> None:
@@ -280,7 +288,7 @@ def _put_tables(
     entries = []
     for entry in plan.source.entries:
         row = plan.known.get(entry.name)
-        sha256 = digests.get(entry.name) or (row and row["sha256"]) or digest_of(plan.source, entry)
+        sha256 = digests.get(entry.name) or (row and row["sha256"]) or ("" if settled(entry) else digest_of(plan.source, entry))
         times = {"mtime": entry.mtime, "ctime": entry.ctime}
         entries.append({"entry": entry.name, "size": entry.size, "sha256": sha256, "stamp": entry.stamp, **times})
     work.put("entries.parquet", table_bytes(entries, _ENTRIES))

@@ -7,18 +7,20 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloom.tasks.data.reading import opened
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.sources.far import Far, Place, again
 
 if TYPE_CHECKING:
     from tokenloom.configs.schema import DataConfig
 
 ONE_CLASS = "all"  # the one class of a source without labels
+#: The parts of a source that is no blend, whose classes take turns.
+IN_TURNS = (("", True),)
 
 
 def looked(where: str) -> str:
@@ -27,7 +29,7 @@ def looked(where: str) -> str:
     return "" if whole == where.rstrip("/") else f"; looked for {whole} (a relative path begins where the command is started)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One raw item: a key that is stable between runs, a way to read it, its class name, and its place in the source (no absolute path)."""
 
@@ -42,7 +44,7 @@ class Item:
     retry: bool = False  # the problem may pass: it is never remembered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file of a source, with what changes when it does.
 
@@ -54,16 +56,23 @@ class Entry:
     name: str
     size: int
     mtime: int
-    path: Path | None = None
+    path: Place | None = None
     ctime: int = 0
     stamp: str = ""
+    beside: tuple[Place, ...] = ()
 
     @classmethod
-    def of(cls, path: Path, name: str, beside: Iterable[Path] = (), stamp: str = "") -> Entry:
+    def of(cls, path: Place, name: str, beside: Iterable[Place] = (), stamp: str = "") -> Entry:
         """The entry of a file, under a name that any table can hold, with the files beside it that belong to its item."""
-        stats = [os.stat(each) for each in (path, *beside)]
+        others = tuple(beside)
+        stats = [each.stat() for each in (path, *others)]
         latest = max(stat.st_mtime_ns for stat in stats), max(stat.st_ctime_ns for stat in stats)
-        return cls(printable(name), sum(stat.st_size for stat in stats), latest[0], path, latest[1], stamp)
+        return cls(printable(name), sum(stat.st_size for stat in stats), latest[0], path, latest[1], stamp, others)
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """What differs when its files do."""
+        return self.size, self.mtime, self.ctime
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class Source:
     ``single`` sources hold one item an entry.  ``check`` raises before work starts when a class has nothing usable.
     ``captioned`` sources have texts of their own; ``names`` and ``phrases`` are what a class is called, and a caption made of that.
     ``how`` says for people where classes, captions and splits come from; ``licence`` is that of the items, where the source knows it.
+    ``parts`` are the names of those of a blend, and of each whether its classes take turns in the order of its rows; all
+    items are of one without a name elsewhere.
     """
 
     classes: tuple[str, ...]
@@ -87,19 +98,30 @@ class Source:
     notes: Mapping[str, Any] = field(default_factory=dict)  # what a kind of signal knows of the whole source
     how: str = ""
     licence: str = ""
+    parts: tuple[tuple[str, bool], ...] = (("", False),)
 
     def caption(self, item: Item, captions: str) -> str | None:
         """The text of an item under ``data.captions``: its own, made of its class, or none."""
-        if captions == "source" or item.label is None:
-            return item.caption
-        return self.of_class(item.label, captions)
+        return caption_of(item, captions, self.names, self.phrases)
 
     def of_class(self, label: str, captions: str) -> str | None:
         """The text that ``data.captions`` makes of a class."""
-        if captions in ("source", "none"):
-            return None
-        name = self.names.get(label, label.replace("_", " "))
-        return self.phrases.get(label, name) if captions == "names" else captions.replace("{name}", name)
+        return caption_of_class(label, captions, self.names, self.phrases)
+
+
+def caption_of(item: Item, captions: str, names: Mapping[str, str], phrases: Mapping[str, str]) -> str | None:
+    """The text of an item under ``data.captions``, with the names of the classes and the phrases made of them."""
+    if captions == "source" or item.label is None:
+        return item.caption
+    return caption_of_class(item.label, captions, names, phrases)
+
+
+def caption_of_class(label: str, captions: str, names: Mapping[str, str], phrases: Mapping[str, str]) -> str | None:
+    """The text that ``data.captions`` makes of a class."""
+    if captions in ("source", "none"):
+        return None
+    name = names.get(label, label.replace("_", " "))
+    return phrases.get(label, name) if captions == "names" else captions.replace("{name}", name)
 
 
 def shown(entry: Entry, item: Item) -> str:
@@ -136,6 +158,29 @@ def turns(groups: Sequence[Any]) -> list[Any]:
     """The first of each group, then the second of each, and so on."""
     longest = max((len(group) for group in groups), default=0)
     return [group[i] for i in range(longest) for group in groups if i < len(group)]
+
+
+def changed(entries: Iterable[Entry]) -> list[str]:
+    """Names of entries whose files are no longer as they were listed."""
+    listed = [entry for entry in entries if entry.path is not None]
+    far = {place: place for entry in listed for place in (entry.path, *entry.beside) if isinstance(place, Far)}
+    now: dict[Any, Any] = dict(zip(far, again(far)))
+    return [entry.name for entry in listed if not _as_listed(entry, now)]
+
+
+def _as_listed(entry: Entry, now: Mapping[Any, Any]) -> bool:
+    if entry.mtime == 0 and entry.size == 0:
+        return True  # it could not be looked at
+    places = [now.get(place, place) for place in (entry.path, *entry.beside)]
+    if any(place is None for place in places):
+        return False
+    try:
+        found = Entry.of(places[0], entry.name, places[1:])
+    except OSError:
+        return False
+    if any(isinstance(place, Far) and place.recent for place in (entry.path, *entry.beside)):
+        return (found.size, found.mtime) == (entry.size, entry.mtime)
+    return found.state == entry.state
 
 
 def file_digest(entry: Entry) -> str:

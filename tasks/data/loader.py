@@ -28,6 +28,7 @@ from tokenloom.tasks.data.columns import values_of
 from tokenloom.tasks.data.held import Encoded, Flat, Held
 from tokenloom.tasks.data.order import indices as indices
 from tokenloom.tasks.data.order import share as share
+from tokenloom.tasks.data.placing import places, stretches
 from tokenloom.tasks.data.rows import Rows as Rows
 from tokenloom.tasks.data.rows import Shard as Shard
 from tokenloom.tasks.data.rows import read_shard as read_shard
@@ -72,6 +73,8 @@ class Loader:
         self._pool: ThreadPoolExecutor | None = None
         self._rows = len(rows)
         self.held = self._held()
+        self._place = places(rows.order, [shard.rows for shard in rows.shards], self.held.storage) if rows.order else None
+        self._stretches = stretches(rows.order) if rows.order and len(rows.order["splits"]) == 1 else []
         self._ragged, self.longest = False, 0
         self._captions, self._features = list[Captions](), list[Features]()
         self._columns: dict[str, list[tuple[NDArray[Any], NDArray[np.bool_]]]] = {}
@@ -145,7 +148,16 @@ class Loader:
 
     def indices(self, seed: int, step: int, batch: int, window: int = 0) -> NDArray[np.int64]:
         """Rows of the global batch of a step (``order.indices``)."""
-        return indices(seed, step, batch, len(self), [shard.rows for shard in self.rows.shards] if window else (), window)
+        shards = [shard.rows for shard in self.rows.shards] if window else ()
+        return indices(seed, step, batch, len(self), shards, window, self._stretches)
+
+    def shards_of(self, idx: NDArray[np.int64]) -> list[int]:
+        """The shards in which these rows lie."""
+        return np.unique(self.held.owner(self._lying(idx))).tolist()
+
+    def _lying(self, idx: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of the shards, one after the other, that rows in order are."""
+        return idx if self._place is None else self._place[idx]
 
     def get(self, idx: NDArray[np.int64], draws: Draws | None = None) -> Batch:
         """The rows at these positions, in this order: the signal float32 (B, C, *shape) or tokens, with their conditions.
@@ -166,7 +178,7 @@ class Loader:
         data, label_B = self._gather(idx, draws)
         conditions = Conditions({name: self._condition(name, idx, label_B) for name in self.rows.conditions})
         if self.layout is not None:
-            lengths = torch.from_numpy(self._flat.lengths(idx).astype(np.int64)) if self._ragged else None
+            lengths = torch.from_numpy(self._flat.lengths(self._lying(idx)).astype(np.int64)) if self._ragged else None
             return Batch(tokens=Tokens(torch.from_numpy(data), self.layout, lengths), conditions=conditions)
         return Batch(signal=torch.from_numpy(data), conditions=conditions)
 
@@ -187,6 +199,7 @@ class Loader:
 
     def _at(self, idx: NDArray[np.int64]) -> list[tuple[int, int]]:
         """The shard of each row, and its place there."""
+        idx = self._lying(idx)
         owner = self.held.owner(idx)
         return list(zip(owner.tolist(), (idx - self.held.starts[owner]).tolist()))
 
@@ -197,16 +210,20 @@ class Loader:
 
     def given(self, name: str) -> NDArray[np.bool_]:
         """Which rows have that column: (N,)."""
-        return np.concatenate([given for _, given in self._columns[name]])
+        given_N: NDArray[np.bool_] = np.concatenate([given for _, given in self._columns[name]])
+        return given_N if self._place is None else given_N[self._place]
 
     def labels(self) -> NDArray[np.int64]:
         """The labels of all rows: (N,) (of rows that hold more conditions)."""
-        return self._flat.labels
+        return self._flat.labels if self._place is None else self._flat.labels[self._place]
 
     def captions(self) -> Iterator[str]:
         """The captions of all rows in order, empty where there is none (of rows that read text)."""
-        for captions in self._captions:
-            yield from captions.texts()
+        if self._place is None:
+            for captions in self._captions:
+                yield from captions.texts()
+        else:
+            yield from (self._captions[i].bytes(row).decode() for i, row in self._at(np.arange(len(self))))
 
     def items(self, idx: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The stored items (B, …) and labels int64 (B,), for metrics and pictures."""
@@ -216,6 +233,7 @@ class Loader:
     def _gather(self, idx: NDArray[np.int64], draws: Draws | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
         if idx.size and int(idx.view(np.uint64).max()) >= len(self):  # a negative one is very large
             raise IndexError(f"rows {idx.min()} to {idx.max()} of {len(self)}")
+        idx = self._lying(idx)
         if not self.held.complete:
             self.bring(np.unique(self.held.owner(idx)).tolist())
         stored, label_B = self.held.gather(idx)

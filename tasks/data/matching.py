@@ -12,14 +12,17 @@ import pyarrow.parquet as pq
 
 from tokenloom.configs.schema import DataConfig, identity
 from tokenloom.tasks.data.listing import Entry, Item, Source, natural, shown, split_of
+from tokenloom.tasks.data.placing import arranged
 from tokenloom.tasks.data.reading import ReadError
 from tokenloom.tasks.runtime.errors import ArtifactError
+from tokenloom.tasks.sources.far import Far
 from tokenloom.tasks.store.artifacts import Record, Store, canonical_json, sha256_of
 from tokenloom.tasks.store.verification import read_verified
 
-VERSION = 2  # of the step ingest: raised when its code changes what it makes
-#: Versions whose datasets are still read. Those of the first are named by their shards, not by their items.
-READ = (1, VERSION)
+VERSION = 3  # of the step ingest: raised when its code changes what it makes
+#: Versions whose datasets are still read. Those of the first are named by their shards, not by their items; rows of the first two are in
+#: the order of their shards.
+READ = (1, 2, VERSION)
 SPLITS = ("train", "validation", "test")
 _OF_THE_SYSTEM = "[Errno "  # how a reason began, before those that may pass were told apart
 
@@ -33,7 +36,7 @@ class Unit:
 
     def key(self, config: DataConfig, classes: list[str]) -> str:
         stamps = [(self.split, item.key, entry.size, entry.mtime, entry.ctime, entry.stamp) for entry, item in self.items]
-        return sha256_of(canonical_json([VERSION, identity(config), classes, stamps]))[:24]
+        return sha256_of(canonical_json([VERSION, without_weights(identity(config)), classes, stamps]))[:24]
 
 
 @dataclass
@@ -85,14 +88,17 @@ def numbering_of(notes: dict[str, Any], shard: dict[str, Any]) -> list[str | Non
 def match(source: Source, config: DataConfig, store: Store) -> Matched:
     """Set the source against the datasets of the same configuration, the newest first; an exact one ends the search."""
     wanted = identity(config)
+    same_data = without_weights(wanted)
     digests: dict[str, str] = {}
     best: Matched | None = None
     for record in reversed(store.records("dataset")):
-        if record.config["data"] == wanted and record.version in READ:
+        if without_weights(record.config["data"]) == same_data and record.version in READ:
             try:
                 plan = _against(record, source, store, digests)
             except ArtifactError:
                 continue
+            if record.config["data"] != wanted:
+                plan.reason = ", ".join([*([plan.reason] if plan.reason else []), f"other weights than {record.artifact.id}"])
             if not plan.reason:
                 return plan
             best = best or plan
@@ -103,12 +109,23 @@ def match(source: Source, config: DataConfig, store: Store) -> Matched:
     return best
 
 
+def without_weights(data: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the weights of a blend, which change no item."""
+    parts = data.get("blend") or {}
+    return {**data, "blend": {name: {**part, "weight": None} for name, part in parts.items()}} if parts else data
+
+
 def digest_of(source: Source, entry: Entry) -> str:
     """Hash of an entry's content, empty where it cannot be read now."""
     try:
         return source.digest(entry)
     except ReadError:
         return ""
+
+
+def settled(entry: Entry) -> bool:
+    """Whether what was listed of an entry names its content, so that it need not be read for a hash: files elsewhere, not just written."""
+    return isinstance(entry.path, Far) and not entry.path.recent
 
 
 def _known(entry: Entry, row: dict[str, Any] | None, source: Source, digests: dict[str, str]) -> dict[str, Any] | None:
@@ -121,6 +138,8 @@ def _known(entry: Entry, row: dict[str, Any] | None, source: Source, digests: di
         old["stamp"] = ""  # what a source depends on beside its files was not looked at
     if old == now:
         return row
+    if not row["sha256"]:
+        return None
     if entry.name not in digests:
         digests[entry.name] = digest_of(source, entry)
     same = digests[entry.name] and digests[entry.name] == row["sha256"]
@@ -180,6 +199,7 @@ def _shards(plan: Matched, record: Record, items: list[dict[str, Any]], store: S
             plan.lost.append((shard["split"], mine))
     folder = record.artifact.folder
     tables = [f for f in record.files if f["path"].startswith(f"{folder}/") and f["path"].count("/") == 2]
+    tables += record.notes.get("order", {}).get("files", {}).values()
     return missing, any(sizes[f["path"]] != f["size"] for f in tables)
 
 
@@ -200,16 +220,13 @@ def units_of(plan: Matched, config: DataConfig) -> Iterator[Unit]:
             taken |= {item.key for _, item in again}
             if again:
                 yield Unit(split, again)
-    waiting: dict[str, list[tuple[Entry, Item]]] = {split: [] for split in SPLITS}
+    fresh: dict[str, list[tuple[Entry, Item]]] = {split: [] for split in SPLITS}
     for entry, item in _new_items(plan, config, taken):
-        split = split_in(item, config)
-        waiting[split].append((entry, item))
-        if len(waiting[split]) == config.shard_rows:
-            yield Unit(split, waiting[split])
-            waiting[split] = []
-    for split in SPLITS:
-        if waiting[split]:
-            yield Unit(split, waiting[split])
+        fresh[split_in(item, config)].append((entry, item))
+    for split, pairs in fresh.items():
+        order = arranged([item.key for _, item in pairs], [item.label for _, item in pairs], plan.source.parts)
+        for start in range(0, len(order), config.shard_rows):
+            yield Unit(split, [pairs[i] for i in order[start : start + config.shard_rows]])
 
 
 def _new_items(plan: Matched, config: DataConfig, taken: set[str]) -> Iterator[tuple[Entry, Item]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import io
+import os
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 Content = TypeVar("Content")
 #: Seconds to wait before each further attempt.
@@ -16,6 +15,14 @@ WAITS = (0.1, 0.5)
 _LASTING = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 #: Packages whose errors come from a network, whatever their types are.
 _REMOTE = ("requests", "httpx", "httpcore", "urllib3", "aiohttp", "botocore", "huggingface_hub", "fsspec")
+
+
+class Readable(Protocol):
+    """A file here (``pathlib.Path``) or elsewhere (``tokenloom.tasks.sources.far.Far``)."""
+
+    def open(self, mode: str = "rb") -> Any: ...
+
+    def read_bytes(self) -> bytes: ...
 
 
 class ReadError(OSError):
@@ -54,11 +61,16 @@ def said(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-def opened(path: Path) -> io.BufferedReader:
+def opened(path: Readable) -> IO[bytes]:
     """A file, open for reading; raises ``ReadError``."""
-    return attempted(lambda: open(path, "rb"))
+    return attempted(lambda: open(path, "rb") if isinstance(path, os.PathLike) else path.open("rb"))
 
 
-def file_bytes(path: Path) -> bytes:
+def nothing() -> bytes:
+    """What an item that cannot be used holds."""
+    return b""
+
+
+def file_bytes(path: Readable) -> bytes:
     """A file's content; raises ``ReadError``."""
     return attempted(path.read_bytes)

@@ -42,6 +42,7 @@ class Rows:
     batches hold; ``encoder`` the frozen text encoder (``FrozenEncoder``'s arguments) where features of texts are among them.
     ``shape`` is that of a signal's item, e.g. rows and columns; stored items may be larger; None: it is as stored.
     ``numberings`` are of classes in shards of an earlier dataset: the number now of each number then, -1 of a class that is gone.
+    ``order`` says in which order the rows are, whatever shards they lie in (``tokenloom.tasks.data.placing``); None: as they lie.
     """
 
     kind: Literal["signals", "tokens"]
@@ -55,6 +56,7 @@ class Rows:
     modality: str = "image"
     shape: tuple[int, ...] | None = None
     numberings: tuple[tuple[int, ...], ...] = ()
+    order: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -68,7 +70,8 @@ class Rows:
         kind: Literal["signals", "tokens"] = "tokens" if layout else "signals"
         numberings = tuple(tuple(numbers) for numbers in notes.get("numberings", ()))
         given = kind, store, shards, len(notes["classes"]), layout
-        return cls(*given, modality=modalities.kind_of(notes), shape=shape, numberings=numberings)
+        order = _order(notes["order"], shards, splits) if "order" in notes else None
+        return cls(*given, modality=modalities.kind_of(notes), shape=shape, numberings=numberings, order=order)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -96,6 +99,17 @@ class Rows:
         if number_N.size and (number_N.min() < 0 or number_N.max() >= max(1, most) or label_N.min() < 0):
             raise ArtifactError(f"{where}: labels from {number_N.min()} to {number_N.max()}, there are {most} classes")
         return label_N
+
+
+def _order(noted: Mapping[str, Any], shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str, Any]:
+    """The order of the rows of some splits, one split after the other, from what a record notes of it."""
+    found = []
+    for split in splits:
+        if items := noted["items"].get(split, 0):
+            views = sum(shard.rows for shard in shards if shard.split == split) // items
+            parts = noted.get("parts", {}).get(split)
+            found.append({"items": items, "views": views, "file": noted.get("files", {}).get(split), "parts": parts})
+    return {"block": noted["block"], "splits": found, "weights": noted.get("weights")}
 
 
 def read_shard(storage: Storage, shard: Shard) -> bytes:

@@ -37,6 +37,7 @@ class Fitted:
     content: bytes
     label: int
     digest: str
+    read: int = 0  # bytes of the raw item
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rejected:
     reason: str
     digest: str = ""
     retry: bool = False
+    read: int = 0
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def shutdown() -> None:
 
 def cpus(cluster: ClusterConfig) -> int:
     """Logical CPUs of a local runtime: every worker fits beside one actor of another step, also on a small machine."""
-    return max(os.cpu_count() or 1, cluster.execution.workers + 1, cluster.extract_actors + 1)
+    return max(os.cpu_count() or 1, cluster.execution.workers + 1, cluster.extract_actors + 1, (cluster.ingest_actors or 0) + 1)
 
 
 def gpus(cluster: ClusterConfig) -> tuple[float, int | None]:

@@ -32,6 +32,8 @@ def shared_out(
     what: str,
     total: int,
     depth: int = 1,
+    actors: int | None = None,
+    gpus: float | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (key, result) of each call as the actors finish, in any order.
 
@@ -41,17 +43,20 @@ def shared_out(
         what: the work in messages: ``sampling``.
         total: how many calls there are.
         depth: calls that one actor holds at once.
+        actors: how many there are; those of the cluster file if not given.
+        gpus: of each; those of the cluster file if not given.
 
     Raises:
         StepError: a call failed, or an actor died more often than it is restarted. (A ``ConfigError`` of a call stays one.)
     """
     with session(cluster, root) as current:
-        ray, count = current.ray, min(cluster.extract_actors, total)
-        check_room(ray, cluster, count)
-        options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker, "max_restarts": 2, "max_task_retries": 2}
+        ray, count = current.ray, min(actors or cluster.extract_actors, total)
+        if gpus != 0:
+            check_room(ray, cluster, count)
+        options = {"num_cpus": 1, "num_gpus": cluster.gpus_per_worker if gpus is None else gpus, "max_restarts": 2, "max_task_retries": 2}
         made = ray.remote(max_concurrency=depth, **options)(actor)
-        actors = [made.remote(*given) for _ in range(count)]
-        idle = [each for _ in range(depth) for each in actors]  # each has a place for every call that it may hold
+        pool = [made.remote(*given) for _ in range(count)]
+        idle = [each for _ in range(depth) for each in pool]  # each has a place for every call that it may hold
         waiting, left, running = iter(calls), total, dict[Any, tuple[Any, Any]]()
         try:
             while left or running:
@@ -63,7 +68,7 @@ def shared_out(
                 idle.append(worker)
                 yield key, _result(ray, ready[0], what)
         finally:
-            for each in actors:
+            for each in pool:
                 ray.kill(each)
 
 

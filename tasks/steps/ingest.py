@@ -35,7 +35,7 @@ def plan(context: Context, _inputs: Inputs) -> Given | Later:
 
 def run(context: Context, _inputs: Inputs) -> Outcome:
     """Make the dataset, or find it, and see that it does for the rest of the run."""
-    made = ingesting.ingest(context.config.name, context.config.data, context.store, context.report)
+    made = ingesting.ingest(context.config.name, context.config.data, context.store, context.report, context.cluster)
     check_data(context.config, context.store.record(made.artifact), context.store)
     return made
 

@@ -11,7 +11,7 @@ from tokenloom.models.core.config import canonical
 from tokenloom.tasks.runtime.errors import ArtifactError, OldRecordError
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.store.records import KINDS, Artifact, Record, StepSpec
-from tokenloom.tasks.store.storage import is_temporary
+from tokenloom.tasks.store.storage import STAGING, is_temporary
 from tokenloom.tasks.store.verification import ASIDE
 
 _ABANDONED = 3600.0  # seconds after which an unfinished write of a dead process is rubbish
@@ -101,6 +101,9 @@ def collect(store: Store, dry_run: bool = True) -> list[str]:
             key = f"{kind}-{name.rpartition('-')[2]}"
             if not store.leased(key):
                 candidates.setdefault(key, set()).update(_loose(f"{kind}/{name}", store))
+    for name in storage.folders(STAGING):
+        if not store.leased(key := f"ingest-{name[:12]}"):
+            candidates[key] = {path for path, _ in storage.list(f"{STAGING}/{name}")}
     kept = _referenced(store)
     rubbish = {key: sorted(paths - kept) for key, paths in candidates.items()}
     found = [path for paths in rubbish.values() for path in paths]

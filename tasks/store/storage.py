@@ -20,12 +20,14 @@ from urllib.parse import unquote, urlsplit
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.surroundings import proxied
+from tokenloom.tasks.store.buckets import s3_file_system
 from tokenloom.tasks.store.conditional import ConditionalWrites
 from tokenloom.tasks.store.files import atomic, clean, create, files_below, is_temporary, sync_folder
 from tokenloom.tasks.store.retry import retry
 
 __all__ = ["Storage", "atomic", "clean", "is_temporary", "sync_folder"]
 
+STAGING = ".staging"  # folder of what waits for its artifact
 _COPY = 8 << 20  # bytes held in memory while a file is copied
 
 Listing = list[tuple[str, int]]
@@ -67,16 +69,11 @@ class Storage:
     @cached_property
     def fs(self) -> Any:
         """The ``pyarrow.fs`` file system; paths in it are ``fs_path(path)``."""
-        from pyarrow import fs
-
         if self.is_local:
+            from pyarrow import fs
+
             return fs.LocalFileSystem()
-        given: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60, "allow_delayed_open": True}  # small files in one request
-        if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-            given["region"] = region
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-            given["endpoint_override"] = endpoint
-        return fs.S3FileSystem(**given)
+        return s3_file_system()
 
     def fs_path(self, path: str) -> str:
         """The path inside ``fs``."""
@@ -260,6 +257,23 @@ class Storage:
                 self.fs.delete_file(self.fs_path(path))
 
         self._do("move", path, local, remote)
+
+    def copy(self, path: str, target: str) -> None:
+        """A second file of the same content, replacing what is there (on local disk one content under two names); ``FileNotFoundError``."""
+
+        def local() -> None:
+            here, there = self.local_path(path), self.local_path(target)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            aside = there.with_name(f".{there.name}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                os.link(here, aside)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without links
+                shutil.copyfile(here, aside)
+            os.replace(aside, there)
+
+        self._do("write", target, local, lambda: self.fs.copy_file(self.fs_path(path), self.fs_path(target)))
 
     def upload(self, local: Path, path: str) -> None:
         """Copy a local file into the store."""

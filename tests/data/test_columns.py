@@ -113,7 +113,7 @@ def test_what_cannot_be_is_named(store: Store, images: Path) -> None:
     for columns, words in (({"class": ".c.png"}, "data.columns.class"), ({"control": ".png"}, "data.columns.control")):
         with pytest.raises(ConfigError, match=words):
             ingest("pets", data(images, columns=columns), store)
-    with pytest.raises(ConfigError, match="only folder:, parquet:, webdataset: sources"):
+    with pytest.raises(ConfigError, match="only folder:, parquet:, webdataset:, manifest: sources"):
         ingest("digits", DataConfig(source="digits", size=32, fit="pad", columns={"control": ".control.png"}), store)
     assert isinstance(dataset, Artifact)
     assert plan_extract("x", dataset, tokenizer(store, dataset), store).config == {"views": ["plain"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_files import config, rows_of
+from image_files import config, ordered, rows_of
 from image_sources import FORMS, SHORT, own_hub, png, rows_of_classes, write, write_parquet, write_tar
 
 from tokenloom.tasks.data import ingest as module
@@ -31,7 +31,7 @@ def labelled(store: Store, outcome: Outcome) -> dict[str, str]:
     record, found = store.record(outcome.artifact), {}
     keys = [row["key"] for row in rows_of(store, outcome)]
     splits = [Rows.of(record.notes, store.uri, split) for split in ("train", "validation")]
-    listed = [row["key"] for split in ("train", "validation") for row in rows_of(store, outcome) if row["split"] == split]
+    listed = [row["key"] for split in ("train", "validation") for row in ordered(store, outcome, split)]
     labels = np.concatenate([Loader(rows, store.cache).items(np.arange(len(rows)))[1] for rows in splits])
     found = {key: record.notes["classes"][label] for key, label in zip(listed, labels)}
     assert found.keys() == set(keys)

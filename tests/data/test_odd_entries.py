@@ -23,7 +23,7 @@ from PIL import Image
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.data.listing import natural, printable
-from tokenloom.tasks.data.shards import plainly
+from tokenloom.tasks.making.shards import plainly
 from tokenloom.tasks.modalities.image import fit as fitting
 from tokenloom.tasks.modalities.image.fit import UnusableError, fit
 from tokenloom.tasks.modalities.image.formats import IMAGE_SUFFIXES

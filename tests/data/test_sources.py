@@ -18,7 +18,7 @@ from PIL import Image
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.ingest import ingest, scan
-from tokenloom.tasks.modalities.image import png
+from tokenloom.tasks.modalities.image.decode import decode
 from tokenloom.tasks.modalities.image.sources import open_source
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.store.artifacts import Store
@@ -40,7 +40,7 @@ def test_idx_files(store: Store, tmp_path: Path, suffix: str) -> None:
     assert len(rows) == 30
     for row in rows:
         number = int(row["key"].removeprefix("train/"))
-        assert np.array_equal(png.decode(row["image"])[1:7, 1:7, 0], pixels[number])
+        assert np.array_equal(decode(row["image"])[1:7, 1:7, 0], pixels[number])
         assert row["label"] == labels[number]
 
 
@@ -80,7 +80,7 @@ def test_parquet_files_with_and_without_names(store: Store, tmp_path: Path, form
     assert len(rows) == 22
     row = rows["p.parquet#0000010"]
     assert (row["label"], row["caption"]) == (1, "text 10")
-    assert np.array_equal(png.decode(row["image"]), np.asarray(Image.open(io.BytesIO(found[10][0]))))
+    assert np.array_equal(decode(row["image"]), np.asarray(Image.open(io.BytesIO(found[10][0]))))
 
 
 def test_parquet_without_images_is_a_config_error(store: Store, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_class_of_which_nothing_can_be_read_says_so(store: Store, tmp_path: Pa
 def test_old_errors_of_the_system_are_not_remembered(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the first version wrote them: a reason like any other."""
     images = two_classes(tmp_path)
-    from tokenloom.tasks.data import shards
+    from tokenloom.tasks.making import shards
     from tokenloom.tasks.modalities.base import Rejected
 
     original = shards._fitted

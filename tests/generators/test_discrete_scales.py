@@ -14,7 +14,7 @@ from tokenloom.models.core.protocols import Batch, LayoutError, TokenLayout, Tok
 from tokenloom.models.core.settings import OptimizerSettings
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
-from tokenloom.models.parts.feeds.markov import MaskedScales
+from tokenloom.models.parts.feeds.markov import RefinedScales
 from tokenloom.models.parts.heads.hidden import Hidden
 from tokenloom.models.parts.orders.sizes import Parts, Steps
 from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
@@ -205,7 +205,7 @@ def test_training_learns_whole_scales_then_copies_and_refines_masked_ones() -> N
 @pytest.mark.parametrize("kept", ["surest", "random"])
 def test_tokens_that_are_kept_are_seen_by_all_of_their_scale(kept: str) -> None:
     model = scaled("hmar", kept=kept)
-    assert isinstance(model.feed, MaskedScales)
+    assert isinstance(model.feed, RefinedScales)
     ids, labels = some(SCALES, 3)
     keep = torch.zeros(21, dtype=torch.bool)
     keep[[2, 4, 20]] = True
@@ -249,7 +249,7 @@ def test_a_step_keeps_the_tokens_of_its_scale_that_are_likeliest() -> None:
 def test_known_tokens_enter_as_their_codes_under_the_map_of_the_codes_so_far() -> None:
     model = scaled("hmar")
     feed = model.feed
-    assert isinstance(feed, MaskedScales)
+    assert isinstance(feed, RefinedScales)
     ids, known = torch.tensor([[3, 7]]), torch.tensor([[True, False]])
     x = feed.known(ids, known)
     code = feed.quantizer.codebook.weight[3]

@@ -59,6 +59,7 @@ HAS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fractalgen_ar", "fractalgen_mar", "fractalgen_guiding"), ("guidance", "guidance_schedule", "temperature")),
     **dict.fromkeys(("acdit", "acdit_deep"), GUIDED),
     "xar": GUIDED,
+    "himar": (*GUIDED, "steps"),
     "arinar": (*GUIDED, *SCHEDULE),
     **dict.fromkeys(("far_frequency", "far_frequency_nomask"), GUIDED),
     "starflow": ("guidance", "temperature"),
@@ -77,6 +78,7 @@ CODES = {name for name in families() if name.startswith("vqpt_")} | {
 SLOW = (
     "xar",
     "far_frequency",
+    "himar",
     "fractalgen_ar",
     "fractalgen_mar",
     "fractalgen_guiding",
@@ -166,6 +168,8 @@ def test_an_import_is_sampled_under_every_option_that_it_has(name: str, store: S
     for option, (change, before) in OPTIONS.items():
         if name == "halton_maskgit" and option == "order":  # whose own is the Halton sequence
             change = {"order": "raster"}
+        if name == "himar" and option == "steps":  # whose own are two
+            change = {"steps": 3}
         if option not in HAS[name]:
             with pytest.raises(ConfigError, match=rf"sample\.{option.removesuffix('_end')}"):
                 pair.edited(**change)

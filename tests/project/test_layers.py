@@ -134,8 +134,9 @@ UPPER = {
     "tasks": (
         ("runtime.errors", "runtime.progress", "runtime.surroundings", "data.reading"),
         ("store",),
-        ("runtime", "tracking", "serving", "modalities", "data.listing"),
+        ("runtime", "tracking", "serving", "modalities", "data.listing", "sources"),
         ("data",),
+        ("making",),
         ("training", "costs", "runtime.checks"),
         ("evaluation",),
         ("modalities.image", "modalities.series", "tracking.model_card"),

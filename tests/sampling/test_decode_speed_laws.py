@@ -6,6 +6,7 @@ Tensors on the meta device have shapes and no values: what runs on them waits fo
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Labels, LayoutError, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts import norms
 from tokenloom.models.parts.cache import MemoryCache
 from tokenloom.models.parts.decoders.flow import Flow
 from tokenloom.models.parts.heads.chained import Chained
@@ -27,6 +29,7 @@ from tokenloom.models.parts.orders import Raster, Scales
 from tokenloom.models.parts.quantizers.codebook import EMA, Codebook, Revival, counts
 from tokenloom.models.parts.quantizers.kmeans import KMeans
 from tokenloom.models.parts.visibility import Causal, Everything
+from tokenloom.models.sampling import session
 from tokenloom.models.sampling.sampler import Moment, Sampler
 from tokenloom.models.tokenizers.flow_tokenizer import FlowTokenizer
 from tokenloom.models.zoo.generators.flexvar.feed import FlexibleScale
@@ -54,6 +57,30 @@ def made(name: str, **changes: Any) -> GroupGenerator:
 
 def drawn(model: GroupGenerator, seed: int = 0) -> Tensor:
     return model.generate(LABELS, model.sampler.edited(guidance=1.0), SampleDraws.of(seed, 0, LABELS.rows)).ids
+
+
+# --- modulation made ahead ----------------------------------------------------------------------------------------
+
+
+class EachStep(norms.Ahead):
+    """The law: the vectors themselves, which norms map step by step."""
+
+    def __init__(self, vector_BTD: Tensor) -> None:
+        self.vector_BTD = vector_BTD
+
+    def part(self, start: int, slots: int) -> Any:
+        return self.vector_BTD if self.vector_BTD.shape[1] == 1 else self.vector_BTD[:, start : start + slots]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("rar", 5), ("var", 1), ("aim", 1)])
+def test_modulation_made_ahead_is_that_of_each_step(name: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, products = made(name), Counter[str]()
+    cast(Any, model.net).norm.maps[0].register_forward_hook(lambda *_: products.update(["map"]))
+    monkeypatch.setattr(norms, "ROWS", 4 * 2 * ROWS)  # four slots of guided rows; sixteen steps have 18 slots
+    ahead, together = drawn(model), products["map"]
+    monkeypatch.setattr(session, "Ahead", EachStep)
+    assert torch.equal(ahead, drawn(model))
+    assert together == expected < products["map"] - together
 
 
 # --- heads that draw codebook after codebook ----------------------------------------------------------------------

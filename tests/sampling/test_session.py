@@ -21,6 +21,7 @@ from tokenloom.models.core import registry
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.parts.diffusion import signals
 from tokenloom.models.sampling.chain import ChainSession
 from tokenloom.models.sampling.decoders.groups import GroupWise
 from tokenloom.models.sampling.decoders.jacobi import Jacobi
@@ -97,6 +98,9 @@ def session_of(model: GroupGenerator, **given: Any) -> DecodingSession:
 
 
 GENERATORS = registry.names("generator")
+
+for schedule in ("cosine", "linear"):  # made once a process, by whichever step is the first
+    signals(schedule, torch.device("cpu"))
 
 
 def test_waiting_is_noticed() -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks.data.matching import numbering_of
+from tokenloom.tasks.data.placing import places
+from tokenloom.tasks.data.rows import Rows
 from tokenloom.tasks.store.artifacts import Outcome, Store
 
 
@@ -45,6 +47,14 @@ def rows_of(store: Store, outcome: Outcome) -> list[dict[str, Any]]:
         for row in pq.read_table(store.storage.local_path(shard["path"])).to_pylist():
             found.append(row | {"split": shard["split"], "label": notes["classes"].index(names[row["label"]])})
     return found
+
+
+def ordered(store: Store, outcome: Outcome, split: str) -> list[dict[str, Any]]:
+    """Rows of a split in the order in which they are trained on."""
+    rows = Rows.of(store.record(outcome.artifact).notes, store.uri, split)
+    lying = [row for row in rows_of(store, outcome) if row["split"] == split]
+    place = places(rows.order, [shard.rows for shard in rows.shards], store.storage) if rows.order else None
+    return lying if place is None else [lying[i] for i in place]
 
 
 def quarantine(store: Store, outcome: Outcome) -> dict[str, str]:

@@ -60,6 +60,9 @@ class TargetAware(Shifted):
         slots = super().step(state, plan, cond, group)
         return replace(self._aimed(slots, plan.members(group), cond, group), visibility=slots.visibility)
 
+    def modulation(self, plan: Plan, cond: Conditioned) -> Tensor:
+        return cond.vector_BD[:, None] + self.position_step[:, : 1 + plan.sequence_BL.shape[1]]
+
     def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
         slots = super().window(token_Bn, entry_Bn, plan, cond)
         last = plan.sequence_BL.shape[1] - 1

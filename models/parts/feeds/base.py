@@ -80,6 +80,10 @@ class Feed(nn.Module, ABC):
     def push(self, state: Any, plan: Plan, group: int, data: Tensor, place_Bn: Tensor) -> Any:
         """State after the group's tokens are known, at these layout positions."""
 
+    def modulation(self, plan: Plan, cond: Conditioned) -> Tensor:
+        """Condition vectors (B, T, D) of all T slots of a decoding in its order, or (B, 1, D) where all slots have the same."""
+        return cond.vector_BD[:, None]
+
     def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
         """Slots of successive tokens, each row at its own entries of the sequence: token i predicts the entry after its own.
 

@@ -6,7 +6,7 @@ Shapes: B rows, L positions of all scales, S slots, n members of a group, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import LayoutError, TokenLayout
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.feeds.embedding import Ids
 from tokenloom.models.parts.feeds.next_scale import NextScale
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
@@ -68,15 +69,14 @@ class Partly:
 
 
 class MaskedScales(Markov):
-    """A scale in several steps: once something of it is known, its positions are also given their token or [MASK] (HMAR, arXiv:2506.04421).
+    """A scale in several steps: each of its positions is also given its token or [MASK] (HMAR, arXiv:2506.04421).
 
-    Known tokens enter as their code vectors, under the map that embeds the codes so far; one vector stands for [MASK].  Groups are parts of
-    scales.  In the parallel form the slots of a scale stand there once for each of its groups, with what is known before that group, so
-    that one pass predicts all steps of all scales.  In masked training (a plan with known positions) that vector alone gets a gradient.
+    Groups are parts of scales.  In the parallel form the slots of a scale stand there once for each of its groups, with what is
+    known before that group, so that one pass predicts all steps of all scales.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Markov.Config, tag="feed.refined_scale", label="codes so far, then codes or [MASK]"):
+    class Config(Markov.Config, tag="feed.masked_scale", label="codes so far, tokens or [MASK]"):
         """As ``NextScale``."""
 
         def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> MaskedScales:
@@ -84,35 +84,35 @@ class MaskedScales(Markov):
 
     def __init__(self, config: Config, layout: TokenLayout, width: int, quantizer: MultiScale) -> None:
         super().__init__(config, layout, width, quantizer)
-        self.open = nn.Parameter(torch.empty(width))
-        nn.init.trunc_normal_(self.open, std=(1 / 3 / width) ** 0.5)
+        self._known_tokens(layout, width)
         sizes = layout.scale_sizes
         self.ranges = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
 
+    def _known_tokens(self, layout: TokenLayout, width: int) -> None:
+        self.mask = layout.vocabulary  # the row after the vocabulary
+        self.table = Ids(layout, width, spare=1)
+
     def later(self, plan: Plan, group: int) -> bool:
-        """Whether a group is a later step of its scale, or one of masked training: some of its scale may be known before it."""
-        return plan.known_BL is not None or plan.start(group) > self.ranges[self._scale(plan, group)][0]
+        """Whether the slots of a group are also given what is known of its scale."""
+        return True
 
     def known(self, ids: Tensor, known: Tensor) -> Tensor:
         """(B, n, D) what says which tokens are known already."""
-        weight = self.embed.weight
-        code = F.linear(F.embedding(ids, self.quantizer.codebook.weight).to(weight.dtype), weight)
-        return torch.where(known.unsqueeze(-1), code, self.open)
+        return self.table(torch.where(known, ids, cast(Any, self.mask)))
 
     def traits(self, plan: Plan) -> Traits:
         return {"known positions": Trait("yes", "feed"), "predictions of all open positions": Trait("yes", "feed")}
 
     def parallel(self, data: Tensor, plan: Plan, cond: Conditioned, draws: Draws | None) -> Slots:
         base = super().parallel(data, plan, cond, draws).x_BSD
-        ids, group_BL, masked = data, plan.group_BL, plan.known_BL is not None
+        ids, group_BL = data, plan.group_BL
         x, group, place, reads, count = [], [], [], [], 0
         for g in range(plan.groups):
             start, stop = self.ranges[self._scale(plan, g)]
             slots = base[:, start:stop]
             if self.later(plan, g):
                 known = (group_BL[:, start:stop] < g) if plan.known_BL is None else plan.known_BL[:, start:stop]
-                given = self.known(ids[:, start:stop], known)
-                slots = slots.detach() + torch.where(known.unsqueeze(-1), given.detach(), given) if masked else slots + given
+                slots = self.joined(plan, slots, self.known(ids[:, start:stop], known), known)
             x.append(slots)
             here = torch.arange(start, stop, device=data.device)[None]
             group.append(torch.full_like(here, g))
@@ -120,6 +120,10 @@ class MaskedScales(Markov):
             reads.append(plan.members(g) - start + count)
             count += stop - start
         return Slots(torch.cat(x, 1), torch.cat(group, 1), torch.cat(place, 1), torch.cat(reads, 1))
+
+    def joined(self, plan: Plan, base_BnD: Tensor, given_BnD: Tensor, known_Bn: Tensor) -> Tensor:
+        """Slots of the codes so far and of what is known of their scale."""
+        return base_BnD + given_BnD
 
     def start(self, plan: Plan, cond: Conditioned) -> Any:
         f_hat = self.quantizer.start(len(cond.vector_BD))
@@ -153,3 +157,43 @@ class MaskedScales(Markov):
         if plan.start(group + 1) > self.ranges[scale][1]:
             raise LayoutError(f"a group must lie inside a scale, {plan.sizes} does not fit scales of {self.layout.scale_sizes}")
         return scale
+
+
+class CodedScales(MaskedScales):
+    """The same with known tokens as their code vectors, under the map that embeds the codes so far, and one vector for [MASK]."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MaskedScales.Config, tag="feed.coded_scales", label="codes so far, codes or [MASK]"):
+        """As ``NextScale``."""
+
+        def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> CodedScales:
+            return CodedScales(self, layout, width, quantizer)
+
+    def _known_tokens(self, layout: TokenLayout, width: int) -> None:
+        self.open = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.open, std=(1 / 3 / width) ** 0.5)
+
+    def known(self, ids: Tensor, known: Tensor) -> Tensor:
+        weight = self.embed.weight
+        code = F.linear(F.embedding(ids, self.quantizer.codebook.weight).to(weight.dtype), weight)
+        return torch.where(known.unsqueeze(-1), code, self.open)
+
+
+class RefinedScales(CodedScales):
+    """The same, but the first step of a scale is given the codes so far alone.  In masked training (a plan with known positions) the vector
+    of [MASK] is all that gets a gradient."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(CodedScales.Config, tag="feed.refined_scale", label="codes so far, then codes or [MASK]"):
+        """As ``NextScale``."""
+
+        def of(self, layout: TokenLayout, width: int, quantizer: MultiScale) -> RefinedScales:
+            return RefinedScales(self, layout, width, quantizer)
+
+    def later(self, plan: Plan, group: int) -> bool:
+        return plan.known_BL is not None or plan.start(group) > self.ranges[self._scale(plan, group)][0]
+
+    def joined(self, plan: Plan, base_BnD: Tensor, given_BnD: Tensor, known_Bn: Tensor) -> Tensor:
+        if plan.known_BL is None:
+            return base_BnD + given_BnD
+        return base_BnD.detach() + torch.where(known_Bn.unsqueeze(-1), given_BnD.detach(), given_BnD)

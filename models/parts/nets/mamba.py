@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.recurrent.branching import Branches, tree_states, tree_windows
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.scan import linear_scan, wide
 
 
 class Selective(Mixer):
     """The Mamba mixer: gate, short causal convolution, and a linear recurrence whose coefficients depend on the input."""
+
+    trees = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Mixer.Config, tag="mixer.mamba", label="Mamba"):
@@ -70,6 +73,8 @@ class Selective(Mixer):
 
     def forward(self, x_BSD: Tensor, state: State | None = None) -> Tensor:
         signal, gate = self.enter(x_BSD).chunk(2, dim=-1)
+        if state is not None and state.branches is not None:
+            return self.out(self._tree(signal, state, state.branches) * F.silu(gate))
         if state is None:
             tail = signal.new_zeros((len(signal), self.inner, self.taps - 1))
         else:
@@ -86,6 +91,19 @@ class Selective(Mixer):
             tail_BSEK = window[:, :, 1:].unfold(2, self.taps - 1, 1).transpose(1, 2)
             state.advance(h=h_BSEN, tail=tail_BSEK)
         return self.out(y_BSE * F.silu(gate))
+
+    def _tree(self, signal_BSE: Tensor, state: State, by: Branches) -> Tensor:
+        """Outputs (B, S, E) of slots that hang on a tree."""
+        window = tree_windows(signal_BSE, state.earlier("tail").to(signal_BSE.dtype), by)
+        u = wide(F.silu((window * self.conv.weight[:, 0]).sum(3) + self.conv.bias))
+        low, b_BSN, c_BSN = self.coefficients(u.to(signal_BSE.dtype)).split([self.rank, self.states, self.states], dim=-1)
+        delta = F.softplus(wide(self.step(low)) + wide(self.step_bias))
+        log_decay = delta.unsqueeze(-1) * -wide(self.log_rate).view(self.inner, -1).exp()
+        drive = (delta * u).unsqueeze(-1) * wide(b_BSN).unsqueeze(2)
+        h = tree_states(log_decay.flatten(2), drive.flatten(2).unsqueeze(-1), state.earlier("h").flatten(2).unsqueeze(-1), by)
+        h_BSEN = h.view(drive.shape)
+        state.advance(h=h_BSEN, tail=window[..., 1:])
+        return (torch.einsum("bsen,bsn->bse", h_BSEN, wide(c_BSN)) + wide(self.skip) * u).to(signal_BSE.dtype)
 
 
 @dataclass(frozen=True)

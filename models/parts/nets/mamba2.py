@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.recurrent.branching import tree_states, tree_windows
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.scan import wide
 
 
 class Dual(Mixer):
     """The Mamba-2 mixer: one map makes gate, signal, B, C and steps; convolution, recurrence, norm of the gated output."""
+
+    trees = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Mixer.Config, tag="mixer.mamba2", label="Mamba-2"):
@@ -73,13 +76,24 @@ class Dual(Mixer):
         rows, slots, _ = x_BSD.shape
         gate, mixed, step = self.enter(x_BSD).split([self.inner, self.conv.in_channels, self.heads], dim=-1)
         tail = mixed.new_zeros((rows, self.conv.in_channels, self.taps - 1)) if state is None else state.tensors["tail"].to(mixed.dtype)
+        by = None if state is None else state.branches
         window = torch.cat([tail, mixed.transpose(1, 2)], dim=2)
-        signal, b, c = F.silu(self.conv(window)).transpose(1, 2).split([self.inner, self.states, self.states], dim=-1)
+        if state is None or by is None:
+            mixed = self.conv(window).transpose(1, 2)
+        else:
+            window_BSEK = tree_windows(mixed, state.earlier("tail").to(mixed.dtype), by)
+            mixed = (window_BSEK * self.conv.weight[:, 0]).sum(3) + self.conv.bias
+        signal, b, c = F.silu(mixed).split([self.inner, self.states, self.states], dim=-1)
         u_BSHP = signal.unflatten(2, (self.heads, self.head_width))
         delta_BSH = F.softplus(wide(step) + wide(self.step_bias))
         drive, decay = wide(u_BSHP) * delta_BSH.unsqueeze(-1), -delta_BSH * wide(self.log_rate).exp()
         if state is None:
             y, _ = chunkwise(drive, decay, wide(b), wide(c), self.chunk)
+        elif by is not None:
+            outer = torch.einsum("bshp,bsn->bshpn", drive, wide(b))
+            h = tree_states(decay, outer.flatten(3), state.earlier("h").flatten(3), by).view(outer.shape)
+            y = torch.einsum("bshpn,bsn->bshp", h, wide(c))
+            state.advance(h=h, tail=window_BSEK[..., 1:])
         elif slots == 1 or state.at_B is not None:  # snapshots are of each slot
             y, h_BSHPN = recurrent(drive, decay, wide(b), wide(c), state.tensors["h"])
             # Slot s leaves the K - 1 inputs that end with its own: entries s + 1 … s + K - 1 of the window.

@@ -21,6 +21,7 @@ from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP
+from tokenloom.models.parts.nets.recurrent.branching import Branches
 from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
 from tokenloom.models.parts.norms import BlockNorm, PreNorm
 from tokenloom.models.parts.plan import Plan
@@ -32,18 +33,31 @@ from tokenloom.models.parts.visibility import Causal, Everything, Visibility
 class State:
     """What a layer keeps of all slots so far; updated in place, its size does not depend on their number.
 
-    After ``fix`` it also keeps a snapshot after each slot since the last ``rewind``, to which each row can go back by itself.
+    After ``fix`` it also keeps a snapshot after each slot since the last ``rewind``, to which each row can go back by itself.  While
+    ``branches`` are set, new slots do not follow one another but hang on a tree: each goes on from the snapshot of its parent.
     """
 
     tensors: dict[str, Tensor]
     used: int = 0
     at_B: Tensor | None = None
     snapshots: list[dict[str, Tensor]] = field(default_factory=list)
+    branches: Branches | None = None
 
     @property
     def start(self) -> int | Tensor:
         """Index of the next slot: of all rows, or (B or 1,)."""
         return self.used if self.at_B is None else self.at_B
+
+    def steps(self, slots: int, device: torch.device) -> Tensor:
+        """(B or 1, S) places of the new slots in the sequence."""
+        if self.branches is not None:
+            return self.branches.step_BS
+        start = self.start
+        return torch.arange(slots, device=device) + (torch.full((1, 1), start, device=device) if isinstance(start, int) else start[:, None])
+
+    def earlier(self, name: str) -> Tensor:
+        """(B, 1 + N, …) a tensor before the first slot and after each slot since the last ``rewind``."""
+        return torch.cat([snapshot[name] for snapshot in self.snapshots], dim=1)
 
     def update(self, slots: int, **tensors: Tensor) -> None:
         """Overwrite the tensors after so many more slots."""
@@ -66,7 +80,7 @@ class State:
         """The state after the first ``count_B`` (B,) slots since the last call (None: as it is now); the others are forgotten."""
         if count_B is not None:
             for name, tensor in self.tensors.items():
-                each = torch.cat([snapshot[name] for snapshot in self.snapshots], dim=1)  # (B, 1 + S, …): before and after each slot
+                each = self.earlier(name)
                 index = count_B.view(-1, *[1] * (each.ndim - 1)).expand(-1, 1, *each.shape[2:])
                 tensor.copy_(each.gather(1, index)[:, 0])
         self.snapshots = [{name: tensor.unsqueeze(1).clone() for name, tensor in self.tensors.items()}]
@@ -100,6 +114,8 @@ class Mixer(nn.Module, ABC):
 
     #: The map back to the residual stream.
     out: nn.Linear
+    #: Whether slots may hang on a tree (``State.branches``).
+    trees: ClassVar[bool] = False
 
     class Config(configs.Config, ABC):
         """Settings of a mixer; concrete ones are frozen dataclasses."""

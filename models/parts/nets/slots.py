@@ -16,6 +16,7 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
+from tokenloom.models.parts.norms import Modulation
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
@@ -72,7 +73,7 @@ class SlotNet(nn.Module, ABC):
         """
 
 
-def modulation_of(slots: Slots, cond: Conditioned) -> Tensor:
+def modulation_of(slots: Slots, cond: Conditioned) -> Tensor | Modulation:
     """The vectors that modulate adaptive norms, (B, 1 or S, D)."""
     if slots.condition_BSD is not None:
         return slots.condition_BSD

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.dropout import branch
 from tokenloom.models.parts.mlp import MLP, SwiGLU
 from tokenloom.models.parts.nets.slots import SlotNet, modulation_of
-from tokenloom.models.parts.norms import BlockNorm, Branch, PreNorm
+from tokenloom.models.parts.norms import BlockNorm, Branch, Modulation, PreNorm
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.rope import Rope
 from tokenloom.models.parts.slots import Slots
@@ -124,7 +124,7 @@ class Transformer(SlotNet):
         x_BSD: Tensor,
         position_BS: Tensor,
         visibility: Visibility,
-        modulation: Tensor,
+        modulation: Tensor | Modulation,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:
@@ -141,7 +141,7 @@ class Transformer(SlotNet):
         x_BSD: Tensor,
         rotations: Tensor | None,
         visibility: Visibility,
-        modulation: Tensor,
+        modulation: Tensor | Modulation,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
         stop: int | None = None,
@@ -187,9 +187,15 @@ class Transformer(SlotNet):
         return self.norm.join(index, 1, x_BSD, branch(self.norm.gate(y, how), self.config.dropout, self.drop_rates[index], draws))
 
 
-def spread(vector: Tensor, slots: int) -> Tensor:
-    """(B, 1 or S, D) of (B, G, D), each vector being that of S / G neighbouring slots."""
-    return vector if vector.shape[1] in (1, slots) else vector.repeat_interleave(slots // vector.shape[1], 1)
+@overload
+def spread(vector: Tensor, slots: int) -> Tensor: ...
+@overload
+def spread(vector: Tensor | Modulation, slots: int) -> Tensor | Modulation: ...
+def spread(vector: Tensor | Modulation, slots: int) -> Tensor | Modulation:
+    """(B, 1 or S, D) of (B, G, D), each vector being that of S / G neighbouring slots; what was made ahead is that of each slot."""
+    if isinstance(vector, Modulation) or vector.shape[1] in (1, slots):
+        return vector
+    return vector.repeat_interleave(slots // vector.shape[1], 1)
 
 
 def spread_branch(how: Branch | None, slots: int) -> Branch | None:

@@ -14,12 +14,24 @@ from torch import Tensor
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, Tokens
+from tokenloom.models.parts.nets.recurrent.branching import pick
 from tokenloom.models.sampling.chain import ChainSession, Outcome, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.rejection import draw_from
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import Decodable
 from tokenloom.models.sampling.trace import Trace
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Distributions (B, W, V) of the entries of the window; the tokens that were drawn for them one call ago, from which distributions, and
+    where there were any (B, W)."""
+
+    draft_BWV: Tensor
+    token_BW: Tensor
+    before_BWV: Tensor
+    drawn_BW: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +55,44 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     def run(self, model: Decodable, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         session = ChainSession(model, conditions, sampler, draws, window=self.window, **given)
         session.begin()
-        draft_BWV = self.blind(session)
-        step = 0
+        now, step = self.blind(session), 0
         while not session.done:
-            draft_BWV = self.step(session, draft_BWV, step)
+            now = self.step(session, now, step)
             step += 1
         return session.tokens(), session.trace
 
-    def blind(self, session: ChainSession) -> Tensor:
+    def blind(self, session: ChainSession) -> Drafts:
         """The uniform distribution for each entry of the window."""
         codes = session.first_B1V.shape[2]
-        return session.first_B1V.new_full((session.rows, self.window, codes), 1 / codes)
+        draft_BWV = session.first_B1V.new_full((session.rows, self.window, codes), 1 / codes)
+        nothing_BW = torch.zeros((session.rows, self.window), dtype=torch.int64, device=session.device)
+        return Drafts(draft_BWV, nothing_BW, draft_BWV, nothing_BW.bool())
 
-    def step(self, session: ChainSession, draft_BWV: Tensor, step: int) -> Tensor:
-        """One call of the net: verify a draw of the drafts; the distributions of the next ones."""
-        session.propose(draw_from(draft_BWV, session.draws.uniform("draft", step, self.window)), draft_BWV)
-        outcome = session.verify(step)
+    def drafted(self, session: ChainSession, now: Drafts, step: int) -> Tensor:
+        """A draw (B, W) of the drafts."""
+        return draw_from(now.draft_BWV, session.draws.uniform("draft", step, self.window))
+
+    def step(self, session: ChainSession, now: Drafts, step: int) -> Drafts:
+        """One call of the net: verify a draw of the drafts; the next ones."""
+        token_BW = session.kept(self.drafted(session, now, step), 0)
+        session.propose(token_BW, now.draft_BWV)
+        outcome = self.verified(session, step)
         session.commit(outcome)
-        return self.next(outcome, self.blind(session))
+        return self.next(outcome, token_BW, now.draft_BWV, self.blind(session))
 
-    def next(self, outcome: Outcome, blind_BWV: Tensor) -> Tensor:
+    def verified(self, session: ChainSession, step: int) -> Outcome:
+        """What of the drafts holds."""
+        return session.verify(step)
+
+    def next(self, outcome: Outcome, token_BW: Tensor, draft_BWV: Tensor, blind: Drafts) -> Drafts:
         """The net's distributions of the entries after the new tokens, given drafts that may not have held; then uniform ones."""
-        known = torch.cat([outcome.target, blind_BWV], dim=1)
-        index = outcome.hold_B[:, None] + 1 + torch.arange(self.window, device=known.device)
-        return known.gather(1, index.unsqueeze(-1).expand(-1, -1, known.shape[2]))
+
+        def after(each: Tensor, rest: Tensor) -> Tensor:
+            both = torch.cat([each, rest], dim=1)
+            index = outcome.hold_B[:, None] + 1 + torch.arange(self.window, device=both.device)
+            return pick(both, index.clamp_max(both.shape[1] - 1))
+
+        known = after(outcome.target, blind.draft_BWV)
+        drawn = torch.ones_like(token_BW, dtype=torch.bool)
+        more = torch.cat([blind.draft_BWV, blind.draft_BWV[:, :1]], 1), torch.cat([blind.token_BW, blind.token_BW[:, :1]], 1)
+        return Drafts(known, after(token_BW, more[1]), after(draft_BWV, more[0]), after(drawn, torch.zeros_like(more[1], dtype=torch.bool)))

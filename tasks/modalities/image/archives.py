@@ -5,25 +5,30 @@ Nothing is ever unpacked; members are read at their offsets.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, file_digest, natural, printable, storable
-from tokenloom.tasks.data.reading import ReadError, opened
+from tokenloom.tasks.data.reading import ReadError, nothing, opened
 from tokenloom.tasks.modalities.image.formats import IMAGE_SUFFIXES
 from tokenloom.tasks.modalities.image.labels import NONE, Place, Places, Wanted, file_splits, label_of, split_of_file, stamp_of, text_of
 from tokenloom.tasks.modalities.image.tables import check_names
+from tokenloom.tasks.sources.far import Far
+from tokenloom.tasks.sources.far import Place as File
+from tokenloom.tasks.sources.remembered import remembered
 
 #: Ends of members that are looked at, beside images and those of ``data.columns``.
 _TEXTS = (".cls", ".txt", ".json")
+_SMALL = 1 << 16  # bytes of a text that is kept with the listing of an archive elsewhere
 At = tuple[int, int]  # offset and size of a member
 
 
@@ -34,6 +39,19 @@ class Listing:
     samples: dict[str, dict[str, At]] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
+    texts: dict[At, bytes] = field(default_factory=dict)  # contents of small members of an archive elsewhere
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data, from which ``of`` makes it again."""
+        texts = [[*at, base64.b85encode(data).decode()] for at, data in self.texts.items()]
+        return {"samples": self.samples, "bad": self.bad, "unused": self.unused, "texts": texts}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Listing:
+        """Inverse of ``plain``."""
+        samples = {key: {end: (at[0], at[1]) for end, at in parts.items()} for key, parts in plain["samples"].items()}
+        texts = {(at, size): base64.b85decode(data) for at, size, data in plain["texts"]}
+        return cls(samples, [(name, why) for name, why in plain["bad"]], Counter(plain["unused"]), texts)
 
 
 def safe_name(name: str) -> bool:
@@ -42,17 +60,18 @@ def safe_name(name: str) -> bool:
     return not (outside or re.match(r"[A-Za-z]:[\\/]", name) or "\0" in name)
 
 
-def tar_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
-    """See ``tokenloom.tasks.modalities.image.sources.webdataset``."""
+def tar_source(where: str, paths: list[File], wanted: Wanted, given_splits: Mapping[File, str] | None = None) -> Source:
+    """See ``tokenloom.tasks.modalities.image.sources.webdataset``; ``given_splits`` are of files whose names do not say them."""
     listings = {path: members(where, path, tuple(wanted.columns.values())) for path in paths}
-    reader, splits = _Labels(where, listings, wanted), file_splits(paths, wanted)
+    reader = _Labels(where, listings, wanted)
+    splits = file_splits(paths, wanted) if given_splits is None else given_splits
 
     def items(entry: Entry) -> Iterator[Item]:
         path = entry.path
         assert path is not None
         for name, problem in listings[path].bad:
             source = f"{entry.name}#{printable(name)}"
-            yield Item(source, lambda: b"", None, None, source, problem)
+            yield Item(source, nothing, None, None, source, problem)
         for key, parts in listings[path].samples.items():
             made = _item(f"{entry.name}#{printable(key)}", path, key, parts, wanted, reader)
             yield replace(made, split=made.split or split_of_file(splits, path, made.key, wanted))
@@ -66,7 +85,7 @@ def tar_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
     return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=reader.captioned, how=how)
 
 
-def _item(place: str, path: Path, key: str, parts: dict[str, At], wanted: Wanted, reader: _Labels) -> Item:
+def _item(place: str, path: File, key: str, parts: dict[str, At], wanted: Wanted, reader: _Labels) -> Item:
     image = next((end for end in parts if end in IMAGE_SUFFIXES), None)
     read = partial(content, path, parts[image] if image else (0, 0))
     beside = {name: partial(content, path, parts[end]) for name, end in wanted.columns.items() if end in parts}
@@ -88,7 +107,7 @@ def _item(place: str, path: Path, key: str, parts: dict[str, At], wanted: Wanted
 class _Labels:
     """Where the labels of all archives of a source come from: ``.cls``, a key of ``.json``, or the folders inside."""
 
-    def __init__(self, where: str, listings: dict[Path, Listing], wanted: Wanted) -> None:
+    def __init__(self, where: str, listings: dict[File, Listing], wanted: Wanted) -> None:
         self._listings, self._wanted = listings, wanted
         self._read = cache(self._json)
         setting, caption = wanted.config.label_column, wanted.config.caption_column
@@ -107,7 +126,7 @@ class _Labels:
         self._places, self._shared = self._folders(where)
         self.how = self._told()
 
-    def stamp(self, path: Path) -> str:
+    def stamp(self, path: File) -> str:
         """What the samples of an archive depend on beside it: how labels are read, unless its own members say so."""
         if self._key is not None or self._text_key is not None or self._places is not None:
             return stamp_of(self._end, self._key, self._text_key, self._places)
@@ -157,12 +176,16 @@ class _Labels:
                     continue
         return list(found)
 
-    def _json(self, path: Path, key: str) -> dict[str, Any]:
+    def _content(self, path: File, at: At) -> bytes:
+        known = self._listings[path].texts.get(at)
+        return content(path, at) if known is None else known
+
+    def _json(self, path: File, key: str) -> dict[str, Any]:
         parts = self._listings[path].samples[key]
         if ".json" not in parts:
             return {}
         try:
-            value = json.loads(content(path, parts[".json"]))
+            value = json.loads(self._content(path, parts[".json"]))
         except ReadError:
             raise
         except ValueError as error:
@@ -171,7 +194,7 @@ class _Labels:
             raise ValueError("its .json holds no names with values")
         return value
 
-    def place(self, path: Path, key: str) -> Place:
+    def place(self, path: File, key: str) -> Place:
         """Class and split of a sample.
 
         Raises:
@@ -179,7 +202,7 @@ class _Labels:
         """
         parts = self._listings[path].samples[key]
         if self._end is not None:
-            return Place(text_of(content(path, parts[self._end]), f"its {self._end}") if self._end in parts else None)
+            return Place(text_of(self._content(path, parts[self._end]), f"its {self._end}") if self._end in parts else None)
         if self._key is not None:
             value = self._read(path, key).get(self._key)
             if value is not None and not isinstance(value, (int, str)):
@@ -189,7 +212,7 @@ class _Labels:
             return self._places.of(self._parents(key)[self._shared :], printable(key), self._wanted)
         return Place(ONE_CLASS)
 
-    def label(self, path: Path, key: str) -> str | None:
+    def label(self, path: File, key: str) -> str | None:
         """Class of a sample, None where it has none that can be used."""
         try:
             label = self.place(path, key).label
@@ -197,23 +220,29 @@ class _Labels:
             return None
         return label if label is None or storable(label) else None
 
-    def caption(self, path: Path, key: str) -> str | None:
+    def caption(self, path: File, key: str) -> str | None:
         """Caption of a sample; raises ``ValueError`` where it is no text."""
         parts = self._listings[path].samples[key]
         if self._text is not None:
-            return text_of(content(path, parts[self._text]), f"its {self._text}") if self._text in parts else None
+            return text_of(self._content(path, parts[self._text]), f"its {self._text}") if self._text in parts else None
         value = self._read(path, key).get(self._text_key) if self._text_key is not None else None
         if value is not None and not isinstance(value, str):
             raise ValueError(f"its caption ({self._text_key!r} of .json) is no text: {value!r}")
         return value
 
 
-def members(where: str, path: Path, further: tuple[str, ...] = ()) -> Listing:
-    """What a tar file holds, by sample.
+def members(where: str, path: File, further: tuple[str, ...] = ()) -> Listing:
+    """What a tar file holds, by sample; what one elsewhere holds is remembered.
 
     Raises:
         ConfigError: it is compressed, cut short, or no tar file, or it cannot be read.
     """
+    if isinstance(path, Far):
+        return Listing.of(remembered(path, f"tar 1 {further}", lambda: _members(where, path, further).plain()))
+    return _members(where, path, further)
+
+
+def _members(where: str, path: File, further: tuple[str, ...]) -> Listing:
     plain: dict[str, At] = {}
     found = Listing()
     try:
@@ -227,6 +256,9 @@ def members(where: str, path: Path, further: tuple[str, ...] = ()) -> Listing:
                 if member.name in plain:
                     found.bad.append((member.name, "another member of this name comes after it, which is used"))
                 plain[member.name] = (member.offset_data, member.size)
+                if isinstance(path, Far) and member.size <= _SMALL and member.name.lower().endswith(_TEXTS):
+                    with archive.extractfile(member) as small:  # type: ignore[union-attr]
+                        found.texts[plain[member.name]] = small.read()
     except ReadError as error:
         raise ConfigError(f"data.source webdataset:{where}: {path} {error}") from error
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -266,7 +298,7 @@ def _first_dot(name: str) -> tuple[str, str]:
     return parent + slash + stem, f".{end.lower()}" if dot else ""
 
 
-def content(path: Path, at: At) -> bytes:
+def content(path: File, at: At) -> bytes:
     """Bytes of a file from an offset on; ``ValueError`` if it ends before, ``ReadError`` if it cannot be read."""
     with opened(path) as file:
         file.seek(at[0])

@@ -6,27 +6,26 @@ Captions and labels stand in ``x.txt`` beside ``x.png``, or in a table ``metadat
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import ONE_CLASS, Entry, Item, Source, looked, natural, printable, stamped, storable, turns
-from tokenloom.tasks.data.reading import ReadError, attempted, file_bytes, passing, said
+from tokenloom.tasks.data.listing import IN_TURNS, ONE_CLASS, Entry, Item, Source, looked, natural, printable, stamped, storable, turns
+from tokenloom.tasks.data.reading import ReadError, attempted, file_bytes, nothing, opened, passing, said
+from tokenloom.tasks.modalities.image.file_tables import TABLES, Table
 from tokenloom.tasks.modalities.image.formats import IMAGE_SUFFIXES
-from tokenloom.tasks.modalities.image.labels import Place, Places, Wanted, label_of, stamp_of, text_of
+from tokenloom.tasks.modalities.image.labels import Place, Places, Wanted, stamp_of, text_of
+from tokenloom.tasks.sources.far import Far, below, placed
+from tokenloom.tasks.sources.far import Place as File
 
-TABLES = ("metadata.csv", "metadata.jsonl")
 #: Files and folders that systems leave behind.
 _OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "@eadir", "$recycle.bin", "system volume information"}
 
@@ -35,18 +34,19 @@ _OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "@eadir", "
 class Known:
     """What is known of one entry: its files, its place, its row of a table, and why it is no file (and whether that may pass)."""
 
-    path: Path
-    beside: list[Path]
+    path: File
+    beside: list[File]
     place: Place
     row: Mapping[str, Any]
     odd: str | None = None
     retry: bool = False
+    columns: Mapping[str, File] = field(default_factory=dict)
 
 
 def folder_source(where: str, wanted: Wanted) -> Source:
     """See ``tokenloom.tasks.modalities.image.sources.folder``."""
-    base, here = Path(where).expanduser().absolute(), f"data.source folder:{where}"
-    if not base.is_dir():
+    base, here = placed(where), f"data.source folder:{where}"
+    if isinstance(base, Path) and not base.is_dir():
         raise ConfigError(f"{here}: no such folder{looked(where)}")
     found = walk(base, tuple(wanted.columns.values()), here)
     table = Table.read(found.tables, wanted)
@@ -57,8 +57,11 @@ def folder_source(where: str, wanted: Wanted) -> Source:
     for path in sorted([*found.files, *found.odd], key=lambda path: natural(path.as_posix())):
         inside = path.relative_to(base)
         odd, retry = found.odd.get(path, (None, False))
-        place, row = table.place(path, places.of(inside.parts[:-1], printable(inside.as_posix()), wanted))
-        one = Known(path, found.files.get(path, []), place, row, odd, retry)
+        key = printable(inside.as_posix())
+        place, row = table.place(path, places.of(inside.parts[:-1], key, wanted), key, wanted)
+        others = {file.name: file for file in found.files.get(path, [])}
+        columns = {name: others[end] for name, end in _ends(path, wanted).items() if end in others}
+        one = Known(path, list(others.values()), place, row, odd, retry, columns)
         entry = _entry(inside, one)
         known[entry.name] = one
         by_class.setdefault(place.label or "", []).append(entry)
@@ -70,7 +73,7 @@ def folder_source(where: str, wanted: Wanted) -> Source:
                 raise ConfigError(f"{here}: {base / name if places.classed else base} has no usable image; fill or remove it")
 
     def items(entry: Entry) -> Iterator[Item]:
-        yield _item(entry, known[entry.name], wanted)
+        yield item_of(entry, known[entry.name])
 
     def digest(entry: Entry) -> str:
         item = next(items(entry))
@@ -79,10 +82,15 @@ def folder_source(where: str, wanted: Wanted) -> Source:
         return stamped(attempted(lambda: single_digest(item, item.read())), entry.stamp)
 
     texts = table.captioned or any(file.suffix == ".txt" for one in known.values() for file in one.beside)
-    how = "; ".join(part for part in (places.how, table.how(found)) if part)
+    how = "; ".join(part for part in (places.how, table.how({*found.files, *found.odd})) if part)
     ordered = tuple(turns([by_class[name] for name in sorted(by_class, key=natural)]))
     classes = tuple(name for name in sorted(by_class, key=natural) if name)
-    return Source(classes, ordered, items, digest, single=True, check=check, captioned=texts, how=how)
+    return Source(classes, ordered, items, digest, single=True, check=check, captioned=texts, how=how, parts=IN_TURNS)
+
+
+def _ends(path: File, wanted: Wanted) -> dict[str, str]:
+    """Names of the files that hold the columns of an image."""
+    return {name: path.with_suffix(end).name for name, end in wanted.columns.items()}
 
 
 def _entry(inside: Path, one: Known) -> Entry:
@@ -97,7 +105,8 @@ def _entry(inside: Path, one: Known) -> Entry:
         return Entry(printable(name), 0, 0, one.path, stamp=stamp)  # its item says why
 
 
-def _item(entry: Entry, one: Known, wanted: Wanted) -> Item:
+def item_of(entry: Entry, one: Known) -> Item:
+    """The item of an entry that is one file."""
     path, text, problem, retry = one.path, one.row.get("caption"), one.odd, one.retry
     if problem is None and not storable(path.name):
         problem = "its name is not UTF-8: rename it"
@@ -113,9 +122,8 @@ def _item(entry: Entry, one: Known, wanted: Wanted) -> Item:
         problem, retry = problem or f"its caption {notes[0].name} {error}", problem is None
     except ValueError as error:
         problem = problem or str(error)
-    columns = {name: file for name, end in wanted.columns.items() if (file := path.with_suffix(end)) in one.beside}
-    reads = {name: partial(file_bytes, file) for name, file in columns.items()}
-    read = (lambda: b"") if one.odd else partial(file_bytes, path)
+    reads = {name: partial(file_bytes, file) for name, file in one.columns.items()}
+    read = nothing if one.odd else partial(file_bytes, path)
     return Item(entry.name, read, one.place.label, text, entry.name, problem, reads, one.place.split, retry)
 
 
@@ -130,17 +138,20 @@ def single_digest(item: Item, raw: bytes | np.ndarray) -> str:
 class Found:
     """What a walk finds: files with those beside them, what is no file (why, and whether it may pass), and tables of captions."""
 
-    files: dict[Path, list[Path]] = field(default_factory=dict)
-    odd: dict[Path, tuple[str, bool]] = field(default_factory=dict)
-    tables: list[Path] = field(default_factory=list)
+    files: dict[File, list[File]] = field(default_factory=dict)
+    odd: dict[File, tuple[str, bool]] = field(default_factory=dict)
+    tables: list[File] = field(default_factory=list)
 
 
-def walk(base: Path, ends: tuple[str, ...], where: str) -> Found:
+def walk(base: File, ends: tuple[str, ...], where: str) -> Found:
     """All files below a folder, through links; hidden ones and those that systems leave are passed over.
 
     Raises:
         ConfigError: a folder that cannot be read, with its name.
     """
+
+    if isinstance(base, Far):
+        return _walk_far(base, ends, where)
 
     def unreadable(error: OSError) -> None:
         raise ConfigError(
@@ -170,6 +181,26 @@ def walk(base: Path, ends: tuple[str, ...], where: str) -> Found:
     return found
 
 
+def _walk_far(base: Far, ends: tuple[str, ...], where: str) -> Found:
+    """The same of a folder elsewhere, from a listing of all that is below it."""
+    try:
+        listed = {file.path: file for file in attempted(lambda: below(base))}
+    except ReadError as error:
+        raise ConfigError(f"{where}: cannot be listed: {said(error)}") from error
+    if not listed:
+        raise ConfigError(f"{where}: no such folder, or nothing in it")
+    found = Found()
+    for path, file in listed.items():
+        if any(_passed_over(part) for part in file.relative_to(base).parts) or path.lower().endswith(".txt") or path.endswith(ends or "/"):
+            continue
+        if file.name in TABLES:
+            found.tables.append(file)
+        else:
+            others = [str(PurePosixPath(path).with_suffix(end)) for end in (".txt", ".TXT", *ends)]
+            found.files[file] = [listed[other] for other in others if other in listed]
+    return found
+
+
 def _passed_over(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
@@ -182,12 +213,13 @@ def _no_file(path: Path) -> tuple[str, bool] | None:
         return (f"a link to {printable(os.readlink(path))}, which is not there", True) if path.is_symlink() else (str(error), True)
 
 
-def _check_classes(base: Path, by_class: Mapping[str, list[Entry]], places: Places, where: str) -> None:
+def _check_classes(base: File, by_class: Mapping[str, list[Entry]], places: Places, where: str) -> None:
     """Raise ``ConfigError`` for a folder of a class without an image, and for a source without any."""
     tops = [base / split for split in places.splits] or [base]
     empty = [] if any(by_class) else [base]
     for top in tops:
-        names = [each for each in sorted(top.iterdir()) if each.is_dir() and not _passed_over(each.name)] if places.classed else []
+        inner = sorted(top.iterdir()) if places.classed and isinstance(top, Path) else []  # there are no empty folders elsewhere
+        names = [each for each in inner if each.is_dir() and not _passed_over(each.name)]
         empty += [each for each in names if each.name not in by_class and storable(each.name) and not _holds(each)]
     for name, entries in by_class.items():
         if name and not any(entry.path and entry.path.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
@@ -204,77 +236,7 @@ def _opens(entry: Entry) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(entry.path):  # type: ignore[arg-type]
+        with opened(entry.path) as file, Image.open(file):  # type: ignore[arg-type]
             return True
     except Exception as error:  # what a damaged file raises; one that cannot be read now says nothing
         return passing(error)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of ``metadata.csv`` and ``metadata.jsonl`` by the file that they are about."""
-
-    rows: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)
-    labelled: bool = False
-    captioned: bool = False
-    said: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, paths: list[Path], wanted: Wanted) -> Table:
-        """All tables of a source.
-
-        Raises:
-            ConfigError: one that is no table of files.
-        """
-        rows: dict[Path, Mapping[str, Any]] = {}
-        labelled, captioned, parts = False, False, list[str]()
-        for path in paths:
-            listed = table_rows(path)
-            names = list(dict.fromkeys(name for row in listed for name in row))
-            label, caption = wanted.label(names, str(path)), wanted.caption(names, str(path))
-            labelled, captioned = labelled or label is not None, captioned or caption is not None
-            parts += [
-                f"{path.name}: "
-                + ", ".join([f"{what} from {column}" for what, column in (("labels", label), ("captions", caption)) if column])
-            ]
-            for row in listed:
-                chosen = {"label": row.get(label) if label else None, "caption": (row.get(caption) or None) if caption else None}
-                rows[Path(os.path.normpath(path.parent / str(row["file_name"])))] = {k: v for k, v in chosen.items() if v is not None}
-        return cls(rows, labelled, captioned, tuple(parts))
-
-    def place(self, path: Path, place: Place) -> tuple[Place, Mapping[str, Any]]:
-        """An image's place with the label that its row gives it, and that row."""
-        row = self.rows.get(path, {})
-        if not self.labelled:
-            return place, row
-        value = row.get("label")
-        if value is not None and not isinstance(value, (int, str)):
-            return Place(None, place.split, f"its label is neither a whole number nor a text: {value!r}"), row
-        problem = None if value is not None else "no label in the table of the images"
-        return Place(label_of(value), place.split, problem), row
-
-    def how(self, found: Found) -> str:
-        """Where captions and labels come from, and rows of files that are not there."""
-        missing = [path for path in self.rows if path not in found.files and path not in found.odd]
-        told = [f"{len(missing)} rows of files that are not there (first: {missing[0].name})"] if missing else []
-        return "; ".join([*self.said, *told])
-
-
-def table_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a table of files, each with its ``file_name``.
-
-    Raises:
-        ConfigError: not such a table, naming the line.
-    """
-    try:
-        text = text_of(attempted(path.read_bytes), str(path)) or ""
-        if path.suffix == ".csv":
-            rows = [{k: v for k, v in row.items() if k is not None} for row in csv.DictReader(io.StringIO(text))]
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{path}: not a table of images and captions: {said(error)}") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise ConfigError(f"{path}: row {number} has no file_name, the image that it is about")
-    return rows

@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow as pa
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.listing import ONE_CLASS, printable, split_of, storable
+from tokenloom.tasks.sources.far import Place as File
 
 _IMAGES = ("image", "img", "jpg", "png")
 _LABELS = ("label", "labels", "class", "fine_label", "cls", "category", "class_name", "class_label", "label_name", "target")
@@ -55,6 +55,12 @@ class Wanted:
         """The column of captions, if there is one."""
         return self._column("caption_column", self.config.caption_column, _CAPTIONS, names, where)
 
+    def split(self, names: Sequence[str], where: str) -> str | None:
+        """The column of splits, if there is one."""
+        if self.config.splits == "keyed" and self.config.split_column is None:
+            return None
+        return self._column("split_column", self.config.split_column, ("split",), names, where)
+
     @staticmethod
     def _column(setting: str, given: str | None, usual: Sequence[str], names: Sequence[str], where: str) -> str | None:
         if given == NONE:
@@ -91,6 +97,29 @@ def label_of(value: Any, names: Sequence[str] | None = None) -> str | None:
     if value is None or value == "" or (type(value) is int and (value < 0 or (names is not None and value >= len(names)))):
         return None
     return names[value] if names is not None and type(value) is int else str(value)
+
+
+def named_splits(values: Iterable[Any], column: str, where: str) -> dict[str, str]:
+    """The splits that the values of a column name.
+
+    Raises:
+        ConfigError: a value that is no split, or none of them the training split.
+    """
+    given = sorted({str(value) for value in values if value not in (None, "")})
+    found = {value: SPLIT_NAMES[value.lower()] for value in given if value.lower() in SPLIT_NAMES}
+    if odd := [value for value in given if value not in found]:
+        raise ConfigError(
+            f"{where}: the column {column!r} holds {printable(odd[0])!r}, which is no split (train, val, test): mend it, or write "
+            "data.split_column: none"
+        )
+    if found and "train" not in found.values():
+        raise ConfigError(f"{where}: the column {column!r} holds {', '.join(given)} and no train: write data.split_column: none")
+    return found
+
+
+def split_of_value(splits: Mapping[str, str], value: Any, key: str, wanted: Wanted) -> str | None:
+    """The split of an item by the value of its column; None (by its key) where it has none."""
+    return given_split(splits, str(value), key, wanted.config) if value not in (None, "") and splits else None
 
 
 def stamp_of(*parts: Any) -> str:
@@ -179,9 +208,9 @@ class Places:
         return Place(folders[0], split)
 
 
-def file_splits(paths: Sequence[Path], wanted: Wanted) -> dict[Path, str]:
+def file_splits(paths: Sequence[File], wanted: Wanted) -> dict[File, str]:
     """The splits of files whose names begin with one, or whose folders are one, where all of them do: ``train-0001.parquet``."""
-    found: dict[Path, str] = {}
+    found: dict[File, str] = {}
     for path in paths:
         words = re.split(r"[-_.0-9]", path.name.lower(), maxsplit=1)[0], path.parent.name.lower()
         if (split := SPLIT_NAMES.get(words[0]) or SPLIT_NAMES.get(words[1])) is not None:
@@ -190,7 +219,7 @@ def file_splits(paths: Sequence[Path], wanted: Wanted) -> dict[Path, str]:
     return found if several and wanted.config.splits != "keyed" else {}
 
 
-def split_of_file(splits: Mapping[Path, str], path: Path, key: str, wanted: Wanted) -> str | None:
+def split_of_file(splits: Mapping[File, str], path: File, key: str, wanted: Wanted) -> str | None:
     """The split of an item of a file, where ``file_splits`` found any."""
     return given_split({str(each): split for each, split in splits.items()}, str(path), key, wanted.config) if splits else None
 

@@ -10,7 +10,6 @@ import glob
 import gzip
 import hashlib
 import importlib.util
-import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -23,15 +22,18 @@ import numpy as np
 
 from tokenloom.configs.schema import DataConfig
 from tokenloom.models.core.config import ConfigError
-from tokenloom.tasks.data.listing import Entry, Item, Source, file_digest, looked, natural, turns
+from tokenloom.tasks.data.listing import IN_TURNS, Entry, Item, Source, file_digest, looked, turns
 from tokenloom.tasks.modalities.image import class_names
 from tokenloom.tasks.modalities.image.archives import tar_source
+from tokenloom.tasks.modalities.image.blend import blend_source
 from tokenloom.tasks.modalities.image.drawn.emoji import emoji
 from tokenloom.tasks.modalities.image.folders import folder_source
-from tokenloom.tasks.modalities.image.hub import hub_source
+from tokenloom.tasks.modalities.image.hub import hub_address, hub_source
 from tokenloom.tasks.modalities.image.labels import Wanted
+from tokenloom.tasks.modalities.image.manifest import ENDS, manifest_source
 from tokenloom.tasks.modalities.image.tables import parquet_source
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.sources.patterns import matches
 
 
 def open_source(config: DataConfig) -> Source:
@@ -49,15 +51,19 @@ def opener(config: DataConfig) -> Callable[[], Source]:
     Raises:
         ConfigError: unknown source.
     """
+    if config.blend is not None:
+        return partial(blend_source, config, open_source)
+    if config.source.startswith("hf://"):
+        return partial(hub_address, config.source, Wanted.of(config))
     kind, _, where = config.source.partition(":")
     columns = config.columns or {}
     if columns and kind not in _FURTHER:
         takers = ", ".join(f"{name}:" for name in _FURTHER)
         raise ConfigError(f"data.columns={columns}: only {takers} sources have images beside an image, {config.source!r} has not")
-    settings = {name: getattr(config, name) for name in ("image_column", "label_column", "caption_column", "splits")}
+    settings = {name: getattr(config, name) for name in ("image_column", "label_column", "caption_column", "split_column", "splits")}
     if kind not in _PLACED and (given := [name for name, value in settings.items() if value is not None]):
         raise ConfigError(f"data.{given[0]}={settings[given[0]]!r}: {config.source} has no columns and no folders; leave it out")
-    _check_columns(columns, files=kind != "parquet")
+    _check_columns(columns, files=kind not in ("parquet", "manifest"))
     if kind in _NAMED and not where:
         return _NAMED[kind]
     if kind in _DRAWN:
@@ -66,54 +72,15 @@ def opener(config: DataConfig) -> Callable[[], Source]:
         return partial(_PLACED[kind], where, Wanted.of(config))
     if kind == "idx" and where:
         return partial(idx, where)
-    known = ", ".join([*_NAMED, *_DRAWN, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "hf:REPO"])
+    known = (
+        ", ".join([*_NAMED, *_DRAWN, "idx:FOLDER", "folder:PATH", "parquet:GLOB", "webdataset:GLOB", "manifest:FILE", "hf:REPO"])
+        + ", hf://OWNER/NAME@REVISION, blend"
+    )
     raise ConfigError(f"data.source {config.source!r} is unknown; there are: {known}")
 
 
 def _entry(path: Path) -> Entry:
     return Entry.of(path, str(path))
-
-
-def _matches(pattern: str, what: str, ends: tuple[str, ...]) -> list[Path]:
-    """The files of a pattern with ``*``, ``**``, ``{000..009}`` and ``{a,b}``, or those of these ends in a folder.
-
-    Raises:
-        ConfigError: nothing matches, or a part of ``{…}`` does not.
-    """
-    where = os.path.expanduser(pattern)
-    if os.path.isdir(where):
-        paths = sorted((path for end in ends for path in glob.glob(f"{glob.escape(where)}/**/*{end}", recursive=True)), key=natural)
-        if not paths:
-            raise ConfigError(f"data.source {what}:{pattern}: the folder holds no file that ends in {' or '.join(ends)}")
-        return [Path(path).absolute() for path in paths]
-    found: dict[Path, None] = {}
-    missing = []
-    for each in [where] if os.path.isfile(where) else _braces(where):
-        matched = [path for path in sorted(glob.glob(each, recursive=True), key=natural) if os.path.isfile(path)]
-        matched = matched or ([each] if os.path.isfile(each) else [])
-        missing += [] if matched else [each]
-        found |= dict.fromkeys(Path(path).absolute() for path in matched)
-    if missing and found:
-        raise ConfigError(f"data.source {what}:{pattern}: {len(missing)} of its files are not there (first: {missing[0]})")
-    if not found:
-        raise ConfigError(f"data.source {what}:{pattern}: no file matches{looked(pattern)}")
-    return list(found)
-
-
-def _braces(pattern: str) -> list[str]:
-    """A pattern with its braces written out, as a shell does: ``{000..009}`` and ``{a,b}``."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    span = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", match[1])
-    if span is None and "," not in match[1]:
-        return [pattern]
-    if span is None:
-        parts = match[1].split(",")
-    else:
-        first, last, width = int(span[1]), int(span[2]), len(span[1]) if span[1].startswith("0") else 0
-        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    return [each for part in parts for each in _braces(pattern[: match.start()] + part + pattern[match.end() :])]
 
 
 def _labelled_arrays(images: np.ndarray, labels: np.ndarray, prefix: str, where: str) -> Iterator[Item]:
@@ -138,7 +105,7 @@ def digits() -> Source:
         yield from _labelled_arrays(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1], "", entry.name)
 
     entry = Entry.of(path, "mnist_5k.csv.gz")
-    called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS}
+    called: dict[str, Any] = {"names": class_names.DIGITS, "phrases": class_names.DIGIT_CAPTIONS, "parts": IN_TURNS}
     return Source(tuple(str(i) for i in range(10)), (entry,), items, file_digest, **called)
 
 
@@ -192,7 +159,7 @@ def idx(where: str) -> Source:
         latest = max(e.mtime for e in parts), max(e.ctime for e in parts)
         entries.append(Entry(name, sum(e.size for e in parts), latest[0], ctime=latest[1]))
         classes |= set(np.unique(read_idx(paths[1])).tolist())
-    return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest)
+    return Source(tuple(str(c) for c in sorted(classes)), tuple(entries), items, digest, parts=IN_TURNS)
 
 
 def fashion_mnist() -> Source:
@@ -216,7 +183,7 @@ def _check_columns(columns: Mapping[str, str], files: bool) -> None:
             or name in ("class", "class_id", "text", "features")
             or (files and (not end.startswith(".") or end.count(".") < 2))
         ):
-            what = "the end of a file's name such as .control.png" if files else "the name of a Parquet column"
+            what = "the end of a file's name such as .control.png" if files else "the name of a column"
             raise ConfigError(f"data.columns.{name}={end!r}: a name of its own, and {what}")
 
 
@@ -239,7 +206,7 @@ def parquet(where: str, wanted: Wanted) -> Source:
 
     ``columns`` are further images of a row by name, each with the Parquet column that holds it.
     """
-    return parquet_source(where, _matches(where, "parquet", (".parquet",)), wanted)
+    return parquet_source(where, matches(where, "parquet", (".parquet",)), wanted)
 
 
 def webdataset(where: str, wanted: Wanted) -> Source:
@@ -248,10 +215,20 @@ def webdataset(where: str, wanted: Wanted) -> Source:
     Without labels the folders inside are classes.  ``columns`` are further images of a sample by name, each with the end of its
     file's name: ``.control.png`` is ``key.control.png``.
     """
-    return tar_source(where, _matches(where, "webdataset", (".tar",)), wanted)
+    return tar_source(where, matches(where, "webdataset", (".tar",)), wanted)
+
+
+def manifest(where: str, wanted: Wanted) -> Source:
+    """Tables (JSONL, CSV, TSV, Parquet) with a row an image: its file, here or elsewhere, and perhaps label, caption and split.
+
+    Files are relative to the manifest, or addresses.  ``columns`` are further images of a row by name, each with the column that holds its
+    file.
+    """
+    return manifest_source(where, matches(where, "manifest", ENDS), wanted)
 
 
 _NAMED: dict[str, Callable[[], Source]] = {"digits": digits, "fashion_mnist": fashion_mnist}
 _DRAWN: dict[str, Callable[[str, DataConfig], Source]] = {"emoji": emoji}
 _PLACED: dict[str, Callable[[str, Wanted], Source]] = {"hf": hf, "folder": folder, "parquet": parquet, "webdataset": webdataset}
-_FURTHER = ("folder", "parquet", "webdataset")  # that may hold further images of an item
+_PLACED["manifest"] = manifest
+_FURTHER = ("folder", "parquet", "webdataset", "manifest")  # that may hold further images of an item

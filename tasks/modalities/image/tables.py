@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +19,12 @@ from tokenloom.tasks.modalities.image.labels import (
     check_label_type,
     file_splits,
     label_of,
+    named_splits,
     split_of_file,
+    split_of_value,
     stamp_of,
 )
+from tokenloom.tasks.sources.far import Far, Place
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -68,19 +70,16 @@ class Columns:
     caption: str | None
     names: list[str] | None
     numbered: bool
+    split: str | None = None
     stamp: str = ""  # of names that come from other files
 
 
-def parquet_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
-    """See ``tokenloom.tasks.modalities.image.sources.parquet``."""
-    known, splits = _columns(where, paths, wanted), file_splits(paths, wanted)
+def parquet_source(where: str, paths: list[Place], wanted: Wanted, given_splits: Mapping[Place, str] | None = None) -> Source:
+    """See ``tokenloom.tasks.modalities.image.sources.parquet``; ``given_splits`` are of files whose names do not say them."""
+    known = _columns(where, paths, wanted)
+    splits = file_splits(paths, wanted) if given_splits is None else given_splits
 
-    # One row group of each thread's neighbourhood stays in memory, not the file.
-    @lru_cache(maxsize=4)
-    def group(path: Path, number: int, column: str) -> pa.ChunkedArray:
-        return pq.ParquetFile(path).read_row_group(number, columns=[column])[column]
-
-    def column(path: Path, name: str | None) -> list[Any]:
+    def column(path: Place, name: str | None) -> list[Any]:
         file = _open(where, path)
         if name is None:
             return [None] * file.metadata.num_rows
@@ -90,7 +89,7 @@ def parquet_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
             raise ConfigError(f"data.source parquet:{where}: {path}: column {name!r} cannot be read: {error}") from error
 
     @cache
-    def labels(path: Path) -> list[Any]:
+    def labels(path: Place) -> list[Any]:
         one = known[path]
         return [ONE_CLASS if one.label is None else _label(value, one.names) for value in column(path, one.label)]
 
@@ -98,28 +97,52 @@ def parquet_source(where: str, paths: list[Path], wanted: Wanted) -> Source:
         path = entry.path
         assert path is not None
         one, file, classes = known[path], _open(where, path), labels(path)
-        captions = column(path, one.caption)
+        captions, parts = column(path, one.caption), column(path, one.split)
         given = {name: file.read([column])[column].is_valid().to_pylist() for name, column in wanted.columns.items()}
         row = 0
         for number in range(file.metadata.num_row_groups):
             for within in range(file.metadata.row_group(number).num_rows):
-
-                def read(column: str = one.image, number: int = number, within: int = within, row: int = row) -> bytes:
-                    return image_bytes(group(path, number, column)[within].as_py(), f"{path}#{row}")
-
-                beside = {name: partial(read, column) for name, column in wanted.columns.items() if given[name][row]}
+                read = partial(cell, path, number, within, row, one.image)
+                beside = {
+                    name: partial(cell, path, number, within, row, column) for name, column in wanted.columns.items() if given[name][row]
+                }
                 key = f"{entry.name}#{row:07d}"
                 made = cell_item(key, f"{entry.name}#{row}", read, classes[row], captions[row], beside)
-                yield replace(made, split=split_of_file(splits, path, key, wanted))
+                split = split_of_value(told_splits, parts[row], key, wanted) or split_of_file(splits, path, key, wanted)
+                yield replace(made, split=split)
                 row += 1
 
     found = {name for path in paths for name in labels(path) if isinstance(name, str)}
-    entries = tuple(Entry.of(path, path.name, stamp=known[path].stamp + splits.get(path, "")) for path in paths)
+    told_splits = {}
+    if any(one.split for one in known.values()):
+        every = (value for path in paths for value in set(column(path, known[path].split)))
+        told_splits = named_splits(every, next(one.split for one in known.values() if one.split), f"data.source parquet:{where}")
+    extra = stamp_of(sorted(told_splits.items())) if told_splits else ""  # which splits there are decides what is held out of the first
+    entries = tuple(Entry.of(path, path.name, stamp=known[path].stamp + splits.get(path, "") + extra) for path in paths)
     check_names(where, entries)
     captioned = any(one.caption for one in known.values())
     first = known[paths[0]]
     how = told(first.label, first.caption, first.names) + (", splits by file" if splits else "")
+    how += f", splits from column {first.split}" if told_splits else ""
     return Source(tuple(sorted(found, key=natural)), entries, items, file_digest, captioned=captioned, how=how)
+
+
+@lru_cache(maxsize=4)
+def _group(path: Place, _state: Any, number: int, column: str) -> pa.ChunkedArray:
+    """A column of a row group; a few stay in memory, not the file."""
+    return parquet_file(path).read_row_group(number, columns=[column])[column]
+
+
+def cell(path: Place, number: int, within: int, row: int, column: str) -> bytes:
+    """The bytes of an image in a row of a row group; raises ``ValueError`` where there are none."""
+    state = path.stat()
+    found = _group(path, (state.st_size, state.st_mtime_ns, state.st_ctime_ns), number, column)
+    return image_bytes(found[within].as_py(), f"{path}#{row}")
+
+
+def parquet_file(path: Place) -> pq.ParquetFile:
+    """A Parquet file, wherever it is."""
+    return pq.ParquetFile(path.native(), pre_buffer=True) if isinstance(path, Far) else pq.ParquetFile(path)
 
 
 def told(label: str | None, caption: str | None, names: Any = None) -> str:
@@ -142,20 +165,20 @@ def _label(value: Any, names: list[str] | None) -> str | bytes | None:
     return value if isinstance(value, bytes) else label_of(value, names)
 
 
-def _open(where: str, path: Path) -> pq.ParquetFile:
+def _open(where: str, path: Place) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return parquet_file(path)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"data.source parquet:{where}: {path} is not a whole Parquet file: {error}") from error
 
 
-def _columns(where: str, paths: list[Path], wanted: Wanted) -> dict[Path, Columns]:
+def _columns(where: str, paths: list[Place], wanted: Wanted) -> dict[Place, Columns]:
     """The columns of all files, which have to agree on what a label is.
 
     Raises:
         ConfigError: a column that is missing, of a doubtful type, or not the same in all files.
     """
-    known: dict[Path, Columns] = {}
+    known: dict[Place, Columns] = {}
     for path in paths:
         schema, place = _open(where, path).schema_arrow, f"data.source parquet:{where}: {path}"
         image, label, caption = (choose(schema.names, place) for choose in (wanted.image, wanted.label, wanted.caption))
@@ -166,8 +189,9 @@ def _columns(where: str, paths: list[Path], wanted: Wanted) -> dict[Path, Column
             check_label_type(schema.field(label).type, label, place)
         if caption is not None:
             check_caption_type(schema.field(caption).type, caption, place)
+        split = wanted.split(schema.names, place)
         numbered = label is not None and pa.types.is_integer(schema.field(label).type)
-        known[path] = Columns(image, label, caption, class_names(schema, label) if label else None, numbered)
+        known[path] = Columns(image, label, caption, class_names(schema, label) if label else None, numbered, split)
     first, columns = paths[0], known[paths[0]]
     for path, one in known.items():
         if one.label != columns.label:
@@ -178,7 +202,7 @@ def _columns(where: str, paths: list[Path], wanted: Wanted) -> dict[Path, Column
     return {path: _named(where, path, known) for path in known}
 
 
-def _named(where: str, path: Path, known: dict[Path, Columns]) -> Columns:
+def _named(where: str, path: Place, known: dict[Place, Columns]) -> Columns:
     """The columns of a file; numbers without names have those of the other files."""
     one = known[path]
     others = {tuple(each.names) for each in known.values() if each.names}
@@ -195,7 +219,7 @@ def _named(where: str, path: Path, known: dict[Path, Columns]) -> Columns:
             "different ones: write the names into the file, or give the files one by one"
         )
     names = next(iter(others), None)
-    return Columns(one.image, one.label, one.caption, list(names), True, stamp_of(names)) if names else one
+    return replace(one, names=list(names), numbered=True, stamp=stamp_of(names)) if names else one
 
 
 def check_names(where: str, entries: tuple[Entry, ...]) -> None:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.recurrent.branching import pick
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.scan import Leaves, associative_scan, wide
 
 
 class ScanAttention(Mixer):
     """Each head asks one learned question of every prefix: the query is a parameter, so attention is a recurrence."""
+
+    trees = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Mixer.Config, tag="mixer.scan_attention", label="attention by scan"):
@@ -51,6 +54,10 @@ class ScanAttention(Mixer):
         score_BHS1 = (wide(key) * query).sum(-1, keepdim=True) / math.sqrt(self.head_width)
         if state is None:
             y = prefix_attention(score_BHS1, wide(value))
+        elif state.branches is not None:
+            earlier = [pick(state.earlier(name), state.branches.origin_BS) for name in ("highest", "below", "above")]
+            y, (highest, below, above) = along(score_BHS1, wide(value), (earlier[0], earlier[1], earlier[2]), state.branches.reach_BSS)
+            state.advance(highest=highest, below=below, above=above)
         else:
             last = state.tensors
             y, states = stream(score_BHS1, wide(value), (last["highest"], last["below"], last["above"]))
@@ -75,6 +82,17 @@ def stream(score_BHS1: Tensor, value_BHSE: Tensor, state: Leaves) -> tuple[Tenso
         outputs.append(now[2] / now[1])
         states.append(now)
     return torch.stack(outputs, dim=2), states
+
+
+def along(score_BHS1: Tensor, value_BHSE: Tensor, start: Leaves, reach_BSS: Tensor) -> tuple[Tensor, Leaves]:
+    """The same on a tree: outputs (B, H, S, E), and states (B, S, H, …), of slots that go on from the states ``start`` (B, S, H, …) of
+    their uppermost new ancestors."""
+    score = score_BHS1.transpose(2, 3).masked_fill(~reach_BSS[:, None], -math.inf)  # (B, H, to, from)
+    first = tuple(each.transpose(1, 2) for each in start)
+    highest = torch.maximum(score.amax(-1, keepdim=True), first[0])
+    weight, old = (score - highest).exp(), (first[0] - highest).exp()
+    below, above = weight.sum(-1, keepdim=True) + old * first[1], weight @ value_BHSE + old * first[2]
+    return above / below, tuple(each.transpose(1, 2) for each in (highest, below, above))
 
 
 def merge(earlier: Leaves, later: Leaves) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.norms import BlockNorm, Branch, norm
+from tokenloom.models.parts.norms import BlockNorm, Branch, Modulation, norm, through
 
 
 class GroupAdaLN(BlockNorm):
@@ -44,12 +44,11 @@ class GroupAdaLN(BlockNorm):
         self.offset.weight.normal_(std=self.width**-0.5)
         self.final.weight.zero_()
 
-    def shared(self, modulation: Tensor) -> Tensor:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor:
         """Outputs (groups, B, 1 or S, 3 branches D) of the maps."""
-        active = F.silu(modulation)
-        return torch.stack([linear(active) for linear in self.maps])
+        return torch.stack([through(linear, modulation) for linear in self.maps])
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
         """(gamma, scale, shift) of each branch, each (B, 1 or S, D)."""
         values = cast(Tensor, shared)[block % len(self.maps)] + self.offset.weight[block]
         parts = values.chunk(3 * self.a_block, dim=-1)
@@ -63,8 +62,8 @@ class GroupAdaLN(BlockNorm):
         """The branch's output times gamma."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
+        scale, shift = through(self.final, modulation).chunk(2, dim=-1)
         return F.rms_norm(x, (self.width,), eps=self.eps) * (1 + scale) + shift
 
 
@@ -109,16 +108,16 @@ class RMSAdaLN(BlockNorm):
         else:
             self.offset.weight.normal_(std=self.width**-0.5)
 
-    def shared(self, modulation: Tensor) -> Tensor | None:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor | None:
         """Outputs (groups, B, 1 or S, 3 branches D) of the maps that blocks share."""
         if self.offset is None:
             return None
-        return torch.stack([linear(F.silu(modulation)) for linear in self.maps])
+        return torch.stack([through(linear, modulation) for linear in self.maps])
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
         """(gate, scale, shift) of each branch, each (B, 1 or S, D)."""
         if shared is None or self.offset is None:
-            values = self.maps[block](F.silu(modulation))
+            values = through(self.maps[block], modulation)
         else:
             values = shared[block % len(self.maps)] + self.offset.weight[block]
         parts = values.chunk(3 * self.a_block, dim=-1)
@@ -132,6 +131,6 @@ class RMSAdaLN(BlockNorm):
         """The branch's output times its gate."""
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = self.final(F.silu(modulation)).chunk(2, dim=-1)
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
+        scale, shift = through(self.final, modulation).chunk(2, dim=-1)
         return self.before(x) * (1 + scale) + shift

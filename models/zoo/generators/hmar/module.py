@@ -17,7 +17,7 @@ from tokenloom.models.core.protocols import Conditions, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator, read
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.feeds.base import take
-from tokenloom.models.parts.feeds.markov import MaskedScales
+from tokenloom.models.parts.feeds.markov import RefinedScales
 from tokenloom.models.parts.heads.base import Head
 from tokenloom.models.parts.nets.slots import SlotNet
 from tokenloom.models.parts.nets.transformer import Transformer
@@ -44,14 +44,14 @@ class TwoTowers(GroupGenerator):
 
     def __init__(self, config: Config, layout: TokenLayout, classes: int, tokenizer: Any = None) -> None:
         super().__init__(config, layout, classes, tokenizer)
-        if not isinstance(self.feed, MaskedScales) or not isinstance(self.order, SteppedScales) or not isinstance(self.net, Transformer):
+        if not isinstance(self.feed, RefinedScales) or not isinstance(self.order, SteppedScales) or not isinstance(self.net, Transformer):
             raise ConfigError("order, feed, net: two towers need scales in steps (stepped_scales, refined_scale) and a transformer")
         head = config.head.build(layout, config.net.output_width, self.feed)
         self.refiner = nn.ModuleDict({"net": Tower(self.net, config.late, layout), "head": head})
 
     @property
-    def _feed(self) -> MaskedScales:
-        return cast(MaskedScales, self.feed)
+    def _feed(self) -> RefinedScales:
+        return cast(RefinedScales, self.feed)
 
     def parts(self, plan: Plan, group: int) -> tuple[SlotNet, Head]:
         found = self.refiner if self._feed.later(plan, group) else {"net": self.net, "head": self.head}

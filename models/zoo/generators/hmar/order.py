@@ -21,17 +21,19 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
     """Scales small to large, each drawn in steps; a scale attends to itself alone (HMAR, arXiv:2506.04421).
 
     Training predicts whole scales up to the share ``start`` of its steps, weighed by a normal density of their size; from then on it masks
-    each scale of a row by itself, the share ``curve.masked(u)``, u uniform, all that is masked weighing alike.  Decoding cuts each scale
+    each scale of a row by itself: all of it with probability ``whole``, else the share ``curve.masked(u)``, u uniform, all that is masked
+    weighing alike.  Decoding cuts each scale
     by ``decoding``, or (None) takes ``steps`` of each, the last number for all further ones; any other sizes may be asked for.  The members
     of a step are random, or those that ``choice`` finds surest among the open positions of the scale.  Groups stand at the start of
     their scale.
     """
 
     steps: tuple[int, ...] = (1, 2, 4)
-    start: float = 2 / 3
+    whole: float = 0.5
     curve: Curve = CosineCurve()
     decoding: Added[Sizes | None] = None
     choice: Added[Choice | None] = None
+    start: Added[float] = 0.0
 
     @property
     def likelihood(self) -> Likelihood:
@@ -40,8 +42,9 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
             raise ConfigError(f"order.steps={list(self.steps)}: give at least one number, all at least 1")
-        if not 0 <= self.start <= 1:
-            raise ConfigError(f"order.start={self.start}: a share of training, from 0 to 1")
+        for name in ("whole", "start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"order.{name}={getattr(self, name)}: must be in [0, 1]")
 
     def requires(self, plan: Plan) -> Traits:
         return {**super().requires(plan), "known positions": Trait("yes", "order")}  # the first part of training has none yet
@@ -49,11 +52,14 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
     def plan(self, layout: TokenLayout, draws: Draws | None) -> Plan:
         sizes = self._sizes(layout)
         whole = Plan(torch.arange(layout.length)[None], sizes, window=0)
-        if draws is None or draws.progress < self.start:
+        if draws is None:
+            raise ValueError("a masked order needs draws")
+        if draws.progress < self.start:
             scale_L = layout.positions[:, 1]
             return replace(whole, weight_BL=(scale_weights(sizes) / torch.tensor(sizes))[scale_L][None])
         # Shares are drawn by everyone for all rows, so that everyone knows how many positions the whole batch masks.
-        share = [[self.curve.masked(u) for u in row] for row in draws.shared_uniform(draws.total, len(sizes)).cpu().tolist()]
+        chance, u = draws.shared_uniform(2, draws.total, len(sizes)).cpu().tolist()
+        share = [[1.0 if c < self.whole else self.curve.masked(v) for c, v in zip(*row)] for row in zip(chance, u)]
         masked = torch.tensor([[max(1, round(part * size)) for part, size in zip(row, sizes)] for row in share])
         mine = masked[draws.start : draws.stop].to(draws.device)
         known = torch.cat([draws.permutation(size) >= mine[:, s : s + 1] for s, size in enumerate(sizes)], dim=1)

@@ -18,7 +18,7 @@ from typing import Literal, cast
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.feeds.markov import MaskedScales
+from tokenloom.models.parts.feeds.markov import RefinedScales
 from tokenloom.models.parts.orders import Confidence, Parts
 from tokenloom.models.sampling.sampler import Linear, Sampler
 from tokenloom.models.zoo.generators.hmar.module import TwoTowers
@@ -56,8 +56,8 @@ def hmar(
     plain = cast(GroupGenerator.Config, var(depth, width, heads, classes, drop_path, label_dropout, gamma=gamma))
     choice = Confidence(noise=0.0) if kept == "surest" else None
     return TwoTowers.Config(
-        order=SteppedScales(start=start, decoding=Parts(parts=schedule), choice=choice),
-        feed=MaskedScales.Config(),
+        order=SteppedScales(start=start, whole=0.0, decoding=Parts(parts=schedule), choice=choice),
+        feed=RefinedScales.Config(),
         net=plain.net,
         head=plain.head,
         condition=plain.condition,

@@ -15,6 +15,7 @@ from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.nets.transformer import Transformer
+from tokenloom.models.parts.norms import Modulation
 from tokenloom.models.parts.visibility import Visibility
 
 
@@ -43,7 +44,7 @@ class UViT(Transformer):
         x_BSD: Tensor,
         position_BS: Tensor,
         visibility: Visibility,
-        modulation: Tensor,
+        modulation: Tensor | Modulation,
         cache: list[LayerCache] | None = None,
         draws: Draws | None = None,
     ) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.parts.nets.recurrent.branching import tree_states
 from tokenloom.models.parts.nets.sequence import Mixer, State
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.scan import wide
@@ -21,6 +22,8 @@ from tokenloom.models.parts.scan import wide
 
 class Retention(Mixer):
     """Multi-scale retention: each head forgets at its own rate; outputs are normalised by head and gated."""
+
+    trees = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Mixer.Config, tag="mixer.retention"):
@@ -58,10 +61,16 @@ class Retention(Mixer):
     def forward(self, x_BSD: Tensor, state: State | None = None) -> Tensor:
         rows, slots, width = x_BSD.shape
         q, k, v = self.qkv(x_BSD).view(rows, slots, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
-        rotations = self._rotations(state.start if state else 0, slots)
+        rotations = self._rotations(torch.arange(slots, device=x_BSD.device)[None] if state is None else state.steps(slots, x_BSD.device))
         q, k = rotate(q, rotations), rotate(k, rotations) / math.sqrt(self.head_width)
         if state is None:
             y = parallel(q, k, v, self.log_decay_H) if slots <= self.chunk else chunkwise(q, k, v, self.log_decay_H, self.chunk)[0]
+        elif state.branches is not None:
+            outer = wide(k).transpose(1, 2).unsqueeze(-1) * wide(v).transpose(1, 2).unsqueeze(-2)  # (B, S, H, E, E)
+            decay = self.log_decay_H.to(outer.dtype).expand(rows, slots, -1)
+            sums_BSHEE = tree_states(decay, outer.flatten(3), state.earlier("sum").flatten(3), state.branches).view(outer.shape)
+            y = torch.einsum("bhse,bshef->bhsf", wide(q), sums_BSHEE)
+            state.advance(sum=sums_BSHEE)
         else:
             if slots == 1 or state.at_B is not None:  # snapshots are of each slot
                 y, sums = recurrent(q, k, v, self.log_decay_H, state.tensors["sum"])
@@ -73,10 +82,9 @@ class Retention(Mixer):
         y = F.rms_norm(y, (self.head_width,), eps=self.eps).to(x_BSD.dtype).transpose(1, 2).reshape(rows, slots, width)
         return self.out(y if self.gate is None else F.silu(self.gate(x_BSD)) * y)
 
-    def _rotations(self, start: int | Tensor, slots: int) -> Tensor:
-        """Rotations (B or 1, 1, S, E/2, 2) of the slots from an index on, that of all rows or (B or 1,)."""
-        step_BS = torch.arange(slots, device=self.frequency.device) + (start if isinstance(start, int) else start[:, None])
-        angle = step_BS.view(-1, 1, slots, 1) * self.frequency
+    def _rotations(self, step_BS: Tensor) -> Tensor:
+        """Rotations (B or 1, 1, S, E/2, 2) of slots at these places (B or 1, S)."""
+        angle = step_BS[:, None, :, None] * self.frequency
         return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 

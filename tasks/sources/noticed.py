@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,19 @@ class Noticed:
             if name not in known:
                 known.append(name)
 
+    def add(self, notes: Mapping[str, Sequence[str]]) -> None:
+        """Take over what another process has noticed."""
+        with self._lock:
+            for text, names in notes.items():
+                known = self._items.setdefault(text, [])
+                known += [name for name in names if name not in known]
+
+    def taken(self) -> dict[str, list[str]]:
+        """What was noticed since it was last taken."""
+        with self._lock:
+            items, self._items = self._items, {}
+        return items
+
     def tell(self) -> None:
         """One log line a message."""
         for text, names in sorted(self._items.items()):
@@ -47,11 +60,18 @@ class Noticed:
 def noticed() -> Iterator[Noticed]:
     """Gather what libraries warn of within the block, and tell it at the end."""
     found = Noticed()
+    try:
+        with noticing(found):
+            yield found
+    finally:
+        found.tell()
+
+
+@contextmanager
+def noticing(found: Noticed) -> Iterator[None]:
+    """Gather what libraries warn of within the block."""
     with warnings.catch_warnings():
         for category in (UserWarning, RuntimeWarning):
             warnings.simplefilter("always", category)
         warnings.showwarning = found.note
-        try:
-            yield found
-        finally:
-            found.tell()
+        yield

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,13 +16,13 @@ import pyarrow.parquet as pq
 from tokenloom.configs.schema import DataConfig
 from tokenloom.tasks import modalities
 from tokenloom.tasks.data.columns import PREFIX, stored
-from tokenloom.tasks.data.listing import Entry, Item, printable, shown, stamped, storable
+from tokenloom.tasks.data.listing import Entry, Item, caption_of, printable, shown, stamped, storable
 from tokenloom.tasks.data.matching import Matched, Unit
-from tokenloom.tasks.data.noticed import Noticed
 from tokenloom.tasks.modalities.base import Fitted, Modality, Rejected
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.sources.noticed import Noticed
 from tokenloom.tasks.store.artifacts import canonical_json, sha256_of
-from tokenloom.tasks.store.storage import atomic
+from tokenloom.tasks.store.storage import Storage
 
 
 def shard_schema(modality: Modality, further: Iterable[str] = ()) -> pa.Schema:
@@ -49,29 +48,69 @@ def beside(modality: Modality, caption: str | None, columns: Mapping[str, bytes 
     return sha256_of(canonical_json([caption, hashes]))[:32]
 
 
-def make_shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, pool: ThreadPoolExecutor, warned: Noticed) -> dict[str, Any]:
-    """Make one shard in the staging folder unless an interrupted run left it there.
+@dataclass(frozen=True)
+class Making:
+    """What the shards of a dataset have in common; plain data that can travel to a worker.
+
+    ``single``: an entry has one item.  ``names`` and ``phrases`` are those of the classes (``Source``).
+    """
+
+    config: DataConfig
+    classes: list[str]
+    single: bool
+    names: dict[str, str]
+    phrases: dict[str, str]
+
+    @classmethod
+    def of(cls, plan: Matched, config: DataConfig) -> Making:
+        """Of what is to be made anew."""
+        return cls(config, plan.classes, plan.source.single, dict(plan.source.names), dict(plan.source.phrases))
+
+
+class Staging:
+    """A folder of the store in which shards wait for their dataset, each with a marker."""
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self.storage, self.folder = storage, folder
+
+    def left(self, key: str) -> dict[str, Any] | None:
+        """What an interrupted run made under this key, if it is whole and needs no second look."""
+        try:
+            made: dict[str, Any] = json.loads(self.storage.read(f"{self.folder}/{key}.json"))
+            whole = made["file"] is None or self.storage.size(f"{self.folder}/{made['file']}") == made["size"]
+            return made | {"left": True} if whole and not any(reject["retry"] for reject in made["rejects"]) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, key: str, made: dict[str, Any], data: bytes) -> None:
+        """Write a shard, and then its marker."""
+        if made["file"] is not None:
+            self.storage.write(f"{self.folder}/{made['file']}", data)
+        self.storage.write(f"{self.folder}/{key}.json", json.dumps(made).encode())
+
+
+def make_shard(unit: Unit, making: Making, staging: Staging, pool: ThreadPoolExecutor, warned: Noticed) -> dict[str, Any]:
+    """Make one shard in the staging folder unless an interrupted run left it there (then ``left``).
 
     Returns:
         split, file (None without a usable item), rows, size and sha256, ``index`` (a row of the items table each; labels are
-        names), ``rejects``, and ``digests`` of single entries.
+        names), ``rejects``, ``digests`` of single entries, and ``read``: bytes of the raw items.
     """
-    marker = staging / f"{unit.key(config, plan.classes)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        left: dict[str, Any] = json.loads(marker.read_text())
-        whole = left["file"] is None or (staging / left["file"]).stat().st_size == left["size"]
-        if whole and not any(reject["retry"] for reject in left["rejects"]):
-            return left
-    modality, numbers = modalities.kind(config.kind), {name: i for i, name in enumerate(plan.classes)}
+    config, classes = making.config, making.classes
+    key = unit.key(config, classes)
+    if (left := staging.left(key)) is not None:
+        return left
+    modality, numbers = modalities.kind(config.kind), {name: i for i, name in enumerate(classes)}
 
     def fit(pair: tuple[Entry, Item]) -> Fitted | Rejected:
         with warned.item(shown(*pair)):
             return _fitted(modality, pair[1], config, numbers)
 
-    made: dict[str, Any] = {"split": unit.split, "file": None, "rows": 0, "size": 0, "sha256": ""}
+    made: dict[str, Any] = {"split": unit.split, "file": None, "rows": 0, "size": 0, "sha256": "", "read": 0}
     rows, index, rejects, digests = [], [], [], {}
     for (entry, item), result in zip(unit.items, list(pool.map(fit, unit.items))):
-        if plan.source.single and result.digest:
+        made["read"] += result.read
+        if making.single and result.digest:
             digests[entry.name] = stamped(result.digest, entry.stamp)
         if isinstance(result, Rejected):
             reject = {"entry": entry.name, "source": shown(entry, item), "reason": plainly(result.reason), "retry": result.retry}
@@ -79,21 +118,19 @@ def make_shard(unit: Unit, plan: Matched, config: DataConfig, staging: Path, poo
                 raise StepError(f"{reject['source']}: {reject['reason']} (data.on_bad is stop)")
             rejects.append(reject | {"label": item.label})
             continue
-        caption = plan.source.caption(item, config.captions)
+        caption = caption_of(item, config.captions, making.names, making.phrases)
         rows.append({"key": item.key, **result.columns, "label": result.label, "caption": caption, "source": item.source})
         columns = {name: value for name, value in result.columns.items() if name.startswith(PREFIX)}
-        noted = {"label": plan.classes[result.label], "pixels": result.content.hex(), "caption_bytes": len((caption or "").encode())}
+        noted = {"label": classes[result.label], "pixels": result.content.hex(), "caption_bytes": len((caption or "").encode())}
         place = {"key": item.key, "entry": entry.name, "split": unit.split}
         index.append(place | noted | {"beside": beside(modality, caption, columns)})
     made |= {"rows": len(rows), "index": index, "rejects": rejects, "digests": digests}
+    data = b""
     if rows:
         data = table_bytes(rows, shard_schema(modality, config.columns or ()))
         sha256 = sha256_of(data)
         made |= {"file": f"{unit.split}-{sha256[:12]}.parquet", "size": len(data), "sha256": sha256}
-        with atomic(staging / str(made["file"])) as file:
-            file.write(data)
-    with atomic(marker) as file:
-        file.write(json.dumps(made).encode())
+    staging.put(key, made, data)
     return made
 
 

@@ -1,0 +1,1 @@
+"""Recurrent states beyond one slot after another."""

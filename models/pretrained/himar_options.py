@@ -1,0 +1,48 @@
+"""What becomes of each setting of Hi-MAR's classes and of a recorded call (HiDream-ai/himar); the defaults are theirs."""
+
+from __future__ import annotations
+
+from tokenloom.models.pretrained.options import RECORDED, Options, inert, only, used
+
+OPTIONS = Options(
+    RECORDED,
+    {k: inert("of training alone") for k in ("attn_dropout", "proj_dropout", "mask_ratio_min", "grad_checkpointing")},
+    {k: inert("the official class does not use it") for k in ("cond_drop_prob", "diff_seqlen", "two_diffloss", "global_dm", "seq_len")},
+    {k: inert("recorded inputs say it") for k in ("batch", "gen_batch")},
+    img_size=used("side of an image; 16 latents across", default=256),
+    vae_stride=used("pixels of a latent", default=16),
+    patch_size=only(1, why="the global head has a grid of 16 x 16 latents"),
+    vae_embed_dim=used("channels of a latent", default=16),
+    cond_dim=used("channels of a pivot; as many as of a latent", default=16),
+    cond_scale=used("pivots across", default=4),
+    class_num=used("classes", default=1000),
+    buffer_size=used("slots of the class before the tokens", default=64),
+    mlp_ratio=used("hidden width of an MLP over its width", default=4.0),
+    encoder_embed_dim=used("width of the encoder", default=1024),
+    encoder_depth=used("its blocks", default=16),
+    encoder_num_heads=used("its heads", default=16),
+    decoder_embed_dim=used("width of the decoder, that of the encoder", default=1024),
+    decoder_depth=used("its blocks", default=16),
+    decoder_num_heads=used("its heads", default=16),
+    diffloss_d=used("blocks of the pivots' head", default=3),
+    diffloss_w=used("its width", default=1024),
+    gdm_d=used("blocks of the global head", default=3),
+    gdm_w=used("its width", default=768),
+    head=used("its heads", default=8),
+    ratio=used("hidden width of its MLP over its width", default=4),
+    num_sampling_steps=used("times of the pivots' chain: a number, or ddim and a number for equal strides", default="100"),
+    gdm_sampling_steps=used("times of the global head's chain", default="250"),
+    diffusion_batch_mul=used("noise levels of a target", default=4),
+    label_drop_prob=used("share of the recorded rows without class", default=0.1),
+    step_warmup=used("epochs after which pivots are given as often as ever", default=100),
+    step_stage2_rate=used("share of the rows that are given them then", default=0.5),
+    epoch=used("of the recorded training pass"),
+    cos=used("whether dense tokens of the recorded pass are masked by a cosine", True, False, default=True),
+    mask_rate=used("share of the recorded pivots that is masked"),
+    mask_rate2=used("share of the recorded dense tokens that is masked, without the cosine", default=None),
+    num_iter=used("rounds of dense tokens"),
+    cfg=used("scale of their guidance"),
+    re_cfg=used("scale of the pivots' guidance"),
+    cfg_schedule=used("of both: growing with the tokens known after the round, or the same", "linear", "constant"),
+    temperature=used("of the noise of both heads"),
+)

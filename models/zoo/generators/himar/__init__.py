@@ -1,0 +1,1 @@
+"""Hi-MAR: the recipe, and the module that it builds."""
