@@ -88,6 +88,7 @@ class TrainSettings:
     phases: Added[dict[str, OptimizerSettings]] = field(default_factory=dict)
     ema: Identity[float] = 0.0  # decay per step; 0 is off
     augment: Added[Augmentation | None] = None  # how items of the data vary from step to step
+    keep: Added[Literal["last", "best"]] = "last"  # the weights that are kept: of the last step, or of the lowest validation loss
     window: Added[int] = 0  # so many shards' rows are mixed at a time, for data larger than a node's cache; 0: all rows
     source: Execution[str] = ""  # whose training this is: "paper" where a run file says ``as: paper``
     on_nan: Execution[Literal["stop"]] = "stop"

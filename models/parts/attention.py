@@ -41,14 +41,15 @@ class Attention(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="attention.softmax"):
-        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
+        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), on query, key and value
+        ("in", Qwen2.5), or on all ("qkv").
 
         Heads are ``head_width`` wide (0: the width over their number); ``kv_heads`` of them have keys and values, each for as many
         neighbouring heads of queries (arXiv:2305.13245; 0: all).
         """
 
         similarity: Similarity = Scaled()
-        bias: Literal["none", "qv", "out", "qkv"] = "none"
+        bias: Literal["none", "qv", "out", "in", "qkv"] = "none"
         kv_heads: Added[int] = 0
         head_width: Added[int] = 0
 
@@ -59,8 +60,8 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} must be divisible by heads {heads}, and heads by key/value heads {kv_heads}")
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width or width // heads
         self.similarity = config.similarity.build(heads, self.head_width)
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.bias == "qkv")
-        self.proj = nn.Linear(heads * self.head_width, width, bias=config.bias != "none")
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.bias in ("in", "qkv"))
+        self.proj = nn.Linear(heads * self.head_width, width, bias=config.bias not in ("none", "in"))
         if config.bias == "qv":
             # A key bias shifts all scores of a query alike, so the softmax ignores it.
             self.q_bias = nn.Parameter(torch.zeros(heads * self.head_width))

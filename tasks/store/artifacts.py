@@ -141,6 +141,16 @@ class Store:
             )
         return sorted((r for r in found if isinstance(r, Record)), key=lambda r: (r.created, r.artifact.id))
 
+    def unfinished(self, *kinds: str) -> list[Artifact]:
+        """What was begun of these kinds and is not complete: folders without a record."""
+        found = []
+        for kind in kinds:
+            for folder in self.storage.folders(kind):
+                name, _, fingerprint = folder.rpartition("-")
+                if not self.storage.exists(f"{kind}/{folder}/{RECORD}"):
+                    found.append(Artifact(kind, name, fingerprint, self.storage.uri(f"{kind}/{folder}")))
+        return found
+
     def _record_or_none(self, artifact: Artifact) -> Record | OldRecordError | None:
         if not self.storage.exists(f"{artifact.folder}/{RECORD}"):
             return None

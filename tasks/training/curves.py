@@ -12,8 +12,12 @@ import time
 from typing import Any
 
 from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.collapse import WARNINGS
 
 Row = dict[str, Any]
+
+#: File of a training that has begun and not ended: its step and how many optimizer steps it has.
+BEGUN = "begun.json"
 _CHUNK = 200  # rows of one file: each flush rewrites one small file, also on a store that cannot append
 
 
@@ -90,3 +94,31 @@ class Tail:
 def numbers(row: Row) -> dict[str, float]:
     """The finite numbers of a row, without its step."""
     return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, (int, float)) and math.isfinite(v)}
+
+
+def under_way(storage: Storage, folder: str) -> dict[str, Any] | None:
+    """How far a training that has not ended is: ``step``, ``steps``, ``done``; None where this folder holds none."""
+    try:
+        begun = dict(json.loads(storage.read(f"{folder}/{BEGUN}")))
+    except (FileNotFoundError, ValueError):
+        return None
+    rows = read_curves(storage, folder)
+    return {"step": begun.get("step"), "steps": begun.get("steps"), "done": rows[-1]["step"] if rows else 0}
+
+
+def final_metrics(rows: list[Row], steps: int, kept: int) -> Row:
+    """The metrics that a finished training is known by: the newest of each name at its end and when it was validated, and its best step.
+
+    Args:
+        rows: of its curves.
+        steps: that it made.
+        kept: the step whose weights were kept.
+    """
+    found: Row = {}
+    for row in (row for row in rows if row["step"] == steps or "validation_loss" in row):
+        found |= {name: value for name, value in row.items() if name not in ("step", WARNINGS)}
+    found["steps"] = steps
+    if validated := [(row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row]:
+        loss, at = min(validated)
+        found |= {"best_validation_loss": loss, "best_step": at, "kept_step": kept}
+    return found

@@ -36,10 +36,11 @@ from tokenloom.tasks.runtime.stopping import STOP_FILE, noted_signals, stop_requ
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.collapse import WARNINGS, found
-from tokenloom.tasks.training.curves import Tail, numbers, read_curves
+from tokenloom.tasks.training.curves import BEGUN, Tail, numbers, read_curves
+from tokenloom.tasks.training.plans import others_of, plan_training, roles_of
 from tokenloom.tasks.training.plans import plan_tokenizer as plan_tokenizer
-from tokenloom.tasks.training.plans import plan_training
 from tokenloom.tasks.training.trainer import trainer_of
+from tokenloom.tasks.training.verdict import verdict
 
 if TYPE_CHECKING:
     from tokenloom.tasks.tracking.tracker import Run, Tracker
@@ -85,13 +86,16 @@ def train_model(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: T
         StepError: a loss that is not finite, a damaged input, or workers that fail more often than ``max_failures``.
         Preempted: SIGTERM; the state is saved (KeyboardInterrupt for Ctrl-C).
     """
-    return store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
+    outcome = store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
+    return replace(outcome, told=verdict(outcome.metrics)) if outcome.status == "ran" else outcome
 
 
 def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker | None, report: Report, work: Work) -> dict[str, Any]:
     job, notes = make_job(step, store, cluster)
     for marker in (STOP_FILE, _FAILURE, _RESULT):
         work.storage.delete(f"{work.folder}/{marker}")
+    steps = job.settings.steps if step.notes["train"] else 0
+    work.storage.write(f"{work.folder}/{BEGUN}", json.dumps({"step": step.step, "steps": steps, "name": step.name}).encode())
     if step.kind in ("generator", "density"):  # a run that still trains can be sampled
         data = step.inputs["dataset"] if "dataset" in step.inputs else store.record(step.inputs["tokens"]).inputs["dataset"]
         plan = {"spec": job.spec, "classes": notes["classes"], "dataset": data.to_dict()}
@@ -114,6 +118,7 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: Tracker
         inside = path.removeprefix(f"{work.folder}/")
         if inside in ("weights.safetensors", "model.json") or inside.startswith(("metrics/", "previews/")):
             work.add_file(path)
+    work.storage.delete(f"{work.folder}/{BEGUN}")
     if warnings := found(read_curves(work.storage, work.folder)):
         notes["warnings"] = sorted(warnings.values())
     work.notes |= notes | {"spec": job.spec, "parameters": metrics["parameters"], "world_size": metrics["workers"]}
@@ -165,6 +170,8 @@ def make_job(step: StepSpec, store: Store, cluster: ClusterConfig) -> tuple[Trai
         raise ConfigError("the training split is empty: lower data.validation or give more images")
     settings = settings.on(len(splits["train"]) // views)  # an epoch sees each item once, in whatever view
     validation = splits["validation"] if splits["validation"].shards else None
+    if settings.keep == "best" and validation is None:
+        raise ConfigError("train.keep=best: there are no held-out items to tell the best by; set data.validation, or keep: last")
     root, execution = worker_root(cluster, store.root), cluster.execution
     data_of = (splits["train"], validation, store.uri, step.folder, root)
     job = TrainJob(spec.to_dict(), settings, execution, *data_of, adopt, step.fingerprint, fresh)
@@ -185,18 +192,6 @@ def _given(kind: str, data: dict[str, Any], roles: dict[str, Artifact], store: S
         elif artifact.kind == "features":
             given[role] = json.loads(store.storage.read(f"{artifact.folder}/classifier.json"))
     return given
-
-
-def roles_of(step: StepSpec) -> dict[str, Artifact]:
-    """The trained models that a training is given, by the role that they have in it; a tokenizer's base is its ``tokenizer``."""
-    data = ("dataset", "tokens", "warm_start")
-    return {"tokenizer" if name == "base" else name: artifact for name, artifact in step.inputs.items() if name not in data}
-
-
-def _others(step: StepSpec, store: Store) -> dict[str, ModelSpec]:
-    """Specs of the trained models that a training is given, by role."""
-    records = {role: store.record(artifact) for role, artifact in roles_of(step).items()}
-    return {role: ModelSpec.from_dict(record.notes["spec"]) for role, record in records.items() if "spec" in record.notes}
 
 
 def settings_of(plain: dict[str, Any]) -> TrainSettings:
@@ -221,7 +216,7 @@ def _fit(job: TrainJob, step: StepSpec, store: Store, cluster: ClusterConfig, ru
             if run is not None:
                 run.log(numbers(row), row["step"])
 
-    counting = Counting(job, _others(step, store))  # while the workers train
+    counting = Counting(job, others_of(step, store))  # while the workers train
     with session(cluster, store.root) as current:
         check_room(current.ray, cluster, cluster.execution.workers)
         trainer = trainer_of(worker, job, f"{step.kind}-{step.name}-{step.fingerprint}", store, cluster, current)

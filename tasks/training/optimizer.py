@@ -191,3 +191,8 @@ class PhaseOptimizer:
         for key, view in self.state().items():
             view.copy_(state[key])
         self._count.fill_(max(0, step - self.begins))
+
+
+def lengthened(sums: Tensor, count: int) -> Tensor:
+    """The sums of metrics, with zeros behind them where ``count`` metrics need more."""
+    return torch.nn.functional.pad(sums, (0, max(0, metric_buffer(count) - sums.numel())))

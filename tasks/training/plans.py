@@ -112,3 +112,15 @@ def plan_stage(
     notes["train"] = json.loads(json.dumps(asdict(train)))
     resolved = {"recipe": before.config["recipe"], "config": config.to_dict(), "train": identity(train)}
     return StepSpec("train_stage", VERSION, "generator", name, resolved, inputs, notes)
+
+
+def roles_of(step: StepSpec) -> dict[str, Artifact]:
+    """The trained models that a training is given, by the role that they have in it; a tokenizer's base is its ``tokenizer``."""
+    data = ("dataset", "tokens", "warm_start")
+    return {"tokenizer" if name == "base" else name: artifact for name, artifact in step.inputs.items() if name not in data}
+
+
+def others_of(step: StepSpec, store: Store) -> dict[str, ModelSpec]:
+    """Specs of the trained models that a training is given, by role."""
+    records = {role: store.record(artifact) for role, artifact in roles_of(step).items()}
+    return {role: ModelSpec.from_dict(record.notes["spec"]) for role, record in records.items() if "spec" in record.notes}

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
@@ -31,10 +30,10 @@ from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import Checkpoints
 from tokenloom.tasks.training.collapse import WARNINGS, Watch
-from tokenloom.tasks.training.curves import CurveWriter, read_curves
+from tokenloom.tasks.training.curves import CurveWriter, final_metrics, read_curves
 from tokenloom.tasks.training.finishing import built, first_batches, save
 from tokenloom.tasks.training.job import TrainJob
-from tokenloom.tasks.training.optimizer import PhaseOptimizer, metric_buffer
+from tokenloom.tasks.training.optimizer import PhaseOptimizer, lengthened, metric_buffer
 from tokenloom.tasks.training.parallel import Group, device_of, repeatable
 from tokenloom.tasks.training.speed import speeds
 from tokenloom.tasks.training.states import state_of
@@ -78,16 +77,12 @@ def train(
                 run.log(numbers, report)
             if job.settings.sample_every and run.due(job.settings.sample_every):
                 run.preview()
-            if run.due(job.settings.checkpoint_every) or stopping:
+            best = job.settings.keep == "best" and "validation_loss" in numbers  # it must be there to be taken
+            if run.due(job.settings.checkpoint_every) or stopping or best:
                 run.checkpoint()
             if stopping and done < job.settings.steps:
                 raise Preempted(f"stopped after step {done} of {job.settings.steps}; the state is saved, the same command goes on")
         return run.finish()
-
-
-def _lengthened(sums: Tensor, count: int) -> Tensor:
-    """The sums, with zeros behind them where ``count`` metrics need more."""
-    return torch.nn.functional.pad(sums, (0, max(0, metric_buffer(count) - sums.numel())))
 
 
 class _Run:
@@ -229,9 +224,9 @@ class _Run:
                     draws = self._draws(start + first, start + last, total, f"validation/{chunk}", settings.steps - 1)
                     parts = self.model.losses(piece, phase, draws)
                     names = sorted(parts)
-                    sums = _lengthened(sums, len(names))
+                    sums = lengthened(sums, len(names))
                     sums[: len(names)] += torch.stack([parts[n].detach().cpu().double().reshape(()) for n in names]) * piece.rows
-        sums = _lengthened(sums, max(self.group.gather(len(names))))  # a worker without rows knows no names
+        sums = lengthened(sums, max(self.group.gather(len(names))))  # a worker without rows knows no names
         sums = self.group.sum(sums.to(self.device)) / len(self.held_out)
         values = dict(zip(names, sums.tolist()))
         loss = values.pop("loss", float("nan"))
@@ -300,9 +295,19 @@ class _Run:
         self.resumed_from = step
         self.saved_at = step if step else -1
 
+    def _take_best(self) -> None:
+        """Go back to the checkpoint with the lowest validation loss, where there is one."""
+        best = self.kept.best() if self.group.first else None
+        step = self.group.from_first(best.step if best is not None else self.step)
+        if step != self.step:
+            self.state.restore(self.kept.load(step), step)
+
     def finish(self) -> dict[str, Any]:
         """Save the end: full state, finished and exported model, pictures; the final metrics (on the first worker)."""
         self.checkpoint()
+        done = self.step
+        if self.settings.keep == "best":
+            self._take_best()
         with self.state.exported():
             self.model.finish(first_batches(self.loader, self.settings, self._place))
         self.preview()
@@ -315,14 +320,8 @@ class _Run:
         if self.group.first:
             self.curves.flush()
             # From the store, not from memory: a run that was killed after its last step has nothing in memory.
-            rows = read_curves(self.storage, self.job.folder)
-            for row in (r for r in rows if r["step"] == self.step or "validation_loss" in r):
-                metrics |= {k: v for k, v in row.items() if k not in ("step", WARNINGS)}
-            metrics |= {"steps": self.step, "parameters": parameters(self.model), "workers": self.group.world}
-            metrics |= {"train_seconds": self.seconds, "resumed_from": self.resumed_from}
-            metrics |= {"peak_memory_bytes": most, "device": device_name(self.device)}
-            best = self.kept.best()
-            if best is not None and best.validation is not None:
-                metrics |= {"best_validation_loss": best.validation, "best_step": best.step}
+            metrics = final_metrics(read_curves(self.storage, self.job.folder), done, self.step)
+            metrics |= {"parameters": parameters(self.model), "workers": self.group.world, "device": device_name(self.device)}
+            metrics |= {"train_seconds": self.seconds, "resumed_from": self.resumed_from, "peak_memory_bytes": most}
         self.group.wait()
         return metrics

@@ -18,6 +18,7 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.data.ingest import ingest
 from tokenloom.tasks.evaluation.sample import chosen_classes
 from tokenloom.tasks.store.artifacts import StepSpec, Store
+from tokenloom.tasks.training.curves import BEGUN
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,39 @@ def test_show_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     _artifacts(tmp_path / "root")
     assert code_of(["show", "a-run-with-a-long-name"]) == 0
     assert "2 classes: abyssinian cat, beagle" in capsys.readouterr().out
+
+
+def test_ten_numbers_come_first_with_their_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {f"other_{at}": at for at in range(12)} | {"train_seconds": 3.25, "peak_memory_bytes": 3 << 30, "tokens_per_second": 12345.6}
+    metrics |= {"parameters": 1234567, "steps": 10, "validation_loss": 1.5, "best_validation_loss": 1.0, "best_step": 4, "kept_step": 10}
+    store = Store(str(tmp_path / "root" / "store"), tmp_path / "root")
+    made = store.execute(StepSpec("train_generator", 1, "generator", "over", {}), lambda _: metrics).artifact
+    assert code_of(["show", "over"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "parameters 1,234,567 steps 10 validation loss 1.5" in said
+    assert "tokens 12,346/s train 3.25 s peak memory 3.0 GiB" in said
+    assert "and 12 more numbers: --all" in said
+    assert "best at step 4 of 10: 1, and 1.5 at the end (over-fitting); the last weights were kept" in said
+    assert code_of(["show", made.id, "--all"]) == 0
+    assert "other 11 11" in capsys.readouterr().out
+
+
+def test_runs_say_how_far_a_training_is_and_what_was_paid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(str(tmp_path / "root" / "store"), tmp_path / "root")
+    store.execute(StepSpec("train_tokenizer", 1, "tokenizer", "half", {}), lambda _: {"train_seconds": 1800.0, "workers": 4})
+    folder = "generator/half-0123456789ab"
+    store.storage.write(f"{folder}/{BEGUN}", b'{"step": "train_generator", "steps": 1000, "name": "half"}')
+    store.storage.write(f"{folder}/metrics/0000001.jsonl", b'{"step": 1}\n{"step": 250}\n')
+    assert code_of(["runs", "--price", "2.5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tokenizer; train_generator 250/1,000 (25%), stopped; the same command goes on" in said
+    assert "5.00" in said  # half an hour of four workers
+    with store.lease("generator-0123456789ab"):
+        assert code_of(["runs"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(25%), working" in said
+    assert "2 worker h" in said
+    assert code_of(["runs", "--price", "nan"]) == 2
 
 
 def test_parts_are_packed_into_lines() -> None:

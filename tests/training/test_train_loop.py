@@ -25,11 +25,13 @@ from tokenloom.models.core.settings import OptimizerSettings
 from tokenloom.tasks.data.loader import Rows
 from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.artifacts import Store
+from tokenloom.tasks.training import train_loop
 from tokenloom.tasks.training.checkpoint import Checkpoints, fetch_model
 from tokenloom.tasks.training.curves import CurveWriter, Tail, read_curves
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.optimizer import PhaseOptimizer, learning_rate
 from tokenloom.tasks.training.train_loop import train
+from tokenloom.tasks.training.verdict import verdict
 
 ImageRows = Callable[..., Rows]
 
@@ -245,6 +247,42 @@ def test_ema_is_what_is_exported(store, data) -> None:
     assert torch.equal(exported["decode.weight"], state["ema.autoencoder.decode.weight"])
     assert not torch.equal(exported["decode.weight"], state["model.decode.weight"])
     assert torch.equal(exported["centre"], state["model.centre"])
+
+
+def test_the_best_weights_are_kept_where_a_run_says_so(store, data, monkeypatch) -> None:
+    found = {3: 2.0, 6: 1.0, 9: 1.5, 12: 1.2}
+
+    def validate(run) -> dict[str, float]:
+        run.validated = (run.step, found[run.step])
+        return {"validation_loss": found[run.step]}
+
+    monkeypatch.setattr(train_loop._Run, "validate", validate)
+    options = {"steps": 12, "validate_every": 3, "checkpoint_every": 4}
+    jobs = [toy.job(store, *data, folder=f"tokenizer/toy-{keep}", keep=keep, **options) for keep in ("last", "best")]
+    last, best = (train(job) for job in jobs)
+    assert (last["kept_step"], best["kept_step"], best["best_step"], best["steps"]) == (12, 6, 6, 12)
+    kept = Checkpoints(store.storage, jobs[1].folder, jobs[1].fingerprint, store.root)
+    weights_of = [load_file(str(store.storage.local_path(f"{job.folder}/weights.safetensors")))["decode.weight"] for job in jobs]
+    assert torch.equal(weights_of[1], kept.load(6)["model.decode.weight"])
+    assert not torch.equal(*weights_of)
+    assert "the weights of step" in verdict(best)
+    assert "(over-fitting); the last weights were kept (train.keep: best would take" in verdict(last)
+    assert train(jobs[1])["kept_step"] == 6, "finished again, the same is taken"
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "said"),
+    [
+        (1.0, 1.0, ""),
+        (1.0, 1.005, "best at step 6 of 10: 1, and 1.005 at the end; the last"),
+        (1.0, 1.2, "1.2 at the end (over-fitting); the last"),
+    ],
+)
+def test_the_verdict_names_over_fitting(best: float, last: float, said: str) -> None:
+    found = verdict({"best_validation_loss": best, "best_step": 6, "validation_loss": last, "steps": 10})
+    assert said in found
+    assert bool(said) == bool(found)
+    assert verdict({"steps": 10}) == ""
 
 
 def test_bfloat16_trains(store, data) -> None:

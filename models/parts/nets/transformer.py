@@ -110,8 +110,11 @@ class Transformer(SlotNet):
     ) -> Tensor:
         """Hidden states (B, S, D), after the last norm."""
         modulation = modulation_of(slots, cond)
-        h = self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws)
-        return self.norm.last(h, spread(modulation, h.shape[1]))
+        return self.ended(self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws), modulation)
+
+    def ended(self, h_BSD: Tensor, modulation: Tensor | Modulation) -> Tensor:
+        """The stream after all blocks under the last norm."""
+        return self.norm.last(h_BSD, spread(modulation, h_BSD.shape[1]))
 
     @staticmethod
     def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
