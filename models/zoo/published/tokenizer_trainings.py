@@ -122,7 +122,6 @@ BSQ = Training(
     departs=(
         LPIPS,
         "the codebook's loss has its last weight from the start (published: falls from three times it)",
-        "R1 at every step",
     ),
 )
 
