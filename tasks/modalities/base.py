@@ -244,6 +244,14 @@ class Modality(ABC):
     def served(self, pair: Pair, dataset: Record) -> Served:
         """What a registered model of this kind takes and gives."""
 
+    def web(self, pair: Pair, title: str, rows: int, waiting: int) -> Any:
+        """The ASGI application of ``tokenloom serve-model``: ``rows`` of the net in a pass, at most so many requests ``waiting``.
+
+        Raises:
+            ConfigError: models of this kind have no server of their own, or a number out of range.
+        """
+        raise ConfigError(f"{title}: models of {self.kind} are served by `mlflow models serve` alone")
+
     def serving(self, dataset: Record) -> dict[str, Any]:
         """What a served model has to know of the data, kept in its ``serving.json``."""
         return {}
