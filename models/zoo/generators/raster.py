@@ -11,7 +11,8 @@ from __future__ import annotations
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.conditions import ClassCondition, Conditioner, TextCondition
+from tokenloom.models.parts.conditioners.text_features import TextCondition
+from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.feeds import Shifted
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.nets.blocks import llama

@@ -15,7 +15,8 @@ from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
-from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Single, class_count, present
+from tokenloom.models.parts.conditioners.text_features import present
+from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Single, class_count
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.zoo.generators.infinity.cross_attention import AttentivePool
 
