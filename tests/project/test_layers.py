@@ -146,7 +146,7 @@ UPPER = {
     "flows": (
         ("environment", "guard", "costs", "planning", "screen"),
         ("workspace",),
-        ("results", "steps"), ("pages",), ("pipeline",), ("prefect_api",),
+        ("results", "steps", "sweep"), ("pages",), ("pipeline",), ("prefect_api",),
         ("cli", "batch_node"),
     ),
 }  # fmt: skip
