@@ -165,7 +165,7 @@ class DecodingSession:
             return hidden(self.model.read(self._run(again), again))
 
         drawn = head.draw(hidden(h), self.sampler, moment, self.draws, teacher, None if before is None else predict)
-        if before is not None:  # later groups attend to the slots as the feed made them
+        if before is not None and slots.cached != 0:  # later groups attend to the slots as the feed made them
             self.rollback(before)
             self._run(slots)
         return Proposal(group, slots, h[:rows], drawn, place, drawn.data)
@@ -231,7 +231,8 @@ class DecodingSession:
 
     def tokens(self) -> Tokens:
         """What is decided."""
-        return Tokens(self.data, self.model.layout, None if self.stop is None else self.length_B)
+        tokens = Tokens(self.data, self.model.layout, None if self.stop is None else self.length_B)
+        return self.model.feed.held(tokens, self.plan)
 
     @property
     def done(self) -> bool:

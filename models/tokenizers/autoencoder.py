@@ -24,6 +24,7 @@ from tokenloom.models.parts.losses import LogitLaplace, Perceptual, Pixels
 from tokenloom.models.parts.nets.base import Net, PixelDecoder
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import perplexity
+from tokenloom.models.parts.quantizers.multiscale import MultiScale
 from tokenloom.models.parts.semantic import Semantic
 from tokenloom.models.tokenizers.factorised import Factorised
 
@@ -106,7 +107,14 @@ class Autoencoder(Tokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
-        return self.pixels(self.quantizer.lookup(checked(tokens, self.layout)).to(self.decoder.last)).clamp(-1, 1)
+        return self.pixels(self._latents(tokens).to(self.decoder.last)).clamp(-1, 1)
+
+    def _latents(self, tokens: Tokens) -> Tensor:
+        """What tokens stand for; of a multi-scale quantizer they may be those of some scales alone."""
+        grids = tokens.layout.grids
+        if isinstance(self.quantizer, MultiScale) and len(grids) < len(self.layout.grids):
+            return self.quantizer.of_some(checked(tokens, replace(self.layout, grids=grids)), grids)
+        return self.quantizer.lookup(checked(tokens, self.layout))
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         image_BCHW = batch.signal

@@ -40,7 +40,7 @@ def edited(name: str, **changes: Any) -> ModelSpec:
         ("nar", {"head.states": 3}, ["hidden states of a slot", "head.states: 3"]),
         ("maskgit", {"feed.prefix": 2}, ["prefix slots", "feed.prefix", "requires 2"]),
         ("par", {"feed.registers": 1}, ["grow by at most 1"]),
-        ("srdd", {"order.window": 1}, ["window must be 0"]),
+        ("srdd", {"order": {"scales": {"window": 1}}}, ["window must be 0"]),
         ("halton_maskgit", {"head.extra": 3}, ["embeddings of tokens"]),
         ("infinity", {"condition.heads": 3}, ["heads=3"]),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from small_generators import PLAIN, small, some
 
+from tokenloom.models.core import registry, signals
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, LayoutError, TokenLayout, Tokens
@@ -15,10 +17,12 @@ from tokenloom.models.core.settings import OptimizerSettings
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
 from tokenloom.models.parts.feeds.markov import RefinedScales
+from tokenloom.models.parts.heads.categorical import pick
 from tokenloom.models.parts.heads.hidden import Hidden
-from tokenloom.models.parts.orders.sizes import Parts, Steps
+from tokenloom.models.parts.orders.sizes import Count, Parts, Steps
 from tokenloom.models.sampling.sampler import Constant, Moment, Sampler
 from tokenloom.models.zoo.generators.hmar.module import TwoTowers
+from tokenloom.models.zoo.generators.srdd.feed import Refinable
 from tokenloom.models.zoo.generators.srdd.head import Resampled
 from tokenloom.tasks.training.optimizer import PhaseOptimizer
 
@@ -272,3 +276,60 @@ def test_tokens_below_the_threshold_are_drawn_again(rounds: int) -> None:
     factor = torch.tensor([sum(m**i for i in range(rounds + 1))] * 2 + [m**rounds] * 2)
     torch.testing.assert_close(drawn.data[0].bincount(minlength=4) / 40_000, p * factor, atol=8e-3, rtol=0)
     torch.testing.assert_close(drawn.log_probability_BN()[0], p.log()[drawn.data[0]])
+
+
+@torch.no_grad()
+def test_a_round_predicts_the_scale_from_the_sum_with_its_likely_tokens_in_it() -> None:
+    """The net is run again on the slots that the feed would make of that sum; unlikely tokens alone are drawn anew, from what it says."""
+    model = scaled("srdd", threshold=0.06, rounds=1)
+    assert isinstance(model.feed, Refinable)
+    _, labels = some(SCALES, 3)
+    given: list[torch.Tensor] = []
+    hook = model.net.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].x_BSD))
+    steps = list(model.decode_steps(labels, PLAIN, SampleDraws.of(1, 0, 3)))
+    hook.remove()
+    assert len(given) == 2 * len(steps) == 6
+    first, again = given[4], given[5]
+    model.head.rounds = 0
+    plain = list(model.decode_steps(labels, PLAIN, SampleDraws.of(1, 0, 3), forced=torch.cat([s.data for s in steps], 1)))
+    drawn = pick(plain[2].logits, PLAIN, Moment(2, 3, 5, 21, 21), SampleDraws.of(1, 0, 3))  # type: ignore[arg-type]
+    sure = plain[2].logits.softmax(-1).gather(-1, drawn.unsqueeze(-1))[..., 0] >= 0.06  # type: ignore[union-attr]
+    assert bool(sure.any())
+    assert not bool(sure.all())
+    quantizer = model.feed.quantizer
+    f_hat = quantizer.partial(torch.cat([steps[0].data, steps[1].data, drawn], 1))[1]
+    kept = quantizer.codebook.weight[drawn] * sure.unsqueeze(-1)
+    refined = f_hat + quantizer._up(2, kept.transpose(1, 2).unflatten(2, (4, 4)))
+    moved = (refined - f_hat).flatten(2).transpose(1, 2) @ model.feed.embed.weight.T
+    torch.testing.assert_close(again - first, moved, atol=1e-5, rtol=1e-4)
+    assert torch.equal(steps[2].data[sure], drawn[sure])
+    assert not torch.equal(steps[2].data, drawn)
+    new = pick(steps[2].logits, PLAIN, Moment(2, 3, 5, 21, 21), SampleDraws.of(1, 0, 3), "again.0")  # type: ignore[arg-type]
+    assert torch.equal(steps[2].data[~sure], new[~sure])
+
+
+@torch.no_grad()
+def test_fewer_scales_of_one_model_are_tokens_that_the_tokenizer_decodes() -> None:
+    model = scaled("srdd", rounds=0)
+    _, labels = some(SCALES, 2)
+    tokens = model.generate(labels, replace(PLAIN, sizes=Count(count=2)), SampleDraws.of(0, 0, 2))
+    assert tokens.layout.grids == ((1, 1), (4, 4))
+    assert tokens.data.shape == (2, 17)
+    model.check_sampler(replace(PLAIN, sizes=Count(count=2)))
+    with pytest.raises(ConfigError, match=r"sample\.steps=4: from 2 to 3"):
+        model.check_sampler(replace(PLAIN, sizes=Count(count=4)))
+    plan = model.order.decode(SCALES, 2, None, Count(count=2))
+    full = torch.zeros(2, 21, dtype=torch.int64).scatter(1, plan.sequence_BL.expand(2, -1), tokens.data)
+    steps = list(model.decode_steps(labels, replace(PLAIN, sizes=Count(count=2)), SampleDraws.of(0, 0, 2), forced=full))
+    torch.testing.assert_close(torch.cat([s.h_BnD for s in steps], 1), model(full, labels, plan), atol=2e-5, rtol=1e-5)
+    quantizer = model.feed.quantizer
+    some_of = quantizer.of_some(tokens.data, tokens.layout.grids)
+    scale = [quantizer._up(i, quantizer._vectors(ids, i)) for i, ids in ((0, tokens.data[:, :1]), (2, tokens.data[:, 1:]))]
+    torch.testing.assert_close(some_of, scale[0] + scale[1])
+    with pytest.raises(LayoutError, match="not some of the scales"):
+        quantizer.of_some(tokens.data, ((4, 4), (1, 1)))
+    codec = registry.get("var_vq").config(registry.get("var_vq").tiny).build(signal=signals.image(16, 1)).eval()  # type: ignore[attr-defined]
+    assert codec.layout.grids == SCALES.grids
+    part = Tokens(tokens.data, TokenLayout(grids=((1, 1), (4, 4)), vocabulary=codec.layout.vocabulary))
+    expected = codec.pixels(codec.quantizer.of_some(part.data, part.layout.grids)).clamp(-1, 1)
+    torch.testing.assert_close(codec.decode(part), expected)

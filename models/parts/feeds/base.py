@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Tokenizer, TokenLayout
+from tokenloom.models.core.protocols import Tokenizer, TokenLayout, Tokens
 from tokenloom.models.parts.agreement import Traits
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.plan import Plan
@@ -83,6 +83,10 @@ class Feed(nn.Module, ABC):
     def modulation(self, plan: Plan, cond: Conditioned) -> Tensor:
         """Condition vectors (B, T, D) of all T slots of a decoding in its order, or (B, 1, D) where all slots have the same."""
         return cond.vector_BD[:, None]
+
+    def held(self, tokens: Tokens, plan: Plan) -> Tokens:
+        """What a decoding hands out: these tokens, or of a plan that leaves positions out the tokens of the others."""
+        return tokens
 
     def window(self, token_Bn: Tensor, entry_Bn: Tensor, plan: Plan, cond: Conditioned) -> Slots:
         """Slots of successive tokens, each row at its own entries of the sequence: token i predicts the entry after its own.

@@ -110,8 +110,11 @@ class Transformer(SlotNet):
     ) -> Tensor:
         """Hidden states (B, S, D), after the last norm."""
         modulation = modulation_of(slots, cond)
-        h = self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws)
-        return self.norm.last(h, spread(modulation, h.shape[1]))
+        return self.ended(self.stack(slots.x_BSD, slots.position_BS, visibility, modulation, cache, draws), modulation)
+
+    def ended(self, h_BSD: Tensor, modulation: Tensor | Modulation) -> Tensor:
+        """The stream after all blocks under the last norm."""
+        return self.norm.last(h_BSD, spread(modulation, h_BSD.shape[1]))
 
     @staticmethod
     def evaluated(visibility: Visibility, x_BSD: Tensor, cache: list[LayerCache] | None) -> Visibility:
@@ -165,7 +168,12 @@ class Transformer(SlotNet):
         draws: Draws | None,
     ) -> Tensor:
         """One block: attention, then MLP."""
-        return self.transform(index, self.attend_to(index, x_BSD, visibility, rotations, how[0], cache, draws), how[1], draws)
+        if cache is not None and cache.rests:
+            return x_BSD
+        x_BSD = self.attend_to(index, x_BSD, visibility, rotations, how[0], cache, draws)
+        if cache is None:
+            return self.transform(index, x_BSD, how[1], draws)
+        return cache.transformed(x_BSD, lambda x: self.transform(index, x, how[1], draws))
 
     def attend_to(
         self,

@@ -7,6 +7,7 @@ scales, small to large and row-major inside a scale.  ``f_hat`` is the sum of th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Quantized, TokenLayout
+from tokenloom.models.core.protocols import LayoutError, Quantized, TokenLayout
 from tokenloom.models.parts.quantizers.base import Quantizer
 from tokenloom.models.parts.quantizers.codebook import Codebook, Learned, counts, exact
 from tokenloom.models.parts.quantizers.grids import Grid, growing, last, pair, resized
@@ -202,9 +203,34 @@ class MultiScale(Quantizer):
 
         After the last scale the second is f_hat itself as (B, H W, C).
         """
-        f_hat_BCHW = f_hat_BCHW + self._up(scale, self._vectors(ids_BP, scale))
-        following = self._down(f_hat_BCHW, min(scale + 1, len(self.scales) - 1))
-        return f_hat_BCHW, following.flatten(2).transpose(1, 2)
+        f_hat_BCHW = self.added(f_hat_BCHW, scale, ids_BP)
+        return f_hat_BCHW, self.shown(f_hat_BCHW, min(scale + 1, len(self.scales) - 1))
+
+    def added(self, f_hat_BCHW: Tensor, scale: int, ids_BP: Tensor, kept_BP: Tensor | None = None) -> Tensor:
+        """f_hat with the codes of a scale in it; where ``kept_BP`` is false there are zeros in their place."""
+        z_BChw = self._vectors(ids_BP, scale)
+        if kept_BP is not None:
+            z_BChw = z_BChw * kept_BP.view(len(kept_BP), 1, *self.scales[scale]).to(z_BChw)
+        return f_hat_BCHW + self._up(scale, z_BChw)
+
+    def shown(self, f_hat_BCHW: Tensor, scale: int) -> Tensor:
+        """f_hat as a scale is given it, (B, P, C)."""
+        return self._down(f_hat_BCHW, scale).flatten(2).transpose(1, 2)
+
+    def of_some(self, ids_BL: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """The latents that ids of these scales alone stand for: the others add nothing.
+
+        Raises:
+            LayoutError: a grid that is none of the scales, or out of their order.
+        """
+        left = iter(enumerate(self.scales))
+        chosen = [scale for grid in grids for scale in [next((i for i, own in left if own == pair(grid)), -1)] if scale >= 0]
+        if not grids or len(chosen) < len(grids):
+            raise LayoutError(f"tokens of the grids {list(grids)}: not some of the scales {list(self.scales)} in their order")
+        f_hat = self.start(len(ids_BL))
+        for scale, ids_BP in zip(chosen, ids_BL.split([math.prod(pair(grid)) for grid in grids], dim=1)):
+            f_hat = self.added(f_hat, scale, ids_BP)
+        return f_hat
 
     def after_step(self, draws: Draws) -> dict[str, float]:
         """Codebook update once an optimizer step; use and perplexity per scale."""

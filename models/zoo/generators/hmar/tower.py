@@ -19,7 +19,7 @@ from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.cache import LayerCache
 from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.nets.slots import modulation_of
-from tokenloom.models.parts.nets.transformer import Transformer, spread, spread_branch
+from tokenloom.models.parts.nets.transformer import Transformer, spread_branch
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.parts.visibility import Visibility
 
@@ -62,7 +62,7 @@ class Tower(Transformer):
         for i in range(len(self.attention)):
             how = [spread_branch(each, x.shape[1]) for each in self.norm.modulate(i, modulation, shared)]
             x = self.block(i, x, visibility, rotations, how, cache[self.early + i] if cache else None, draws)
-        return self.norm.last(x, spread(modulation, x.shape[1]))
+        return self.ended(x, modulation)
 
 
 @contextmanager
