@@ -106,8 +106,7 @@ class Registry:
         except MlflowException as error:
             with self._speaking():
                 there = sorted(int(v.version) for v in self._versions(name))
-            known = f"it has: {', '.join(map(str, there))}" if there else "no model of this name is registered"
-            raise ConfigError(f"models:/{name}/{number}: no such version; {known}") from error
+            raise ConfigError(f"models:/{name}/{number}: no such version; it has: {', '.join(map(str, there)) or 'none'}") from error
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Point an alias to a version."""
@@ -139,9 +138,9 @@ class Registry:
                 self._tracker.client.set_registered_model_tag(name, key, value)
 
     def champions(self, name: str) -> list[str]:
-        """Numbers of the versions that were promoted when they were registered, or later by a person."""
+        """Numbers of the versions that have been champion."""
         with self._speaking():
-            return [str(v.version) for v in self._versions(name) if v.tags.get(PROMOTED) == "true"]
+            return [str(v.version) for v in self._versions(name) if PROMOTED in v.tags]
 
     def register(
         self, name: str, run_id: str, servable: Servable, description: str, tags: Mapping[str, str], metrics: Mapping[str, float]

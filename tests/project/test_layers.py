@@ -144,7 +144,7 @@ UPPER = {
         ("steps",),
     ),
     "flows": (
-        ("environment", "guard", "costs", "planning", "screen"),
+        ("environment", "guard", "axes", "costs", "planning", "screen"),
         ("workspace",),
         ("results", "steps", "sweep"), ("pages",), ("pipeline",), ("prefect_api",),
         ("cli", "batch_node"),

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tokenloom.flows import sweep
-from tokenloom.flows.sweep import Axis, Goal, Sweep, axes_of, axis_of
+from tokenloom.flows.axes import Axis, Goal, axes_of, axis_of
+from tokenloom.flows.sweep import Sweep
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
 
