@@ -113,6 +113,14 @@ TABLE = (
         _ORDERS + "test_any_prefix_of_halton_is_even",
     ),
     Mutation(
+        "halton_maskgit",
+        "mask ratios of training follow an arccosine",
+        _ZOO + "halton_maskgit.py",
+        "order=Masked(curve=Arccos(), decoding",
+        "order=Masked(decoding",
+        _ORDERS + "test_halton_trains_on_an_arccosine_and_may_start_anywhere_in_its_sequence",
+    ),
+    Mutation(
         "token_shuffle",
         "the tokens of a window are fused",
         _ZOO + "token_shuffle/feed.py",

@@ -17,7 +17,7 @@ from tokenloom.models.parts.orders.sizes import (
     Straight,
     TruncatedNormal,
 )
-from tokenloom.models.parts.orders.visits import Halton, Shuffled
+from tokenloom.models.parts.orders.visits import Halton, RolledHalton, Shuffled
 from tokenloom.models.parts.plan import Choice, Plan, grouped
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Diagonals",
     "Even",
     "Halton",
+    "RolledHalton",
     "KeptCosine",
     "LogitConfidence",
     "Masked",
