@@ -32,6 +32,7 @@ COMMANDS = {
     "runs": ("show", "The runs in the store: how far each is, its newest artifacts and its numbers."),
     "show": ("show", "One run or artifact: status, numbers, lineage both ways, pictures."),
     "serve": ("run", "Retrain on a schedule, until it is stopped."),
+    "serve-model": ("serve_model", "Answer requests for samples of a model over HTTP, many at once."),
     "submit": ("cloud", "Carry out a run as a job of AWS Batch."),
     "node": ("cloud", "Carry out this machine's part of a submission."),
     "import": ("store", "An official checkpoint becomes an artifact."),
@@ -55,7 +56,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"tokenloom.flows.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_" if cmd_name == "import" else cmd_name)
+        command: click.Command = getattr(module, f"{cmd_name}_" if cmd_name == "import" else cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

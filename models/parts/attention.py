@@ -15,25 +15,10 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added
 from tokenloom.models.parts.cache import LayerCache
+from tokenloom.models.parts.cache import attend as attend
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.similarity import Scaled, Similarity
 from tokenloom.models.parts.visibility import Visibility
-
-
-def attend(q_BHSE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, visibility: Visibility, factor: float) -> Tensor:
-    """Attention of queries over keys and values with as many or fewer heads, heads side by side: (B, S, H E)."""
-    queries, keys = q_BHSE.shape[2], k_BHTE.shape[2]
-    kernel = visibility.kernel(queries, keys)
-    out = F.scaled_dot_product_attention(
-        q_BHSE,
-        k_BHTE,
-        v_BHTE,
-        attn_mask=visibility.mask(queries, keys, q_BHSE.device) if kernel == "mask" else None,
-        is_causal=kernel == "causal",
-        scale=factor,
-        enable_gqa=q_BHSE.shape[1] != k_BHTE.shape[1],
-    )
-    return out.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -41,14 +26,15 @@ class Attention(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, tag="attention.softmax"):
-        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), or on all ("qkv").
+        """``bias``: on none of the projections, on query, value and output ("qv", VAR), on the output ("out"), on query, key and value
+        ("in", Qwen2.5), or on all ("qkv").
 
         Heads are ``head_width`` wide (0: the width over their number); ``kv_heads`` of them have keys and values, each for as many
         neighbouring heads of queries (arXiv:2305.13245; 0: all).
         """
 
         similarity: Similarity = Scaled()
-        bias: Literal["none", "qv", "out", "qkv"] = "none"
+        bias: Literal["none", "qv", "out", "in", "qkv"] = "none"
         kv_heads: Added[int] = 0
         head_width: Added[int] = 0
 
@@ -59,8 +45,8 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} must be divisible by heads {heads}, and heads by key/value heads {kv_heads}")
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, config.head_width or width // heads
         self.similarity = config.similarity.build(heads, self.head_width)
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.bias == "qkv")
-        self.proj = nn.Linear(heads * self.head_width, width, bias=config.bias != "none")
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=config.bias in ("in", "qkv"))
+        self.proj = nn.Linear(heads * self.head_width, width, bias=config.bias not in ("none", "in"))
         if config.bias == "qv":
             # A key bias shifts all scores of a query alike, so the softmax ignores it.
             self.q_bias = nn.Parameter(torch.zeros(heads * self.head_width))
@@ -77,6 +63,5 @@ class Attention(nn.Module):
         q, k, factor = self.similarity(q, k)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.proj(attend(q, k, v, visibility, factor))
+        seen = attend(q, k, v, visibility, factor) if cache is None else cache.attend(q, k, v, visibility, factor)
+        return self.proj(seen)

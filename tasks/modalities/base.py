@@ -103,6 +103,9 @@ class SampleRequest:
     columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
     inpaint: tuple[Path, Path] | None = None  # an image, and a mask that is white where it is drawn anew
     prefix: int | None = None  # how many tokens are drawn and decoded, the first ones
+    prompts: Path | None = None  # a benchmark's file of prompts; ``out`` is then a folder in its layout
+    rewrites: Path | None = None  # texts that are drawn in the place of prompts
+    each: int | None = None  # images a prompt; the benchmark's own number if not given
 
 
 class Modality(ABC):
@@ -243,6 +246,14 @@ class Modality(ABC):
     @abstractmethod
     def served(self, pair: Pair, dataset: Record) -> Served:
         """What a registered model of this kind takes and gives."""
+
+    def web(self, pair: Pair, title: str, rows: int, waiting: int) -> Any:
+        """The ASGI application of ``tokenloom serve-model``: ``rows`` of the net in a pass, at most so many requests ``waiting``.
+
+        Raises:
+            ConfigError: models of this kind have no server of their own, or a number out of range.
+        """
+        raise ConfigError(f"{title}: models of {self.kind} are served by `mlflow models serve` alone")
 
     def serving(self, dataset: Record) -> dict[str, Any]:
         """What a served model has to know of the data, kept in its ``serving.json``."""

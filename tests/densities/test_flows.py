@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from tokenloom.models.core import registry, signals
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels
 from tokenloom.models.parts.flows.autoregressive import AutoregressiveFlow, FlowGuidance
-from tokenloom.models.parts.flows.convolutional import ZeroConv
+from tokenloom.models.parts.flows.convolutional import ActNorm, ZeroConv
 from tokenloom.models.pretrained.parity import calls_of
 from tokenloom.models.zoo.densities.fractalgen.module import FractalGen, FractalSampler
 from tokenloom.models.zoo.densities.glow.module import Glow
@@ -231,3 +234,26 @@ def test_guidance_does_not_raise_what_the_condition_finds_unlikely() -> None:
     assert float(kept[0, 0] - kept[0, 2]) == pytest.approx(8.0)
     torch.testing.assert_close(kept[0, :2], free[0, :2])
     torch.testing.assert_close(FractalSampler(sharpness=2.0).guided(logits, None, 0.0), 2 * logits)
+
+
+@pytest.mark.parametrize("name", ["glow", "flowpp"])
+def test_norms_start_from_the_whole_first_step_in_however_many_parts(name: str) -> None:
+    torch.manual_seed(0)
+    recipe = registry.get(name)
+    model: Any = recipe.config(dict(recipe.tiny)).build(signal=signals.image(8, 1)).train()  # type: ignore[attr-defined]
+    signal = 0.1 + 0.5 * SampleDraws.of(0, 0, 6).uniform("x", 0, 1, 8, 8).mul(2).sub(1)
+
+    def norms(of: Any) -> torch.Tensor:
+        return torch.cat([torch.cat([p.shift, p.scale]).flatten() for p in of.modules() if isinstance(p, ActNorm)])
+
+    found = []
+    for cuts in ((0, 6), (0, 2, 6)):
+        each = copy.deepcopy(model)
+        for start, stop in pairwise(cuts):
+            each.losses(Batch(signal=signal[start:stop]), "main", Draws(0, 0, 1, start, stop, 6))
+        assert torch.equal(norms(each), norms(model))
+        each.after_step(Draws.whole(0, 0, 6))
+        assert bool(each.started)
+        found.append(norms(each))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found[0], norms(model))

@@ -42,6 +42,7 @@ REFUSED = {
     "nfig_ar": "tokenizer",
     "oar": "logits",
     "far_frequency": "stage",
+    "flowar": "several scales",
     "himar": "two grids",
 }
 

@@ -23,6 +23,8 @@ from tokenloom.models.zoo.generators.acdit.module import ACDiT
 from tokenloom.models.zoo.generators.arflow.module import ARFlow
 from tokenloom.models.zoo.generators.coarse_to_fine.module import CoarseToFine
 from tokenloom.models.zoo.generators.far_frequency.module import FrequencyGenerator
+from tokenloom.models.zoo.generators.flowar.module import FlowAR
+from tokenloom.models.zoo.generators.nextstep.module import NextStep
 from tokenloom.models.zoo.generators.starflow.module import STARFlow
 
 
@@ -202,7 +204,7 @@ def test_other_steps_are_taken_or_refused_before_work(name: str) -> None:
     assert isinstance(model, Generator)
     sampler = model.sampler.edited(guidance=0.0, steps=3)  # type: ignore[union-attr, operator]
     labels, draw = Labels(torch.arange(2) % CLASSES), SampleDraws.of(0, 0, 2)
-    fixed = isinstance(model, ACDiT | ARFlow | CoarseToFine | FrequencyGenerator | GroupDenoiser | STARFlow)
+    fixed = isinstance(model, ACDiT | ARFlow | CoarseToFine | FlowAR | FrequencyGenerator | GroupDenoiser | NextStep | STARFlow)
     fixed = fixed or (isinstance(model, GroupGenerator) and isinstance(model.order, Fixed))
     if not fixed:
         model.check_sampler(sampler)

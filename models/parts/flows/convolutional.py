@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenloom.models.parts.collectives import all_reduce_sum
+
 
 class Invertible(nn.Module, ABC):
     """A map with an inverse."""
@@ -30,8 +32,8 @@ class Invertible(nn.Module, ABC):
 
 
 class ActNorm(Invertible):
-    """``scale (x + shift)`` a channel; ``start`` gives the outputs mean 0 and deviation 1 (section 3.1), the latter of the batch as it is
-    or as a sample of more."""
+    """``scale (x + shift)`` a channel; ``start`` gives the outputs mean 0 and deviation 1 (section 3.1) over the rows of all workers, the
+    latter of the batch as it is or as a sample of more."""
 
     def __init__(self, channels: int, deviation: Literal["sample", "batch"] = "sample") -> None:
         super().__init__()
@@ -48,8 +50,12 @@ class ActNorm(Invertible):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> Tensor:
-        self.shift.copy_(-x.mean((0, 2, 3), keepdim=True))
-        self.scale.copy_(1 / (x.std((0, 2, 3), keepdim=True, correction=self.correction) + 1e-6))
+        own = x.double().transpose(0, 1).flatten(1)
+        count, total = all_reduce_sum(own.new_tensor(own.shape[1])), all_reduce_sum(own.sum(1, keepdim=True))
+        mean = total / count
+        deviation = (all_reduce_sum((own - mean).square().sum(1)) / (count - self.correction)).sqrt()
+        self.shift.copy_(-mean.view_as(self.shift))
+        self.scale.copy_(1 / (deviation.view_as(self.scale) + 1e-6))
         return self(x)[0]
 
 

@@ -11,6 +11,9 @@ MASKGIT: Codec = ("maskgit_vqgan", {"size": "MaskGIT-VQGAN f16 1024x256 (PyTorch
 KL: Codec = ("kl", {"size": "MAR KL-16"})
 #: Latents of the image at half its size, then of the image (Hi-MAR).
 KL_PIVOTS: Codec = ("kl_pyramid", {"size": "MAR KL-16", "scales": [8, 16], "of": "images"})
+#: Latents averaged over areas, scale by scale (FlowAR).
+KL_SCALES: Codec = ("kl_pyramid", {"size": "MAR KL-16", "scales": [1, 2, 4, 8, 16], "of": "latents"})
+KL_F8_Z16: Codec = ("kl", {"size": "f8 AutoencoderKL z16"})
 TOKENBRIDGE: Codec = ("tokenbridge", {"size": "TokenBridge post-quantizer on MAR KL-16"})
 #: No published size of this tokenizer is offered yet: VQGAN's levels, and its bits cut as the generator has them.
 OPEN_MAGVIT2: Codec = ("lfq", {"bits": 18, "factors": [6, 12], "channels": 128, "multipliers": [1, 1, 2, 2, 4], "patch": 1, "blocks": 2})

@@ -172,6 +172,11 @@ class Image(Modality):
             rooms=(room,),
         )
 
+    def web(self, pair: Pair, title: str, rows: int, waiting: int) -> Any:
+        from tokenloom.tasks.modalities.image.served.http import app
+
+        return app(pair, title, rows, waiting)
+
     def serving(self, dataset: Record) -> dict[str, Any]:
         return {"fit": dataset.config["data"]["fit"]}
 

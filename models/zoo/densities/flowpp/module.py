@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Conditions, Density
+from tokenloom.models.core.protocols import Batch, Conditions
 from tokenloom.models.core.signals import SignalSpec, text
 from tokenloom.models.parts.flows.convolutional import ActNorm, FullMixing
+from tokenloom.models.parts.flows.first_batch import FirstBatch
 from tokenloom.models.parts.flows.mixture import GatedConv, MixtureCoupling
 
 LEVELS = 256
@@ -80,10 +81,11 @@ class Couplings(nn.Module):
         return whole(y, self.cut)
 
 
-class FlowPP(Density):
+class FlowPP(FirstBatch):
     """``p(x) >= E p(f(logit((x + u) / 256))) |det f'| / q(u | x)``, u drawn by a flow that sees x (arXiv:1902.00275)."""
 
     likelihood: ClassVar[Literal["exact", "bound"]] = "bound"
+    starts_from = 2
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configs.Config, tag="model.flowpp"):
@@ -136,7 +138,6 @@ class FlowPP(Density):
         def dequantising(channels: int) -> MixtureCoupling:
             return MixtureCoupling(channels, config.width, config.dequant, config.dequant_components, *own, config.dequant_channels)
 
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.channels, self.checkers = nn.ModuleList(), nn.ModuleList()
         for scale, (by_channels, by_checkers) in enumerate(config.scales):
             channels = shape[0] * 2**scale
@@ -201,16 +202,14 @@ class FlowPP(Density):
 
     @torch.no_grad()
     def start(self, image: Tensor, noise: Tensor) -> None:
-        """Set activation norms by the first images."""
+        """Set activation norms by images and the noise of their dequantisation."""
         x, _ = self.dequantized(image, noise, start=True)
         self(self.logits(x)[0], start=True)
-        self.get_buffer("started").fill_(True)
 
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: the negative bound in bits a value, less the 8 bits by which 256 levels are told apart."""
         image, noise = self._given(batch, draws)
-        if self.training and not bool(self.get_buffer("started")):
-            self.start(image, noise)
+        self.keep_first(image, noise)
         bits = self.bits_per_dimension(self.bound(image, noise, draws if self.training else None)).mean()
         return {"loss": bits - math.log2(LEVELS), "bits_per_dimension": bits.detach()}
 

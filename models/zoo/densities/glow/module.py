@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
-from tokenloom.models.core.protocols import Batch, Conditions, Density
+from tokenloom.models.core.protocols import Batch, Conditions
 from tokenloom.models.core.signals import SignalSpec, text
 from tokenloom.models.parts.flows.convolutional import ActNorm, Chain, Coupling, FullMixing, Mixing, ZeroConv
+from tokenloom.models.parts.flows.first_batch import FirstBatch
 
 #: Values of a pixel: -1 + 2 v / 255 for v from 0 to 255.
 LEVELS = 256
 
 
-class Glow(Density):
+class Glow(FirstBatch):
     """Squeeze, steps of flow, and half of the channels split off as a latent, at each scale (arXiv:1807.03039, figure 2)."""
 
     likelihood: ClassVar[Literal["exact", "bound"]] = "bound"
@@ -68,7 +69,6 @@ class Glow(Density):
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config, self.shape = config, shape
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.flows, self.priors = nn.ModuleList(), nn.ModuleList()
         channels = shape[0]
         for scale in range(config.scales):
@@ -111,10 +111,9 @@ class Glow(Density):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Set activation norms by the first images."""
+        """Set activation norms by images."""
         for flow in self.flows:
             x = cast(Chain, flow).start(F.pixel_unshuffle(x, 2)).chunk(2, 1)[0]
-        self.get_buffer("started").fill_(True)
 
     def binned(self, level: Tensor, noise: Tensor) -> Tensor:
         """Images in [-1/2, 1/2] with uniform noise of one of 2^bits values, of levels 0 to 255."""
@@ -128,8 +127,7 @@ class Glow(Density):
     def losses(self, batch: Batch, phase: str, draws: Draws) -> dict[str, Tensor]:
         """``loss``: negative log-likelihood in bits a value of 2^bits (a bound, by uniform noise)."""
         x = self.binned(self._levels(batch), draws.uniform(*self.shape))
-        if self.training and not bool(self.get_buffer("started")):
-            self.start(x)
+        self.keep_first(x)
         return {"loss": self.bits_per_dimension(self._log_prob(x)).mean()}
 
     def log_prob(self, batch: Batch, draws: Draws) -> Tensor:

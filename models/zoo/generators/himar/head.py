@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.attention import Attention
@@ -37,6 +38,10 @@ class GridDiffusion(nn.Module):
         heads: int = 8
         ratio: float = 4.0
         repeats: int = 4
+
+        def __post_init__(self) -> None:
+            if min(self.width, self.depth, self.heads, self.repeats) < 1 or self.width % 4 or self.width % self.heads:
+                raise ConfigError(f"dense.width={self.width}, heads={self.heads}: the width must be a multiple of 4 and of the heads")
 
     position: Tensor
 

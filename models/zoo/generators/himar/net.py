@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config as configs
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.visibility import EVERYTHING, Mask, Visibility
+from tokenloom.models.zoo.generators.himar.norm import TaskNorm
 
 PASSES = 2
 
@@ -33,6 +35,13 @@ class PivotAutoencoder(nn.Module):
         encoder: Transformer.Config
         decoder: Transformer.Config
         buffer: int = 64
+
+        def __post_init__(self) -> None:
+            halves = self.encoder, self.decoder
+            if halves[0].width != halves[1].width:
+                raise ConfigError(f"net.encoder.width={halves[0].width}, net.decoder.width={halves[1].width}: must be equal")
+            if any(not isinstance(half.norm, TaskNorm.Config) or half.norm.tasks != PASSES for half in halves):
+                raise ConfigError(f"net: the norms of both halves must be those of {PASSES} tasks")
 
         @property
         def width(self) -> int:

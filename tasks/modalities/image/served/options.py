@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.parts.orders.sizes import CURVES
 from tokenloom.models.sampling.sampler import SCHEDULES, VISITS
@@ -37,6 +39,11 @@ def parameters(pair: Pair) -> dict[str, tuple[str, Any]]:
     }
 
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "double": ((int, float, np.floating, np.integer), "a number"),
+    "long": ((int, np.integer), "a whole number"),
+    "string": ((str,), "text"),
+}
 #: What is no setting of the sampler.
 OTHERS = ("seed", "inpaint", "mask", "size", "prefix")
 
@@ -62,6 +69,9 @@ def changes(pair: Pair, given: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := [name for name in given if name not in known]:
         raise ConfigError(f"parameter {unknown[0]!r}: this model takes {', '.join(known)}")
     for name, value in given.items():
+        kinds, words = _KINDS[known[name][0]]
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ConfigError(f"{name}={value!r}: write {words}")
         # Equal to the default means untouched: a schedule must not become a constant.
         if name not in OTHERS and value != known[name][1]:
             found["steps" if name == "step_sizes" else name] = _read(name, value)

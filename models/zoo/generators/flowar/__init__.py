@@ -1,0 +1,1 @@
+"""FlowAR: the recipe, and the module that it builds."""

@@ -1,0 +1,1 @@
+"""NextStep-1: the recipe, and the module that it builds."""
