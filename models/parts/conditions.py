@@ -37,6 +37,11 @@ class Conditioned:
     memory_BTD: Tensor | None = None
     memory_seen_BT: Tensor | None = None
 
+    def first(self, rows: int) -> Conditioned:
+        """The first rows alone."""
+        parts = (self.prefix_BPD, self.vector_BD, self.seen_BP, self.memory_BTD, self.memory_seen_BT)
+        return Conditioned(*(None if part is None else part[:rows] for part in parts))  # type: ignore[arg-type]
+
 
 def stack(first: Conditioned, second: Conditioned) -> Conditioned:
     """The rows of both, as one batch."""
