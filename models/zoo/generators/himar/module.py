@@ -129,7 +129,7 @@ class HiMAR(protocols.Generator):
         assert batch.tokens is not None
         self.layout.check(batch.tokens.layout)
         data = full_tokens_of(batch.tokens).float()
-        shares = self.config.curve.masked(float(draws.shared_uniform().cpu())), CosineCurve().masked(float(draws.shared_uniform().cpu()))
+        shares = self.config.curve.masked(float(draws.host_uniform())), CosineCurve().masked(float(draws.host_uniform()))
         pivots, dense = (
             draws.permutation(count) < max(1, math.ceil(share * count))
             for share, count in zip(shares, (self.pivots, self.layout.length - self.pivots))
