@@ -95,19 +95,36 @@ def load_cluster(name_or_path: str | None = None, sets: Iterable[str] = ()) -> C
     return build(ClusterConfig, document, [s.removeprefix("cluster.") for s in sets if s.startswith("cluster.")], where)
 
 
+def edited(name_or_path: str, sets: Iterable[str] = ()) -> dict[str, Any]:
+    """The document of a run, edited by ``path=value`` strings, as a run file may hold it.
+
+    Raises:
+        ConfigError: as ``load_run``.
+    """
+    document, where = _document(name_or_path, "runs", "run")
+    edits = [text for text in sets if not text.startswith("cluster.")]
+    build(RunConfig, document, edits, where)
+    return _edited(RunConfig, document, edits)
+
+
 def build(model: type[_Model], document: dict[str, Any], sets: Iterable[str], where: str) -> _Model:
     """Check a document, edited by ``path=value`` strings, against a section's schema."""
+    document = _edited(model, document, sets)
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        lines = [_line(model, problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+
+
+def _edited(model: type[BaseModel], document: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
     document = _copy(document)
     for item in sets:
         path, equals, value = item.partition("=")
         if not equals or not path.strip():
             raise ConfigError(f"--set {item!r}: write path=value, e.g. --set generator.train.steps=2000")
         _assign(document, model, path.strip().split("."), parse_yaml(value, f"--set {path}"), path.strip())
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        lines = [_line(model, problem) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+    return document
 
 
 def _copy(value: Any) -> Any:
