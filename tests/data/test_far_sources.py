@@ -194,7 +194,7 @@ def test_a_manifest_names_files_anywhere(s3: str, address: str, tmp_path: Path, 
     base = f"{s3}/{uuid.uuid4().hex}"
     write("folder", tmp_path / "served", ROWS)
     uploaded(tmp_path / "served" / "images", base)
-    wheres = (f"{address}/images/", f"{base}/", "images/")
+    wheres = (f"{base}/", f"{address}/images/", "images/")
     rows = [
         {
             "path": f"{wheres[i % 3]}{label}/{key}.png",

@@ -93,6 +93,7 @@ def test_groups_move_an_entry_by_no_more_than_what_holds_otherwise(seed: int) ->
     q, p, latent = entry(seed)
     exact, chance = outcome(None, q, p)
     assert distance(exact, q) < 1e-5
+    assert float((p * chance).sum()) == pytest.approx(1 - distance(p, q), abs=1e-5)  # what holds: one less the total variation
     moved, relaxed = outcome(Grouped(latent, 3, 0.15, 1.2), q, p)
     stated = float((p * (relaxed - chance).abs()).sum())
     assert distance(moved, q) <= stated + 1e-5

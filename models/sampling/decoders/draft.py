@@ -51,7 +51,7 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
 
     def run(self, model: Any, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         large = ChainSession(model, conditions, sampler, draws, window=self.window, **given)
-        small = ChainSession(model.draft, conditions, sampler, draws, window=self.window, **{**given, "plan": large.plan})
+        small = ChainSession(self.drafting(model.draft), conditions, sampler, draws, window=self.window, **{**given, "plan": large.plan})
         small.begin(large.begin())
         step, rule = 0, self.rule(large)
         while not large.done:
@@ -59,6 +59,10 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
             step += 1
         large.trace.calls["draft"] = small.trace.calls["net"]
         return large.tokens(), large.trace
+
+    def drafting(self, draft: Any) -> Any:
+        """The draft model as it drafts."""
+        return draft
 
     def rule(self, large: ChainSession) -> Relaxation | None:
         """What holds; None: rejection sampling."""
