@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from tokenloom.configs.schema import ClusterConfig, RunConfig
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import TrainSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -177,6 +178,9 @@ def fields_of(section: Any) -> dict[str, Any]:
 def _assign(document: dict[str, Any], section: Any, path: list[str], value: Any, whole: str) -> None:
     head, *rest = path
     fields = fields_of(section)
+    if section is TrainSettings and head == "as" and not rest:  # the published training, read before the settings are checked
+        document[head] = value
+        return
     if head not in fields:
         raise ConfigError(f"--set {whole}: unknown field {head!r}{_nearest(head, fields)}")
     if not rest:

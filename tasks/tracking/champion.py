@@ -5,7 +5,6 @@ Each move is a tag of the registered model, ``tokenloom.champion.NUMBER``: JSON 
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.tracking.registry import PROMOTED
+from tokenloom.tasks.tracking.runs import user
 
 if TYPE_CHECKING:
     from tokenloom.tasks.store.artifacts import Store
@@ -87,20 +87,13 @@ def _before(present: Version, moved: list[dict[str, Any]], promoted: list[str]) 
 
 def _move(registry: Registry, version: Version, before: Version | None, why: str, who: str | None) -> dict[str, Any]:
     when = datetime.now(UTC).isoformat(timespec="microseconds")
-    move = {"version": version.number, "before": before.number if before else None, "who": who or _user(), "why": why.strip()[:_LONGEST]}
+    move = {"version": version.number, "before": before.number if before else None, "who": who or user(), "why": why.strip()[:_LONGEST]}
     move["when"] = when
     key = f"{_MOVE}{when.partition('+')[0]}"  # without the offset: a tag's name may have no plus
     registry.tag_model(version.name, {key: json.dumps(move)})
     registry.set_alias(version, CHAMPION)
     registry.tag(version, {"tokenloom.decision": f"promoted by {move['who']}: {move['why']}", PROMOTED: "true"})
     return move
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an account without a name, as in a container
-        return "unknown"
 
 
 def line(name: str, move: Mapping[str, Any]) -> str:

@@ -126,6 +126,7 @@ def test_wrong_conditions_are_clear_errors() -> None:
         ({"characters": {"length": "long"}}, "characters.length: 'long' is not a valid int"),
         ({"letters": {}}, "write one of classes, characters, encoded"),
         ({"encoded": {"features": 3}}, "encoded: missing .* 'encoder'"),
+        ({"text_features": {"features": "x"}}, "text_features.features: 'x' is not a valid int"),
         ({"characters": {"length": 0}}, "condition.length=0"),
         ({"characters": {"heads": 5}}, "condition.heads=5: must divide the net's width, 32"),
     ],

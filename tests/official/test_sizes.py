@@ -44,7 +44,6 @@ FAMILIES = {"var": ("var",), "llamagen": ("raster",), "rar": ("rar",)} | {
 FAMILIES |= {"ibq": ("ibq_ar",), "titok": ("titok_imagebert", "titok_uvitbert"), "tokenbridge": ("tokenbridge_ar",)}
 #: Published sizes that no recipe has, and why.
 ABSENT = {
-    "llamagen": {"XL-t2i-256": "the recipe has no text condition", "XL-t2i-512": "the recipe has no text condition"},
     "nar": {"XL-t2i-256": "the recipe has no text condition", "XL-t2i-512": "the recipe has no text condition"},
 }
 

@@ -20,9 +20,10 @@ def test_a_row_names_what_is_there(row: Mutation) -> None:
     assert f"def {function.partition('[')[0]}(" in (ROOT / file).read_text()
 
 
-def test_every_generator_has_a_row_or_is_listed_without_one() -> None:
+def test_the_list_of_generators_without_a_row_is_true() -> None:
     named = {row.method for row in TABLE}
-    assert set(registry.names("generator")) - named == set(UNNAMED)
+    assert not set(UNNAMED) & named, "these have a row by now: take them off the list"
+    assert set(UNNAMED) <= set(registry.names("generator"))
 
 
 @pytest.fixture(scope="module")

@@ -290,8 +290,8 @@ TABLE = (
 )
 #: Generators that no row names yet.
 UNNAMED = (
-    *("acdit", "arinar", "arpg", "bins_ar", "discrete_interpolants", "ear", "far_frequency", "far_shortcut", "himar", "ibq_ar", "mvar"),
-    *("nfig_ar", "patch_ar", "randar", "starflow", "titok_imagebert", "titok_uvitbert", "tokenbridge_ar", "xar"),
+    *("acdit", "arinar", "arpg", "bins_ar", "discrete_interpolants", "ear", "far_frequency", "far_shortcut", "flowar", "himar", "ibq_ar"),
+    *("mvar", "nextstep", "nfig_ar", "patch_ar", "randar", "starflow", "titok_imagebert", "titok_uvitbert", "tokenbridge_ar", "xar"),
 )
 
 
