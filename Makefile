@@ -6,9 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_EMOJI := $(VENV)/.ready-emoji
+
+# What one process has compiled all others read, wherever this runs: tests and runs start dozens of them.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast lint readme clean
+.PHONY: help demo demo-emoji test test-all test-fast lint readme clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +29,15 @@ $(READY_DEV): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(READY_EMOJI): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[emoji]'
+	@touch $@
+
 demo: $(READY) ## set up, then train, evaluate and register a generator of handwritten digits
 	@$(BIN)/tokenloom run digits_var
+
+demo-emoji: $(READY_EMOJI) ## set up, then train a generator of small pictures in colour that is asked in words
+	@$(BIN)/tokenloom run emoji_var
 
 test: $(READY_DEV) ## set up, then run the tests, three files at a time (10 minutes at most on two free cores); names the slowest
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 #: Share of qualities that a difference must leave outside.
 CONFIDENCE = 0.95
@@ -41,7 +41,7 @@ class Spread:
     def interval(self, mine: Measured, other: Measured) -> tuple[float, float]:
         """Ratio of two qualities (below one: mine is better) within ``CONFIDENCE``, by Student's t on the logarithms."""
         middle = float(np.log(mine.quality).mean() - np.log(other.quality).mean())
-        width = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom))
+        width = float(stdtrit(self.freedom, (1 + CONFIDENCE) / 2))
         width *= self.deviation * math.sqrt(1 / len(mine.quality) + 1 / len(other.quality))
         return math.exp(min(middle - width, 700)), math.exp(min(middle + width, 700))
 

@@ -38,6 +38,7 @@ from tokenloom.tasks.store.inspection import inspect
 from tokenloom.tasks.store.lineage import collect
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 OPERATIONS = ("plan", "no-op run", "append one shard", "extract one shard", "doctor", "gc")
 BUCKET = "growth"
 
@@ -170,12 +171,14 @@ def served(folder: Path, counter: _Counter) -> Iterator[str]:
     }.items():
         os.environ[f"AWS_{name}"] = value
     backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-    backend.create_bucket(BUCKET, "us-east-1")
+    bucket = f"{BUCKET}-{port}"  # names are given once in a process
+    backend.create_bucket(bucket, "us-east-1")
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            backend.put_object(BUCKET, path.relative_to(folder).as_posix(), path.read_bytes())
-    yield f"s3://{BUCKET}"
+            backend.put_object(bucket, path.relative_to(folder).as_posix(), path.read_bytes())
+    yield f"s3://{bucket}"
     server.stop()
+    backend.buckets.pop(bucket)
 
 
 def measured(store: str, root: Path, source: Path, counter: _Counter) -> dict[str, dict[str, float]]:
@@ -208,6 +211,34 @@ def exponent(sizes: list[int], values: list[float]) -> float | None:
     if len(sizes) < 2 or min(values) <= 0:
         return None
     return round(float(np.polyfit(np.log(sizes), np.log(values), 1)[0]), 2)
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """The figures as a table of Markdown."""
+    sizes = list(result["shards"]["disk"])
+    lines = ["| | shards | " + " | ".join(OPERATIONS) + " |", "|---|---|" + "---|" * len(OPERATIONS)]
+    for place in ("disk", "s3"):
+        for size in sizes:
+            row = result["shards"][place][size]
+            cells = [
+                f"{row[name]['seconds']:g} s, {row[name]['peak_mb']:,} MB"
+                + (f", {row[name]['requests']:,} requests" if place == "s3" else "")
+                for name in OPERATIONS
+            ]
+            lines.append(f"| {place} | {int(size):,} | " + " | ".join(cells) + " |")
+        grown = result["exponents"][place]
+        powers = [
+            ", ".join(f"{what} {grown[name][what]}" for what in ("seconds", "requests") if grown[name][what] is not None)
+            for name in OPERATIONS
+        ]
+        lines.append(f"| {place} | exponent | " + " | ".join(powers) + " |")
+    return "\n".join(lines)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put the table into ``docs/scale.md``."""
+    head, rest = PAGE.read_text().split("<!-- growth -->")
+    PAGE.write_text(f"{head}<!-- growth -->\n\n{table_of(result)}\n\n<!-- /growth -->" + rest.split("<!-- /growth -->")[1])
 
 
 def main() -> None:
@@ -248,6 +279,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if given.keep:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        write_page(json.loads(json.dumps(result)))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from tokenloom.configs.schema import ClusterConfig, RunConfig
 from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.settings import TrainSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -94,19 +95,36 @@ def load_cluster(name_or_path: str | None = None, sets: Iterable[str] = ()) -> C
     return build(ClusterConfig, document, [s.removeprefix("cluster.") for s in sets if s.startswith("cluster.")], where)
 
 
+def edited(name_or_path: str, sets: Iterable[str] = ()) -> dict[str, Any]:
+    """The document of a run, edited by ``path=value`` strings, as a run file may hold it.
+
+    Raises:
+        ConfigError: as ``load_run``.
+    """
+    document, where = _document(name_or_path, "runs", "run")
+    edits = [text for text in sets if not text.startswith("cluster.")]
+    build(RunConfig, document, edits, where)
+    return _edited(RunConfig, document, edits)
+
+
 def build(model: type[_Model], document: dict[str, Any], sets: Iterable[str], where: str) -> _Model:
     """Check a document, edited by ``path=value`` strings, against a section's schema."""
+    document = _edited(model, document, sets)
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        lines = [_line(model, problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+
+
+def _edited(model: type[BaseModel], document: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
     document = _copy(document)
     for item in sets:
         path, equals, value = item.partition("=")
         if not equals or not path.strip():
             raise ConfigError(f"--set {item!r}: write path=value, e.g. --set generator.train.steps=2000")
         _assign(document, model, path.strip().split("."), parse_yaml(value, f"--set {path}"), path.strip())
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        lines = [_line(model, problem) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+    return document
 
 
 def _copy(value: Any) -> Any:
@@ -160,6 +178,9 @@ def fields_of(section: Any) -> dict[str, Any]:
 def _assign(document: dict[str, Any], section: Any, path: list[str], value: Any, whole: str) -> None:
     head, *rest = path
     fields = fields_of(section)
+    if section is TrainSettings and head == "as" and not rest:  # the published training, read before the settings are checked
+        document[head] = value
+        return
     if head not in fields:
         raise ConfigError(f"--set {whole}: unknown field {head!r}{_nearest(head, fields)}")
     if not rest:

@@ -69,6 +69,27 @@ class GeneratorConfig(Trained):
         return self
 
 
+class DensityConfig(Trained):
+    """A density to train, or an imported or trained one to evaluate and register as it is: exactly one of ``recipe`` and ``use``."""
+
+    recipe: Identity[str | None] = Field(None, description="a name from `tokenloom methods`")
+    args: Identity[dict[str, Any]] = Field(default_factory=dict, description="arguments of the recipe function")
+    set: Identity[dict[str, Any]] = Field(default_factory=dict, description="dotted paths in the config that it returns")
+    train: Identity[TrainSettings | None] = Field(None, description="needed with recipe; leave it out with use")
+    use: Added[str | None] = Field(None, description="artifact: the name of an import or a run, NAME-FINGERPRINT, or a unique prefix of it")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.recipe is None) == (self.use is None):
+            raise ValueError("give either density.recipe (train one) or density.use (an artifact)")
+        if self.recipe is not None and self.train is None:
+            raise ValueError("density.train is missing: give at least {steps: N}")
+        changed = {"args": self.args, "set": self.set, "train": self.train}
+        if self.use is not None and (given := [name for name, value in changed.items() if value]):
+            raise ValueError(f"density.{given[0]} goes with density.recipe: a density in use is trained already")
+        return self
+
+
 class StageConfig(Section):
     """Further training of the generator: the same model, from the weights of the step before, under another objective or on
     other settings; fine-tuning, post-training and distillation are stages."""

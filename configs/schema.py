@@ -17,6 +17,7 @@ from tokenloom.configs.evaluation import EvaluateConfig as EvaluateConfig
 from tokenloom.configs.evaluation import Metric as Metric
 from tokenloom.configs.evaluation import Resize as Resize
 from tokenloom.configs.methods import BaseConfig as BaseConfig
+from tokenloom.configs.methods import DensityConfig as DensityConfig
 from tokenloom.configs.methods import GeneratorConfig as GeneratorConfig
 from tokenloom.configs.methods import MethodConfig as MethodConfig
 from tokenloom.configs.methods import StageConfig as StageConfig
@@ -224,7 +225,7 @@ class RunConfig(Section):
     )
     extract: Identity[ExtractConfig] = Field(default_factory=ExtractConfig)
     generator: Identity[GeneratorConfig | None] = Field(None, description="left out: the run ends with the evaluation of its tokenizer")
-    density: Added[MethodConfig | None] = Field(None, description="a likelihood of the data itself, without tokens")
+    density: Added[DensityConfig | None] = Field(None, description="a likelihood of the data itself, without tokens")
     stages: Added[tuple[StageConfig, ...]] = Field((), description="further training of the generator, each on the one before")
     sample: Identity[SampleConfig] = Field(default_factory=SampleConfig)
     evaluate: Identity[EvaluateConfig] = Field(default_factory=EvaluateConfig)

@@ -134,7 +134,7 @@ def _trained(config: RunConfig, store: Store, planned: dict[str, Planned]) -> li
     if config.density is not None:
         signal = modalities.kind(config.data.kind).spec(config.data).to_dict()
         method, given = config.density, {"signal": signal, "classes": classes}
-        spec = ModelSpec("density", method.recipe, dict(method.args), dict(method.set), given)
+        spec = ModelSpec("density", method.recipe or "", dict(method.args), dict(method.set), given)
         return [_Training("density", spec, method.train)] if method.train is not None and "density" in wanted else []
     found: list[_Training] = []
     spec, layout = train_tokenizer.checked(context, planned)

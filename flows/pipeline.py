@@ -28,12 +28,14 @@ from tokenloom.tasks.store.artifacts import Artifact
 log = logging.getLogger(__name__)
 
 
-def carry_out(config: RunConfig, work: Workspace) -> None:
-    """Every step of the run in order, e.g. extract: ``tokens`` from ``dataset`` and ``tokenizer``."""
+def carry_out(config: RunConfig, work: Workspace, until: str | None = None) -> None:
+    """Every step of the run in order (up to the one named ``until``), e.g. extract: ``tokens`` from ``dataset`` and ``tokenizer``."""
     made: dict[str, Artifact] = {}
     for link in planning.chain(config, work.store):
         inputs = {name: made[role] for name, role in link.needs.items()}
         made[link.step.makes] = steps.carry_out(link.step, config, work, inputs)
+        if link.step.name == until:
+            break
 
 
 def run_name() -> str:
@@ -97,7 +99,7 @@ def _carry_out(config: RunConfig, cluster: ClusterConfig | None, root: str | Non
     return Completed(message=summary, data=[done.row() for done in work.done])
 
 
-def run(config: RunConfig, work: Workspace) -> None:
+def run(config: RunConfig, work: Workspace, until: str | None = None) -> None:
     """The same chain without Prefect."""
     with work:
-        carry_out(config, work)
+        carry_out(config, work, until)

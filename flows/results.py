@@ -78,7 +78,7 @@ def document(config: RunConfig, work: Workspace, done: list[Done], error: str | 
         "model": registered.get("uri"),
         "registered": registered,
         "took": {each.name: took.row(work.store.record(each.artifact)) for each in done if each.artifact},
-        "metrics": next((each.metrics for each in done if each.name == "evaluate" and each.metrics), {}),
+        "metrics": dict(work.store.record(made["evaluate"]).metrics) if made.get("evaluate") else {},
     } | ({"error": error} if error else {})
 
 

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 #: Seconds between two lines of one stage where there is no terminal.
 QUIET_SECONDS = 10.0
 #: Numbers that are shown beside the bar, in this order, when a step reports them.
-SHOWN = ("loss", "val_loss", "validation_loss", "images_per_second", "tokens_per_second", "mb_per_second", "minutes_left", "rejected")
+SHOWN = (
+    "loss",
+    "val_loss",
+    "validation_loss",
+    "images_per_second",
+    "items_per_second",
+    "windows_per_second",
+    "tokens_per_second",
+    "mb_per_second",
+    "minutes_left",
+    "rejected",
+)
 
 
 @dataclass

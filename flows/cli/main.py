@@ -25,6 +25,7 @@ from tokenloom.tasks.runtime.surroundings import check_here, leave_here, open_st
 COMMANDS = {
     "run": ("run", "The whole pipeline: raw images in, an evaluated, registered model out."),
     "plan": ("run", "What `run` would do and why, running nothing."),
+    "sweep": ("sweep", "Try out settings of a run: ranges and choices, each trial a normal run."),
     "sample": ("sample", "Draw samples from a model."),
     "compare": ("look", "A leaderboard of runs under one protocol: table, plot, sample grids."),
     "methods": ("look", "The family: every method by its kind, and its part on each axis."),
@@ -35,6 +36,8 @@ COMMANDS = {
     "serve-model": ("serve_model", "Answer requests for samples of a model over HTTP, many at once."),
     "submit": ("cloud", "Carry out a run as a job of AWS Batch."),
     "node": ("cloud", "Carry out this machine's part of a submission."),
+    "promote": ("champion", "Make a registered version the champion, with who and why."),
+    "rollback": ("champion", "Make the champion before the present one the champion again."),
     "import": ("store", "An official checkpoint becomes an artifact."),
     "export": ("store", "A tokenizer or generator becomes a folder with weights and a model card."),
     "ui": ("ui", "Open the MLflow and Prefect pages on 127.0.0.1, until Ctrl-C."),
@@ -43,7 +46,7 @@ COMMANDS = {
 }
 
 #: Commands with servers below them, which a signal for the whole group must not reach.
-GUARDED = ("run", "serve", "ui", "node")
+GUARDED = ("run", "sweep", "serve", "ui", "node")
 
 
 class _Commands(click.Group):

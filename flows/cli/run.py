@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @place_options
 @cluster_options
 @click.option("--only", metavar="STEP", help="Run one step (a name from tokenloom plan RUN) with what the store holds.")
+@click.option("--until", metavar="STEP", help="Run the steps up to this one (without Prefect).")
 @click.option("--no-prefect", is_flag=True, help="Run the same chain without Prefect.")
 @json_option
 def run(
@@ -37,6 +38,7 @@ def run(
     store: str | None,
     cluster: str | None,
     only: str | None,
+    until: str | None,
     no_prefect: bool,
     as_json: bool,
 ) -> None:
@@ -53,11 +55,16 @@ def run(
     config = load_run(run, sets)
     work = workspace(config.name, root, store, load_cluster(cluster, sets))
     planned = planning.plan(config, work.store, work.tracker.uri)
-    if only and only not in (there := [one.name for one in planned]):
-        raise ConfigError(f"run {config.name} has no step {only}; it has: {', '.join(there)}")
-    if all(one.status == "cached" for one in planned):
+    there = [one.name for one in planned]
+    for option, step in (("--only", only), ("--until", until)):
+        if step and step not in there:
+            raise ConfigError(f"{option} {step}: run {config.name} has no step {step}; it has: {', '.join(there)}")
+    if only and until:
+        raise ConfigError(f"--only {only} and --until {until}: give one of them")
+    wanted = planned[: there.index(until) + 1] if until else planned
+    if all(one.status == "cached" for one in wanted):
         work.tracker.sync()  # what an absent server has missed; nothing is loaded when there is nothing to send
-        done = results.steps_of(planned)
+        done = results.steps_of(wanted)
         if as_json:
             emit(results.document(config, work, done))
         else:
@@ -70,7 +77,7 @@ def run(
         error: str | None = None
         try:
             with redirect_stdout(sys.stderr):  # what libraries say (Ray, of a node that died) is no part of the result
-                _execute(config, work, only, no_prefect, shown)
+                _execute(config, work, only, until, no_prefect, shown)
         except BaseException as problem:
             error = str(problem) or type(problem).__name__
             raise
@@ -83,10 +90,10 @@ def _say_plan(planned: tuple[Any, ...], shown: Screen) -> None:
         shown.say(f"{one.name}: {one.status} {one.fingerprint or ''}  {one.reason}".rstrip())
 
 
-def _execute(config: RunConfig, work: Workspace, only: str | None, no_prefect: bool, shown: Screen) -> None:
+def _execute(config: RunConfig, work: Workspace, only: str | None, until: str | None, no_prefect: bool, shown: Screen) -> None:
     from tokenloom.flows import pipeline, prefect_api, steps
 
-    prefect = not no_prefect and prefect_api.reachable(shown.warn, work.root)
+    prefect = not no_prefect and not until and prefect_api.reachable(shown.warn, work.root)
     where: dict[str, Any] = {"cluster": work.cluster, "root": str(work.root), "store": work.store_uri}
     if only and prefect:
         steps.flow_of(only)(config, **where)
@@ -95,7 +102,7 @@ def _execute(config: RunConfig, work: Workspace, only: str | None, no_prefect: b
     elif prefect:
         pipeline.pipeline(config, **where)
     else:
-        pipeline.run(config, work)
+        pipeline.run(config, work, until)
 
 
 def _finish(config: RunConfig, work: Workspace, done: list[Done], as_json: bool, error: str | None) -> None:

@@ -85,6 +85,7 @@ def rows_and_columns(context: click.Context, parameter: click.Parameter, value: 
         "tokenloom sample digits-var --classes 3,7 --n 20 --seed 5 --out threes_and_sevens.npz",
         "tokenloom sample pets --classes cat,dog --out pets.png",
         'tokenloom sample digits-text --text "a handwritten seven" --text "a handwritten two" --n 20 --out named.png',
+        "tokenloom sample digits-text --prompts geneval.jsonl --guidance 3 --out geneval",
         "tokenloom sample pets-control --column control=edges.png --n 4 --out pets.png",
         "tokenloom sample flexvar-d24 --size 512x256 --classes 980 --out tall_volcanoes.png",
         "tokenloom sample digits-raster --decode jacobi --set window=8 --out samples.png",
@@ -121,6 +122,16 @@ def rows_and_columns(context: click.Context, parameter: click.Parameter, value: 
 @click.option(
     "--mask", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="Of --inpaint: an image that is white where to draw."
 )
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, path_type=Path),
+    help="Of a text model: prompts of GenEval (.jsonl), DPG-Bench (.csv, or a folder of .txt), HPS (.json), or one a line (.txt); "
+    "--out is then a new folder in that layout, and --out.jsonl beside it records what was drawn how.",
+)
+@click.option(
+    "--rewrites", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="Of --prompts: JSON {PROMPT: TEXT TO DRAW INSTEAD}."
+)
+@click.option("--each", type=click.IntRange(min=1), help="Of --prompts: images a prompt [default: 4 of GenEval and DPG-Bench, else 1].")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Classifier-free guidance weight [default: the run's].")
 @click.option("--guidance-schedule", type=click.Choice(["constant", "linear", "cosine", "power_cosine"]), help="Guidance over the steps.")
 @click.option("--guidance-interval", type=float, nargs=2, metavar="START END", help="Guide between these shares of the decoding alone.")
@@ -163,8 +174,9 @@ def rows_and_columns(context: click.Context, parameter: click.Parameter, value: 
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Of images FILE.png: a grid, or FILE.npz: arrays images uint8 (N,H,W,C) and labels. Of series FILE.csv and FILE.png: both.",
+    type=click.Path(path_type=Path),
+    help="Of images FILE.png: a grid, or FILE.npz: arrays images uint8 (N,H,W,C) and labels. Of series FILE.csv and FILE.png: both. "
+    "With --prompts a FOLDER.",
 )
 @place_options
 @cluster_options
@@ -180,6 +192,9 @@ def sample(
     horizon: int | None,
     inpaint: Path | None,
     mask: Path | None,
+    prompts: Path | None,
+    rewrites: Path | None,
+    each: int | None,
     head: str | None,
     decoder: str | None,
     size: tuple[int, int] | None,
@@ -200,7 +215,9 @@ def sample(
     """
     if (inpaint is None) != (mask is None):
         raise click.UsageError("--inpaint IMAGE and --mask PNG go together")
-    if out.suffix not in (".png", ".npz", ".csv"):
+    if prompts is None and (rewrites is not None or each is not None):
+        raise click.UsageError(f"{'--rewrites' if rewrites is not None else '--each'} goes with --prompts")
+    if prompts is None and (out.suffix not in (".png", ".npz", ".csv") or out.is_dir()):
         raise click.BadParameter(
             f"{str(out)!r}: write FILE.png (a grid or plot), FILE.npz (images) or FILE.csv (series)", param_hint="--out"
         )
@@ -226,6 +243,9 @@ def sample(
             columns=columns,
             size=size,
             prefix=prefix,
+            prompts=prompts,
+            rewrites=rewrites,
+            each=each,
             inpaint=None if inpaint is None or mask is None else (inpaint, mask),
             head=None if head is None else parse_yaml(head, "--head"),
             decoder=decoder_of(decoder, fields),
@@ -237,4 +257,5 @@ def sample(
         emit(document)
     else:
         files = document.get("out", str(out))
-        click.echo(f"{total} samples of {document.get('model', model)}: {files if isinstance(files, str) else ', '.join(files)}")
+        drawn = document.get("samples", total)
+        click.echo(f"{drawn} samples of {document.get('model', model)}: {files if isinstance(files, str) else ', '.join(files)}")

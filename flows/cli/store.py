@@ -59,7 +59,7 @@ def import_(
     if given is None or (weights and file):
         at = f"; its authors keep it at hf:{PRESETS[what].hub}" if what in PRESETS and PRESETS[what].hub.count("/") == 1 else ""
         raise click.UsageError(f"name the checkpoint file once: tokenloom import NAME --weights FILE{at}")
-    source = weights_file(given, PRESETS[what].file if what in PRESETS else "")
+    source = weights_file(given, PRESETS[what].file if what in PRESETS else "", "--weights" if weights else "WEIGHTS")
     outcome = modalities.import_network(what, source, work.store) or import_checkpoint(
         what, source, settings, name or what.replace("_", "-"), work.store, tokenizer, encoder
     )

@@ -28,15 +28,34 @@ FORMAT = 2
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out initial values of tensors of the meta device: they have no memory, and much of the time of a build went there."""
+    """Leaves out the values of tensors of the meta device: they have no memory, and much of the time of a build went there.
 
-    FILLS = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_})
+    What is drawn or copied there is a tensor of that shape; torch's own way loads an algebra system first, for half a second.
+    """
+
+    FILLS = frozenset({
+        Tensor.normal_, Tensor.uniform_, Tensor.div_, Tensor.mul_, Tensor.__itruediv__, Tensor.__imul__,
+        nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_,
+    })  # fmt: skip
+    ALIKE = frozenset({Tensor.clone, torch.clone, torch.empty_like, torch.rand_like, torch.randn_like, nn.functional.normalize})
+    DRAWN = frozenset({torch.randn, torch.rand})
+    COUNTED = frozenset({torch.arange, torch.eye, torch.linspace})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensor = args[0] if args else (kwargs or {}).get("tensor")
-        if func in self.FILLS and isinstance(tensor, Tensor) and tensor.is_meta:
-            return tensor
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        first = args[0] if args else kwargs.get("tensor")
+        if isinstance(first, Tensor) and first.is_meta:
+            if func in self.FILLS:
+                return first
+            if func in self.ALIKE:
+                return torch.empty(first.shape, dtype=kwargs.get("dtype") or first.dtype, device=kwargs.get("device") or first.device)
+        elsewhere = kwargs.get("device") is not None and torch.device(kwargs["device"]).type != "meta"
+        if func in self.DRAWN and not elsewhere:
+            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
+        if func in self.COUNTED and not elsewhere:
+            counted = func(*args, **{**kwargs, "device": "cpu"})
+            return torch.empty(counted.shape, dtype=counted.dtype, device="meta")
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)

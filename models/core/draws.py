@@ -46,7 +46,8 @@ class Draws:
     def __post_init__(self) -> None:
         low, high = _words_of(seed_of(self.seed, self.step, self.stream))
         # Tensors, not numbers: a compiled graph then serves all steps.
-        self._key = tuple(torch.tensor([low, high], dtype=torch.int32, device=self.device).unbind())
+        self._host_key = tuple(torch.tensor([low, high], dtype=torch.int32, device="cpu").unbind())
+        self._key = tuple(word.to(self.device, non_blocking=True) for word in self._host_key)
         self._calls = 0
 
     @classmethod
@@ -93,6 +94,11 @@ class Draws:
         """Uniform numbers shared by the whole global batch (one mask ratio, replacement codes): ``shape``."""
         return _uniform(self._shared(shape))
 
+    def host_uniform(self, *shape: int) -> Tensor:
+        """The numbers of ``shared_uniform`` on the processor, for what decides shapes: made there, so that nothing waits for the device."""
+        self._calls += 1
+        return _uniform(_shared(*self._host_key, self._calls, shape))
+
     def shared_permutation(self, length: int) -> Tensor:
         """One permutation shared by the whole global batch: (length,)."""
         return self._shared((length,)).argsort(stable=True)
@@ -109,8 +115,8 @@ class Draws:
         return _blocks(*_absorbed(*self._next(), self._row_B()), shape)
 
     def _shared(self, shape: tuple[int, ...]) -> Tensor:
-        low, high = _absorbed(*self._next(), -1)  # the row that no batch has
-        return _blocks(low[None], high[None], shape)[0]
+        self._calls += 1
+        return _shared(*self._key, self._calls, shape)
 
 
 class SampleDraws:
@@ -283,6 +289,12 @@ def _blocks(low_B: Tensor, high_B: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Random int32 words (B, *shape): two keyed rounds over the places."""
     place_N = _places(math.prod(shape), low_B.device)
     return _mixed(_mixed(place_N + low_B[:, None]) ^ high_B[:, None]).view(len(low_B), *shape)
+
+
+def _shared(low: Tensor, high: Tensor, calls: int, shape: tuple[int, ...]) -> Tensor:
+    """Random int32 words (*shape) of the row that no batch has."""
+    low, high = _absorbed(*_absorbed(low, high, calls), -1)
+    return _blocks(low[None], high[None], shape)[0]
 
 
 def _uniform(words: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Recipe:
             found = [size.training for size in self.sizes]
         if not any(found):
             raise ConfigError(f"train.as: paper: no training of recipe {self.name!r} is published; give its fields")
-        if found[0] is None or any(each != found[0] for each in found):
+        if found[0] is None or any(each is None or each.settings != found[0].settings for each in found):
             raise ConfigError(f"train.as: paper: the published training of recipe {self.name!r} depends on its size: give {where}.size")
         return found[0]
 

@@ -88,7 +88,7 @@ class DiscreteState(protocols.Generator):
         self.layout.check(batch.tokens.layout)
         ids, steps, length = full_tokens_of(batch.tokens), self.config.steps, self.layout.length
         row = torch.arange(draws.start, draws.stop) / draws.total
-        step = ((draws.shared_uniform().cpu() + row).frac() * steps).long().clamp_max(steps - 1).to(ids.device)
+        step = ((draws.host_uniform() + row).frac() * steps).long().clamp_max(steps - 1).to(ids.device)
         t, s = self._keep(step / steps), self._keep((step + 1) / steps)
         noisy = self.config.noise.corrupt(ids, t, draws.uniform(length), draws.uniform(length), self.codes)
         conditions = self.condition.drop(batch.conditions, draws if self.training else None)

@@ -15,25 +15,10 @@ from torch import Tensor, nn
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added
 from tokenloom.models.parts.cache import LayerCache
+from tokenloom.models.parts.cache import attend as attend
 from tokenloom.models.parts.rope import rotate
 from tokenloom.models.parts.similarity import Scaled, Similarity
 from tokenloom.models.parts.visibility import Visibility
-
-
-def attend(q_BHSE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, visibility: Visibility, factor: float) -> Tensor:
-    """Attention of queries over keys and values with as many or fewer heads, heads side by side: (B, S, H E)."""
-    queries, keys = q_BHSE.shape[2], k_BHTE.shape[2]
-    kernel = visibility.kernel(queries, keys)
-    out = F.scaled_dot_product_attention(
-        q_BHSE,
-        k_BHTE,
-        v_BHTE,
-        attn_mask=visibility.mask(queries, keys, q_BHSE.device) if kernel == "mask" else None,
-        is_causal=kernel == "causal",
-        scale=factor,
-        enable_gqa=q_BHSE.shape[1] != k_BHTE.shape[1],
-    )
-    return out.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -78,6 +63,5 @@ class Attention(nn.Module):
         q, k, factor = self.similarity(q, k)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.proj(attend(q, k, v, visibility, factor))
+        seen = attend(q, k, v, visibility, factor) if cache is None else cache.attend(q, k, v, visibility, factor)
+        return self.proj(seen)

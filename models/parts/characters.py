@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Text, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
@@ -24,6 +24,7 @@ from tokenloom.models.parts.plan import Plan
 from tokenloom.models.parts.visibility import Mask
 
 BYTES = 256
+_BASE, _PRIME = 263, 1_000_003  # of the hash of runs of bytes
 
 
 class Reader(nn.Module):
@@ -116,6 +117,14 @@ class ReadText(Single):
         return Conditioned(text[:, text.shape[1] - slots :], text[:, -1], seen if slots > 1 else None, text, seen)
 
 
+def run_hash(byte_BT: Tensor, n: int) -> Tensor:
+    """Polynomial hash (B, T) of the last ``n`` bytes at each place, below a prime; before the first byte there are zeros."""
+    hashed = torch.zeros_like(byte_BT)
+    for back in reversed(range(n)):
+        hashed = (hashed * _BASE + F.pad(byte_BT, (back, 0))[:, : byte_BT.shape[1]] + 1) % _PRIME
+    return hashed
+
+
 class Characters(ReadText):
     """Captions byte by byte (UTF-8), without any vocabulary: small sets of captions need no pretrained encoder."""
 
@@ -125,7 +134,21 @@ class Characters(ReadText):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ReadText.Config, tag="condition.characters"):
-        """``length`` in bytes."""
+        """``length`` in bytes.
+
+        ``ngrams``: lengths of runs of bytes that have vectors of their own, in ``buckets`` of a hash, so that words are told apart from
+        the first step on (arXiv:2412.09871, section 3.2.1).
+        """
+
+        ngrams: Added[tuple[int, ...]] = ()
+        buckets: Added[int] = 4096
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if any(not 2 <= n <= 16 for n in self.ngrams):
+                raise ConfigError(f"condition.ngrams={list(self.ngrams)}: each must be from 2 to 16")
+            if self.buckets < 1:
+                raise ConfigError(f"condition.buckets={self.buckets}: must be at least 1")
 
         @property
         def names(self) -> tuple[str, ...]:
@@ -134,7 +157,10 @@ class Characters(ReadText):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.table = nn.Embedding(BYTES, width)
-        nn.init.trunc_normal_(self.table.weight, std=0.02)
+        self.ngrams, self.buckets = config.ngrams, config.buckets
+        self.runs = nn.ModuleList([nn.Embedding(config.buckets, width) for _ in config.ngrams])
+        for table in (self.table, *self.runs):
+            nn.init.trunc_normal_(table.weight, std=0.02)
 
     def null_of(self, condition: Text) -> Text:
         return Text(condition.byte_BT, torch.zeros_like(condition.length_B))
@@ -148,7 +174,10 @@ class Characters(ReadText):
             raise ValueError(
                 f"a text of {longest} bytes; this model takes at most {self.length}: shorten it, or train with a larger length"
             )
-        x = self.table(F.pad(condition.byte_BT, (0, self.length - longest)).long())
+        byte_BT = F.pad(condition.byte_BT, (0, self.length - longest)).long()
+        x = self.table(byte_BT)
+        for n, table in zip(self.ngrams, self.runs):
+            x = x + table(run_hash(byte_BT, n) % self.buckets)
         return x, torch.arange(self.length, device=x.device) < condition.length_B[:, None]
 
 

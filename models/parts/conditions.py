@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenloom.models.core import config
 from tokenloom.models.core.config import Added, from_fields
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
+from tokenloom.models.core.protocols import Condition, Conditions, Labels
 from tokenloom.models.parts.agreement import Trait, Traits
 from tokenloom.models.parts.plan import Plan
 
@@ -36,6 +35,11 @@ class Conditioned:
     seen_BP: Tensor | None = None
     memory_BTD: Tensor | None = None
     memory_seen_BT: Tensor | None = None
+
+    def first(self, rows: int) -> Conditioned:
+        """The first rows alone."""
+        parts = (self.prefix_BPD, self.vector_BD, self.seen_BP, self.memory_BTD, self.memory_seen_BT)
+        return Conditioned(*(None if part is None else part[:rows] for part in parts))  # type: ignore[arg-type]
 
 
 def stack(first: Conditioned, second: Conditioned) -> Conditioned:
@@ -176,6 +180,7 @@ class Single(Conditioner):
 #: Names in a run file, and the tags of what they mean.
 CHOSEN = (
     ("classes", "class"), ("characters", "characters"), ("encoded", "encoded"), ("control", "control"), ("several", "several"),
+    ("text_features", "text_features"), ("pooled_text", "pooled_text"),
 )  # fmt: skip
 
 
@@ -262,64 +267,3 @@ class ClassCondition(Labelled):
         label = condition.label_B
         vector = self.table(label) if self.rowed else self.table(label % self.classes) * (label < self.classes).unsqueeze(-1)
         return Conditioned(vector[:, None].expand(-1, self.slots, -1), vector)
-
-
-class TextCondition(Single):
-    """Features of a frozen text encoder through a small MLP, as prefix slots (LlamaGen t2i)."""
-
-    name = TextFeatures.name
-    takes = TextFeatures
-    what = "text features"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Conditioner.Config, tag="condition.text_features"):
-        """``features`` width of the encoder, ``length`` prefix slots (shorter texts are padded on the left).
-
-        ``encoder``: folder or hub name of the text model that makes the features ("": they are given)."""
-
-        features: int
-        length: int = 120
-        dropout: float = 0.1
-        encoder: Added[str] = ""
-
-        @property
-        def names(self) -> tuple[str, ...]:
-            return (TextFeatures.name,)
-
-    null_feature: Tensor
-
-    def __init__(self, config: Config, width: int) -> None:
-        super().__init__()
-        self.length, self.rate = config.length, config.dropout
-        self.up = nn.Linear(config.features, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.register_buffer("null_feature", torch.randn(config.length, config.features) / config.features**0.5)
-
-    @property
-    def prefix(self) -> int:
-        """Prefix slots P."""
-        return self.length
-
-    def traits(self, plan: Plan) -> Traits:
-        # Texts without a mask have none, but what a model is given is not known when it is built.
-        return {**super().traits(plan), "padded prefix slots": Trait("some", "condition.length")}
-
-    def null_of(self, condition: TextFeatures) -> TextFeatures:
-        """The null text, with the mask of the given one: the slots that it pads stay hidden."""
-        return TextFeatures(self.null_feature.expand_as(condition.feature_BTD), condition.mask_BT)
-
-    def drop_of(self, condition: TextFeatures, draws: Draws) -> TextFeatures:
-        gone = draws.uniform(1, 1) < self.rate
-        return TextFeatures(torch.where(gone, self.null_feature, condition.feature_BTD), condition.mask_BT)
-
-    def embed_of(self, condition: TextFeatures) -> Conditioned:
-        """Project features.
-
-        Raises:
-            ValueError: features of another length.
-        """
-        if condition.feature_BTD.shape[1] != self.length:
-            raise ValueError(f"this model is conditioned on text features of length {self.length}")
-        prefix = self.out(F.gelu(self.up(condition.feature_BTD), approximate="tanh"))
-        seen = None if condition.mask_BT is None else condition.mask_BT.bool()
-        return Conditioned(prefix, prefix.mean(1), seen)

@@ -45,13 +45,20 @@ class Rope(nn.Module):
             raise ConfigError(f"head width {head_width} is not divisible by {2 * count}, which rotary positions on {count} axes need")
         self.head_width, self.config = head_width, config
         channels = head_width // count
-        frequency = 1.0 / config.base ** (torch.arange(0, channels, 2).float() / channels)
-        coordinates = [_spread(layout, axis, config.reach) for axis in config.axes]
+        if any(layout.coordinates(axis).is_meta for axis in config.axes):  # a model without memory: shapes are all that there is
+            table = torch.empty(layout.length + 1, head_width // 2, 2, device="meta")
+        else:
+            table = self._table(layout, channels)
+        self.register_buffer("rotations", table, persistent=False)
+
+    def _table(self, layout: TokenLayout, channels: int) -> Tensor:
+        """(L + 1, E/2, 2) cosines and sines, of ``channels`` an axis."""
+        frequency = 1.0 / self.config.base ** (torch.arange(0, channels, 2).float() / channels)
+        coordinates = [_spread(layout, axis, self.config.reach) for axis in self.config.axes]
         angle = torch.cat([x[:, None] * frequency for x in coordinates], dim=1)  # (L, E/2)
         table = torch.stack([angle.cos(), angle.sin()], dim=-1)
         # The last row, which index -1 picks, stands for slots without a position.
-        table = torch.cat([table, torch.zeros_like(table[:1])])
-        self.register_buffer("rotations", table, persistent=False)
+        return torch.cat([table, torch.zeros_like(table[:1])])
 
     def forward(self, position_BS: Tensor) -> Tensor:
         """(B, 1, S, E/2, 2) cosines and sines at these layout positions (-1: none)."""

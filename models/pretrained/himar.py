@@ -266,14 +266,14 @@ def sampled(model: HiMAR, info: Info, inputs: Mapping[str, Tensor]) -> dict[str,
     for g, (step, _) in enumerate(rounds):
         before, hidden = steps[own.pivot_rounds + g - 1][1][:, n:], step.hidden
         both = [hidden.cond_BND] if hidden.null_BND is None else [hidden.cond_BND, hidden.null_BND]
-        token = [step.token]
+        grids = [step.token]
         if hidden.null_BND is not None:
             start = numbers["dense", g]
-            token.append(null_half(model, step, before, start, every["dense", g], dense_times, own.temperature))
+            grids.append(null_half(model, step, before, start, every["dense", g], dense_times, own.temperature))
         result |= {
             f"gen_large_z_{g}": torch.cat(both).transpose(1, 2).unflatten(2, grid),
             f"gen_large_mask_{g}": step.unknown.unflatten(1, grid).repeat(len(both), 1, 1),
-            f"gen_large_sample_{g}": torch.cat(token).transpose(1, 2).unflatten(2, grid),
+            f"gen_large_sample_{g}": torch.cat(grids).transpose(1, 2).unflatten(2, grid),
         }
     return result
 

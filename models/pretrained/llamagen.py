@@ -13,7 +13,8 @@ from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Condition, Labels, TextFeatures, TokenLayout
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.attention import Attention
-from tokenloom.models.parts.conditions import ClassCondition, TextCondition
+from tokenloom.models.parts.conditioners.text_features import TextCondition
+from tokenloom.models.parts.conditions import ClassCondition
 from tokenloom.models.parts.feeds import Shifted
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.mlp import SwiGLU

@@ -7,7 +7,7 @@ the net has R = 2 B rows: conditional ones, then null ones.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,14 @@ def refusal(model: Decodable, sampler: Sampler) -> str | None:
     if plan.choice is not None or set(plan.sizes) != {1}:
         return f"the order {type(model.order).__qualname__} does not decode one position after another"
     return None
+
+
+class Relaxation(Protocol):
+    """Another rule of what holds (``sampling.decoders.relaxed``)."""
+
+    def holds(self, target_BnV: Tensor, draft_BnV: Tensor, token_Bn: Tensor, uniform_Bn: Tensor) -> Tensor: ...
+
+    def rest(self, target_B1V: Tensor, draft_B1V: Tensor, token_B1: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -137,19 +145,26 @@ class ChainSession(DecodingSession):
         self.draft_BW, self.draft_BWV = self.kept(token_BW, 0), draft_BWV
 
     @torch.no_grad()
-    def verify(self, step: int) -> Outcome:  # type: ignore[override]
+    def verify(self, step: int, rule: Relaxation | None = None) -> Outcome:  # type: ignore[override]
         """Run the net on what was proposed and say what of it holds; given tokens always do.
 
-        The tokens of the outcome are distributed as those of decoding one by one (arXiv:2211.17192, theorem 3.5).
+        The tokens of the outcome are distributed as those of decoding one by one (arXiv:2211.17192, theorem 3.5), unless a rule says
+        otherwise.
         """
+        accepted = acceptable if rule is None else rule.holds
         token, draft, window = self.draft_BW, self.draft_BWV, self.draft_BW.shape[1]
         target = self.run(torch.cat([self.last_B1, token], dim=1))
-        holds = acceptable(target[:, :-1], draft, token, self.draws.uniform("verify", step, window)) | self._keeps(0, window)
+        holds = accepted(target[:, :-1], draft, token, self.draws.uniform("verify", step, window)) | self._keeps(0, window)
         hold_B = leading(holds)
         at = hold_B[:, None, None].expand(-1, 1, target.shape[2])
         # After a window that holds as a whole there is no draft: its probabilities are zero.
         beyond = torch.cat([draft, torch.zeros_like(draft[:, :1])], dim=1)
-        rest = residual(target.gather(1, at), beyond.gather(1, at))
+        there, drafted = target.gather(1, at), beyond.gather(1, at)
+        if rule is None:
+            rest = residual(there, drafted)
+        else:
+            at_end = (hold_B == window)[:, None, None]
+            rest = torch.where(at_end, there, rule.rest(there, drafted, token.gather(1, hold_B.clamp_max(window - 1)[:, None])))
         new = draw_from(rest, self.draws.uniform("verify.next", step, 1))
         both = torch.cat([token, new], dim=1).scatter(1, hold_B[:, None], new)
         return Outcome(target, hold_B, self.kept(both, 0))

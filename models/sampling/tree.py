@@ -20,6 +20,7 @@ from tokenloom.models.parts.nets.sequence import SequenceNet, State
 from tokenloom.models.parts.visibility import Causal, Mask
 from tokenloom.models.sampling import chain
 from tokenloom.models.sampling.chain import ChainSession
+from tokenloom.models.sampling.fixed import unpadded
 from tokenloom.models.sampling.rejection import draw_from
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import Decodable
@@ -100,7 +101,7 @@ class TreeSession(ChainSession):
         visible = (node_BT < 0)[:, None] | (among & (node_BT < total)[:, None])
         own_Bn = base_B[:, None] + torch.arange(before, total, device=self.device)
         twice = 2 if self.guided else 1
-        return self._unpadded(visible.repeat(twice, 1, 1), own_Bn.repeat(twice, 1))
+        return unpadded(visible.repeat(twice, 1, 1), own_Bn.repeat(twice, 1), self.cond.seen_BP)
 
     @torch.no_grad()
     def walk(self, token_BN: Tensor, p_BNV: Tensor, levels: int) -> Path:

@@ -104,12 +104,14 @@ class Features:
         )
 
 
-def feature_batch(rows: Sequence[tuple[Features, int]]) -> TextFeatures:
-    """Features (B, T, F) float32 of these rows of shards, with their masks."""
+def feature_batch(rows: Sequence[tuple[Features, int]], padding: str = "right") -> TextFeatures:
+    """Features (B, T, F) float32 of these rows of shards, with their masks; ``padding`` is the side on which shorter texts are padded."""
     _, length, width = rows[0][0].feature_UTF.shape
     feature, pieces = np.zeros((len(rows), length, width), np.float32), np.zeros(len(rows), np.int64)
     for i, (features, row) in enumerate(rows):
         if (caption := features.caption_N[row]) >= 0:
             feature[i], pieces[i] = features.feature_UTF[caption], features.pieces_U[caption]
     mask_BT = np.arange(length) < pieces[:, None]
+    if padding == "left":
+        mask_BT = mask_BT[:, ::-1].copy()
     return TextFeatures(torch.from_numpy(feature), torch.from_numpy(mask_BT))

@@ -6,6 +6,7 @@ is lost is made again alone, and each finished one leaves a marker.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -79,10 +80,11 @@ def _body(step: StepSpec, store: Store, cluster: ClusterConfig, report: Report, 
     earlier = _earlier(store)
     found: dict[str, dict[str, Any]] = {}
     todo: list[tuple[str, dict[str, Any], list[str]]] = []
+    there = work.marked()
     for shard in data.notes["shards"]:
         views = step.config["views"] if shard["split"] == "train" else ["plain"]
         key = shard_key(tokenizer.fingerprint, shard["sha256"], views)
-        marked = work.done(key)
+        marked = work.done(key) if key in there else None
         if (have := marked["files"][0] if marked else earlier.get(key)) is not None:
             found[key] = have
         else:
@@ -133,7 +135,10 @@ def _span(timings: Sequence[dict[str, Any]]) -> float:
 
 def _earlier(store: Store) -> dict[str, dict[str, Any]]:
     """Whole token shards of all artifacts, by key."""
-    shards = [shard for record in store.records("tokens") for shard in record.notes["shards"]]
+    shards = []
+    for record in store.records("tokens"):
+        with contextlib.suppress(ArtifactError):  # its list of shards is lost: it is made anew when it is needed
+            shards += list(record.notes["shards"])
     sizes = store.storage.sizes([shard["path"] for shard in shards])
     return {shard["key"]: shard for shard in shards if sizes[shard["path"]] == shard["size"]}
 

@@ -226,15 +226,25 @@ def _files(record: Record) -> list[str]:
 
 def _adopted(record: Record) -> list[dict[str, Any]]:
     """The shards of a dataset, each with the class names of its numbers."""
-    return [{**shard, "names": numbering_of(record.notes, shard)} for shard in record.notes["shards"]]
+    return _numbered(record.notes, record.notes["shards"])
+
+
+def _numbered(notes: dict[str, Any], shards: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shards, each with the class names of its numbers; those of one numbering share one list."""
+    names: dict[int | None, list[str | None]] = {}
+    found = []
+    for shard in shards:
+        if (number := shard.get("numbering")) not in names:
+            names[number] = numbering_of(notes, shard)
+        found.append({**shard, "names": names[number]})
+    return found
 
 
 def _listed(plan: Matched, new: list[dict[str, Any]], step: StepSpec, classes: list[str]) -> list[dict[str, Any]]:
     """All shards in order, each with the class names of its numbers (``names``)."""
     listed: dict[str, dict[str, Any]] = {}
-    for shard in plan.kept:
-        assert plan.base is not None
-        listed[shard["path"]] = {**shard, "names": numbering_of(plan.base.notes, shard)}
+    if plan.base is not None:
+        listed |= {shard["path"]: shard for shard in _numbered(plan.base.notes, plan.kept)}
     for m in new:
         path = f"{step.folder}/shards/{m['file']}"
         shard = {"path": path, "split": m["split"], "rows": m["rows"], "sha256": m["sha256"], "size": m["size"]}
@@ -256,9 +266,12 @@ def _placed(items: list[dict[str, Any]], listed: list[dict[str, Any]], new: list
 def _note_shards(work: Work, listed: list[dict[str, Any]], classes: list[str]) -> None:
     """Note the shards; one whose numbers of classes are not the dataset's says which of ``numberings`` they follow."""
     numbers, numberings, noted_shards = {name: i for i, name in enumerate(classes)}, list[list[int]](), []
+    known: dict[int, list[int]] = {}  # by the list of names, which shards share
     for shard in listed:
         plain = {key: value for key, value in shard.items() if key not in ("names", "numbering")}
-        numbering = [numbers.get(name, -1) for name in shard["names"]]
+        if id(shard["names"]) not in known:
+            known[id(shard["names"])] = [numbers.get(name, -1) for name in shard["names"]]
+        numbering = known[id(shard["names"])]
         if numbering != list(range(len(classes))):
             if numbering not in numberings:
                 numberings.append(numbering)

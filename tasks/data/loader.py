@@ -195,7 +195,7 @@ class Loader:
         at = self._at(idx)
         if name == Text.name:
             return text_batch([self._captions[i].bytes(row) for i, row in at], self.longest)
-        return feature_batch([(self._features[i], row) for i, row in at])
+        return feature_batch([(self._features[i], row) for i, row in at], (self.rows.encoder or {}).get("padding", "right"))
 
     def _at(self, idx: NDArray[np.int64]) -> list[tuple[int, int]]:
         """The shard of each row, and its place there."""

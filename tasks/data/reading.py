@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import IO, Any, Protocol, TypeVar
@@ -25,13 +26,20 @@ class Readable(Protocol):
     def read_bytes(self) -> bytes: ...
 
 
+#: How errors of buckets read, which have no number; and those among them that the next attempt will meet again.
+_OF_BUCKETS, _DENIED = (
+    re.compile(r"AWS Error|google::cloud|curlCode"),
+    re.compile(r"ACCESS_DENIED|NO_SUCH_|HTTP status 40[0134]|PERMISSION_DENIED"),
+)
+
+
 class ReadError(OSError):
     """A content could not be read now; what it holds is unknown, and another time it may be read."""
 
 
 def passing(error: BaseException) -> bool:
     """Whether an error is one of reading (a disk, rights, a network), which says nothing about the content."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and (error.errno is not None or _OF_BUCKETS.search(str(error))):
         return True
     return isinstance(error, (ReadError, ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _REMOTE
 
@@ -48,7 +56,7 @@ def attempted(read: Callable[[], Content]) -> Content:
         except Exception as error:
             if not passing(error):
                 raise
-            if wait is None or (isinstance(error, OSError) and error.errno in _LASTING):
+            if wait is None or (isinstance(error, OSError) and (error.errno in _LASTING or _DENIED.search(str(error)))):
                 raise ReadError(f"cannot be read: {said(error)}") from error
             time.sleep(wait)
     raise AssertionError("unreachable")

@@ -7,6 +7,7 @@ generator is optional: without one the tokenizer alone is judged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,8 @@ def publish(store: Store, evaluation: Artifact, tracker: Tracker) -> None:
     step = StepSpec(record.step, record.version, "evaluation", evaluation.name, record.config, record.inputs, record.notes)
     names = [f["path"].removeprefix(f"{evaluation.folder}/") for f in record.files]
     folder = store.fetch(evaluation, *[n for n in names if n.endswith((".png", ".json", ".html"))])
-    with tracker.track(step, evaluation.uri) as run:
+    ended = datetime.fromisoformat(record.created).timestamp()
+    with tracker.track(step, evaluation.uri, (ended - record.seconds, ended)) as run:
         run.log({k: v for k, v in record.metrics.items() if isinstance(v, (int, float))}, 0)
         for name in names:
             if name.endswith(".png"):

@@ -50,6 +50,18 @@ def codebook(count_SK: NDArray, names: Sequence[str], used: Sequence[float], per
 
 
 @plain
+def importance(shares: Mapping[str, float], metric: str) -> bytes:
+    """The share of each setting in how a metric varies, the largest above: PNG."""
+    names = sorted(shares, key=lambda name: shares[name])
+    figure, axes = figure_of(1, 1, (7, 1.2 + 0.4 * len(names)))
+    bars = axes[0, 0].barh(names, [shares[name] for name in names], color="#4c72b0")
+    axes[0, 0].bar_label(bars, [f"{shares[name]:.0%}" for name in names], padding=3, fontsize=8)
+    axes[0, 0].set_xlim(0, 1.1)
+    axes[0, 0].set_title(f"Share of each setting in how {metric} varies", fontsize=10)
+    return saved(figure)
+
+
+@plain
 def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> bytes:
     """One panel a model, one line a measure: ``{"generator": {"loss": (steps, values)}}`` to PNG."""
     figure, axes = figure_of(1, len(series), (5.5 * len(series), 3.6))

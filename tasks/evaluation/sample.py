@@ -197,6 +197,9 @@ def sample_model(
     inpaint: tuple[Path, Path] | None = None,
     size: tuple[int, int] | None = None,
     prefix: int | None = None,
+    prompts: Path | None = None,
+    rewrites: Path | None = None,
+    each: int | None = None,
     out: Path,
     report: Report = silent,
     **settings: Any,
@@ -205,7 +208,8 @@ def sample_model(
 
     Classes are given by number, or as a person writes them (``chosen_classes``); ``columns`` are files of further columns of the data, by
     name; ``inpaint`` is an image and a mask that is white where it is drawn anew.  ``size`` (rows, columns) is that of the images where it
-    is not that of training; of ``prefix`` tokens alone previews are made.  ``settings`` are those of ``Sampler.edited``, with a
+    is not that of training; of ``prefix`` tokens alone previews are made.  Of a file of ``prompts`` ``each`` are drawn of every one, as its
+    ``rewrites`` say, into the folder ``out``.  ``settings`` are those of ``Sampler.edited``, with a
     ``decoder`` as a run file has it.
 
     Raises:
@@ -222,7 +226,8 @@ def sample_model(
     check_prefix(pair, prefix, title)
     if isinstance(classes, str):
         classes = chosen_classes(classes, pair.classes, title) if pair.condition_spec.labelled else ()
-    request = SampleRequest(Path(out), total, seed, classes, texts, history, horizon, dict(columns), inpaint, prefix)
+    given = classes, texts, history, horizon, dict(columns), inpaint, prefix
+    request = SampleRequest(Path(out), total, seed, *given, prompts, rewrites, each)
     return modalities.kind(pair.kind).sample(pair, title, request, store, report)
 
 

@@ -35,7 +35,9 @@ def shard_schema(modality: Modality, further: Iterable[str] = ()) -> pa.Schema:
 def table_bytes(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> bytes:
     """Parquet bytes of rows; the same rows give the same bytes."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), sink, compression="zstd", write_statistics=False)
+    # Images are compressed already: again would cost time and save nothing.
+    compression = {field.name: "none" if pa.types.is_binary(field.type) else "zstd" for field in schema}
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), sink, compression=compression, write_statistics=False)
     return sink.getvalue()
 
 

@@ -103,6 +103,9 @@ class SampleRequest:
     columns: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # files of further columns, by name
     inpaint: tuple[Path, Path] | None = None  # an image, and a mask that is white where it is drawn anew
     prefix: int | None = None  # how many tokens are drawn and decoded, the first ones
+    prompts: Path | None = None  # a benchmark's file of prompts; ``out`` is then a folder in its layout
+    rewrites: Path | None = None  # texts that are drawn in the place of prompts
+    each: int | None = None  # images a prompt; the benchmark's own number if not given
 
 
 class Modality(ABC):

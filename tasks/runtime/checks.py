@@ -9,7 +9,7 @@ from tokenloom.configs.schema import BaseConfig, RunConfig, TokenizerConfig, ide
 from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec, parameters
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.protocols import Generator, Labels, LayoutError, Method
+from tokenloom.models.core.protocols import Density, Generator, Labels, LayoutError, Method
 from tokenloom.models.core.settings import ExecutionSettings
 from tokenloom.models.parts.conditions import Single
 from tokenloom.models.parts.nets.classifier import shape_of
@@ -55,7 +55,7 @@ def check_models(config: RunConfig, classes: int) -> None:
         ConfigError: unknown recipe or argument, or a value that does not fit; the message starts with the section.
     """
     if config.density is not None:
-        return check_density(config, classes)
+        return None if config.density.use is not None else check_density(config, classes)
     spec, layout = check_tokenizer(config, classes)
     if config.generator is not None:
         check_generator(config, classes, spec, layout)
@@ -215,7 +215,24 @@ def check_density(config: RunConfig, classes: int) -> None:
     method = config.density
     assert method is not None, "a run without a density has nothing to check"
     given = {"signal": modalities.kind(config.data.kind).spec(config.data).to_dict(), "classes": classes}
-    _build(ModelSpec("density", method.recipe, dict(method.args), dict(method.set), given), "density")
+    _build(ModelSpec("density", method.recipe or "", dict(method.args), dict(method.set), given), "density")
+
+
+def check_used_density(config: RunConfig, classes: int, made: ModelSpec) -> None:
+    """A density in use models data of one shape, and where it has classes as many as the data.
+
+    Raises:
+        ConfigError: the data is of another kind, or has other classes.
+    """
+    assert config.density is not None, "a run without a density has nothing to check"
+    where, ours = f"density.use={config.density.use!r}", modalities.kind(config.data.kind).spec(config.data).to_dict()
+    if (theirs := made.given["signal"]) != ours:
+        raise ConfigError(f"{where}: models signals {theirs}, the data has {ours}: give the data that it was trained on")
+    conditional = cast(Density, _build(made, "density")).conditional
+    if conditional and made.given.get("classes") != classes:
+        raise ConfigError(
+            f"{where}: conditioned on {made.given.get('classes')} classes, the data has {classes}: give the data that it was trained on"
+        )
 
 
 def check_stage(spec: StepSpec, where: str, classes: int, tokenizer: ModelSpec, layout: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.requests import Condition, Conditions, Labels, Text, TextFeatures, Values
 from tokenloom.models.parts.characters import Encoded, ReadText
-from tokenloom.models.parts.conditions import Conditioner, TextCondition, condition_of
+from tokenloom.models.parts.conditioners.text_features import TextCondition
+from tokenloom.models.parts.conditions import Conditioner, condition_of
 from tokenloom.models.zoo.generators.infinity.text import PooledText
 from tokenloom.tasks.serving.encoder import FrozenEncoder
 

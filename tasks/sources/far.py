@@ -198,10 +198,19 @@ def _of_bucket(place: Far, info: Any) -> Far:
 def again(places: Iterable[Far]) -> list[Far | None]:
     """Files as they are now; None of those that are gone.  Those of a revision, once looked at, stay as they are."""
     listed = list(places)
-    if listed and listed[0].scheme in ("s3", "gs"):
+    found: dict[Far, Far | None] = {}
+    for way in dict.fromkeys((each.scheme, each.anonymous) for each in listed):
+        mine = [each for each in listed if (each.scheme, each.anonymous) == way]
+        found |= dict(zip(mine, _again(mine)))
+    return [found[each] for each in listed]
+
+
+def _again(listed: list[Far]) -> list[Far | None]:
+    """The same of files that are asked for in one way."""
+    if listed[0].scheme in ("s3", "gs"):
         infos = file_system(listed[0]).get_file_info([each.there for each in listed])
         return [_of_bucket(each, info) if info.is_file else None for each, info in zip(listed, infos)]
-    if listed and listed[0].scheme == "hf" and all(each.size is not None for each in listed):
+    if listed[0].scheme == "hf" and all(each.size is not None for each in listed):
         return list(listed)  # a revision does not change
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(_or_none, listed))

@@ -20,6 +20,7 @@ from typing import Any
 from tokenloom.models.core.config import ConfigError, canonical
 from tokenloom.tasks.runtime.errors import ArtifactError, OldRecordError
 from tokenloom.tasks.store.leases import file_lock, file_lock_held, object_lease, object_lease_held
+from tokenloom.tasks.store.manifests import NAME as MANIFEST
 from tokenloom.tasks.store.records import (
     KINDS,
     RECORD,
@@ -232,9 +233,9 @@ class Store:
         """Problems by path: record, sizes and, when deep, hashes; empty when all is well."""
         try:
             record = self.record(artifact)
+            problems = self._size_problems(record)
         except ArtifactError as error:
             return [str(error)]
-        problems = self._size_problems(record)
         if deep:
             for file in record.files:
                 if any(file["path"] in problem for problem in problems):
@@ -305,6 +306,9 @@ class Store:
         )
         if problems := self._size_problems(record):
             raise ArtifactError(f"{step.folder}: {'; '.join(problems[:3])}")
-        self.storage.write(f"{step.folder}/{RECORD}", record.to_bytes())
+        written, manifest = record.divided()
+        if manifest is not None:
+            self.storage.write(f"{step.folder}/{MANIFEST}", manifest)
+        self.storage.write(f"{step.folder}/{RECORD}", written.to_bytes())
         shutil.rmtree(work.scratch, ignore_errors=True)
         return record

@@ -24,9 +24,10 @@ class HubFile:
     repository: str
     file: str
     revision: str = "main"
+    argument: str = "--weights"  # how a person gave it
 
     @classmethod
-    def parse(cls, address: str, default: str = "") -> HubFile:
+    def parse(cls, address: str, default: str = "", argument: str = "--weights") -> HubFile:
         """The file of an address; ``default`` is the one that a repository alone means.
 
         Raises:
@@ -34,10 +35,10 @@ class HubFile:
         """
         match = _ADDRESS.fullmatch(address)
         if match is None:
-            raise ConfigError(f"--weights {address!r}: write hf:OWNER/NAME, hf:OWNER/NAME/FILE, or either with @REVISION")
+            raise ConfigError(f"{argument} {address!r}: write hf:OWNER/NAME, hf:OWNER/NAME/FILE, or either with @REVISION")
         if not (file := match[2] or default):
-            raise ConfigError(f"--weights {address!r}: says no file, and no published name does; write {address.partition('@')[0]}/FILE")
-        return cls(match[1], file, match[3] or "main")
+            raise ConfigError(f"{argument} {address!r}: says no file, and no published name does; write {address.partition('@')[0]}/FILE")
+        return cls(match[1], file, match[3] or "main", argument)
 
     def fetch(self) -> Path:
         """The file on this machine, downloaded into the hub's cache where it is not there.
@@ -45,7 +46,7 @@ class HubFile:
         Raises:
             ConfigError: the package is missing, the file is not here and the network is not to be used, or the hub has no such file.
         """
-        where = f"--weights hf:{self.repository}/{self.file}@{self.revision}"
+        where = f"{self.argument} hf:{self.repository}/{self.file}@{self.revision}"
         try:
             import huggingface_hub
             from huggingface_hub.errors import LocalEntryNotFoundError
@@ -63,15 +64,15 @@ class HubFile:
             raise ConfigError(f"{where}: cannot be had ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
 
-def weights_file(given: str | Path, default: str = "") -> Path:
-    """The checkpoint file behind ``--weights``: a path, or an address of the hub.
+def weights_file(given: str | Path, default: str = "", argument: str = "--weights") -> Path:
+    """The checkpoint file behind an ``argument``: a path, or an address of the hub.
 
     Raises:
         ConfigError: no such file, or see ``HubFile``.
     """
     if str(given).startswith(PREFIX):
-        return HubFile.parse(str(given), default).fetch()
+        return HubFile.parse(str(given), default, argument).fetch()
     path = Path(given)
     if not path.is_file():
-        raise ConfigError(f"--weights {str(given)!r}: there is no such file; give a file, or hf:OWNER/NAME")
+        raise ConfigError(f"{argument} {str(given)!r}: there is no such file; give a file, or hf:OWNER/NAME")
     return path

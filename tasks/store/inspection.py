@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tokenloom.tasks.runtime.errors import ArtifactError
 from tokenloom.tasks.store.artifacts import Store
@@ -21,26 +21,27 @@ def inspect(store: Store, deep: bool) -> Iterator[Problem]:
         deep: compare hashes too, and put aside what is damaged.
     """
     seen: set[str] = set()
-    for kind in KINDS:
-        for folder in store.storage.folders(kind):
-            name, _, fingerprint = folder.rpartition("-")
-            at = Artifact(kind, name, fingerprint, store.storage.uri(f"{kind}/{folder}"))
-            if store.storage.exists(f"{at.folder}/{RECORD}"):
-                yield from _recorded(store, at, deep, seen)
-            if deep:
-                yield from _loose(store.storage, at.folder)
+    sizes = {path: size for kind in KINDS for path, size in store.storage.list(kind)}
+    for kind, folder in sorted(
+        {(path.split("/")[0], path.split("/")[1]) for path in sizes}, key=lambda each: (KINDS.index(each[0]), each[1])
+    ):
+        name, _, fingerprint = folder.rpartition("-")
+        at = Artifact(kind, name, fingerprint, store.storage.uri(f"{kind}/{folder}"))
+        if f"{at.folder}/{RECORD}" in sizes:
+            yield from _recorded(store, at, deep, seen, sizes)
+        if deep:
+            yield from _loose(store.storage, at.folder)
 
 
-def _recorded(store: Store, at: Artifact, deep: bool, seen: set[str]) -> Iterator[Problem]:
+def _recorded(store: Store, at: Artifact, deep: bool, seen: set[str], sizes: Mapping[str, int]) -> Iterator[Problem]:
     storage = store.storage
     try:
-        record = store.record(at)
+        files = list(store.record(at).files)
     except ArtifactError as error:
         yield f"{at.folder}/{RECORD}", str(error)
         return
-    sizes = storage.sizes([file["path"] for file in record.files])
-    for file in record.files:
-        path, size = file["path"], sizes[file["path"]]
+    for file in files:
+        path, size = file["path"], sizes.get(file["path"])
         if size is None:
             yield path, f"file {path} is missing"
         elif size != file["size"]:

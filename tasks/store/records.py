@@ -10,20 +10,22 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenloom.models.core.config import ConfigError, canonical
 from tokenloom.tasks.runtime.errors import ArtifactError, OldRecordError
+from tokenloom.tasks.store import manifests
 from tokenloom.tasks.store.storage import Storage
 
 KINDS = ("dataset", "tokenizer", "tokens", "generator", "density", "features", "evaluation", "registration")
 RECORD = "record.json"
 #: Number of the form of records, raised when older versions can no longer read what is written; the first form had none.
-FORMAT = 2
+FORMAT = 3
+_OLDEST = 2  # that is read as it is; it holds all its shards itself
 _LIBRARIES = ("tokenloom", "torch", "numpy", "pyarrow", "ray", "mlflow", "prefect", "pillow")
 
 
@@ -130,14 +132,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Record:
-    """A parsed ``record.json``; ``files`` are {path relative to the store, size, sha256, …}."""
+    """A parsed ``record.json``; ``files`` are {path relative to the store, size, sha256, …}.
+
+    Of one with a ``manifest``, ``files`` and ``notes["shards"]`` are read when they are looked into first.
+    """
 
     artifact: Artifact
     step: str
     version: int
     config: dict[str, Any]
     inputs: dict[str, Artifact]
-    files: list[dict[str, Any]]
+    files: Sequence[dict[str, Any]]
     metrics: dict[str, Any]
     versions: dict[str, str]
     commit: str | None
@@ -145,10 +150,24 @@ class Record:
     created: str
     notes: dict[str, Any]
     format: int = FORMAT
+    manifest: dict[str, Any] | None = None  # {path, size, sha256, shards} of the list of its shards, where they are many
 
     def to_bytes(self) -> bytes:
-        """JSON with the SHA-256 of everything else in it."""
-        return _record_bytes(json.loads(json.dumps(asdict(self), allow_nan=False)))
+        """JSON with the SHA-256 of everything else in it; without what stands in its ``manifest``."""
+        plain = dict(self.__dict__) | {"artifact": asdict(self.artifact), "inputs": {k: asdict(a) for k, a in self.inputs.items()}}
+        if self.manifest is None:
+            plain = {k: v for k, v in plain.items() if k != "manifest"} | {"format": _OLDEST}
+        return _record_bytes(json.loads(json.dumps(plain, allow_nan=False)))
+
+    def divided(self) -> tuple[Record, bytes | None]:
+        """The record that refers to a manifest of its shards, with that, where there are many; else itself."""
+        if (parts := manifests.split(self.files, self.notes)) is None:
+            return self, None
+        files, data = parts
+        path, shards = f"{self.artifact.folder}/{manifests.NAME}", self.notes["shards"]
+        noted = {"path": path, "sha256": sha256_of(data), "size": len(data), "shards": len(shards)}
+        notes = {name: value for name, value in self.notes.items() if name != "shards"}
+        return replace(self, files=files, notes=notes, manifest=noted), data
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str, storage: Storage) -> Record:
@@ -166,9 +185,19 @@ class Record:
                 raise ArtifactError(f"{where}: the record's own hash is wrong: the file was changed or damaged")
             if (number := plain.get("format", 1)) > FORMAT:
                 raise ConfigError(f"{where}: format {number} is newer than {FORMAT}, which this version reads: update Tokenloom")
-            if number < FORMAT:
+            if number < _OLDEST:
                 raise OldRecordError(f"{where}: an older version made this, whose fingerprints were others")
-            known = {k: plain[k] for k in cls.__dataclass_fields__}
+            known = {k: plain[k] for k in cls.__dataclass_fields__ if k != "manifest"}
+            if (manifest := plain.get("manifest")) is not None:
+                folder = _at(storage, plain["artifact"]).folder
+                listed = {**manifest, "path": f"{folder}/{manifests.NAME}"}
+
+                def read() -> bytes:
+                    return read_listed(storage, listed["path"], listed["sha256"])
+
+                own = {name: listed[name] for name in ("path", "size", "sha256")}
+                files, shards = manifests.joined([*known["files"], own], manifest["shards"], read, where)
+                known |= {"files": files, "notes": known["notes"] | {"shards": shards}, "manifest": listed}
             return cls(
                 **known
                 | {
@@ -184,6 +213,17 @@ class Record:
 
 def _record_bytes(data: dict[str, Any]) -> bytes:
     return json.dumps({**data, "sha256": sha256_of(canonical_json(data))}, indent=1, sort_keys=True).encode()
+
+
+def read_listed(storage: Storage, path: str, sha256: str) -> bytes:
+    """A manifest's bytes, which have this hash; ``ArtifactError`` where it is missing or damaged."""
+    try:
+        data = storage.read(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{storage.uri(path)}: missing; run again to make it anew") from error
+    if sha256_of(data) != sha256:
+        raise ArtifactError(f"{storage.uri(path)}: not as it was recorded; run again to make it anew")
+    return data
 
 
 def _at(storage: Storage, data: Mapping[str, str]) -> Artifact:

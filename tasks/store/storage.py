@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.runtime.surroundings import proxied
-from tokenloom.tasks.store.buckets import s3_file_system
+from tokenloom.tasks.store.buckets import s3_file_system, sizes_of
 from tokenloom.tasks.store.conditional import ConditionalWrites
 from tokenloom.tasks.store.files import atomic, clean, create, files_below, is_temporary, sync_folder
 from tokenloom.tasks.store.retry import retry
@@ -177,7 +177,7 @@ class Storage:
         return self.sizes([path])[path]
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int | None]:
-        """Sizes of many files at once (on S3 requests run in parallel)."""
+        """Sizes of many files at once (on S3 by lists of their folders)."""
 
         def local() -> dict[str, int | None]:
             found: dict[str, int | None] = {}
@@ -187,8 +187,7 @@ class Storage:
             return found
 
         def remote() -> dict[str, int | None]:
-            infos = self.fs.get_file_info([self.fs_path(path) for path in paths]) if paths else []
-            return {path: info.size if info.is_file else None for path, info in zip(paths, infos)}
+            return dict(zip(paths, sizes_of(self.fs, [self.fs_path(path) for path in paths])))
 
         return self._do("look at", paths[0] if paths else "", local, remote)
 

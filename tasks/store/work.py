@@ -70,6 +70,11 @@ class Work:
         sizes = self.storage.sizes([f["path"] for f in files])
         return payload if all(sizes[f["path"]] == f["size"] for f in files) else None
 
+    def marked(self) -> set[str]:
+        """The markers that are there."""
+        names = (path.rpartition("/")[2] for path, _ in self.storage.list(f"{self.folder}/markers"))
+        return {name.removesuffix(".json") for name in names}
+
     def mark(self, marker: str, payload: Mapping[str, Any]) -> None:
         """Leave a marker that a piece of the work is done."""
         self.storage.write(self._marker(marker), sealed(payload))

@@ -186,10 +186,13 @@ def _same_protocol(store: Store, champion: Artifact, evaluation: Record, report:
 
 
 def _point(registry: Registry, version: Version, decision: gate.Decision) -> None:
+    from tokenloom.tasks.tracking.registry import PROMOTED
+
     registry.set_alias(version, CHALLENGER)
     if decision.promoted:
         registry.set_alias(version, CHAMPION)
-    registry.tag(version, {"tokenloom.decision": decision.reason})
+    tags = {"tokenloom.decision": decision.reason} | ({PROMOTED: "true"} if decision.promoted else {})
+    registry.tag(version, tags)
 
 
 # --- a tracking database that is lost -------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from tokenloom.tasks.tracking.addresses import request
 from tokenloom.tasks.tracking.runs import FINGERPRINT
 from tokenloom.tasks.tracking.tracker import Tracker
 
+#: Tag of a version that has been champion.
+PROMOTED = "tokenloom.promoted"
 _LONGEST = 4500  # characters of a description that every MLflow store takes
 
 
@@ -90,6 +92,22 @@ class Registry:
                     return None
                 raise
 
+    def numbered(self, name: str, number: str) -> Version:
+        """The version of this number.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with self._speaking():
+                return self._whole(self._tracker.client.get_model_version(name, number))
+        except MlflowException as error:
+            with self._speaking():
+                there = sorted(int(v.version) for v in self._versions(name))
+            raise ConfigError(f"models:/{name}/{number}: no such version; it has: {', '.join(map(str, there)) or 'none'}") from error
+
     def set_alias(self, version: Version, alias: str) -> None:
         """Point an alias to a version."""
         with self._speaking():
@@ -100,6 +118,29 @@ class Registry:
         with self._speaking():
             for key, value in tags.items():
                 self._tracker.client.set_model_version_tag(version.name, version.number, key, value)
+
+    def model_tags(self, name: str) -> dict[str, str]:
+        """Tags of a registered model; none where it is not registered."""
+        from mlflow.exceptions import MlflowException
+
+        with self._speaking():
+            try:
+                return dict(self._tracker.client.get_registered_model(name).tags)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+
+    def tag_model(self, name: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a registered model."""
+        with self._speaking():
+            for key, value in tags.items():
+                self._tracker.client.set_registered_model_tag(name, key, value)
+
+    def champions(self, name: str) -> list[str]:
+        """Numbers of the versions that have been champion."""
+        with self._speaking():
+            return [str(v.version) for v in self._versions(name) if PROMOTED in v.tags]
 
     def register(
         self, name: str, run_id: str, servable: Servable, description: str, tags: Mapping[str, str], metrics: Mapping[str, float]

@@ -5,15 +5,18 @@ Part of ``tasks/tracking/tracker.py``, which is the door; nothing else imports t
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from tokenloom.tasks.store.leases import file_lock
-from tokenloom.tasks.store.records import StepSpec
+from tokenloom.tasks.store.records import StepSpec, code_commit
 
 FINGERPRINT = "tokenloom.fingerprint"
+#: MLflow's own tags: what an experiment is about, and the description that a page shows.
+KIND, NOTE = "mlflow.experimentKind", "mlflow.note.content"
 _LONGEST = 6000  # characters of a parameter's value that MLflow takes
 _BATCH = 500  # metrics sent in one request
 _TRIES = 3  # of a row that another process inserts at the same time
@@ -48,7 +51,8 @@ class Sender:
                 found = tracker.run_id(head["fingerprint"])
                 self._had_it = found is not None
                 if found is None:
-                    created = self._client.create_run(tracker.experiment_id(head["experiment"]), tags=head["tags"], run_name=head["name"])
+                    experiment = tracker.experiment_id(head["experiment"])
+                    created = self._client.create_run(experiment, head.get("started"), tags=head["tags"], run_name=head["name"])
                     found = created.info.run_id
         else:
             self._had_it = True
@@ -130,6 +134,13 @@ def describe(step: StepSpec, uri: str, experiment: str) -> Event:
     inputs = {role: {"kind": a.kind, "name": a.name, "fingerprint": a.fingerprint, "uri": a.uri} for role, a in step.inputs.items()}
     tags = {FINGERPRINT: step.fingerprint, "tokenloom.step": step.step, "tokenloom.kind": step.kind, "tokenloom.artifact": uri}
     tags |= {f"tokenloom.input.{role}": f"{a.kind}/{a.id}" for role, a in step.inputs.items()}
+    tags |= {"mlflow.source.name": f"tokenloom run {step.name}", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
+    if (commit := code_commit()) is not None:
+        tags["mlflow.source.git.commit"] = commit
+    made_of = ", ".join(f"{role} `{a.kind}/{a.id}`" for role, a in step.inputs.items())
+    tags[NOTE] = f"Step `{step.step}` of the run `{step.name}`: artifact `{step.kind}/{step.name}-{step.fingerprint}`" + (
+        f", made from {made_of}." if made_of else "."
+    )
     params = {name: str(value)[:_LONGEST] for name, value in flat(step.config)}
     name = f"{step.step}-{step.name}"
     return {
@@ -141,6 +152,14 @@ def describe(step: StepSpec, uri: str, experiment: str) -> Event:
         "params": params,
         "inputs": inputs,
     }
+
+
+def user() -> str:
+    """The user's name on this machine; ``unknown`` for an account without one, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from tokenloom.tasks.runtime.surroundings import proxied
 from tokenloom.tasks.store.leases import file_lock
 from tokenloom.tasks.store.records import StepSpec
 from tokenloom.tasks.tracking import addresses, locations
-from tokenloom.tasks.tracking.runs import FINGERPRINT, Event, Sender, describe
+from tokenloom.tasks.tracking.runs import FINGERPRINT, KIND, NOTE, Event, Sender, describe
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,18 @@ class Tracker:
         self._client: Any = None
 
     @contextlib.contextmanager
-    def track(self, step: StepSpec, artifact_folder_uri: str) -> Iterator[Run]:
-        """The MLflow run of a step's artifact, created or gone on with; it ends with the block."""
-        run = Run(self, describe(step, artifact_folder_uri, self.experiment))
+    def track(self, step: StepSpec, artifact_folder_uri: str, span: tuple[float, float] | None = None) -> Iterator[Run]:
+        """The MLflow run of a step's artifact, created or gone on with; it ends with the block.
+
+        Args:
+            step: that makes the artifact.
+            artifact_folder_uri: where that lies.
+            span: when the work began and ended (seconds since 1970), of work that is over; the block itself if not given.
+        """
+        head = describe(step, artifact_folder_uri, self.experiment)
+        if span is not None:
+            head["started"] = int(span[0] * 1000)
+        run = Run(self, head)
         try:
             yield run
         except (KeyboardInterrupt, Preempted):
@@ -67,7 +76,7 @@ class Tracker:
         except BaseException:
             run.end("FAILED")
             raise
-        run.end("FINISHED")
+        run.end("FINISHED", None if span is None else span[1])
 
     def sync(self) -> int:
         """Send what was spooled, each point once; the number of events delivered.  Does nothing without a spool."""
@@ -132,11 +141,20 @@ class Tracker:
         with file_lock(self.root / "locks" / "mlflow.lock", "the tracking database"):
             found = client.get_experiment_by_name(name)
             if found is not None:
+                if KIND not in found.tags:  # of an earlier version
+                    self._mark(str(found.experiment_id), name)
                 return str(found.experiment_id)
             location = (self.root / "mlruns" / name).as_uri() if self.uri.startswith("sqlite:") else None
             if self._artifacts is not None:
                 location = f"{self._artifacts}/{name}"
-            return str(client.create_experiment(name, artifact_location=location))
+            made = str(client.create_experiment(name, artifact_location=location))
+            self._mark(made, name)
+            return made
+
+    def _mark(self, experiment: str, name: str) -> None:
+        """Have MLflow open an experiment as one of model training; it takes those that it cannot tell for conversations."""
+        self.client.set_experiment_tag(experiment, KIND, "custom_model_development")
+        self.client.set_experiment_tag(experiment, NOTE, f"What `tokenloom run` made under the name `{name}`: one MLflow run an artifact.")
 
     def run_id(self, fingerprint: str) -> str | None:
         """The MLflow run of an artifact, in whatever experiment it was first made; None when there is none."""
@@ -182,9 +200,9 @@ class Run:
         """Tags of the run."""
         self._send({"kind": "tags", "values": dict(tags)})
 
-    def end(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED; a run that is gone on with becomes RUNNING again."""
-        self._send({"kind": "end", "status": status, "time": int(time.time() * 1000)})
+    def end(self, status: str, at: float | None = None) -> None:
+        """FINISHED, FAILED or KILLED, now or ``at`` a time; a run that is gone on with becomes RUNNING again."""
+        self._send({"kind": "end", "status": status, "time": int((time.time() if at is None else at) * 1000)})
 
     def _file(self, path: str, data: bytes) -> None:
         held = self._tracker.root / "scratch" / "tracking" / f"{os.getpid()}-{self._head['fingerprint']}" / path

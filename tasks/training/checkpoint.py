@@ -22,6 +22,7 @@ from tokenloom.models.core.build import load_model
 from tokenloom.models.core.protocols import Method
 from tokenloom.models.parts.nets.classifier import load_classifier
 from tokenloom.tasks.runtime.errors import StepError
+from tokenloom.tasks.store.artifacts import Outcome, StepSpec, Store
 from tokenloom.tasks.store.records import RECORD, Record, sealed, unsealed
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.store.verification import damaged, verify_local
@@ -50,7 +51,7 @@ class Checkpoints:
         folder: the artifact's folder in it.
         fingerprint: of the artifact; a checkpoint of another recipe is not used.
         scratch: local folder for files on their way.
-        keep: the newest ``keep`` stay, besides the best one and each ``keep_every``-th step (0: none).
+        keep: while it trains the newest ``keep`` stay, besides the best one and each ``keep_every``-th step (0: none).
     """
 
     def __init__(self, storage: Storage, folder: str, fingerprint: str, scratch: Path, keep: int = 2, keep_every: int = 0) -> None:
@@ -118,10 +119,17 @@ class Checkpoints:
         validated = [s for s in self.saved() if s.validation is not None]
         return min(validated, key=lambda s: (s.validation, s.step)) if validated else None
 
+    def keep_last(self) -> None:
+        """Of a finished training, whose weights are saved: drop all but the last checkpoint and each ``keep_every``-th."""
+        all_saved = self.saved()
+        self._drop(all_saved, {s.step for s in all_saved[-1:]})
+
     def _prune(self) -> None:
         all_saved = self.saved()
         best = self.best()
-        kept = {s.step for s in all_saved[-self._keep :]} | ({best.step} if best else set())
+        self._drop(all_saved, {s.step for s in all_saved[-self._keep :]} | ({best.step} if best else set()))
+
+    def _drop(self, all_saved: list[Saved], kept: set[int]) -> None:
         for saved in all_saved:
             if saved.step not in kept and not (self._keep_every and saved.step % self._keep_every == 0):
                 # The marker goes first: what is half deleted is no checkpoint.
@@ -144,6 +152,18 @@ class Checkpoints:
         local = self._scratch / f"{path.replace('/', '-')}-{os.getpid()}"
         self._storage.download(path, local)
         return local, True
+
+
+def keep_last(step: StepSpec, store: Store, outcome: Outcome) -> Outcome:
+    """Of a training that has just ended, drop all checkpoints but the last one and each ``keep_every``-th; its outcome.
+
+    It is done when the record is there: until then a training that is killed finds its best checkpoint again, and tells the same numbers.
+    """
+    train = step.notes["train"]
+    if outcome.status != "cached" and train is not None:
+        scratch = store.root / "scratch" / f"{step.fingerprint}-kept"
+        Checkpoints(store.storage, step.folder, step.fingerprint, scratch, keep_every=train.get("keep_every", 0)).keep_last()
+    return outcome
 
 
 def fetch_adopted(storage: Storage, folders: Mapping[str, str], root: Path) -> dict[str, nn.Module]:

@@ -35,6 +35,7 @@ from tokenloom.tasks.runtime.progress import Report, silent
 from tokenloom.tasks.runtime.stopping import STOP_FILE, noted_signals, stop_requested
 from tokenloom.tasks.store.artifacts import Artifact, Outcome, StepSpec, Store, Work
 from tokenloom.tasks.store.storage import Storage
+from tokenloom.tasks.training.checkpoint import keep_last
 from tokenloom.tasks.training.collapse import WARNINGS, found
 from tokenloom.tasks.training.curves import BEGUN, Tail, numbers, read_curves
 from tokenloom.tasks.training.plans import others_of, plan_training, roles_of
@@ -86,7 +87,7 @@ def train_model(step: StepSpec, store: Store, cluster: ClusterConfig, tracker: T
         StepError: a loss that is not finite, a damaged input, or workers that fail more often than ``max_failures``.
         Preempted: SIGTERM; the state is saved (KeyboardInterrupt for Ctrl-C).
     """
-    outcome = store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work))
+    outcome = keep_last(step, store, store.execute(step, lambda work: _body(step, store, cluster, tracker, report, work)))
     return replace(outcome, told=verdict(outcome.metrics)) if outcome.status == "ran" else outcome
 
 

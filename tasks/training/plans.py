@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
-from tokenloom.configs.schema import BaseConfig, MethodConfig, TokenizerConfig, identity
+from tokenloom.configs.schema import BaseConfig, DensityConfig, TokenizerConfig, identity
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError, from_dict
 from tokenloom.models.core.edits import override
@@ -59,12 +59,14 @@ def plan_tokenizer(
     return replace(spec, config={**spec.config, "fresh": fresh}) if fresh else spec
 
 
-def plan_density(name: str, config: MethodConfig, dataset: Artifact) -> StepSpec:
+def plan_density(name: str, config: DensityConfig, dataset: Artifact) -> StepSpec:
     """The step that trains a density on a dataset's items.
 
     Raises:
         ConfigError: unknown recipe, argument or path, or a value that does not fit.
     """
+    assert config.recipe is not None, "a density in use is not trained"
+    assert config.train is not None, "a density that is trained has its settings"
     return plan_training("density", name, config.recipe, config.args, config.set, config.train, {"dataset": dataset})
 
 

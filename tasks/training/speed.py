@@ -1,10 +1,11 @@
-"""How fast a training is: images and tokens a second, and the share of the accelerators' peak that is used."""
+"""How fast a training is: items and tokens a second, and the share of the accelerators' peak that is used."""
 
 from __future__ import annotations
 
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -55,13 +56,38 @@ def processor() -> Accelerator:
     return Accelerator("CPU", memory, max(rates), max(rates))
 
 
-def speeds(model: Method, device: torch.device, workers: int, rows: float) -> dict[str, float]:
-    """Metrics of a training that passes ``rows`` rows of the global batch a second."""
-    found = {"images_per_second": rows}
+@dataclass(frozen=True)
+class Execution:
+    """How a training runs: its workers, the threads and the precision of each, and what its items are called."""
+
+    workers: int
+    threads: int
+    precision: str
+    noun: str = "items"
+
+
+def speeds(model: Method, device: torch.device, execution: Execution, rows: float) -> dict[str, float]:
+    """Metrics of a training that passes ``rows`` rows of the global batch a second.
+
+    ``mfu`` is the share of the workers' peak in the training's precision that the model's arithmetic takes, by 6 N operations a token
+    (Kaplan et al., arXiv:2001.08361, section 2.1); there is none on accelerators whose peak is not known.
+    """
+    found = {f"{execution.noun}_per_second": rows}
     if isinstance(model, Generator):
         found["tokens_per_second"] = tokens = rows * model.layout.length
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        peak = next((one.bfloat16 for one in ACCELERATORS.values() if one.name in name), None)
-        if peak:  # 6 N FLOP a token: Kaplan et al., arXiv 2001.08361, section 2.1
-            found["mfu"] = 6 * parameters(model) * tokens / (peak * workers)
+        if peak := peak_of(device, execution.precision, execution.threads):
+            found["mfu"] = 6 * parameters(model) * tokens / (peak * execution.workers)
     return found
+
+
+def peak_of(device: torch.device, precision: str, threads: int = 1) -> float | None:
+    """FLOP/s of one worker at most: by the data sheet, or as this processor was measured; None where neither is known."""
+    if device.type == "cpu":
+        return _core().peak(precision) * threads
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((one.peak(precision) for one in ACCELERATORS.values() if one.name in name), None)
+
+
+@cache
+def _core() -> Accelerator:
+    return processor()

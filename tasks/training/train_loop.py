@@ -35,7 +35,7 @@ from tokenloom.tasks.training.finishing import built, first_batches, save
 from tokenloom.tasks.training.job import TrainJob
 from tokenloom.tasks.training.optimizer import PhaseOptimizer, lengthened, metric_buffer
 from tokenloom.tasks.training.parallel import Group, device_of, repeatable
-from tokenloom.tasks.training.speed import speeds
+from tokenloom.tasks.training.speed import Execution, speeds
 from tokenloom.tasks.training.states import state_of
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ class _Run:
         self.resumed_from, self.saved_at = 0, -1
         self.validated: tuple[int, float] | None = None
         self.window_rows, self.window_seconds, self.seconds = 0, 0.0, 0.0
+        self.manner = Execution(group.world, job.execution.threads, settings.precision, self.loader.modality.noun)
 
     @property
     def step(self) -> int:
@@ -238,7 +239,7 @@ class _Run:
         seconds = max(self.window_seconds, 1e-9)
         speed, waiting = self.window_rows / seconds, min(1.0, self.feed.waited / seconds)
         self.window_rows, self.window_seconds, self.feed.waited = 0, 0.0, 0.0
-        fast = speeds(self.model, self.device, self.group.world, speed) | {"waiting_for_data": waiting}
+        fast = speeds(self.model, self.device, self.manner, speed) | {"waiting_for_data": waiting}
         row: dict[str, Any] = {"step": self.step, **numbers, **fast}
         if self.watch is not None and (collapsed := self.watch.look(self.step, numbers)):
             row[WARNINGS] = collapsed

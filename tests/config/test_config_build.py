@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from zoo import spec_of
 
 from tokenloom.models.core import config
 from tokenloom.models.core.registry import get
 from tokenloom.models.core.signals import SignalSpec
+
+SUPPORT = str(Path(__file__).parents[1] / "support")
 
 
 class Part:
@@ -126,3 +133,19 @@ def test_a_condition_is_still_written_by_its_own_names() -> None:
     assert made.condition.length == 8  # type: ignore[attr-defined]
     with pytest.raises(config.ConfigError, match=r"set\.condition: 'letters' is not a valid"):
         get("raster").config({"depth": 1}, {"condition": "letters"})
+
+
+@pytest.mark.parametrize("name", ["var", "raster", "rar", "vq", "gigatok"])
+def test_a_model_without_memory_has_the_shapes_of_the_real_one(name: str) -> None:
+    spec = spec_of(name)
+    real, blank = ([(n, t.shape, t.dtype) for n, t in (*m.named_parameters(), *m.named_buffers())] for m in (spec.build(), spec.shaped()))
+    assert blank == real
+    assert all(p.is_meta for p in spec.shaped().parameters())
+
+
+@pytest.mark.long
+def test_a_model_without_memory_is_built_without_an_algebra_system() -> None:
+    names = ("var", "raster", "rar", "maskgit")
+    code = f"import sys; from zoo import spec_of; [spec_of(n).shaped() for n in {names}]; print('sympy' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SUPPORT})
+    assert found.stdout.strip() == "False", found.stderr

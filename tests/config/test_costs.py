@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from zoo import batch_of, build, spec_of
 from tokenloom.configs.load import load_run, shipped
 from tokenloom.flows import costs, planning
 from tokenloom.flows.cli.main import cli
+from tokenloom.models.core.build import parameters
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.settings import ExecutionSettings, TrainSettings
@@ -25,6 +27,7 @@ from tokenloom.tasks.costs.cost import cost_of, held
 from tokenloom.tasks.costs.took import TOOK, Rate, cells, noted, rate_of, row
 from tokenloom.tasks.costs.trace import traced
 from tokenloom.tasks.store.artifacts import Artifact, Record, Store
+from tokenloom.tasks.training import speed
 from tokenloom.tasks.training.speed import ACCELERATORS
 
 REAL = sorted(name for name in shipped("runs") if name.startswith("imagenet"))
@@ -183,3 +186,14 @@ def test_the_memory_of_a_step_is_within_15_percent_of_what_a_process_takes() -> 
     exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back, so that no hole is counted
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True, env=exact).stdout)
     assert found == pytest.approx(measured, rel=0.15), (found, measured)
+
+
+def test_speed_is_told_in_items_tokens_and_the_share_of_all_workers_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = spec_of("raster").build()
+    monkeypatch.setattr(speed, "_core", lambda: speed.Accelerator("CPU", 1, 2e9, 1e9))
+    found = speed.speeds(model, torch.device("cpu"), speed.Execution(2, 3, "float32", "windows"), 10.0)
+    tokens = 10.0 * cast(Any, model).layout.length
+    share = pytest.approx(6 * parameters(model) * tokens / (2 * 3 * 1e9))
+    assert found == {"windows_per_second": 10.0, "tokens_per_second": tokens, "mfu": share}
+    codec = speed.speeds(spec_of("vq").build(), torch.device("cpu"), speed.Execution(1, 1, "float32"), 5.0)
+    assert codec == {"items_per_second": 5.0}, "a tokenizer has no tokens to predict"

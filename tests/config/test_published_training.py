@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from tokenloom.configs.load import load_run
 from tokenloom.configs.schema import GeneratorConfig, identity
 from tokenloom.models.core import registry
 from tokenloom.models.core.config import ConfigError
@@ -199,3 +200,12 @@ def test_a_phase_has_its_own_optimizer_and_rests_until_it_begins() -> None:
 def test_a_run_file_keeps_its_identity_when_phases_and_epochs_are_not_used() -> None:
     assert "phases" not in identity(TrainSettings(steps=3))
     assert identity(TrainSettings(steps=3, phases={"other": OptimizerSettings(lr=0.5)}))["phases"]["other"]["lr"] == 0.5
+
+
+def test_the_published_training_is_set_by_its_dotted_path() -> None:
+    config = load_run("imagenet256_var_d16", ["generator.train.as=paper", "generator.train.ema=0.5"])
+    assert config.generator is not None
+    assert config.generator.train is not None
+    assert (config.generator.train.source, config.generator.train.ema) == ("paper", 0.5)
+    with pytest.raises(ConfigError, match=r"train\.as='mine'"):
+        load_run("imagenet256_var_d16", ["generator.train.as=mine"])

@@ -194,7 +194,7 @@ def test_a_manifest_names_files_anywhere(s3: str, address: str, tmp_path: Path, 
     base = f"{s3}/{uuid.uuid4().hex}"
     write("folder", tmp_path / "served", ROWS)
     uploaded(tmp_path / "served" / "images", base)
-    wheres = (f"{address}/images/", f"{base}/", "images/")
+    wheres = (f"{base}/", f"{address}/images/", "images/")
     rows = [
         {
             "path": f"{wheres[i % 3]}{label}/{key}.png",
@@ -238,7 +238,7 @@ def test_manifests_that_cannot_be_meant(tmp_path: Path, address: str, store: Sto
         scan(config(f"manifest:{tmp_path}/m.jsonl"), store)
     inside = manifest(tmp_path / "served" / "m.jsonl", [{"path": str(tmp_path / "secret.png")}])
     source = module.modalities.kind("image").open_source(config(f"manifest:{address}/{inside.name}"))
-    assert "is not there" in str(next(source.items(source.entries[0])).problem)
+    assert "lies on this machine, and the manifest elsewhere" in str(next(source.items(source.entries[0])).problem)
 
 
 @pytest.mark.parametrize("form", ["parquet", "folder"])
@@ -324,3 +324,63 @@ def test_what_is_near_comes_in_one_request() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(piece, places)) == [data[at : at + 1000] for at in places]
     assert len(asked) == 3, "each block once, whoever asks"
+
+
+def _table(rows: list[dict[str, str]], separator: str = ",") -> str:
+    return "\n".join([separator.join(rows[0]), *(separator.join(row.values()) for row in rows)])
+
+
+PLAIN = [{"path": f"images/{label}/{key}.png", "label": label} for key, label, _ in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", "\ufeff" + _table(PLAIN, ";").replace("\n", "\r\n")),
+        ("m.tsv", _table(PLAIN, "\t")),
+        ("m.csv", _table([row | {"path": row["path"].replace("/", "\\")} for row in PLAIN])),
+        (
+            "m.csv",
+            "FOLDER".join(["path,label\nfile://", *[f"/{row['path']},{row['label']}\nfile://" for row in PLAIN]])[: -len("\nfile://")],
+        ),
+        ("m.json", json.dumps(PLAIN)),
+        ("m.jsonl", "\n\n".join(json.dumps(row) for row in PLAIN)),
+    ],
+)
+def test_manifests_as_people_write_them(tmp_path: Path, store: Store, name: str, text: str) -> None:
+    write("folder", tmp_path, ROWS)
+    (tmp_path / name).write_text(text.replace("FOLDER", str(tmp_path)), newline="")
+    made = ingest("pets", config(f"manifest:{tmp_path / name}"), store)
+    assert store.record(made.artifact).notes["classes"] == ["cat", "dog"]
+    assert (len(rows_of(store, made)), made.metrics["rejected"]) == (18, 0)
+
+
+def test_cells_of_tables_that_hold_an_image_or_do_not(tmp_path: Path, store: Store) -> None:
+    from image_sources import write_parquet
+
+    labels = [label for _, label, _ in ROWS]
+    listed = write_parquet(tmp_path / "a.parquet", {"image": [list(data) for *_, data in ROWS], "label": labels})
+    assert ingest("pets", config(f"parquet:{listed}"), store).metrics["rejected"] == 0
+    paths = [{"bytes": None, "path": f"{key}.png"} for key, *_ in ROWS]
+    named = write_parquet(tmp_path / "b.parquet", {"image": paths, "label": labels})
+    with pytest.raises(ConfigError, match=r"holds the path of a file \(cat-000.png\) and no bytes: list the files in a manifest"):
+        ingest("pets", config(f"parquet:{named}"), store)
+
+
+def test_a_bucket_that_is_away_is_told_apart_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenloom.tasks.data import reading
+
+    monkeypatch.setattr(reading, "WAITS", (0.0,))
+    calls = []
+
+    def away(what: str) -> bytes:
+        calls.append(what)
+        raise OSError(f"When reading: AWS Error {what}")
+
+    for what, asked in (("NETWORK_CONNECTION: curlCode: 7", 2), ("ACCESS_DENIED: HTTP status 403", 1)):
+        calls.clear()
+        with pytest.raises(reading.ReadError, match="AWS Error"):
+            reading.attempted(lambda what=what: away(what))
+        assert len(calls) == asked
+    with pytest.raises(OSError, match="image file is truncated"):  # Pillow's word for damage has no number either
+        reading.attempted(lambda: (_ for _ in ()).throw(OSError("image file is truncated")))

@@ -25,6 +25,7 @@ from databases import empty_database
 from stand_ins import FEW, copy_store, draw_here, judge_inline, world, write_generator
 
 from tokenloom.configs.schema import RegisterConfig
+from tokenloom.flows.cli.main import code_of
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.evaluation import gate
 from tokenloom.tasks.evaluation.sample import sample_model
@@ -32,6 +33,7 @@ from tokenloom.tasks.modalities.image.served import draw
 from tokenloom.tasks.runtime.errors import StepError
 from tokenloom.tasks.serving import bundle
 from tokenloom.tasks.store.artifacts import Artifact, StepSpec, Store
+from tokenloom.tasks.tracking import champion
 from tokenloom.tasks.tracking.register import lost, plan_register, register
 from tokenloom.tasks.tracking.registry import Registry
 from tokenloom.tasks.tracking.tracker import Tracker
@@ -247,6 +249,36 @@ def test_a_lost_database_is_filled_again(store, tracker):
     assert pictures == {"samples", "nearest", "reconstructions", "codebook", "curves"}
     assert evaluated.data.metrics["fd_classifier"] == store.record(world().var).metrics["fd_classifier"]
     assert register(step, store, fresh).status == "cached"
+
+
+def test_a_person_promotes_and_goes_back_with_who_and_why_in_the_registry(store, tracker, monkeypatch, capsys):
+    register(plan(store, world().var), store, tracker)
+    register(plan(store, again(store, "worse", 5, {"fd_classifier": 1e9})), store, tracker)
+    registry = Registry(tracker)
+    with pytest.raises(ConfigError, match="first champion: there is none before it"):
+        champion.rollback(registry, store, "digits-var", "it is bad")
+    with pytest.raises(ConfigError, match=r"models:/digits-var/9: no such version; it has: 1, 2"):
+        champion.promote(registry, store, "digits-var", "9", "why not")
+    with pytest.raises(ConfigError, match="say why"):
+        champion.promote(registry, store, "digits-var", "2", " ")
+    move = champion.promote(registry, store, "digits-var", "2", "people like it", "ada")
+    assert {key: move[key] for key in ("version", "before", "who", "why")} == {
+        "version": "2",
+        "before": "1",
+        "who": "ada",
+        "why": "people like it",
+    }
+    assert registry.alias("digits-var", "champion").number == "2"
+    assert registry.alias("digits-var", "champion").tags["tokenloom.decision"] == "promoted by ada: people like it"
+    with pytest.raises(ConfigError, match="is the champion already"):
+        champion.promote(registry, store, "digits-var", "2", "again")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    there = ["--root", str(store.root), "--store", store.uri]
+    assert code_of(["rollback", "digits-var", "--why", "it repeats itself", "--who", "grace", *there]) == 0
+    assert "models:/digits-var/1 is champion in place of version 2: it repeats itself (grace," in capsys.readouterr().out
+    assert registry.alias("digits-var", "champion").number == "1"
+    assert [(one["version"], one["who"]) for one in champion.moves(registry, "digits-var")] == [("2", "ada"), ("1", "grace")]
+    assert code_of(["promote", "digits-var", "--why", "x", *there]) == 2
 
 
 def test_registration_fails_clearly_when_the_server_is_away(store):

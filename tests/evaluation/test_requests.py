@@ -15,10 +15,11 @@ from torch import Tensor
 from words import LAYOUT, READ, TEXTS, model, noisy, spec, token_rows, trained
 
 from tokenloom.configs.load import load_run
+from tokenloom.models.core import signals
 from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.core.draws import SampleDraws
-from tokenloom.models.core.protocols import TextFeatures, Tokens
+from tokenloom.models.core.draws import Draws, SampleDraws
+from tokenloom.models.core.protocols import Batch, TextFeatures, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.parts.characters import Encoded
 from tokenloom.models.sampling.sampler import Sampler
@@ -159,6 +160,49 @@ def test_features_are_made_once_a_caption_and_cached(store: Store, monkeypatch: 
     assert isinstance(batch.conditions["features"], TextFeatures)
     assert torch.equal(batch.conditions["features"].feature_BTD, expected.feature_BTD)
     assert torch.equal(batch.conditions["features"].mask_BT, expected.mask_BT)  # type: ignore[arg-type]
+
+
+def left(self: FrozenEncoder, texts: Any) -> TextFeatures:
+    """The same, padded on the side that the encoder pads."""
+    found = letters(self, texts)
+    assert found.mask_BT is not None
+    shift = [int(self.length - count) if self.padding == "left" else 0 for count in found.mask_BT.sum(1)]
+    rolled = [torch.roll(each, by, 0) for each, by in zip((*found.feature_BTD, *found.mask_BT), 2 * shift)]
+    return TextFeatures(torch.stack(rolled[: len(texts)]), torch.stack(rolled[len(texts) :]))
+
+
+@pytest.mark.parametrize("recipe", ["raster", "infinity"])
+def test_published_text_conditions_train_on_captions(recipe: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LlamaGen's prefix of features, padded on the left, and Infinity's pooled memory, from a run's arguments to gradients."""
+    monkeypatch.setattr(FrozenEncoder, "check", lambda self: None)
+    monkeypatch.setattr(FrozenEncoder, "__call__", left)
+    args = {**get(recipe).tiny, "text": 6, "length": 5, "encoder": "stand-in"}
+    made = ModelSpec("generator", recipe, args)
+    condition_spec = ConditionSpec.of(made)
+    assert condition_spec.texted
+    assert condition_spec.encoder == FrozenEncoder("stand-in", 5, 6, "left" if recipe == "raster" else "right")
+    rows = with_conditions(token_rows(store, ["ab", None, "abc", "ab"]), condition_spec)
+    conditions = Loader(rows, store.cache).get(np.array([0, 1, 2])).conditions
+    asked = condition_spec.conditions(["ab", "", "abc"])
+    for name in ("feature_BTD", "mask_BT"):
+        assert torch.equal(getattr(conditions["features"], name), getattr(asked["features"], name)), "as in sampling"
+    codec = get(get(recipe).codec)
+    made_by = ModelSpec("tokenizer", codec.name, dict(codec.tiny), {}, {"signal": signals.image(16, 1).to_dict()})
+    layout = made_by.build().layout  # type: ignore[union-attr]
+    given = {"layout": layout.to_dict(), "classes": 2, "tokenizer": made_by.to_dict()}
+    built = ModelSpec("generator", recipe, args, {}, given).build()
+    for parameter in built.parameters():  # heads that start at zero let nothing through
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, 0, 0.02)
+    shape = (3, layout.length) + ((layout.codebooks,) if layout.codebooks > 1 else ())
+    tokens = Tokens(torch.zeros(shape, dtype=torch.long), layout)
+    loss = built.losses(Batch(tokens=tokens, conditions=conditions), "main", Draws.whole(0, 0, 3))["loss"]
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert not [n for n, p in built.named_parameters() if n.startswith("condition") and (p.grad is None or not p.grad.any())]
+    # An image without a caption has the null text.
+    null = built.eval().condition(built.condition.null(conditions))  # type: ignore[operator]
+    torch.testing.assert_close(built.condition(conditions).vector_BD[1], null.vector_BD[1])  # type: ignore[operator]
 
 
 def test_samples_follow_features_of_a_frozen_encoder(monkeypatch: pytest.MonkeyPatch) -> None:

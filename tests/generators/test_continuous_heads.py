@@ -16,6 +16,7 @@ from tokenloom.models.core.protocols import Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.parts.flows.matching import FlowSampler
 from tokenloom.models.parts.heads.base import Head
+from tokenloom.models.parts.heads.consistency import Consistency, ConsistencySampler
 from tokenloom.models.parts.heads.energy import EnergySampler, EnergyScore
 from tokenloom.models.parts.heads.flow import FlowMatching
 from tokenloom.models.parts.heads.hidden import Hidden
@@ -33,6 +34,12 @@ HEADS: dict[str, tuple[Head.Config, Any]] = {
     "inner_mixture": (InnerMixture.Config(width=32, heads=2, components=6), MixtureSampler()),
     "flow": (FlowMatching.Config(width=64, depth=2, repeats=4, frequencies=64), FlowSampler(steps=20)),
     "shortcut": (Shortcut.Config(width=64, depth=2, repeats=5, consistent=2, finest=16, frequencies=64), ShortcutSampler(steps=8)),
+    "consistency": (Consistency.Config(width=64, depth=2, repeats=8, levels=(10, 40), frequencies=64), ConsistencySampler(steps=2)),
+}
+#: Ways of drawing besides: the law is the same.
+ALSO: dict[str, tuple[str, Any]] = {
+    "flow_heun": ("flow", FlowSampler(steps=10, solver="heun")),
+    "flow_sde": ("flow", FlowSampler(steps=40, solver="sde")),
 }
 
 
@@ -54,10 +61,11 @@ def trained(name: str) -> Head:
     return head.eval()
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n == "consistency" else n for n in (*HEADS, *ALSO)])
 def test_samples_are_distributed_as_the_data(name: str) -> None:
     """Between 1000 samples and data the distance is at most that of shifting the data by a fifth of the circle's radius."""
-    rows, sampler = 1000, Sampler(head=HEADS[name][1])
+    name, own = ALSO.get(name, (name, HEADS.get(name, (None, None))[1]))
+    rows, sampler = 1000, Sampler(head=own)
     for which in (0, 1):
         hidden = Hidden(hidden_of(torch.full((rows,), which)))
         with torch.no_grad():
@@ -65,6 +73,21 @@ def test_samples_are_distributed_as_the_data(name: str) -> None:
         data = moons(SampleDraws.of(7, 0, rows), which)
         assert energy(drawn, data) < energy(data + 0.2, moons(SampleDraws.of(8, 0, rows), which))
         assert energy(drawn, data) < 0.2 * energy(data, moons(SampleDraws.of(9, 0, rows), 1 - which))
+
+
+@torch.no_grad()
+def test_a_consistency_head_leaves_a_token_without_noise_as_it_is() -> None:
+    torch.manual_seed(0)
+    head = Consistency.Config(width=16, depth=1).build(PLAIN, WIDTH, None)  # type: ignore[arg-type]
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, h = torch.randn(5, 1, 2), torch.randn(5, 1, WIDTH)
+    least = head.grid(11, x)[0].expand(5, 1)  # type: ignore[attr-defined]
+    torch.testing.assert_close(head(x, least, h), x, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(head(x, 50 * least, h), x, atol=1e-2)
+    levels = head.grid(41, x)  # type: ignore[attr-defined]
+    assert bool((levels[1:] > levels[:-1]).all())
+    assert float(levels[-1]) == pytest.approx(80.0, rel=1e-4)
 
 
 @torch.no_grad()

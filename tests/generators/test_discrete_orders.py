@@ -123,6 +123,21 @@ def test_any_prefix_of_halton_is_even() -> None:
         assert int(counts.max() - counts.min()) <= max(2, prefix // 16), counts
 
 
+def test_halton_trains_on_an_arccosine_and_may_start_anywhere_in_its_sequence() -> None:
+    recipe, layout = registry.get("halton_maskgit"), TokenLayout(grids=((8, 8),), vocabulary=4)
+    known_BL = recipe.config(recipe.tiny).order.plan(layout, Draws.whole(0, 0, 16000)).known_BL  # type: ignore[attr-defined]
+    few = ((~known_BL).float().mean(1) < 0.5).float().mean()
+    expected = 1 - math.cos(math.pi / 2 * 31.5 / 64)  # of a cosine 0.33
+    torch.testing.assert_close(few, torch.tensor(expected), atol=0.015, rtol=0)
+    order = recipe.config({**recipe.tiny, "start": "rolled"}).order  # type: ignore[attr-defined]
+    whole = Halton().sequence(layout, 1, None)[0].tolist()
+    sequences = order.decode(layout, 6, SampleDraws.of(3, 0, 6)).sequence_BL.tolist()
+    starts = [whole.index(sequence[0]) for sequence in sequences]
+    assert sequences == [whole[start:] + whole[:start] for start in starts]
+    assert len(set(starts)) > 2
+    assert order.decode(layout, 1, SampleDraws.of(3, 4, 5)).sequence_BL.tolist() == sequences[4:5]
+
+
 def test_in_painting_takes_what_is_known_first() -> None:
     keep = torch.zeros(64, dtype=torch.bool)
     keep[[3, 40, 63]] = True

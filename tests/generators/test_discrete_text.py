@@ -13,7 +13,7 @@ from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Labels, TextFeatures, TokenLayout, Tokens
 from tokenloom.models.core.registry import get
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.conditions import TextCondition
+from tokenloom.models.parts.conditioners.text_features import TextCondition
 
 ROWS, LENGTH, WIDTH = 4, 5, 6
 LAYOUT = TokenLayout(grids=((3, 3),), vocabulary=8)

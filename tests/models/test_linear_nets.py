@@ -13,7 +13,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws
 from tokenloom.models.core.protocols import Batch, Labels, TokenLayout, Tokens
 from tokenloom.models.parts.characters import Characters
-from tokenloom.models.parts.conditions import Conditioned, TextCondition
+from tokenloom.models.parts.conditioners.text_features import TextCondition
+from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.parts.nets import mamba, mamba2
 from tokenloom.models.parts.nets.sequence import Mixer, SequenceNet
 from tokenloom.models.parts.nets.transformer import Transformer

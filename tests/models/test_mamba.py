@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,16 @@ def test_a_mixer_gives_the_reference_s_numbers(name: str) -> None:
     state = mixer.state(len(x), x)
     steps = [mixer(x[:, :3], state), *(mixer(x[:, t : t + 1], state) for t in range(3, x.shape[1]))]
     torch.testing.assert_close(torch.cat(steps, 1), y, atol=2e-5, rtol=1e-4)
+
+
+def test_the_recorded_numbers_are_those_of_a_plain_recurrence() -> None:
+    spec = importlib.util.spec_from_file_location("make_mamba", Path(__file__).parents[1] / "fixtures" / "make_mamba.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    for name, value in maker.outputs({key: tensor.numpy() for key, tensor in GOLDEN.items()}).items():
+        torch.testing.assert_close(torch.from_numpy(value).float(), GOLDEN[name], atol=2e-5, rtol=1e-4)
 
 
 def test_the_table_of_embeddings_is_the_output_map() -> None:

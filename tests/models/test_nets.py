@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import ConfigError
-from tokenloom.models.parts.nets.base import Net, signed, unit
+from tokenloom.models.parts.nets.base import Net, signed, to_pixels, unit
 from tokenloom.models.parts.nets.conv import Geometry
 from tokenloom.models.parts.nets.queries import CodeQueries, Queries, QueryEncoder
 from tokenloom.models.parts.nets.vit import Blocks, PatchEmbedding, PatchPixels, Trunk, ViT, patchify, sines, unpatchify
@@ -19,6 +19,8 @@ from tokenloom.models.zoo.tokenizers.maskgit_vqgan.net import MaskGITConv, Outpu
 BLOCKS = Blocks.Config(width=16, depth=2, heads=2)
 NETS: dict[str, Net] = {
     "maskgit": MaskGITConv(channels=8, multipliers=(1, 2), blocks=1, patch=2, norm_groups=4),
+    "maskgit stem": MaskGITConv(channels=8, multipliers=(1, 2), blocks=1, patch=2, norm_groups=4, stem=4),
+    "conv stem": Geometry(channels=8, multipliers=(1,), patch=4, norm_groups=4, middle="none", stem=4),
     "vit": ViT(patch=4, encoder_blocks=BLOCKS, decoder_blocks=BLOCKS),
     "queries": Queries(patch=4, tokens=5, encoder_blocks=BLOCKS, decoder_blocks=BLOCKS),
     "scrambled": Queries(patch=4, tokens=5, encoder_blocks=BLOCKS, decoder_blocks=BLOCKS, reading="scrambled"),
@@ -41,7 +43,7 @@ def test_encoder_and_decoder_meet_on_the_grid(name: str) -> None:
     decoder = net.decoder((16, 16), 3, 6)
     assert decoder(z).shape == image.shape
     assert any(decoder.last is p for p in decoder.parameters())
-    assert net.axis == ("grid" if name in ("maskgit", "vit") else "sequence")
+    assert net.axis == ("grid" if name in ("maskgit", "maskgit stem", "conv stem", "vit") else "sequence")
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -91,6 +93,26 @@ def exact_norm(module: nn.Module, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
     assert isinstance(module, nn.GroupNorm)
     return nn.functional.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stem_shows_no_grid_where_patches_do() -> None:
+    """What is the same everywhere is decoded to pixels that are the same everywhere, but for the borders."""
+    torch.manual_seed(0)
+    flat = random(1, 8, 1, 1).expand(1, 8, 6, 6)
+    stem, patches = to_pixels(8, 3, 4, stem=4)(flat), to_pixels(8, 3, 4, stem=0)(flat)
+    assert stem.shape == patches.shape == (1, 3, 24, 24)
+    inside = stem[..., 8:16, 8:16]
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside), atol=1e-5, rtol=1e-5)
+    assert float(patches[..., 8:16, 8:16].detach().std(dim=(2, 3)).min()) > 0.05
+
+
+@pytest.mark.parametrize(("stem", "patch"), [(4, 3), (4, 1)])
+def test_a_stem_that_does_not_lead_to_the_patch_is_refused(stem: int, patch: int) -> None:
+    with pytest.raises(ConfigError, match=f"net.stem={stem}"):
+        Geometry(channels=8, multipliers=(1,), patch=patch, norm_groups=4, stem=stem)
 
 
 # --- patches and blocks -------------------------------------------------------------------------------------------

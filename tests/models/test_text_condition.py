@@ -16,14 +16,14 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import Draws, SampleDraws
 from tokenloom.models.core.protocols import Batch, Conditions, Labels, Text, TextFeatures, Tokens
 from tokenloom.models.core.registry import get
-from tokenloom.models.parts.characters import Characters
+from tokenloom.models.parts.characters import Characters, run_hash
 from tokenloom.models.sampling.sampler import Sampler
 
 
-@pytest.mark.parametrize("prefix", ["summary", "all"])
+@pytest.mark.parametrize("options", [{"prefix": "summary"}, {"prefix": "all"}, {"ngrams": [2, 4], "buckets": 64}], ids=str)
 @torch.no_grad()
-def test_a_text_is_read_alike_whatever_stands_beside_it(prefix: str) -> None:
-    built = noisy(model({"characters": {**READ, "prefix": prefix}}))
+def test_a_text_is_read_alike_whatever_stands_beside_it(options: dict[str, Any]) -> None:
+    built = noisy(model({"characters": {**READ, **options}}))
     tokens = Tokens(torch.randint(4, (3, 4), generator=torch.Generator().manual_seed(0)), LAYOUT)
     together = built.log_prob(Batch(tokens=tokens, conditions=Text.of(["a", "longer text", None])))
     for row, text in enumerate(("a", "longer text", "")):
@@ -33,6 +33,19 @@ def test_a_text_is_read_alike_whatever_stands_beside_it(prefix: str) -> None:
     dirty = Text.of(["a", "longer text", None])
     dirty = Text(torch.where(dirty.byte_BT == 0, 7, dirty.byte_BT), dirty.length_B)  # what stands after the end is not read
     torch.testing.assert_close(built.log_prob(Batch(tokens=tokens, conditions=dirty)), together, atol=1e-5, rtol=1e-5)
+
+
+def test_runs_of_bytes_are_told_apart_wherever_they_stand() -> None:
+    first, second = (torch.tensor([list(text.encode())]) for text in ("a cat sat", "the cat"))
+    hashed = run_hash(first, 4)
+    assert hashed[0, 4] == run_hash(second, 4)[0, 6], "' cat' is one run in both"
+    assert len(set(hashed[0].tolist())) == 9
+
+
+@pytest.mark.parametrize(("field", "value"), [("ngrams", [1]), ("ngrams", [17]), ("buckets", 0)])
+def test_ngrams_that_are_none_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"condition.{field}="):
+        model({"characters": {**READ, field: value}})
 
 
 @torch.no_grad()
@@ -113,6 +126,7 @@ def test_wrong_conditions_are_clear_errors() -> None:
         ({"characters": {"length": "long"}}, "characters.length: 'long' is not a valid int"),
         ({"letters": {}}, "write one of classes, characters, encoded"),
         ({"encoded": {"features": 3}}, "encoded: missing .* 'encoder'"),
+        ({"text_features": {"features": "x"}}, "text_features.features: 'x' is not a valid int"),
         ({"characters": {"length": 0}}, "condition.length=0"),
         ({"characters": {"heads": 5}}, "condition.heads=5: must divide the net's width, 32"),
     ],

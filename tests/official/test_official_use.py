@@ -107,12 +107,15 @@ def store_fixture(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return stand_ins.new_store(tmp_path_factory.mktemp("official"))
 
 
-def judged_by(store: Store, side: int, classes: int) -> tuple[Artifact, Artifact]:
-    """Coloured images of this size and so many classes, and the network that judges them."""
+def judged_by(store: Store, side: int, classes: int, words: tuple[str, ...] = ()) -> tuple[Artifact, Artifact]:
+    """Coloured images of this size and so many classes, with captions of these ``words``, and the network that judges them."""
     rows = max(40, 2 * classes)
     label = np.arange(rows) % classes
     noise = np.random.default_rng(0).integers(0, 60, (rows, side, side, CHANNELS))
-    dataset = stand_ins.write_dataset(store, (noise + 15 * (label % 10)[:, None, None, None]).astype(np.uint8), label, held_out=20)
+    dataset = stand_ins.write_dataset(
+        store, (noise + 15 * (label % 10)[:, None, None, None]).astype(np.uint8), label, held_out=20,
+        captions=[f"{words[k % len(words)]} {k}" for k in label] if words else None,
+    )  # fmt: skip
     step = StepSpec("features", 1, "features", "quick", {"protocol": asdict(Protocol(steps=4))}, {"dataset": dataset})
     return dataset, features(step, store).artifact
 
@@ -248,6 +251,15 @@ def test_a_model_of_texts_is_asked_in_words(name: str, store: Store, tmp_path: P
     seen = torch.nonzero(features.mask_BT[0]).flatten().tolist()
     length = features.mask_BT.shape[1]
     assert seen == (list(range(length - 3, length)) if name == "llamagen_t2i" else [0, 1, 2])  # LlamaGen pads on the left
+    # Evaluated on the captions of held-out images.
+    dataset, judge = judged_by(store, both.shape[1], 2, ("red", "dog"))
+    config = EvaluateConfig(samples=10, shard=5, neighbours=1, components=2, metrics=["fd"])
+    step = plan_evaluate("in-words", made, store.record(made).inputs["tokenizer"], dataset, judge, SampleConfig(), config, store)
+    with mock.patch("tokenloom.tasks.modalities.image.judging.sampling_actor.shared_out", in_process):
+        evaluation = store.record(evaluate(step, store, CPU).artifact)
+    assert any(key.startswith("fd") and np.isfinite(value) for key, value in evaluation.metrics.items())
+    with np.load(store.fetch(evaluation.artifact) / "samples.npz") as arrays:
+        assert set(arrays["texts"].tolist()) == {"red 0", "dog 1"}
     with pytest.raises(ConfigError, match="no encoder is named that makes them"):
         sample_model(imported(name, store).id, store, None, total=1, texts=["a"], out=tmp_path / "o.npz")
     with pytest.raises(ConfigError, match=r"--text: .* is conditioned on texts"):

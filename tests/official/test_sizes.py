@@ -41,10 +41,9 @@ FAMILIES = {"var": ("var",), "llamagen": ("raster",), "rar": ("rar",)} | {
         "ear",
     )
 }
-FAMILIES |= {"titok": ("titok_imagebert", "titok_uvitbert"), "tokenbridge": ("tokenbridge_ar",)}
+FAMILIES |= {"ibq": ("ibq_ar",), "titok": ("titok_imagebert", "titok_uvitbert"), "tokenbridge": ("tokenbridge_ar",)}
 #: Published sizes that no recipe has, and why.
 ABSENT = {
-    "llamagen": {"XL-t2i-256": "the recipe has no text condition", "XL-t2i-512": "the recipe has no text condition"},
     "nar": {"XL-t2i-256": "the recipe has no text condition", "XL-t2i-512": "the recipe has no text condition"},
 }
 

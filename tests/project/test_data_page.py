@@ -1,4 +1,4 @@
-"""The ten examples of ``docs/data.md`` are ingested as they stand there."""
+"""The examples of ``docs/data.md`` are ingested as they stand there."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def columns() -> None:
     write_parquet(Path("pets/a.parquet"), {"picture": [data for *_, data in PETS], "animal": [label for _, label, _ in PETS]})
 
 
+def manifest() -> None:
+    rows = [{"path": f"images/{key}.png", "label": label, "caption": f"a {label}", "split": "train"} for key, label, _ in PETS]
+    put({f"images/{key}.png": data for key, _, data in PETS} | {"all.jsonl": "\n".join(json.dumps(row) for row in rows)})
+
+
+def two_sources() -> None:
+    put({f"photos/{label}/{key}.png": data for key, label, data in PETS[::2]})
+    rows = PETS[1::2]
+    write_parquet(Path("pets/drawings.parquet"), {"image": [d for *_, d in rows], "label": [n for _, n, _ in rows]})
+
+
 def digits() -> None:
     write_idx(Path("pets/train-images-idx3-ubyte.gz"), np.random.default_rng(0).integers(0, 256, (28, 28, 28), dtype=np.uint8))
     write_idx(Path("pets/train-labels-idx1-ubyte.gz"), np.arange(28) % 2)
@@ -83,6 +94,8 @@ MAKE: list[tuple[Callable[[], None], list[str], bool]] = [
         False,
     ),
     (digits, ["0", "1"], False),
+    (manifest, ["cat", "dog"], True),
+    (two_sources, ["cat", "dog"], False),
 ]
 
 
@@ -100,5 +113,5 @@ def test_an_example_is_ingested(store: Store, tmp_path: Path, monkeypatch: pytes
     assert all(("column:control" in row) == (number == 4) for row in rows)
 
 
-def test_there_are_ten() -> None:
-    assert len(SECTIONS) == len(MAKE) == 10
+def test_there_are_twelve() -> None:
+    assert len(SECTIONS) == len(MAKE) == 12

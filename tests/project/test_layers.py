@@ -144,9 +144,9 @@ UPPER = {
         ("steps",),
     ),
     "flows": (
-        ("environment", "guard", "costs", "planning", "screen"),
+        ("environment", "guard", "axes", "costs", "planning", "screen"),
         ("workspace",),
-        ("results", "steps"), ("pages",), ("pipeline",), ("prefect_api",),
+        ("results", "steps", "sweep"), ("pages",), ("pipeline",), ("prefect_api",),
         ("cli", "batch_node"),
     ),
 }  # fmt: skip

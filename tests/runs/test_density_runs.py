@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from toy_runs import ran as to_run
 
 from tokenloom.configs.schema import RunConfig
 from tokenloom.flows import planning
+from tokenloom.models.core import signals
+from tokenloom.models.core.build import ModelSpec
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.evaluation.compare import leaderboard
 from tokenloom.tasks.evaluation.sample import sample_model
+from tokenloom.tasks.runtime.checks import check_used_density
 from tokenloom.tasks.store.artifacts import Store
 from tokenloom.tasks.tracking.tracker import Tracker
 
@@ -39,6 +43,15 @@ def test_the_chain_has_no_tokens(source: Path, store: Store) -> None:
     assert statuses(config, store) == dict.fromkeys(CHAIN, "cached")
     wider = DENSITY | {"args": DENSITY["args"] | {"width": 8}}
     assert to_run(density(source, density=wider), store) == ["train_density", "evaluate", "register"]
+    used = density(source, density={"use": made["density"].id}, name="as-it-is")
+    planned = {one.name: one for one in planning.plan(used, store)}
+    assert (planned["train_density"].artifact, planned["train_density"].reason) == (made["density"], "density.use")
+    signal = signals.image(8, 1).to_dict()
+    made_for = ModelSpec("density", "iwae", DENSITY["args"], {}, {"signal": signal, "classes": 2})
+    check_used_density(used, 2, made_for)
+    with pytest.raises(ConfigError, match=r"density\.use=.*models signals"):
+        check_used_density(used, 2, replace(made_for, given={"signal": signals.image(16, 1).to_dict(), "classes": 2}))
+    assert complete(used, store)["density"] == made["density"]
     assert to_run(density(source, evaluate={**config.evaluate.model_dump(), "metrics": ["fd", "nll", "text"]}), store) == []
 
 
@@ -49,6 +62,9 @@ def test_the_chain_has_no_tokens(source: Path, store: Store) -> None:
         ({"tokenizer": {"recipe": "vq", "train": {"steps": 1, "batch": 1}}}, "tokenizer is given, but a density"),
         ({"generator": {"recipe": "var", "train": {"steps": 1, "batch": 1}}}, "generator is given, but a density"),
         ({"sample": {"guidance": 2}}, "sample is given, but a density"),
+        ({"density": {"use": "x", "recipe": "iwae"}}, r"either density\.recipe .* or density\.use"),
+        ({"density": {"use": "x", "args": {"latent": 2}}}, r"density\.args goes with density\.recipe"),
+        ({"density": {"recipe": "iwae"}}, r"density\.train is missing"),
     ],
 )
 def test_sections_that_mean_nothing_to_a_density(sections: dict[str, Any], message: str, source: Path) -> None:
@@ -61,6 +77,7 @@ def test_sections_that_mean_nothing_to_a_density(sections: dict[str, Any], messa
     [
         ({"density": DENSITY | {"args": {"latent": 0}}}, r"density.*latent"),
         ({"density": DENSITY | {"recipe": "iwea"}}, "unknown density recipe"),
+        ({"density": {"use": "nobody"}}, r"density\.use: density 'nobody' is not in the store"),
         ({"evaluate": {"metrics": ["text"]}}, "none judges a density"),
         ({"register": {"gate": "recognition"}}, "recognition"),
     ],

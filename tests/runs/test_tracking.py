@@ -76,6 +76,11 @@ def test_one_run_an_artifact_with_parameters_lineage_pictures_and_no_double_poin
     assert run_.data.tags["tokenloom.fingerprint"] == STEP.fingerprint
     assert run_.data.tags["tokenloom.input.dataset"] == "dataset/digits-0123456789ab"
     assert run_.data.tags["gate"] == "open"
+    assert run_.data.tags["mlflow.source.name"] == f"tokenloom run {STEP.name}"
+    assert run_.data.tags["mlflow.user"]
+    assert f"{STEP.kind}/{STEP.name}-{STEP.fingerprint}" in run_.data.tags["mlflow.note.content"]
+    experiment = second.client.get_experiment(run_.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # else MLflow opens it as one of conversations
     assert [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run_.inputs.dataset_inputs] == [
         ("dataset/digits", "0123456789ab", "dataset")
     ]
@@ -251,3 +256,11 @@ def test_a_server_that_dies_in_the_middle(root, server, caplog) -> None:
     after.client.get_experiment_by_name("digits")
     after.sync()
     assert history(after) == [(step, float(step)) for step in (1, 2, 3, 4)]
+
+
+def test_work_that_is_over_has_its_own_times(root) -> None:
+    tracker = Tracker(None, root, "digits")
+    with tracker.track(STEP, "somewhere", (1000.0, 1011.5)):
+        pass
+    info = tracker.client.get_run(tracker.run_id(STEP.fingerprint)).info
+    assert (info.start_time, info.end_time, info.status) == (1_000_000, 1_011_500, "FINISHED")

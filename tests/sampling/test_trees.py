@@ -13,9 +13,11 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import Labels
 from tokenloom.models.sampling.decoders.base import Decoder
+from tokenloom.models.sampling.decoders.diffuspec import DiffuSpec
 from tokenloom.models.sampling.decoders.opt_tree import OptTree
 from tokenloom.models.sampling.decoders.spectr import k_seq
 from tokenloom.models.sampling.decoders.tree import STree
+from tokenloom.models.sampling.decoders.trigram import ADED, Trigrams
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.sampling.tree import Path, TreeSession
 
@@ -77,6 +79,34 @@ def test_a_tree_equals_its_paths_and_leaves_no_trace(name: str) -> None:
         token = torch.cat([node.gather(1, held), ids[:, :1]], 1).scatter(1, hold_B[:, None], ids[:, 5:6])
         session.commit(Path(held, torch.full_like(hold_B, 2), token))
         ids[:, done : done + 2], ids[:, done + 2] = token[:, :2], token[:, 2]
+
+
+@pytest.mark.parametrize("decoder", [ADED(nodes=6, depth=3), DiffuSpec(window=4, candidates=4, beam=2)], ids=lambda d: d.name)
+def test_drafts_without_a_causal_model_leave_samples_as_they_are(decoder: Decoder) -> None:
+    rows, model = 6, made("raster", layout=LARGER, scale=0.1)
+    model.use_draft_model(made("maskgit", layout=LARGER, scale=0.1))
+    labels, draws = Labels(torch.arange(rows) % 2), SampleDraws.of(3, 0, rows)
+    for sampler in (GUIDED, replace(GUIDED, temperature=Constant(value=0.0))):
+        ids, trace = model.decode(labels, replace(sampler, decoder=decoder), draws)
+        assert int((ids.ids != model.decode(labels, sampler, draws)[0].ids).any(1).sum()) <= 1
+    assert trace.tokens == pytest.approx(LARGER.length)
+
+
+def test_a_table_of_trigrams_learns_what_the_net_says() -> None:
+    """Greedy and from one class, rows go the same way: what one call has shown, the next ones draft."""
+    model, decoder = made("raster", layout=LARGER, scale=0.1), ADED(nodes=6, depth=3)
+    sampler = replace(GUIDED, temperature=Constant(value=0.0), decoder=decoder)
+    session = TreeSession(model, Labels(torch.zeros(1, dtype=torch.int64)), sampler, SampleDraws.of(0, 0, 1), nodes=6)
+    session.begin()
+    table = Trigrams(decoder, session)
+    assert bool((table.tree(session)[0] == -1).all())
+    p = torch.tensor([[[0.0, 0.7, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0]]]).expand(1, 7, -1)
+    nothing = torch.zeros(1, 4, dtype=torch.int64)
+    table.learn(session, p, Path(nothing[:, :3], nothing[:, 0], nothing))
+    token, parent = table.tree(session)
+    assert sorted(token[0, :2].tolist()) == [1, 3]
+    assert parent[0, :2].tolist() == [0, 0]
+    assert bool((token[0, 2:] == -1).all()), "nothing is known of what follows them"
 
 
 def test_other_slots_and_nets_refuse_trees() -> None:

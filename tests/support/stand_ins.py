@@ -38,16 +38,17 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return image[order], label[order].astype(np.int64)
 
 
-def write_dataset(store: Store, image: np.ndarray, label: np.ndarray, held_out: int, name: str = "digits") -> Artifact:
+def write_dataset(
+    store: Store, image: np.ndarray, label: np.ndarray, held_out: int, name: str = "digits", captions: list[str] | None = None
+) -> Artifact:
     """A dataset artifact; the last ``held_out`` rows are its validation split."""
-    step = StepSpec(
-        "ingest", 1, "dataset", name, {"data": {"source": "digits", "fit": "pad", "held_out": held_out}, "sum": int(image.sum())}
-    )
+    data = {"source": "digits", "fit": "pad", "held_out": held_out}
+    step = StepSpec("ingest", 1, "dataset", name, {"data": data, "sum": int(image.sum()), "captions": captions})
 
     def body(work: Work) -> dict[str, int]:
         shards = []
         for split, part in (("train", slice(0, len(image) - held_out)), ("validation", slice(len(image) - held_out, None))):
-            raw = _shard(image[part], label[part])
+            raw = _shard(image[part], label[part], None if captions is None else captions[part])
             digest = hashlib.sha256(raw).hexdigest()
             file = work.put(f"shards/{split}-{digest[:12]}.parquet", raw)
             shards.append({"path": file["path"], "split": split, "rows": len(label[part]), "sha256": digest, "size": len(raw)})
@@ -58,13 +59,13 @@ def write_dataset(store: Store, image: np.ndarray, label: np.ndarray, held_out: 
     return store.execute(step, body).artifact
 
 
-def _shard(image: np.ndarray, label: np.ndarray) -> bytes:
+def _shard(image: np.ndarray, label: np.ndarray, captions: list[str] | None = None) -> bytes:
     n = len(label)
     columns = {
         "key": [str(i) for i in range(n)],
         "image": [png.encode(i) for i in image],
         "label": pa.array(label, pa.int32()),
-        "caption": pa.array([None] * n, pa.string()),
+        "caption": pa.array(captions or [None] * n, pa.string()),
         "source": ["digits"] * n,
     }
     out = io.BytesIO()

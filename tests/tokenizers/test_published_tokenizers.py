@@ -189,9 +189,12 @@ def test_gigatok_has_convolutions_around_a_q_former() -> None:
     with torch.no_grad():
         for block in model.encoder.stack.blocks:
             block.cross.proj.weight.zero_()  # without its look at the map a query knows its own average and those of the others
-        spread = x.clone()
-        spread[:, :, 12:, 12:] = spread[:, :, 12:, 12:].flip(-1)
-        assert not torch.equal(before, model.encoder(x))
+        started: list[torch.Tensor] = []
+        hook = model.encoder.stack.register_forward_pre_hook(lambda _, given: started.append(given[0]))
+        plain, other = model.encoder(x), model.encoder(1 - x)
+        hook.remove()
+        torch.testing.assert_close(started[0], pooled(model.encoder.convolutions(x), 6) + model.encoder.queries)
+        assert (plain - other).abs().max() > 1e-4, "queries start from the image"
     level = torch.randn(1, 5, 4, 4)
     found = pooled(level, 8)
     torch.testing.assert_close(found[0, 0], level.mean((2, 3))[0])

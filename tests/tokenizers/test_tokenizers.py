@@ -226,8 +226,8 @@ def test_impossible_values_name_the_field(recipe: str, args: dict[str, Any], siz
 def test_codebook_and_vectors_are_free_of_weight_decay() -> None:
     model = build("vq_adversarial")
     free = {n for n, p in model.named_parameters() if model.no_decay(n, p)}
-    assert "encoder.conv_in.bias" in free
-    assert "decoder.conv_out.weight" not in free
+    assert "encoder.conv_in.0.bias" in free
+    assert "decoder.conv_out.3.weight" not in free
     assert model.no_decay("quantizer.codebook.weight", torch.nn.Parameter(torch.zeros(2, 2)))
 
 

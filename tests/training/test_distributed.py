@@ -61,6 +61,7 @@ def test_three_workers_of_ray_have_the_losses_of_one(store, ray_session, tmp_pat
     alone = losses(store, without_ray(store, step, 1, tmp_path))
     many = losses(store, outcome.artifact.folder)
     assert len(alone) == len(many) == 50
+    assert store.storage.folders(f"{outcome.artifact.folder}/checkpoints") == ["step-0000050"]
     assert np.abs(many / alone - 1).max() <= 1e-6
     assert train_model(step, store, cluster_of(2)).status == "cached"
     # What needs Ray's dashboard, which is not there, would hold up the end of each training.

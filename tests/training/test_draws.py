@@ -7,8 +7,10 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from zoo import spec_of
 
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.protocols import TokenLayout
 from tokenloom.models.parts.dropout import drop_path, dropout
 
 KINDS = ("bernoulli", "uniform", "normal", "permutation")
@@ -108,3 +110,25 @@ def test_dropout_compiles_into_one_graph_for_all_steps() -> None:
         plain = Draws.whole(0, step, 4)
         assert torch.equal(compiled(x, Draws.whole(0, step, 4)), dropout(dropout(x, 0.2, plain), 0.2, plain))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_numbers_for_the_host_are_those_that_all_share() -> None:
+    device, host = Draws(5, 2, 10, 3, 9, 12, stream="main"), Draws(5, 2, 10, 0, 2, 12, stream="main")
+    for shape in ((), (3,), (2, 4)):
+        assert torch.equal(device.shared_uniform(*shape), host.host_uniform(*shape))
+    assert torch.equal(device.shared_permutation(5), host.shared_permutation(5)), "both count as calls"
+
+
+#: Methods whose training order is decided by numbers, on the host and on the device.
+DECIDED = ["maskgit", "hmar", "flexvar", "mar", "rar", "randar", "srdd", "titok_imagebert", "mvar", "infinity"]
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_the_order_of_a_training_step_waits_for_no_device(name: str) -> None:
+    """Numbers on the meta device have no values: an order that asked for one would fail."""
+    spec = spec_of(name)
+    order, layout = getattr(spec.config(), "order", None), TokenLayout.from_dict(spec.given["layout"])
+    if order is None:
+        pytest.skip("has no order of groups")
+    plan = order.plan(layout, Draws.whole(0, 3, 4, steps=8, device="meta"))
+    assert sum(plan.sizes) <= layout.length

@@ -161,6 +161,8 @@ def test_checkpoints_keep_last_best_and_every_nth(store) -> None:
     assert best is not None
     assert best.step == 20
     assert kept.load(70)["w"].tolist() == [70.0] * 3
+    kept.keep_last()  # of a training that ended
+    assert [s.step for s in kept.saved()] == [40, 70]
 
 
 def test_nan_stops_with_step_phase_and_checkpoint(store, data) -> None:

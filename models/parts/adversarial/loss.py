@@ -6,7 +6,7 @@ Shapes: B rows, C channels, H W image.  Every loss is a mean over the batch's ro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokenloom.models.core import config as configs
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.draws import Draws
+from tokenloom.models.core.limits import Range
 from tokenloom.models.parts.adversarial.augment import DiffAug
 from tokenloom.models.parts.adversarial.base import Discriminator
 from tokenloom.models.parts.adversarial.patch import PatchDiscriminator
@@ -60,6 +61,8 @@ class Adversarial(nn.Module):
         that the discriminator never takes over.  ``loss`` is the discriminator's, ``generator`` the other side's: less the logit, or
         the cross-entropy of taking made images for real ones (non-saturating, arXiv:1406.2661).
         """
+
+        limits: ClassVar = {"start": Range(0, 1 << 31)}
 
         weight: float = 0.5
         start: int = 0

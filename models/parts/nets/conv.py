@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.signals import Shape, text
-from tokenloom.models.parts.nets.base import Net, PixelDecoder
+from tokenloom.models.parts.nets.base import Net, PixelDecoder, check_stem, from_pixels, last_weight, to_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class Geometry(Net, tag="net.conv"):
     ``patch`` pixels (1 as published; 2 saves the costly full resolution); ``attention`` lists the levels whose blocks are followed by
     self-attention; ``middle`` is what stands at the lowest resolution between encoder and latents (and back).  The decoder's own
     ``decoder_multipliers`` and ``decoder_attention`` stand for it alone (empty or none: as the encoder's).  Where ``resample`` is by
-    ``pool`` resolutions change by averages and repetition, without convolutions.
+    ``pool`` resolutions change by averages and repetition, without convolutions.  A ``stem`` of so many channels takes the place of the
+    one convolution that cuts patches: convolutions of stride 2 from the full resolution, each twice as wide, and back, so that no grid
+    of patches shows.
     """
 
     limits: ClassVar = {"channels": Range(1, 1 << 15)}
@@ -43,6 +45,7 @@ class Geometry(Net, tag="net.conv"):
     decoder_multipliers: Added[tuple[int, ...]] = ()
     decoder_attention: Added[tuple[int, ...] | None] = None
     resample: Added[Literal["conv", "pool"]] = "conv"
+    stem: Added[int] = 0
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers + self.decoder_multipliers) < 1 or self.channels < 1:
@@ -53,6 +56,7 @@ class Geometry(Net, tag="net.conv"):
             )
         if self.patch < 1:
             raise ConfigError(f"net.patch={self.patch}: must be at least 1")
+        check_stem(self.stem, self.patch)
         if self.encoder_blocks < 1 or self.decoder_blocks < 1:
             raise ConfigError(
                 f"net.encoder_blocks={self.encoder_blocks}, decoder_blocks={self.decoder_blocks}: a level needs at least 1 block"
@@ -201,8 +205,8 @@ class Encoder(nn.Module):
 
     def __init__(self, geometry: Geometry, channels: int, latent: int) -> None:
         super().__init__()
-        widths, patch = geometry.widths, geometry.patch
-        self.conv_in = nn.Conv2d(channels, geometry.channels, patch + 2, stride=patch, padding=1)
+        widths = geometry.widths
+        self.conv_in = from_pixels(channels, geometry.channels, geometry.patch, geometry.stem)
         self.levels = nn.ModuleList()
         for i, width in enumerate(widths):
             change = geometry.change(Downsample, nn.AvgPool2d(2), width) if i + 1 < len(widths) else nn.Identity()
@@ -231,15 +235,14 @@ class Decoder(PixelDecoder):
             change = geometry.change(Upsample, nn.UpsamplingNearest2d(scale_factor=2), widths[i]) if i else nn.Identity()
             self.levels.append(Level(geometry, i, widths[min(i + 1, len(widths) - 1)], geometry.decoder_blocks, change))
         self.norm_out = norm(widths[0], geometry.norm_groups)
-        self.conv_out = nn.Conv2d(widths[0], channels * geometry.patch**2, 3, padding=1)
-        self.patch = geometry.patch
+        self.conv_out = to_pixels(widths[0], channels, geometry.patch, geometry.stem)
 
     def forward(self, z_BChw: Tensor) -> Tensor:
         x_BCHW = self.middle(self.conv_in(z_BChw))
         for level in self.levels:
             x_BCHW = level(x_BCHW)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x_BCHW))), self.patch)
+        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
 
     @property
     def last(self) -> Tensor:
-        return self.conv_out.weight
+        return last_weight(self.conv_out)

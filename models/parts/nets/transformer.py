@@ -168,7 +168,12 @@ class Transformer(SlotNet):
         draws: Draws | None,
     ) -> Tensor:
         """One block: attention, then MLP."""
-        return self.transform(index, self.attend_to(index, x_BSD, visibility, rotations, how[0], cache, draws), how[1], draws)
+        if cache is not None and cache.rests:
+            return x_BSD
+        x_BSD = self.attend_to(index, x_BSD, visibility, rotations, how[0], cache, draws)
+        if cache is None:
+            return self.transform(index, x_BSD, how[1], draws)
+        return cache.transformed(x_BSD, lambda x: self.transform(index, x, how[1], draws))
 
     def attend_to(
         self,

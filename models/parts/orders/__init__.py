@@ -17,7 +17,7 @@ from tokenloom.models.parts.orders.sizes import (
     Straight,
     TruncatedNormal,
 )
-from tokenloom.models.parts.orders.visits import Halton, Shuffled
+from tokenloom.models.parts.orders.visits import Halton, RolledHalton, Shuffled
 from tokenloom.models.parts.plan import Choice, Plan, grouped
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Random",
     "Raster",
     "Regions",
+    "RolledHalton",
     "Scales",
     "Shuffled",
     "Sizes",

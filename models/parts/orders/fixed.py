@@ -60,7 +60,7 @@ class SomeScales(Scales, tag="order.some_scales", label="scales, some left out")
         whole = super().plan(layout)
         if draws is None:
             return whole
-        keep = (draws.shared_uniform(whole.groups) >= self.drop).tolist()
+        keep = (draws.host_uniform(whole.groups) >= self.drop).tolist()
         keep[0] = keep[-1] = True
         groups = [g for g in range(whole.groups) if keep[g]]
         sequence = torch.cat([whole.members(g) for g in groups], dim=1)

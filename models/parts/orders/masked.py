@@ -95,7 +95,7 @@ class Masked(Order, tag="order.masked"):
             raise ValueError("a masked order needs draws")
         whole = math.ceil if self.rounded == "up" else round
         # The ratios of all rows are drawn by everyone, so that everyone knows how many positions the whole batch masks.
-        ratio = draws.shared_uniform(draws.total if self.share == "row" else 1).cpu().expand(draws.total)
+        ratio = draws.host_uniform(draws.total if self.share == "row" else 1).expand(draws.total)
         masked = torch.tensor([max(1, whole(self.curve.masked(u) * layout.length)) for u in ratio.tolist()])
         mine = masked[draws.start : draws.stop].to(draws.device)
         known_BL = draws.permutation(layout.length) >= mine[:, None]

@@ -86,6 +86,18 @@ class Halton(Visit, tag="order.halton", label="Halton sequence"):
         return torch.tensor([list(found)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RolledHalton(Halton, tag="order.rolled_halton", label="Halton sequence, rolled"):
+    """The Halton sequence from a random entry on, another one for each sample, and around to its start (the released sampler's option)."""
+
+    def sequence(self, layout: TokenLayout, rows: int, draws: SampleDraws | None) -> Tensor:
+        whole_1L = super().sequence(layout, rows, draws)
+        if draws is None:
+            return whole_1L
+        first_B1 = (draws.uniform("order", 0, 1) * layout.length).long()
+        return whole_1L.to(first_B1.device)[0, (torch.arange(layout.length, device=first_B1.device) + first_B1) % layout.length]
+
+
 def _halton(index: int, base: int) -> float:
     """The radical inverse of an index: its digits mirrored at the point."""
     result, part = 0.0, 1.0

@@ -10,7 +10,7 @@ vector of the *global* batch, chosen by a draw that all ranks share and contribu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -189,7 +189,7 @@ class Codebook(nn.Module):
 
     def _choices(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """For each code the group, global row and relative position of the vector that would replace it, on the host."""
-        u_K3 = replace(draws.fork("revival"), device=torch.device("cpu")).shared_uniform(self.config.codes, 3)
+        u_K3 = draws.fork("revival").host_uniform(self.config.codes, 3)
         group_K = (u_K3[:, 0] * len(self.groups)).long().clamp_max(len(self.groups) - 1)
         row_K = (u_K3[:, 1] * draws.total).long().clamp_max(draws.total - 1)
         return group_K, row_K, u_K3[:, 2]

@@ -78,7 +78,7 @@ class Flexible(Quantizer):
             z_BCHW = exact(z_BCHW)
             grids: list[Grid] = [(z_BCHW.shape[2], z_BCHW.shape[3])]
             if self.training and draws is not None:
-                grids.append(self.sizes[int(float(draws.fork("size").shared_uniform(1)) * len(self.sizes))])
+                grids.append(self.sizes[int(float(draws.fork("size").host_uniform(1)) * len(self.sizes))])
             groups, commitments, codebooks, straight = [], [], [], []
             for grid in grids:
                 z_BPC = self._at(z_BCHW, grid)

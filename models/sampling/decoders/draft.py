@@ -14,7 +14,7 @@ from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, LayoutError, Tokens
-from tokenloom.models.sampling.chain import ChainSession, refusal
+from tokenloom.models.sampling.chain import ChainSession, Relaxation, refusal
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.rejection import draw_from
 from tokenloom.models.sampling.sampler import Sampler
@@ -30,7 +30,7 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
     """
 
     paper: ClassVar = "2211.17192"
-    needs: ClassVar = ("a draft model", "one position after another", "one softmax a token")
+    needs: ClassVar[tuple[str, ...]] = ("a draft model", "one position after another", "one softmax a token")
     limits: ClassVar = {"window": Range(1, 4096)}
 
     window: int = 4
@@ -51,16 +51,24 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
 
     def run(self, model: Any, conditions: Conditions, sampler: Sampler, draws: SampleDraws, **given: Any) -> tuple[Tokens, Trace]:
         large = ChainSession(model, conditions, sampler, draws, window=self.window, **given)
-        small = ChainSession(model.draft, conditions, sampler, draws, window=self.window, **{**given, "plan": large.plan})
+        small = ChainSession(self.drafting(model.draft), conditions, sampler, draws, window=self.window, **{**given, "plan": large.plan})
         small.begin(large.begin())
-        step = 0
+        step, rule = 0, self.rule(large)
         while not large.done:
-            self.step(large, small, step)
+            self.step(large, small, step, rule)
             step += 1
         large.trace.calls["draft"] = small.trace.calls["net"]
         return large.tokens(), large.trace
 
-    def step(self, large: ChainSession, small: ChainSession, step: int) -> None:
+    def drafting(self, draft: Any) -> Any:
+        """The draft model as it drafts."""
+        return draft
+
+    def rule(self, large: ChainSession) -> Relaxation | None:
+        """What holds; None: rejection sampling."""
+        return None
+
+    def step(self, large: ChainSession, small: ChainSession, step: int, rule: Relaxation | None = None) -> None:
         """Draft, verify, and put both models behind what holds."""
         token, tokens, drafts = large.last_B1, [], []
         uniform_BW = large.draws.uniform("draft", step, self.window)
@@ -70,6 +78,6 @@ class DraftModel(Decoder, tag="decoder.draft_model"):
             tokens.append(token)
         small.run(token)  # so that its cache holds all drafts, if all of them hold
         large.propose(torch.cat(tokens, dim=1), torch.cat(drafts, dim=1))
-        outcome = large.verify(step)
+        outcome = large.verify(step, rule)
         large.commit(outcome)
         small.commit(outcome)

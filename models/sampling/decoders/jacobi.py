@@ -44,7 +44,7 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     """
 
     paper: ClassVar = "2410.01699"
-    needs: ClassVar = ("one position after another", "one softmax a token")
+    needs: ClassVar[tuple[str, ...]] = ("one position after another", "one softmax a token")
     limits: ClassVar = {"window": Range(1, 4096)}
 
     window: int = 16

@@ -32,7 +32,7 @@ class OptTree(TreeDecoder, tag="decoder.opt_tree"):
 
     limits: ClassVar = {"nodes": Range(1, 256), "depth": Range(1, 64), "width": Range(0, 256), "gain": Range(0, 64)}
     paper: ClassVar = "2406.17276"
-    needs: ClassVar = ("a draft model", "one position after another", "one softmax a token", "one slot a token")
+    needs: ClassVar[tuple[str, ...]] = ("a draft model", "one position after another", "one softmax a token", "one slot a token")
 
     nodes: int = 16
     depth: int = 6

@@ -50,7 +50,7 @@ class Rejection(Decoder, tag="decoder.rejection"):
 
     paper: ClassVar = "2404.09562"
     exact: ClassVar = False  # with several orders
-    needs: ClassVar = ("queries of any position", "one softmax a token")
+    needs: ClassVar[tuple[str, ...]] = ("queries of any position", "one softmax a token")
 
     orders: int = 1
 

@@ -35,7 +35,7 @@ class SpecTr(Decoder, tag="decoder.spectr"):
 
     limits: ClassVar = {"drafts": Range(1, 64), "window": Range(1, 64)}
     paper: ClassVar = "2310.15141"
-    needs: ClassVar = ("a draft model", "one position after another", "one softmax a token", "one slot a token")
+    needs: ClassVar[tuple[str, ...]] = ("a draft model", "one position after another", "one softmax a token", "one slot a token")
 
     drafts: int = 4
     window: int = 4

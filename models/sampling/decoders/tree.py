@@ -29,7 +29,7 @@ class STree(TreeDecoder, tag="decoder.stree"):
 
     limits: ClassVar = {"widths": Range(1, 64)}
     paper: ClassVar = "2505.14969"
-    needs: ClassVar = ("a draft model", "one position after another", "one softmax a token", "one slot a token")
+    needs: ClassVar[tuple[str, ...]] = ("a draft model", "one position after another", "one softmax a token", "one slot a token")
 
     widths: tuple[int, ...] = (3, 2, 1)
     model: Added[str] = ""

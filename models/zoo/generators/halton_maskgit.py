@@ -2,12 +2,14 @@
 
 New: MaskGIT's next positions are not those that the model is surest of, which lie close together and depend on each other, but the
 next ones of a Halton sequence, which cover the grid evenly.  Any number of steps works without training again.
-Differs: mask ratios follow a cosine in training as in MaskGIT; [MASK] itself is never drawn.
+Differs: [MASK] itself is never drawn.
 Run: tokenloom run smoke_halton_maskgit
 Expect: a lower FID than the confidence sampler gives with the same weights, without noise on the choice, in the paper.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
@@ -18,7 +20,7 @@ from tokenloom.models.parts.heads.categorical import Tied
 from tokenloom.models.parts.mlp import SwiGLU
 from tokenloom.models.parts.nets.transformer import Transformer
 from tokenloom.models.parts.norms import AdaLN
-from tokenloom.models.parts.orders import Arccos, Halton, Masked, Steps
+from tokenloom.models.parts.orders import Arccos, Halton, Masked, RolledHalton, Steps
 from tokenloom.models.parts.similarity import RootMean
 from tokenloom.models.sampling.sampler import Constant, Sampler
 from tokenloom.models.zoo.published.halton_maskgit import SIZES
@@ -44,10 +46,13 @@ def halton_maskgit(
     multiple_of: int = 32,
     extra: int = 0,
     head_width: int = 0,
+    start: Literal["first", "rolled"] = "first",
 ) -> GroupGenerator.Config:
-    """The base model by default; ``extra`` rows of the tied table stand for [MASK] and what is no code."""
+    """The base model by default; ``extra`` rows of the tied table stand for [MASK] and what is no code; each sample enters the sequence
+    at its ``first`` entry, or at a random one (``rolled``)."""
+    visit = RolledHalton() if start == "rolled" else Halton()
     return GroupGenerator.Config(
-        order=Masked(decoding=Steps(count=steps, curve=Arccos(), rounding="down"), visit=Halton()),
+        order=Masked(curve=Arccos(), decoding=Steps(count=steps, curve=Arccos(), rounding="down"), visit=visit),
         feed=MaskToken.Config(registers=registers, dropout=dropout),
         net=Transformer.Config(
             width=width,

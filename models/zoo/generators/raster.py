@@ -8,9 +8,11 @@ Expect: class-conditional ImageNet 256 FID 5.46 (B), 3.80 (L), 2.62 (XL) with of
 
 from __future__ import annotations
 
+from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.registry import register
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.conditions import ClassCondition
+from tokenloom.models.parts.conditioners.text_features import TextCondition
+from tokenloom.models.parts.conditions import ClassCondition, Conditioner
 from tokenloom.models.parts.feeds import Shifted
 from tokenloom.models.parts.heads.categorical import Categorical
 from tokenloom.models.parts.nets.blocks import llama
@@ -35,13 +37,25 @@ def raster(
     dropout: float = 0.1,
     label_dropout: float = 0.1,
     multiple_of: int = 32,
+    text: int = 0,
+    length: int | None = None,
+    encoder: str = "",
 ) -> GroupGenerator.Config:
-    """LlamaGen of this depth; width is 64 times the depth and heads the depth if not given; MLPs have multiples of 256 as published."""
+    """LlamaGen of this depth; width is 64 times the depth and heads the depth if not given; MLPs have multiples of 256 as published.
+
+    ``text`` conditions on captions instead of classes: the width of the features that the text model ``encoder`` (a folder or hub name)
+    makes of them, as ``length`` prefix slots (120).
+    """
+    condition: Conditioner.Config = ClassCondition.Config(classes=classes, dropout=label_dropout)
+    if text:
+        condition = TextCondition.Config(features=text, length=length or 120, dropout=label_dropout, encoder=encoder)
+    elif length is not None or encoder:
+        raise ConfigError(f"length={length}, encoder={encoder!r}: are those of the text's features, give text (their width) too")
     return GroupGenerator.Config(
         order=Raster(),
         feed=Shifted.Config(dropout=dropout),
         net=llama(depth, width, heads, dropout, multiple_of=multiple_of),
         head=Categorical.Config(bias="no"),
-        condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
+        condition=condition,
         sampler=Sampler(guidance=Constant(value=1.0)),
     )

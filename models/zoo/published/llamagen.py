@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 from tokenloom.models.zoo.published import codecs
@@ -46,4 +48,19 @@ def _size(name: str, image: int) -> Size:
     )
 
 
-SIZES = tuple(_size(name, image) for name in _TABLE for image in (256, 384))
+def _of_text(image: int) -> Size:
+    """The model of texts: XL on features of flan-t5-xl; its parameters are counted without the null text, which is not trained."""
+    return Size(
+        name="XL-t2i" if image == 256 else f"XL-t2i-{image}",
+        published=f"XL-t2i-{image}",
+        args=dict(zip(("depth", "width", "heads"), _TABLE["XL"][0])) | {"multiple_of": 256, "text": 2048},
+        parameters=777_678_080,
+        layout=grid(image // 16, 16384),
+        image=image,
+        codec=codecs.LLAMAGEN,
+        checkpoints=("t2i_XL_stage1_256.pt" if image == 256 else "t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
+        training=replace(TRAINING, augmentation=(), departs=("the batch and the length of the real training are not told",)),
+    )
+
+
+SIZES = (*(_size(name, image) for name in _TABLE for image in (256, 384)), _of_text(256), _of_text(512))

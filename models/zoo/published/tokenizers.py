@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenloom.models.core.augmentation import Augmentation, RandomCrop
 from tokenloom.models.core.published import Size, Training
-from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
+from tokenloom.models.zoo.published import tokenizer_trainings as trainings
 
 _F16, _F8 = [1, 1, 2, 2, 4], [1, 2, 2, 4]
 
@@ -18,79 +17,101 @@ def _net(multipliers: list[int], channels: int = 128, **more: Any) -> dict[str, 
     return {"channels": channels, "multipliers": multipliers} | common | more
 
 
-def _adam(betas: tuple[float, float], drops: tuple[tuple[float, float], ...] = (), clip: float = 0.0) -> OptimizerSettings:
-    """Adam at 1e-4 without weight decay or warm-up, of either side."""
-    schedule: Any = "drops" if drops else "constant"
-    return OptimizerSettings(kind="adam", lr=1e-4, betas=betas, weight_decay=0.0, clip=clip, warmup=0.0, schedule=schedule, drops=drops)
-
-
-_LPIPS = "without the perceptual loss unless the run names its weights (args.perceptual)"
-#: Losses and trainings; both sides have an optimizer of their own, which rests until the discriminator begins.
-_LLAMAGEN_LOSSES = {"pixels": 1.0, "adversarial": 0.5, "adversarial_start": 20_000, "balance": "constant", "judge": "patchgan"}
-_LLAMAGEN_TRAINING = Training(
-    settings=TrainSettings(
-        epochs=40,
-        batch=128,
-        precision="bfloat16",
-        optimizer=_adam((0.9, 0.95), clip=1.0),
-        phases={"discriminator": _adam((0.9, 0.95), clip=1.0)},
-        augment=Augmentation(random_crop=RandomCrop(scale=(1.0, 1.25)), flip=0.5),
-    ),
-    augmentation=("random crop of 0.8 to 1.0 of the shorter side", "flip"),
-    departs=(_LPIPS,),
-)
-_SEED_VOKEN_LOSSES = {
-    **{"pixels": 1.0, "reconstruction": "l1", "adversarial": 0.1, "balance": "constant", "judge": "patchgan"},
-    **{"deceit": "non_saturating", "lecam": 0.05},
-}
-_IBQ_TRAINING = Training(
-    settings=TrainSettings(
-        epochs=330,
-        batch=256,
-        precision="bfloat16",
-        ema=0.999,
-        optimizer=_adam((0.5, 0.9), ((250 / 330, 0.1), (300 / 330, 0.01))),
-        phases={"discriminator": _adam((0.5, 0.9), ((250 / 330, 0.1), (300 / 330, 0.01)))},
-        augment=Augmentation(random_crop=RandomCrop(scale=(1.0, 1.0), resample="bilinear")),
-    ),
-    augmentation=("resize", "random crop"),
-    departs=(
-        _LPIPS,
-        "the cross-entropy of deceiving the discriminator is that of each logit, not of an image's mean",
-        "the tokenizer takes its step before the discriminator",
-    ),
-)
-
-
 def _size(name: str, parameters: int, args: Mapping[str, Any], *, down: int = 16, tokens: int | None = None, **more: Any) -> Size:
     image = more.get("image", 256)
     count = tokens if tokens is not None else (image // down) ** 2
     return Size(name=name, parameters=parameters, mark="measured", args=args, tokens=count, **more)
 
 
-def _vq(name: str, parameters: int, net: dict[str, Any], codes: int, dim: int, down: int, file: str, headline: str = "") -> Size:
-    """Codes that are learned and compared by distance, as in VQGAN and the autoencoders of latent diffusion (arXiv:2112.10752)."""
+#: What a size with a discriminator is counted without.
+_JUDGED: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator"}
+
+
+def _vq(
+    name: str,
+    parameters: int,
+    net: dict[str, Any],
+    codes: int,
+    dim: int,
+    down: int,
+    file: str,
+    headline: str,
+    judge: tuple[float, int] | None = None,
+    training: Training | None = None,
+) -> Size:
+    """Codes that are learned and compared by distance, as in VQGAN and the autoencoders of latent diffusion (arXiv:2112.10752).
+
+    ``judge``: weight and first step of PatchGAN's loss, where it is the published one of three layers."""
     args = {"codes": codes, "dim": dim, "metric": "l2", "update": "learned"} | net
-    return _size(name, parameters, args, down=down, checkpoints=(file,) if file else (), headline=headline)
+    more: dict[str, Any] = {}
+    if judge is not None:
+        args |= trainings.compvis_losses(*judge)
+        more = {"training": training} | _JUDGED
+    return _size(name, parameters, args, down=down, checkpoints=(file,), headline=headline, **more)
 
 
 def _llamagen(name: str, parameters: int, multipliers: list[int], down: int, file: str, headline: str) -> Size:
     net = _net(multipliers, attention=[len(multipliers) - 1], latent=256)
-    args = {"codes": 16384, "dim": 8, "update": "learned"} | net | _LLAMAGEN_LOSSES
-    more: dict[str, Any] = {"training": _LLAMAGEN_TRAINING, "without": ("adversarial.",), "excludes": "the discriminator"}
+    args = {"codes": 16384, "dim": 8, "update": "learned"} | net | trainings.LLAMAGEN_LOSSES
+    more: dict[str, Any] = {"training": trainings.LLAMAGEN, "without": ("adversarial.",), "excludes": "the discriminator"}
     return _size(name, parameters, args, down=down, checkpoints=(file,), headline=headline, **more)
 
 
+_OPEN = "trained on OpenImages"
 #: LlamaGen's (arXiv:2406.06525), VQGAN's and those of latent diffusion.
 VQ = (
     _llamagen("VQ-16", 71_883_403, _F16, 16, "vq_ds16_c2i.pt", "rFID 2.19"),
     _llamagen("VQ-8", 70_109_835, _F8, 8, "vq_ds8_c2i.pt", "rFID 0.59"),
-    _vq("VQGAN ImageNet f16 1024", 72_141_699, _net(_F16, attention=[4], latent=256), 1024, 256, 16, "last.ckpt", "rFID 7.94"),
+    _vq(
+        "VQGAN ImageNet f16 1024",
+        72_141_699,
+        _net(_F16, attention=[4], latent=256),
+        1024,
+        256,
+        16,
+        "last.ckpt",
+        "rFID 7.94",
+        (0.8, 250_001),
+        trainings.compvis(None),
+    ),
     _vq("VQGAN ImageNet f16 16384", 76_073_859, _net(_F16, attention=[4], latent=256), 16384, 256, 16, "last.ckpt", "rFID 4.98"),
-    _vq("vq-f4", 55_322_782, _net([1, 2, 4], latent=3), 8192, 3, 4, "vq-f4.zip", "rFID 0.58 (OpenImages)"),
-    _vq("vq-f4-noattn", 53_219_486, _net([1, 2, 4], latent=3, middle="blocks"), 8192, 3, 4, "vq-f4-noattn.zip", "rFID 1.06 (OpenImages)"),
+    _vq(
+        "vq-f4",
+        55_322_782,
+        _net([1, 2, 4], latent=3),
+        8192,
+        3,
+        4,
+        "vq-f4.zip",
+        "rFID 0.58 (OpenImages)",
+        (0.75, 0),
+        trainings.compvis(533_066, _OPEN),
+    ),
+    _vq(
+        "vq-f4-noattn",
+        53_219_486,
+        _net([1, 2, 4], latent=3, middle="blocks"),
+        8192,
+        3,
+        4,
+        "vq-f4-noattn.zip",
+        "rFID 1.06 (OpenImages)",
+        (0.75, 11),
+        trainings.compvis(658_131, _OPEN),
+    ),
     _vq("vq-f8", 67_717_295, _net(_F8, attention=[3], latent=4), 16384, 4, 8, "vq-f8.zip", "rFID 1.14 (OpenImages)"),
-    _vq("vq-f8-n256", 67_652_783, _net(_F8, attention=[3], latent=4), 256, 4, 8, "vq-f8-n256.zip", "rFID 1.49 (OpenImages)"),
+    _vq(
+        "vq-f8-n256",
+        67_652_783,
+        _net(_F8, attention=[3], latent=4),
+        256,
+        4,
+        8,
+        "vq-f8-n256.zip",
+        "rFID 1.49 (OpenImages)",
+        (0.75, 250_001),
+        trainings.compvis(1_608_649, _OPEN),
+    ),
     _vq("vq-f16", 69_593_371, _net(_F16, attention=[4], latent=8), 16384, 8, 16, "vq-f16.zip", "rFID 5.15 (OpenImages)"),
 )
 
@@ -120,16 +141,24 @@ MASKGIT_VQGAN = (
     _size(
         "MaskGIT-VQGAN f16 1024x256 (PyTorch form in 1d-tokenizer)",
         54_515_587,
-        {"codes": 1024, "dim": 256, "update": "learned", "channels": 128, "multipliers": _F16, "patch": 1, "blocks": 2, "norm_groups": 32},
+        {"codes": 1024, "dim": 256, "update": "learned", "channels": 128, "multipliers": _F16, "patch": 1, "blocks": 2, "norm_groups": 32}
+        | trainings.MASKGIT_LOSSES,
         checkpoints=("maskgit-vqgan-imagenet-f16-256.bin",),
         headline="rFID 2.28",
+        training=trainings.MASKGIT,
+        **_JUDGED,
     ),
 )
 
 
 def _kl(name: str, parameters: int, dim: int, net: dict[str, Any], down: int, file: str, headline: str, scale: float | None = None) -> Size:
     args = {"dim": dim} | net | ({"scale": scale} if scale else {})
-    return _size(name, parameters, args, down=down, checkpoints=(file,) if file else (), headline=headline)
+    training = trainings.MAR_KL if name.startswith("MAR") else trainings.KL.get(name.removeprefix("kl-"))
+    more: dict[str, Any] = {}
+    if training is not None:
+        args |= trainings.compvis_losses(0.5, 50_001)
+        more = {"training": training} | _JUDGED
+    return _size(name, parameters, args, down=down, checkpoints=(file,) if file else (), headline=headline, **more)
 
 
 #: MAR's (arXiv:2406.11838), those of latent diffusion, and the aligned one of arXiv:2501.01423.
@@ -157,10 +186,13 @@ TOKENBRIDGE = (
 )
 
 
+_IBQ = trainings.seed_voken(330, 250, 300)
+
+
 def _ibq(codes: int, parameters: int, rfid: float, name: str = "IBQ", file: str = "imagenet256") -> Size:
-    training = _IBQ_TRAINING if name == "IBQ" else None  # that of the other is not published in full
+    training = _IBQ if name == "IBQ" else None  # that of the other is not published in full
     net = _net(_F16, attention=[4], latent=256) | {"blocks": 4, "decoder_blocks": 5}
-    args = {"codes": codes, "dim": 256} | net | _SEED_VOKEN_LOSSES
+    args = {"codes": codes, "dim": 256} | net | trainings.SEED_VOKEN_LOSSES
     more: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator", "training": training}
     return _size(f"{name} {codes}", parameters, args, checkpoints=(f"{file}_{codes}.ckpt",), headline=f"rFID {rfid}", **more)
 
@@ -212,10 +244,11 @@ TITOK_ONESTAGE = (_onestage("BL", 64, 390_016_148), _onestage("BL", 128, 390_179
 
 def _staged(side: str, tokens: int, parameters: int, headline: str) -> Size:
     """The second stage, as released: the base's code vectors and decoder are part of the model, its encoder is not."""
-    codes = {"codes": 4096, "dim": 12, "reading": "scrambled", "update": "learned"}
+    codes = {"codes": 4096, "dim": 12, "reading": "scrambled", "update": "learned"} | trainings.TITOK_LOSSES
     base = ("maskgit_vqgan", {"size": MASKGIT_VQGAN[0].name})
-    excludes = "the second stage; the base's encoder is left out"
-    return _titok(side, tokens, parameters, f"TiTok-{side}-{tokens}", codes, codec=base, headline=headline, excludes=excludes)
+    more: dict[str, Any] = {"training": trainings.TITOK, "without": ("adversarial.",)}
+    more["excludes"] = "the discriminator; the second stage: the base's encoder is left out"
+    return _titok(side, tokens, parameters, f"TiTok-{side}-{tokens}", codes, codec=base, headline=headline, **more)
 
 
 TITOK = (
@@ -229,7 +262,15 @@ def _magvit(name: str, parameters: int, args: dict[str, Any], multipliers: list[
     net = {"net": "magvit", "channels": 128, "multipliers": multipliers, "blocks": blocks, "norm_groups": 32}
     more: dict[str, Any] = {"image": image, "headline": headline}
     if name.startswith("SimVQ"):
-        more |= {"fixed": ("quantizer.table",), "excludes": "the discriminator; the fixed codes count"}
+        args = args | trainings.SIMVQ_LOSSES
+        more |= _JUDGED | {
+            "fixed": ("quantizer.table",),
+            "excludes": "the discriminator; the fixed codes count",
+            "training": trainings.SIMVQ,
+        }
+    elif name.startswith("ImageNet"):
+        args = args | trainings.SEED_VOKEN_LOSSES | {"entropy": 0.1}
+        more |= _JUDGED | {"training": trainings.seed_voken(270, 200, 250) if image == 256 else trainings.seed_voken(350, 250, 300)}
     return _size(name, parameters, args | net, down=2 ** (len(multipliers) - 1), **more)
 
 

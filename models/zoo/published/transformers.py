@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenloom.models.core.published import Size
+from tokenloom.models.zoo.published import tokenizer_trainings as trainings
 
 #: Losses of both, without LPIPS (weight 0.1) unless the run names its weights.
 _STYLEGAN = {
@@ -18,7 +19,7 @@ def _bsq(name: str, bits: int, parameters: int, headline: str, image: int = 256)
         **{"net": "vit", "bits": bits, "factors": [18] * (bits // 18) if bits > 18 else [], "beta": 0.0, "entropy": 0.1},
         **{"patch": 8, "width": 768, "depth": 12, "heads": 12, "reconstruction": "l1", "judge_side": image},
     }
-    more: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator", "headline": headline}
+    more: dict[str, Any] = {"without": ("adversarial.",), "excludes": "the discriminator", "headline": headline, "training": trainings.BSQ}
     return Size(name=name, parameters=parameters, mark="measured", args=args | _STYLEGAN, tokens=(image // 8) ** 2, image=image, **more)
 
 

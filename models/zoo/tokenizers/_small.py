@@ -79,13 +79,20 @@ class Losses:
 class Levels(Losses):
     """Arguments of a recipe: the levels of a convolutional net, and its losses.
 
-    The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``.
+    The grid is the image size over ``patch * 2 ** (len(multipliers) - 1)``.  ``stem`` channels at the full resolution begin the
+    convolutions that lead to a ``patch`` larger than 1 (0: one convolution cuts patches, and their grid shows).
     """
 
     channels: int = 48
     multipliers: tuple[int, ...] = (1, 1)
     patch: int = 4
     blocks: int = 1
+    stem: int = 8
+
+    @property
+    def stem_of_patch(self) -> int:
+        """The stem's channels; none where there is no patch to lead to."""
+        return self.stem if self.patch > 1 else 0
 
     def losses(self, channels: int | None = None) -> dict[str, Any]:
         """The same, with a discriminator by default as wide as the convolutions."""
@@ -123,6 +130,7 @@ class Small(Levels):
             decoder_multipliers=self.decoder_multipliers,
             decoder_attention=self.decoder_attention,
             resample=self.resample,
+            stem=self.stem_of_patch,
         )
 
     def magvit(self, levels: Literal["adaptive", "none"] = "adaptive") -> Magvit:

@@ -102,6 +102,9 @@ def plain_rows(path: File) -> list[dict[str, Any]]:
     """The rows of a CSV, TSV or JSONL file as it stands."""
     text = text_of(file_bytes(path), str(path)) or ""
     if path.suffix.lower() in (".csv", ".tsv"):
-        listed = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        return [{k: v for k, v in row.items() if k is not None} for row in listed]
+        head = text.partition("\n")[0]  # the first line says what parts its names
+        parted = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
+        return [{k: v for k, v in row.items() if k is not None} for row in csv.DictReader(io.StringIO(text), delimiter=parted)]
+    if text.startswith("["):  # one list instead of a line a row
+        return list(json.loads(text))
     return [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -127,6 +128,12 @@ class _Columns:
     def _file(self, name: str) -> File:
         if re.match(r"(s3|gs|https?|hf)://.", name):
             return Far.parse(name)
+        if name.startswith("file://"):
+            name = unquote(name.removeprefix("file://"))
+        if "\\" in name and not (isinstance(self._path, Path) and (self._path.parent / name).exists()):
+            name = name.replace("\\", "/")  # as another system writes paths
+        if isinstance(self._path, Far) and name.startswith("/"):
+            return Path(name)
         return self._path.parent / name
 
 

@@ -19,6 +19,7 @@ from tokenloom.tasks.modalities.image import pictures
 from tokenloom.tasks.modalities.image.fit import fit
 from tokenloom.tasks.modalities.image.held_out import HeldOut
 from tokenloom.tasks.modalities.image.judging.features import to_float
+from tokenloom.tasks.modalities.image.prompting.layouts import draw_prompts
 from tokenloom.tasks.modalities.image.served.draw import SHARD, to_uint8, traced_images
 from tokenloom.tasks.modalities.image.served.painting import Painting, check
 from tokenloom.tasks.runtime.progress import Report
@@ -45,14 +46,17 @@ def sample(pair: Pair, title: str, given: SampleRequest, store: Store, report: R
     Columns of the data (a control image) are files, used in turn; without any, held-out images lend theirs, those of the class that is
     drawn.
 
-    ``out`` ends in ``.png`` (a grid, one row a class or text; of columns each above its sample) or ``.npz`` (``images`` uint8
-    (N, H, W, C) and ``labels`` int64 (N,), of texts their numbers, which ``texts`` tells, and ``column_NAME`` as images).
+    Of a file of prompts ``out`` is a folder in the layout of its benchmark (``prompting.layouts``).  Else it ends in ``.png`` (a grid, one
+    row a class or text; of columns each above its sample) or ``.npz`` (``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,), of texts
+    their numbers, which ``texts`` tells, and ``column_NAME`` as images).
 
     Raises:
         ConfigError: a class that it does not have, texts for a model of classes or the other way round, a column that is missing or
             that it does not take, another ending of ``out``.
     """
     out = given.out
+    if given.prompts is not None:
+        return draw_prompts(pair, title, given, report)
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {str(out)!r}: write FILE.png (a grid) or FILE.npz (arrays)")
     if given.history is not None or given.horizon is not None:

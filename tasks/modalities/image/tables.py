@@ -39,7 +39,13 @@ def class_names(schema: pa.Schema, column: str) -> list[str] | None:
 def image_bytes(value: Any, where: str) -> bytes:
     """The bytes of an image cell; raises ``ValueError`` where it holds none."""
     if isinstance(value, dict):
+        if value.get("bytes") is None and value.get("path"):
+            raise ValueError(
+                f"{where} holds the path of a file ({value['path']}) and no bytes: list the files in a manifest (manifest:FILE)"
+            )
         value = value.get("bytes")
+    if isinstance(value, list) and value and all(type(each) is int and 0 <= each < 256 for each in value):
+        value = bytes(value)
     if not isinstance(value, bytes):
         raise ValueError(f"{where} holds no image bytes")
     return value

@@ -36,6 +36,8 @@ def sample(pair: Pair, title: str, given: SampleRequest, store: Store, report: R
     """
     if given.out.suffix not in (".png", ".csv"):
         raise ConfigError(f"--out {str(given.out)!r}: write FILE.png or FILE.csv, a plot and a table of the forecasts; both are made")
+    if given.prompts is not None:
+        raise ConfigError(f"--prompts: {title} forecasts series; give --history")
     if given.classes is not None or given.texts is not None:
         raise ConfigError(f"--{'classes' if given.classes is not None else 'text'}: {title} forecasts series; give --history")
     if given.columns:

@@ -97,11 +97,11 @@ class FrequencyGenerator(protocols.Generator):
         assert batch.tokens is not None
         self.layout.check(batch.tokens.layout)
         data, length = full_tokens_of(batch.tokens).float(), self.layout.length
-        stage = min(self.side - 1, int(draws.shared_uniform().cpu() * self.side))
+        stage = min(self.side - 1, int(draws.host_uniform() * self.side))
         known_BL = torch.ones(data.shape[:2], dtype=torch.bool, device=data.device)
         if self.config.masks == "some":
             # The least share of masks grows with the stage.
-            share = TruncatedNormal(low=self.config.least * stage / self.side).masked(float(draws.shared_uniform().cpu()))
+            share = TruncatedNormal(low=self.config.least * stage / self.side).masked(float(draws.host_uniform()))
             known_BL = draws.permutation(length) >= math.ceil(length * share)
         conditions = self.condition.drop(batch.conditions, draws if self.training else None)
         h = self(self.low_pass(data, stage), known_BL, conditions, draws if self.training else None)

@@ -51,7 +51,7 @@ class DrawnScales(Order, tag="order.drawn_scales", label="scales, drawn"):
     def sequence(self, layout: TokenLayout, draws: Draws) -> list[int]:
         """Indices of the layout's grids that one batch is trained on, rising."""
         sides, areas = self._sides(layout), layout.scale_sizes
-        numbers = iter(draws.shared_uniform(len(sides) * 3 + len(self.drop) + 2).cpu().tolist())
+        numbers = iter(draws.host_uniform(len(sides) * 3 + len(self.drop) + 2).tolist())
         if next(numbers) < self.usual:
             return self._scheduled(layout)
         rank = [next(numbers) for _ in sides]

@@ -70,7 +70,7 @@ class WholeGrid(Objective):
             each = torch.triu_indices(length, length)
             return each[0], each[1]
         first = step[:-1].repeat_interleave(targets)
-        ahead = (draws.shared_uniform(len(first)).cpu() * (length - 1 - first)).long()
+        ahead = (draws.host_uniform(len(first)) * (length - 1 - first)).long()
         return torch.cat([step, first]), torch.cat([step, (first + 1 + ahead).clamp_max(length - 1)])
 
 

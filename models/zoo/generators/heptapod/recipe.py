@@ -2,10 +2,12 @@
 
 New: a causal transformer predicts at every step the distribution of all positions of the grid that are still to come, so that each state
 must hold the whole image, as in masked autoencoding; sampling takes the next position, and needs no guidance.
-Differs: a state is combined with the query of a position by a few MLPs (the paper's head is deeper); discrete codes; with ``targets`` only
+Differs: a state is combined with the query of a position by a few MLPs, and the next position weighs as much as all later ones together
+(neither the paper's abstract nor code tells its head, its weights or its size); discrete codes; with ``targets`` only
 so many later positions are drawn for each step, which keeps long sequences affordable.
 Run: tokenloom run smoke_heptapod
-Expect: ImageNet 256 FID 2.70 without guidance in the paper; here the likelihood of raster, and better samples without guidance.
+Expect: ImageNet 256 FID 2.70 without guidance in the paper; here its samples are behind those of raster at
+equal compute (docs/leaderboard.md).
 """
 
 from __future__ import annotations

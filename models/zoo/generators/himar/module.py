@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,9 @@ class HiMAR(protocols.Generator):
         self.no_pivot = nn.Parameter(torch.empty(self.pivots, layout.channels))
         nn.init.normal_(self.no_pivot, std=0.02)
         self.net = PivotAutoencoder(config.net, layout)
-        self.head = cast(Diffusion, config.head.build(TokenLayout(grids=layout.grids[:1], channels=layout.channels), width, None))
+        self.head = cast(
+            Diffusion, config.head.build(TokenLayout(grids=layout.grids[:1], channels=layout.channels), width, cast(Any, None))
+        )
         self.dense = GridDiffusion(config.dense, layout.grids[1], layout.channels, width)
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
@@ -129,7 +131,7 @@ class HiMAR(protocols.Generator):
         assert batch.tokens is not None
         self.layout.check(batch.tokens.layout)
         data = full_tokens_of(batch.tokens).float()
-        shares = self.config.curve.masked(float(draws.shared_uniform().cpu())), CosineCurve().masked(float(draws.shared_uniform().cpu()))
+        shares = self.config.curve.masked(float(draws.host_uniform())), CosineCurve().masked(float(draws.host_uniform()))
         pivots, dense = (
             draws.permutation(count) < max(1, math.ceil(share * count))
             for share, count in zip(shares, (self.pivots, self.layout.length - self.pivots))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.parts.norms import BlockNorm, Branch, Kind, norm
+from tokenloom.models.parts.norms import BlockNorm, Branch, Kind, Modulation, norm
 
 
 class TaskNorm(BlockNorm):
@@ -38,12 +38,13 @@ class TaskNorm(BlockNorm):
         self.factor = nn.ParameterList([torch.zeros_like(fresh) for _ in range(depth)])
         self.offset = nn.ParameterList([fresh.clone() for _ in range(depth)])
 
-    def shared(self, modulation: Tensor) -> Tensor:
+    def shared(self, modulation: Tensor | Modulation) -> Tensor:
         """(B or 1, 1, 2 branches D) what the map makes of the task's vector."""
-        return self.map(F.silu(modulation @ self.task.weight))
+        return self.map(F.silu(cast(Tensor, modulation) @ self.task.weight))
 
-    def modulate(self, block: int, modulation: Tensor, shared: Tensor | None) -> list[Branch | None]:
-        values = cast(Tensor, shared) * (modulation @ self.factor[block]) + modulation @ self.offset[block]
+    def modulate(self, block: int, modulation: Tensor | Modulation, shared: Tensor | None) -> list[Branch | None]:
+        task = cast(Tensor, modulation)
+        values = cast(Tensor, shared) * (task @ self.factor[block]) + task @ self.offset[block]
         nothing = values.new_zeros((1, 1, 1))
         parts = values.chunk(2 * self.a_block, -1)  # scale and gate of each branch
         return [(parts[2 * i + 1], parts[2 * i], nothing) for i in range(self.a_block)]
@@ -54,5 +55,5 @@ class TaskNorm(BlockNorm):
     def gate(self, y: Tensor, how: Branch | None) -> Tensor:
         return y * cast(Branch, how)[0]
 
-    def last(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | Modulation) -> Tensor:
         return self.final(x)

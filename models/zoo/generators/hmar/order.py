@@ -58,7 +58,7 @@ class SteppedScales(Order, tag="order.stepped_scales", label="scales, masked ste
             scale_L = layout.positions[:, 1]
             return replace(whole, weight_BL=(scale_weights(sizes) / torch.tensor(sizes))[scale_L][None])
         # Shares are drawn by everyone for all rows, so that everyone knows how many positions the whole batch masks.
-        chance, u = draws.shared_uniform(2, draws.total, len(sizes)).cpu().tolist()
+        chance, u = draws.host_uniform(2, draws.total, len(sizes)).tolist()
         share = [[1.0 if c < self.whole else self.curve.masked(v) for c, v in zip(*row)] for row in zip(chance, u)]
         masked = torch.tensor([[max(1, round(part * size)) for part, size in zip(row, sizes)] for row in share])
         mine = masked[draws.start : draws.stop].to(draws.device)

@@ -45,6 +45,7 @@ def infinity(
     reach: int = 64,
     text: int = 0,
     length: int | None = None,
+    encoder: str = "",
     classes: int | None = None,
     drop_path: float | None = None,
     condition_dropout: float = 0.1,
@@ -52,16 +53,19 @@ def infinity(
     scale_rows: int = 0,
     multiple_of: int = 1,
 ) -> GroupGenerator.Config:
-    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length (512).
+    """The 125M model by default; ``text`` is the width of the encoder's features and ``length`` their greatest length (512); ``encoder``
+    is the folder or hub name of the text model that makes them.
 
     ``flips``: greatest share of bits that training flips (0: no self-correction).  Official models have 15 ``scale_rows`` in the table of
     scales, and MLPs whose hidden width is rounded to a multiple of 256.
     """
-    if length is not None and not text:
-        raise ConfigError(f"length={length}: is that of the text's features, give text too")
+    if (length is not None or encoder) and not text:
+        raise ConfigError(f"length={length}, encoder={encoder!r}: are those of the text's features, give text (their width) too")
     condition: Conditioner.Config = ClassText.Config(classes=classes, heads=heads, dropout=condition_dropout)
     if text:
-        condition = PooledText.Config(features=text, heads=max(1, text // 128), length=length or 512, dropout=condition_dropout)
+        condition = PooledText.Config(
+            features=text, heads=max(1, text // 128), length=length or 512, dropout=condition_dropout, encoder=encoder
+        )
     mlp = GELU.Config(ratio=round(4 * width / multiple_of) * multiple_of / width)
     own = {"mlp": mlp, "norm": AdaLN.Config(sharing="shared"), "rope": Rope.Config(reach=reach), "init": Init(std=0.0, scale_residual=True)}
     return GroupGenerator.Config(

@@ -6,14 +6,16 @@ Shapes: B rows, T text length, F feature width, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import Draws
-from tokenloom.models.core.protocols import Labels, TextFeatures
+from tokenloom.models.core.protocols import Condition, Conditions, Labels, TextFeatures
 from tokenloom.models.parts.agreement import Trait, Traits
+from tokenloom.models.parts.conditioners.text_features import present
 from tokenloom.models.parts.conditions import Conditioned, Conditioner, Labelled, Single, class_count
 from tokenloom.models.parts.plan import Plan
 from tokenloom.models.zoo.generators.infinity.cross_attention import AttentivePool
@@ -73,6 +75,9 @@ class PooledText(Single):
     def drop_of(self, condition: TextFeatures, draws: Draws) -> TextFeatures:
         gone = draws.uniform(1, 1) < self.rate
         return TextFeatures(torch.where(gone, self.null_of(condition).feature_BTD, condition.feature_BTD), condition.mask_BT)
+
+    def own(self, conditions: Conditions | Condition) -> Any:
+        return present(super().own(conditions), self.null_text)
 
     def embed_of(self, condition: TextFeatures) -> Conditioned:
         """Pool and map.

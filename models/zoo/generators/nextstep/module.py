@@ -93,7 +93,7 @@ class NextStep(protocols.Generator):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.embed.bias)
         nn.init.zeros_(self.between.bias)
-        self.head = cast(FlowMatching, config.head.build(TokenLayout(grids=(self.grid,), channels=self.channels), width, None))
+        self.head = cast(FlowMatching, config.head.build(TokenLayout(grids=(self.grid,), channels=self.channels), width, cast(Any, None)))
         self.register_buffer("place", sinusoidal_grid((config.places, config.places), width) if config.places else torch.zeros(0, width))
 
     def patches(self, token_BLC: Tensor) -> Tensor:

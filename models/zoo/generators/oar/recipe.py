@@ -3,7 +3,8 @@
 New: a model of all orders says where to go next: in each step it draws a token for every open position and keeps the likeliest.  For a
 given image the same rule yields an order, and training ends on the images in their own orders.
 Differs: orders are found anew for each batch by the model as it is (the paper finds them once, with the model of the first stage),
-at a cost of one decoding a batch; image tokens instead of patches; no likelihood, since the order is part of the sample.
+at a cost of one decoding a batch; the next position is told by an absolute vector, not relative to the present one, and the choice of where
+to go heeds likelihood alone, not distance; image tokens instead of patches; no likelihood, since the order is part of the sample.
 Run: tokenloom run smoke_oar
 Expect: a lower FID than raster order and than any-order at equal training in the paper (Fashion Products, multimodal CelebA-HQ).
 """

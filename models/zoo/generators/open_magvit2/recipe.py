@@ -1,8 +1,9 @@
 """Open-MAGVIT2's generator: raster prediction of factorised tokens (Luo et al. 2024, arXiv:2409.04410).
 
-New: a vocabulary of 2^18 is two sub-tokens of 2^9.  Their embeddings are added in the input; at each position a small transformer gives
-one sub-token after the other from the big one's hidden state.
-Differs: one guidance scale for all sub-tokens; dropout masks come from the step's draws.
+New: a vocabulary of 2^18 is two sub-tokens, of 6 and 12 bits in the published models.  Their embeddings are added in the input; at each
+position a small transformer gives one sub-token after the other from the big one's hidden state.
+Differs: guidance and temperature are the same for all sub-tokens unless a run sets them (``sample.head``, ``sub_tokens``); dropout masks
+come from the step's draws.
 Run: tokenloom run smoke_open_magvit2
 Expect: ImageNet 256 FID 3.08 (B), 2.51 (L), 2.33 (XL) with official weights.
 """

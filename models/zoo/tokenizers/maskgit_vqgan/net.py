@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenloom.models.core.config import ConfigError
+from tokenloom.models.core.config import Added, ConfigError
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.signals import Shape, text
-from tokenloom.models.parts.nets.base import Net, PixelDecoder, signed, unit
+from tokenloom.models.parts.nets.base import Net, PixelDecoder, check_stem, from_pixels, last_weight, signed, to_pixels, unit
 from tokenloom.models.parts.nets.conv import Upsample, norm
 
 
@@ -22,7 +22,8 @@ from tokenloom.models.parts.nets.conv import Upsample, norm
 class MaskGITConv(Net, tag="net.maskgit_conv", label="MaskGIT conv"):
     """``channels`` times ``multipliers[i]`` is the width of level i; ``blocks`` a level and in the middle, on both sides.
 
-    The first and the last convolution take and give ``patch`` by ``patch`` pixels (1 as published; 2 saves the full resolution).
+    The first and the last convolution take and give ``patch`` by ``patch`` pixels (1 as published; 2 saves the full resolution),
+    or a ``stem`` of so many channels leads there and back.
     """
 
     limits: ClassVar = {"channels": Range(1, 1 << 15)}
@@ -32,6 +33,7 @@ class MaskGITConv(Net, tag="net.maskgit_conv", label="MaskGIT conv"):
     blocks: int = 2
     patch: int = 1
     norm_groups: int = 32
+    stem: Added[int] = 0
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers) < 1 or min(self.channels, self.blocks, self.patch) < 1:
@@ -39,6 +41,7 @@ class MaskGITConv(Net, tag="net.maskgit_conv", label="MaskGIT conv"):
                 f"net.channels={self.channels}, multipliers={list(self.multipliers)}, blocks={self.blocks}, patch={self.patch}: "
                 "must be positive"
             )
+        check_stem(self.stem, self.patch)
         if self.norm_groups < 1 or any(width % self.norm_groups for width in self.widths):
             raise ConfigError(f"net.norm_groups={self.norm_groups}: does not divide the widths {list(self.widths)}")
 
@@ -90,7 +93,7 @@ class MaskGITEncoder(nn.Module):
     def __init__(self, net: MaskGITConv, channels: int, latent: int) -> None:
         super().__init__()
         widths = net.widths
-        self.conv_in = nn.Conv2d(channels, net.channels, net.patch + 2, stride=net.patch, padding=1, bias=False)
+        self.conv_in = from_pixels(channels, net.channels, net.patch, net.stem, bias=False)
         self.levels = nn.ModuleList(level(widths[i - 1] if i else net.channels, width, net) for i, width in enumerate(widths))
         self.middle = level(widths[-1], widths[-1], net)
         self.norm_out = norm(widths[-1], net.norm_groups)
@@ -115,15 +118,14 @@ class MaskGITDecoder(PixelDecoder):
         self.levels = nn.ModuleList(level(falling[max(i - 1, 0)], width, net) for i, width in enumerate(falling))
         self.changes = nn.ModuleList(Upsample(width) for width in falling[:-1])
         self.norm_out = norm(widths[0], net.norm_groups)
-        self.conv_out = nn.Conv2d(widths[0], channels * net.patch**2, 3, padding=1)
-        self.patch = net.patch
+        self.conv_out = to_pixels(widths[0], channels, net.patch, net.stem)
 
     def forward(self, z_BChw: Tensor) -> Tensor:
         x_BCHW = self.middle(self.conv_in(z_BChw))
         for i, blocks in enumerate(self.levels):
             x_BCHW = blocks(self.changes[i - 1](x_BCHW) if i else x_BCHW)
-        return signed(F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x_BCHW))), self.patch))
+        return signed(self.conv_out(F.silu(self.norm_out(x_BCHW))))
 
     @property
     def last(self) -> Tensor:
-        return self.conv_out.weight
+        return last_weight(self.conv_out)

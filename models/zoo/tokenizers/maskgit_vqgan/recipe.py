@@ -4,8 +4,8 @@ New: nothing but its geometry, which the released weights need: residual blocks 
 on the way down, and, where the width changes, a shortcut that takes the block's own output.  Images are in [0, 1] inside.  The
 commitment has weight 1 and the codebook's term 0.25.
 Differs: by default the codebook follows moving averages (so the codebook's term is gone) and codes out of use are revived, both over all
-workers, with 2x2 pixels a step at the ends and few channels; the size has the released nets and a learned codebook.  Published: also an
-entropy loss, a perceptual loss on a classifier's features and StyleGAN's discriminator with R1.
+workers, with a thin stem of convolutions at the ends and few channels; the size has the released nets and a learned codebook. Published:
+also an entropy loss, a perceptual loss on a classifier's features and StyleGAN's discriminator with R1.
 Run: tokenloom run smoke_maskgit_vqgan
 Expect: held-out digits (32x32, 400 steps of 64, learning rate 4e-3, about 26 CPU seconds): 16 codes of 512 give a squared error of 0.034 on
 [-1, 1], all codes in use, 0.29 M parameters.
@@ -14,7 +14,7 @@ Expect: held-out digits (32x32, 400 steps of 64, learning rate 4e-3, about 26 CP
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from tokenloom.models.core.registry import register
 from tokenloom.models.parts.quantizers.codebook import Learned
@@ -45,9 +45,8 @@ def maskgit_vqgan(
     book = codebook(codes, dim, "l2", update)
     if update == "learned":
         book = replace(book, update=Learned(weight=weight))
-    net = MaskGITConv(
-        channels=levels.channels, multipliers=levels.multipliers, blocks=levels.blocks, patch=levels.patch, norm_groups=norm_groups
-    )
+    shape: dict[str, Any] = {"channels": levels.channels, "multipliers": levels.multipliers, "blocks": levels.blocks, "patch": levels.patch}
+    net = MaskGITConv(**shape, norm_groups=norm_groups, stem=levels.stem_of_patch)
     return Autoencoder.Config(
         net=net,
         quantizer=VQ.Config(codebook=book, beta=beta),

@@ -141,7 +141,7 @@ class Residual(Quantizer):
         """How many stages code."""
         if self.config.dropout is None or draws is None or not self.training:
             return self.config.stages
-        return self.config.dropout.kept(self.config.stages, float(draws.fork("stages").shared_uniform(1)))
+        return self.config.dropout.kept(self.config.stages, float(draws.fork("stages").host_uniform(1)))
 
     def given(self, z_BCHW: Tensor, draws: Draws) -> Tensor:
         return torch.stack([q.z for q in self.run(z_BCHW)[: self.kept(draws)]]).sum(0)

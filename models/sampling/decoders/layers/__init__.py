@@ -1,0 +1,1 @@
+"""Ways to decode with fewer layers, or parts of layers."""

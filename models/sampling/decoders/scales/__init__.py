@@ -1,0 +1,1 @@
+"""Ways to decode scale after scale with less work or memory."""
