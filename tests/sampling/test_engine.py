@@ -13,6 +13,8 @@ from tokenloom.models.core.protocols import Conditions, Labels
 from tokenloom.models.generators.group_wise import GroupGenerator
 from tokenloom.models.sampling.decoders.jacobi import Jacobi
 from tokenloom.models.sampling.engine import Engine, Sequence, refusal
+from tokenloom.models.sampling.fixed import NEVER
+from tokenloom.models.sampling.pool import RowPool
 from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 
 #: (rows, seed, sampler, pass before which it arrives): one, several, guided or not.
@@ -27,6 +29,10 @@ REQUESTS = [
 def model_of(name: str) -> GroupGenerator | None:
     """In double precision, so that the size of a batch does not decide which token is drawn; None for one that shares no passes."""
     model = build(name)
+    with torch.no_grad():  # a fresh model hardly looks at what came before
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
     sharing = isinstance(model, GroupGenerator) and refusal(model, Sampler()) is None
     return model.double().eval() if sharing else None  # type: ignore[return-value]
 
@@ -74,6 +80,36 @@ def test_a_request_is_what_it_is_alone(name: str) -> None:
 @pytest.mark.parametrize("name", registry.names("generator"))
 def test_so_is_that_of_any_generator(name: str) -> None:
     check(name)
+
+
+@pytest.mark.parametrize("steps", [(16, 4, 16), (4, 16, 8)])
+def test_requests_of_other_steps_stand_between(steps: tuple[int, int, int]) -> None:
+    """Rows that are alike need not stand side by side, and what was in a row before is seen by nobody."""
+    model = model_of("randar")
+    assert model is not None
+    engine, asked = Engine(model, rows=3), [(seed, Sampler().edited(steps=count)) for seed, count in enumerate(steps)]
+    for _ in range(2):  # the second time in rows that others have left
+        sequences = [engine.open(labels(1, seed), sampler, SampleDraws.of(seed, 0, 1)) for seed, sampler in asked]
+        assert all(engine.admit(sequence) for sequence in sequences)
+        while engine.running:
+            engine.step()
+        for (seed, sampler), sequence in zip(asked, sequences):
+            alone = model.generate(labels(1, seed), sampler, SampleDraws.of(seed, 0, 1))
+            torch.testing.assert_close(sequence.tokens().data, alone.data)
+        asked.reverse()
+
+
+def test_rows_are_empty_when_they_are_taken() -> None:
+    model = model_of("raster")
+    assert model is not None
+    pool = RowPool(model.net, 3, 5, torch.zeros((), dtype=torch.float64))
+    assert list(pool.take(2)) == [0, 1]
+    pool.table.rank_BT.copy_(torch.arange(15).view(3, 5))
+    pool.give_back(range(0, 1))
+    assert pool.table.rank_BT[0].tolist() == [5, 6, 7, 8, 9]
+    assert list(pool.take(2)) == [1, 2]
+    assert (pool.table.rank_BT[1:] == NEVER).all()
+    assert (pool.table.segment_BT[1:] == -1).all()
 
 
 def test_passes_are_shared_at_any_steps() -> None:

@@ -14,6 +14,7 @@ from tokenloom.models.core.config import Added
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.limits import Range
 from tokenloom.models.core.protocols import Conditions, LayoutError, Tokens
+from tokenloom.models.parts.feeds.base import take
 from tokenloom.models.parts.slots import Slots
 from tokenloom.models.sampling.decoders.base import Decoder
 from tokenloom.models.sampling.decoders.scales.base import refusal
@@ -77,10 +78,10 @@ def take_in(session: DecodingSession, drawn: DecodingSession, groups: int) -> No
     for group in range(groups):
         parts.append(feed.step(session.state, session.both, session.cond, group))
         place = session.plan.members(group)
-        data = drawn.data.gather(1, place.expand(session.rows, -1))
-        session.data.scatter_(1, place.expand(session.rows, -1), data)
-        session.known_BL.scatter_(1, place.expand(session.rows, -1), True)
-        session.state = feed.push(session.state, session.both, group, data.repeat(twice, 1), place)
+        data, index = take(drawn.data, place), place.expand(session.rows, -1)
+        session.data.scatter_(1, index.view(*index.shape, *[1] * (data.ndim - 2)).expand_as(data), data)
+        session.known_BL.scatter_(1, index, True)
+        session.state = feed.push(session.state, session.both, group, data.repeat(twice, *[1] * (data.ndim - 1)), place)
     rows = max(len(part.x_BSD) for part in parts)
     x = torch.cat([part.x_BSD.expand(rows, -1, -1) for part in parts], 1)
     group_BS, place_BS = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("group_BS", "position_BS"))
