@@ -7,6 +7,7 @@ process that happens to carry it on.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import torch
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.parallel import Group
 
+log = logging.getLogger(__name__)
+
 FILE = "compile.json"
 #: Steps that are timed before it is decided, and those before them that are not: they allocate, and read the first data.
 TIMED, WARM = 10, 3
@@ -25,9 +28,6 @@ TIMED, WARM = 10, 3
 SAVED = 0.25
 #: Seconds that compiling takes, a phase: one to two minutes were seen.
 COST = 90.0
-
-
-NAMED = {True: "compiled", False: "not compiled"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Compiling:
         self.decision = Decision(chosen, step, why)
         if self._group.first:
             self._storage.write(self._path, json.dumps(asdict(self.decision)).encode())
+            how = "compiled" if chosen else "not compiled"
+            log.warning("execution.compile=auto: steps are %s from step %d on: %s", how, step + 1, why)
         return self.decision
 
     def numbers(self, steps: int) -> dict[str, float]:

@@ -30,7 +30,7 @@ from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import Checkpoints
 from tokenloom.tasks.training.collapse import WARNINGS, Watch
-from tokenloom.tasks.training.compiling import NAMED, Compiling
+from tokenloom.tasks.training.compiling import Compiling
 from tokenloom.tasks.training.curves import CurveWriter, final_metrics, read_curves
 from tokenloom.tasks.training.finishing import built, first_batches, save
 from tokenloom.tasks.training.job import TrainJob
@@ -160,9 +160,7 @@ class _Run:
         self.window_rows += total
         self.window_seconds += seconds
         self.seconds += seconds
-        decided = self.compiling.timed(self.step, settings.steps, seconds, len(self.state.phases))
-        if decided is not None and self.group.first:
-            log.warning("execution.compile=auto: steps are %s from step %d on: %s", NAMED[decided.compile], decided.start + 1, decided.why)
+        self.compiling.timed(self.step, settings.steps, seconds, len(self.state.phases))
         return numbers, stopping
 
     def _accumulate(self, batch: Batch | None, phase: PhaseOptimizer, start: int) -> list[str]:
