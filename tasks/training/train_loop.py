@@ -295,8 +295,7 @@ class _Run:
         if isinstance(self.model, Tokenizer):
             earlier = read_curves(self.storage, self.job.folder) if step else []
             self.watch = Watch(self.model.layout, self.settings.batch, self.settings.steps, earlier)
-        self.resumed_from = step
-        self.saved_at = step if step else -1
+        self.resumed_from, self.saved_at = step, step or -1
 
     def _take_best(self) -> None:
         """Go back to the checkpoint with the lowest validation loss, where there is one."""
