@@ -46,8 +46,9 @@ class Draws:
     def __post_init__(self) -> None:
         low, high = _words_of(seed_of(self.seed, self.step, self.stream))
         # Tensors, not numbers: a compiled graph then serves all steps.
-        self._host_key = tuple(torch.tensor([low, high], dtype=torch.int32, device="cpu").unbind())
-        self._key = tuple(word.to(self.device, non_blocking=True) for word in self._host_key)
+        words = torch.tensor([low, high], dtype=torch.int32, device="cpu")
+        self._host_key = words[0], words[1]
+        self._key = words[0].to(self.device, non_blocking=True), words[1].to(self.device, non_blocking=True)
         self._calls = 0
 
     @classmethod

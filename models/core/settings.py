@@ -131,7 +131,7 @@ class ExecutionSettings:
     threads: Execution[int] = 1  # torch threads of each worker
     device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
     micro_batch: Execution[int] = 0  # rows a rank passes through the model at once; 0: its whole share
-    compile: Execution[bool] = False
+    compile: Execution[bool | Literal["auto"]] = False  # auto: where the run is long enough; decided once, stored, obeyed when it goes on
     sharding: Execution[Literal["ddp", "fsdp"]] = "ddp"  # of a generator's state over several workers; a tokenizer's is always whole
     max_failures: Execution[int] = 3
     prefetch: Execution[int] = 2  # batches of items that are decoded ahead of the step; 0: none

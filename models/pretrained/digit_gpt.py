@@ -87,7 +87,7 @@ class OfCentres(GroupGenerator):
         self.register_buffer("centroids", torch.zeros(config.centres))
         self.register_buffer("centroid_norm", torch.zeros(1, config.centres[1]))
 
-    def on(self, grids: tuple[tuple[int, int], ...]) -> GroupGenerator:
+    def on(self, grids: tuple[tuple[int, int], ...], quantizer: Any = None) -> GroupGenerator:
         other = OfCentres(cast(Any, self.config), replace(self.layout, grids=grids), *self.given)
         other.load_state_dict(self.state_dict())
         return other.train(self.training)

@@ -147,9 +147,8 @@ class Engine:
             passes[(id(session.net), alike(slots, session.cond), session.plan.window)].append(sequence)
         for together in passes.values():
             assert self._pool is not None
-            slots, conds = [s.wanted() for s in together], [s.session.cond for s in together]
-            first = together[0].session
-            states = self._pool.run(first.net, [s.rows for s in together], slots, conds, first.plan.window)
+            first, conds = together[0].session, [s.session.cond for s in together]
+            states = self._pool.run(first.net, [s.rows for s in together], [s.wanted() for s in together], conds, first.plan.window)
             self.passes += 1
             for sequence, h in zip(together, states):
                 sequence.given(h)

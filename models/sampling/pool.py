@@ -109,7 +109,7 @@ def alike(slots: Slots, cond: Conditioned) -> tuple[object, ...]:
     """What slots must have in common to go through the net in one pass."""
     memory = None if cond.memory_BTD is None else cond.memory_BTD.shape[1:]
     padded = None if cond.seen_BP is None else cond.seen_BP.shape[1]
-    modulated = None if slots.condition_BSD is None else slots.condition_BSD.shape[1:]
+    modulated = slots.condition_BSD.shape[1:] if isinstance(slots.condition_BSD, Tensor) else type(slots.condition_BSD)
     return (slots.x_BSD.shape[1:], slots.tokens_per_slot, slots.queries, slots.cached, modulated, cond.vector_BD.shape[1:], memory, padded)
 
 

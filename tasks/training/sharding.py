@@ -29,7 +29,7 @@ from tokenloom.tasks.training.train_state import TrainState
 _SHARE = 0.005  # of a model's parameters: a smaller part is no unit of its own, it stays with the root
 
 
-def check_sharded(model: Method, compiled: bool) -> None:
+def check_sharded(model: Method, compiled: bool | str) -> None:
     """See that a generator's state can be sharded.
 
     Raises:
@@ -41,7 +41,7 @@ def check_sharded(model: Method, compiled: bool) -> None:
     if len(model.phases) > 1:
         raise ConfigError(f"execution.sharding='fsdp': {name} trains in the phases {model.phases}, which ddp alone does; use sharding: ddp")
     if compiled:
-        raise ConfigError("execution.sharding='fsdp' with compile=true: not supported; use one of the two")
+        raise ConfigError(f"execution.sharding='fsdp' with compile={str(compiled).lower()}: not supported; use one of the two")
     if scalars := [n for n, p in model.named_parameters() if p.ndim == 0]:
         raise ConfigError(f"execution.sharding='fsdp': {name} has parameters without dimensions ({scalars[0]}); use sharding: ddp")
 

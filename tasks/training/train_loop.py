@@ -30,6 +30,7 @@ from tokenloom.tasks.runtime.errors import Preempted, StepError
 from tokenloom.tasks.store.storage import Storage
 from tokenloom.tasks.training.checkpoint import Checkpoints
 from tokenloom.tasks.training.collapse import WARNINGS, Watch
+from tokenloom.tasks.training.compiling import Compiling
 from tokenloom.tasks.training.curves import CurveWriter, final_metrics, read_curves
 from tokenloom.tasks.training.finishing import built, first_batches, save
 from tokenloom.tasks.training.job import TrainJob
@@ -105,7 +106,7 @@ class _Run:
         if self.settings.precision == "bfloat16":
             exact_norms(self.model)
         self.state = state_of(self.model, self.settings, job.execution, self.device, group.world)
-        self.losses = torch.compile(self.state.losses) if job.execution.compile else self.state.losses
+        self.compiling = Compiling(job.execution.compile, self.state.losses, self.storage, job.folder, group, self.device)
         self.kept = Checkpoints(self.storage, job.folder, job.fingerprint, self.scratch, keep_every=self.settings.keep_every)
         self.curves = CurveWriter(self.storage, job.folder, every=1.0 if self.storage.is_local else 10.0)
         self.watch: Watch | None = None
@@ -159,6 +160,7 @@ class _Run:
         self.window_rows += total
         self.window_seconds += seconds
         self.seconds += seconds
+        self.compiling.timed(self.step, settings.steps, seconds, len(self.state.phases))
         return numbers, stopping
 
     def _accumulate(self, batch: Batch | None, phase: PhaseOptimizer, start: int) -> list[str]:
@@ -169,7 +171,7 @@ class _Run:
             weight = piece.rows / total
             draws = self._draws(start + first, start + last, total, phase.phase)
             with self._autocast():
-                parts = self.losses(piece, phase.phase, draws)
+                parts = self.compiling.losses(self.step)(piece, phase.phase, draws)
             if parts["loss"].requires_grad:  # not that of a codec without parameters
                 (parts["loss"] if weight == 1 else parts["loss"] * weight).backward()
             names = sorted(parts)
@@ -293,8 +295,7 @@ class _Run:
         if isinstance(self.model, Tokenizer):
             earlier = read_curves(self.storage, self.job.folder) if step else []
             self.watch = Watch(self.model.layout, self.settings.batch, self.settings.steps, earlier)
-        self.resumed_from = step
-        self.saved_at = step if step else -1
+        self.resumed_from, self.saved_at = step, step or -1
 
     def _take_best(self) -> None:
         """Go back to the checkpoint with the lowest validation loss, where there is one."""
@@ -324,5 +325,6 @@ class _Run:
             metrics = final_metrics(read_curves(self.storage, self.job.folder), done, self.step)
             metrics |= {"parameters": parameters(self.model), "workers": self.group.world, "device": device_name(self.device)}
             metrics |= {"train_seconds": self.seconds, "resumed_from": self.resumed_from, "peak_memory_bytes": most}
+            metrics |= self.compiling.numbers(done)
         self.group.wait()
         return metrics

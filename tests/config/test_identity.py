@@ -130,7 +130,7 @@ def _rewritten(store: Store, step: StepSpec, number: int | None) -> None:
 def test_a_newer_store_is_refused_by_name(tmp_path: Path) -> None:
     store, step = _store(tmp_path)
     _rewritten(store, step, records.FORMAT + 1)
-    with pytest.raises(ConfigError, match=r"record.json: format 3 is newer than 2.*update Tokenloom"):
+    with pytest.raises(ConfigError, match=rf"record.json: format {records.FORMAT + 1} is newer than {records.FORMAT}.*update Tokenloom"):
         store.records()
     with pytest.raises(ConfigError, match="newer"):
         store.find(step)

@@ -238,7 +238,8 @@ def test_one_command_writes_the_page(alone, tmp_path, monkeypatch):
     try:
         spec.loader.exec_module(module)
         page = tmp_path / "tokenizers.md"
-        page.write_text(f"words before\n{module.BEGIN}\nold\n{module.END}\nwords after\n")
+        begin, end = module.MARKS["fashion"]
+        page.write_text(f"words before\n{begin}\nold\n{end}\nwords after\n")
         module.refresh(page, world().store, [a.id for a in alone], 5)
     finally:
         del sys.modules[spec.name]

@@ -157,7 +157,7 @@ def test_steps_are_a_choice_of_sampling() -> None:
     for count in (1, 3, 40):
         sampler = Sampler(guidance=Constant(value=0.5), sizes=Steps(count=count))
         assert len(list(model.states(Labels(torch.arange(3)), sampler, SampleDraws.of(0, 0, 3)))) == count
-    with pytest.raises(ConfigError, match="sizes"):
+    with pytest.raises(ConfigError, match=r"^sample\.steps: .* only a number of steps"):
         model.generate(Labels(torch.arange(3)), Sampler(sizes=Even(size=2)), SampleDraws.of(0, 0, 3))
     with pytest.raises(ConfigError, match="choice"):
         replace(model.config, choice=Confidence())

@@ -15,7 +15,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.draws import SampleDraws
 from tokenloom.models.core.protocols import TextFeatures
 from tokenloom.models.generators.group_wise import GroupGenerator
-from tokenloom.models.parts.conditions import Conditioned, TextCondition
+from tokenloom.models.parts.conditioners.text_features import TextCondition
+from tokenloom.models.parts.conditions import Conditioned
 from tokenloom.models.sampling.decoders.spec_vlm import SpecVLM, compressed
 from tokenloom.models.sampling.sampler import Sampler
 

@@ -171,9 +171,11 @@ def test_foreign_tokens_are_refused() -> None:
         model.decode(Tokens(tokens.data, other))
     with pytest.raises(LayoutError, match="codebook has 16 codes"):
         model.decode(Tokens(tokens.data + 200, model.layout))
-    layout = TokenLayout(grids=((4, 4),), vocabulary=16)
+    layout = replace(model.layout, grids=((3, 3),))  # of a multi-scale quantizer, some of its own scales would do
     with pytest.raises(LayoutError, match="grids"):
-        model.decode(Tokens(torch.zeros(1, 16, dtype=torch.uint8), layout))
+        model.decode(Tokens(torch.zeros(1, 9, dtype=torch.uint8), layout))
+    with pytest.raises(LayoutError, match="grids"):
+        build("vq").eval().decode(Tokens(torch.zeros(1, 9, dtype=torch.uint8), TokenLayout(grids=((3, 3),), vocabulary=16)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

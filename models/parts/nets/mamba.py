@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class Selective(Mixer):
     def _tree(self, signal_BSE: Tensor, state: State, by: Branches) -> Tensor:
         """Outputs (B, S, E) of slots that hang on a tree."""
         window = tree_windows(signal_BSE, state.earlier("tail").to(signal_BSE.dtype), by)
-        u = wide(F.silu((window * self.conv.weight[:, 0]).sum(3) + self.conv.bias))
+        u = wide(F.silu((window * self.conv.weight[:, 0]).sum(3) + cast(Tensor, self.conv.bias)))
         low, b_BSN, c_BSN = self.coefficients(u.to(signal_BSE.dtype)).split([self.rank, self.states, self.states], dim=-1)
         delta = F.softplus(wide(self.step(low)) + wide(self.step_bias))
         log_decay = delta.unsqueeze(-1) * -wide(self.log_rate).view(self.inner, -1).exp()

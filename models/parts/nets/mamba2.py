@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class Dual(Mixer):
             mixed = self.conv(window).transpose(1, 2)
         else:
             window_BSEK = tree_windows(mixed, state.earlier("tail").to(mixed.dtype), by)
-            mixed = (window_BSEK * self.conv.weight[:, 0]).sum(3) + self.conv.bias
+            mixed = (window_BSEK * self.conv.weight[:, 0]).sum(3) + cast(Tensor, self.conv.bias)
         signal, b, c = F.silu(mixed).split([self.inner, self.states, self.states], dim=-1)
         u_BSHP = signal.unflatten(2, (self.heads, self.head_width))
         delta_BSH = F.softplus(wide(step) + wide(self.step_bias))

@@ -24,7 +24,7 @@ from tokenloom.models.zoo.published.arflow import ARFLOW
     "arflow",
     kind="generator",
     paper="2501.16085",
-    tiny={"depth": 1, "width": 32, "heads": 2, "images": 2, "steps": 4},
+    tiny={"depth": 2, "width": 32, "heads": 2, "images": 4, "steps": 4},
     codec="kl",
     sizes=ARFLOW,
 )
