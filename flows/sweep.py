@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -141,9 +140,8 @@ class Sweep:
         run = ["run", str(file), "--until", "evaluate", "--no-prefect", "--json"]
         command = [sys.executable, "-m", "tokenloom.flows.cli.main", *run, *place]
         self.say(f"trial {trial.number}: {'  '.join(sets)}  ({name})")
-        around = os.environ | {"PYTHONSAFEPATH": "1"}  # it stands where we do, for paths of the run file, and imports nothing from there
         with open(out, "wb") as result, open(out.with_suffix(".log"), "ab") as log:
-            process = subprocess.Popen(command, stdout=result, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=around)
+            process = subprocess.Popen(command, stdout=result, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         return _Active(trial, name, config, process, out)
 
     def _look(self, one: _Active) -> None:
