@@ -2,8 +2,9 @@
 
 New: MaskGIT's next positions are not those that the model is surest of, which lie close together and depend on each other, but the
 next ones of a Halton sequence, which cover the grid evenly.  Any number of steps works without training again.
-Differs: [MASK] itself is never drawn; dropout masks come from the step's draws; the sampler is that of the published evaluation, with
-temperature 1, where the released demonstration raises a factor of the logits from 1 to 1.2 and rolls the start (``start: rolled``).
+Differs: [MASK] itself is never drawn; dropout falls on the input and the branches, not on attention weights; the sampler is that of the
+published evaluation, with temperature 1, where the released demonstration raises a factor of the logits from 1 to 1.2 and rolls the start
+(``start: rolled``).
 Run: tokenloom run smoke_halton_maskgit
 Expect: a lower FID than the confidence sampler gives with the same weights, without noise on the choice, in the paper.
 """

@@ -24,6 +24,7 @@ TRAINING = Training(
     ),
     lr_batch=256,
     augmentation=("centre crop",),
+    departs=("steps are the readme's (the released configuration says 1,000,000)", "no dropout of attention weights"),
 )
 #: Weight of guidance of the published evaluation, where it is told.
 _GUIDANCE = {"tiny": 1.5, "small": 1.0, "base": 0.7, "large": 0.5}
