@@ -70,15 +70,15 @@ def summary(work: Workspace) -> str:
 def document(config: RunConfig, work: Workspace, done: list[Done], error: str | None = None) -> dict[str, Any]:
     """The JSON document of ``tokenloom run --json``: ``steps``, ``pictures``, ``model`` (of the registry), and ``error`` if it failed."""
     made = {each.name: each.artifact for each in done}
-    registered = _registered(work, made.get("register"))
+    registered, evaluation = _registered(work, made.get("register")), made.get("evaluate")
     return {
         "run": config.name,
         "steps": [each.row() for each in done],
-        "pictures": [str(path) for path in pictures(work.store, made.get("evaluate")).values()],
+        "pictures": [str(path) for path in pictures(work.store, evaluation).values()],
         "model": registered.get("uri"),
         "registered": registered,
         "took": {each.name: took.row(work.store.record(each.artifact)) for each in done if each.artifact},
-        "metrics": dict(work.store.record(made["evaluate"]).metrics) if made.get("evaluate") else {},
+        "metrics": dict(work.store.record(evaluation).metrics) if evaluation else {},
     } | ({"error": error} if error else {})
 
 

@@ -204,7 +204,8 @@ class Sweep:
         return True
 
     def _results(self, study: Any) -> dict[str, Any]:
-        rows = [_row(trial) for trial in study.trials if trial.state.is_finished() and trial.user_attrs]
+        # One that was cut off has no time: it went on, or will, as another trial of the same settings.
+        rows = [_row(trial) for trial in study.trials if trial.state.is_finished() and "seconds" in trial.user_attrs]
         complete = [row for row in rows if row["state"] == "complete"]
         document: dict[str, Any] = {"sweep": self.name, "folder": str(self.folder), "trials": rows, "best": None, "importance": {}}
         if complete:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from tokenloom.flows.cli.options import cluster_options, emit, epilog, json_option, place_options, workspace
+
+if TYPE_CHECKING:
+    from tokenloom.flows.workspace import Workspace
+    from tokenloom.tasks.tracking.registry import Registry
 
 _WHY = click.option("--why", required=True, help="The reason, for whoever asks later.")
 _WHO = click.option("--who", help="Who decides [default: your user name].")
@@ -48,7 +54,7 @@ def rollback(name: str, why: str, who: str | None, root: str | None, store: str 
     _say(name, champion.rollback(registry, work.store, name, why, who), as_json)
 
 
-def _opened(root: str | None, store: str | None, cluster: str | None):  # type: ignore[no-untyped-def]
+def _opened(root: str | None, store: str | None, cluster: str | None) -> tuple[Registry, Workspace]:
     from tokenloom.configs.load import load_cluster
     from tokenloom.tasks.tracking.registry import Registry
 

@@ -59,7 +59,15 @@ def _runs(store: Store, price: float | None) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
 
     def row_of(name: str, created: str) -> dict[str, Any]:
-        empty = {"name": name, "generator": None, "artifacts": {}, "metrics": {}, "training": None, "seconds": 0.0, "worker_hours": 0.0}
+        empty: dict[str, Any] = {
+            "name": name,
+            "generator": None,
+            "artifacts": {},
+            "metrics": {},
+            "training": None,
+            "seconds": 0.0,
+            "worker_hours": 0.0,
+        }
         row = rows.setdefault(name, empty)
         row["created"] = created
         return row

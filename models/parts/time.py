@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, nn
 
 
+def frequencies(count: int, device: torch.device) -> Tensor:
+    """(count,) float32 from 1 down to almost 1 / 10,000, as released models compute them.
+
+    A last bit is that of the kernel of ``exp``: times of the order of 1000 turn it into 5e-5 of an angle.
+    """
+    return torch.exp(-math.log(10_000) * torch.arange(count, device=device) / count)
+
+
 def sinusoidal_embedding(time_B: Tensor, width: int, unit: float = 1000.0) -> Tensor:
     """(…, D) cosines and sines of ``unit`` times a time (…): wavelengths are from 2 pi to 60,000
     (arXiv:1706.03762); times in [0, 1] have the unit 1000."""
-    half = width // 2
-    rate = torch.exp(-math.log(10_000) * torch.arange(half, device=time_B.device) / half)
-    angle = (unit * time_B[..., None]).float() * rate
+    angle = (unit * time_B[..., None]).float() * frequencies(width // 2, time_B.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

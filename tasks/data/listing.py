@@ -7,7 +7,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from io import BufferedReader
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -188,7 +189,7 @@ def file_digest(entry: Entry) -> str:
     if entry.path is None:
         raise StepError(f"{entry.name}: not a file")
     with opened(entry.path) as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
     return stamped(content, entry.stamp)
 
 

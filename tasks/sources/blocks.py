@@ -69,7 +69,7 @@ class BlockFile(io.RawIOBase):
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
-    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+    def read(self, size: int = -1) -> bytes:
         """Bytes from where it stands; the whole of what is asked for, unless the file ends."""
         end = self._size if size is None or size < 0 else min(self._size, self._at + size)
         parts = []

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 from tokenloom.models.core.config import ConfigError
@@ -142,6 +142,15 @@ class Far:
 
 
 Place = Path | Far
+
+
+def relative(path: Place, base: Place) -> PurePath:
+    """The path of a file below a folder, both here or both elsewhere."""
+    if isinstance(path, Far):
+        assert isinstance(base, Far)
+        return path.relative_to(base)
+    assert isinstance(base, Path)
+    return path.relative_to(base)
 
 
 def placed(where: str) -> Place:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenloom.models.core.config import ConfigError
@@ -47,7 +48,7 @@ def _here(pattern: str, what: str, ends: tuple[str, ...]) -> list[Path]:
     return list(found)
 
 
-def _refuse(pattern: str, what: str, found: list[Place] | list[Path], missing: list[str], where: str = "") -> None:
+def _refuse(pattern: str, what: str, found: Sequence[Place], missing: list[str], where: str = "") -> None:
     if missing and found:
         raise ConfigError(f"data.source {what}:{pattern}: {len(missing)} of its files are not there (first: {missing[0]})")
     if not found:

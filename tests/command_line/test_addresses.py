@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -23,6 +23,7 @@ from tokenloom.flows.cli.options import workspace
 from tokenloom.models.core.config import ConfigError
 from tokenloom.tasks.tracking import addresses
 from tokenloom.tasks.tracking.registry import FINGERPRINT, is_registered, tags_of
+from tokenloom.tasks.tracking.runs import KIND, NOTE
 from tokenloom.tasks.tracking.tracker import Tracker
 
 WORD = "hunter2"
@@ -40,10 +41,22 @@ ANSWERS = {
 class Guarded(BaseHTTPRequestHandler):
     """MLflow's interface, as far as it is asked here, behind a login."""
 
+    posted: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        self.posted.append((self._what, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self._answer()
+
     def do_GET(self) -> None:
+        self._answer()
+
+    @property
+    def _what(self) -> str:
+        return self.path.partition("?")[0].removeprefix("/api/2.0/mlflow/")
+
+    def _answer(self) -> None:
         known = self.headers.get("Authorization") == "Basic " + base64.b64encode(f"me:{WORD}/x".encode()).decode()
-        what = self.path.partition("?")[0].removeprefix("/api/2.0/mlflow/")
-        body = json.dumps(ANSWERS.get(what, {})).encode() if known else b"who are you?"
+        body = json.dumps(ANSWERS.get(self._what, {})).encode() if known else b"who are you?"
         self.send_response(200 if known else 401)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -65,6 +78,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def place() -> Iterator[str]:
     """Host and port of a server that wants a login."""
+    Guarded.posted.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
@@ -115,6 +129,8 @@ def test_mlflow_gets_the_login_apart_from_the_address(by: str, place: str, root:
     tracker = Tracker(address if by == "argument" else None, root, "digits")
     assert tracker.uri == tracker.shown == f"http://{place}"
     assert tracker.experiment_id() == "7"  # by MLflow's own client
+    told = [one for what, one in Guarded.posted if what == "experiments/set-experiment-tag"]
+    assert {(one["experiment_id"], one["key"]) for one in told} == {("7", KIND), ("7", NOTE)}
     assert is_registered(tracker.uri, "digits", "0123456789ab") is True
     assert WORD not in os.environ.get("MLFLOW_TRACKING_URI", "")
 

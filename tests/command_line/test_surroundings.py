@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tokenloom.configs.schema import ClusterConfig
-from tokenloom.flows import prefect_api
+from tokenloom.flows import prefect_api, sweep
 from tokenloom.flows.cli import main as cli
 from tokenloom.flows.workspace import Workspace
 from tokenloom.models.core.config import ConfigError
@@ -39,6 +39,7 @@ def _plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "")  # so that what settle sets is taken back
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first request, for later tests too
 
 
 @pytest.fixture
@@ -107,13 +108,30 @@ def test_ray_and_the_local_api_start_elsewhere_too(trap: Path, tmp_path: Path, m
     assert os.environ["PYTHONSAFEPATH"] == "1"  # of what Ray and Prefect start
 
 
+def test_a_trial_imports_nothing_from_where_a_person_stands(trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    made = sweep.opened("smoke_raster", ["generator.train.optimizer.lr=1e-5..1e-1:log"], None, str(tmp_path / "root"), None, None, True)
+    made.folder.mkdir(parents=True)
+    start, trial = subprocess.Popen, SimpleNamespace(number=0, set_user_attr=lambda *_: None, suggest_float=lambda *_, **__: 1e-3)
+
+    def popen(command: list[str], **options: Any) -> Any:
+        assert command[1:3] == ["-m", "tokenloom.flows.cli.main"]
+        return start([command[0], "-c", "import random, types, os; print(os.getcwd())"], **options)
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
+    begun = made._begin(trial)
+    assert begun.process.wait(60) == 0, begun.out.with_suffix(".log").read_text()
+    assert begun.out.read_text().splitlines()[0] == str(trap)  # so that relative paths of its run file hold
+
+
 def test_no_other_place_starts_python() -> None:
     starters = set()
     for layer in ("flows", "tasks", "configs", "models"):
         for path in (HERE / layer).rglob("*.py"):
             if re.search(r"\bPopen\(|\bos\.(exec|spawn|posix_spawn|system|popen)|create_subprocess", path.read_text()):
                 starters.add(path.relative_to(HERE).as_posix())
-    assert starters == {"flows/prefect_api.py"}
+    assert starters == {"flows/prefect_api.py", "flows/sweep.py"}
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ NAME.safetensors (``state*/…`` official weights, ``in/…``, ``out/…``).  In
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tokenloom.models.parts import time
 from tokenloom.models.pretrained import families
 from tokenloom.models.pretrained.parity import load, official_state
 
@@ -35,6 +37,18 @@ WIDER: dict[str, float] = {}
 BFLOAT16 = {name: {"logits_bf16_cross_attention": "logits_BLV"} for name in ("infinity", "infinity_patchify")}
 #: Outputs left out, by fixture, with the reason.
 LEFT_OUT: dict[str, dict[str, str]] = {}
+#: Last bits in which the recording's ``exp`` left the correctly rounded frequencies of times, by fixture: how many there are, which one,
+#: by how many units. The exact 13th lies 0.473 of a unit above the rounded one; kernels of other processors round others like it up.
+#: Through times of 750, and the first step of DDIM, which divides by the root of a signal of 0.003, one unit moves samples by 5e-5.
+EXPONENTIALS: dict[str, tuple[int, int, int]] = {"acdit_deep": (128, 13, 1)}
+
+
+def recorded(count: int, entry: int, units: int, device: torch.device) -> torch.Tensor:
+    """So many frequencies of times: float32 arguments as ever, ``exp`` rounded correctly, but for one entry."""
+    rate = torch.exp((-math.log(10_000) * torch.arange(count, device=device) / count).double()).float()
+    for _ in range(units):
+        rate[entry] = torch.nextafter(rate[entry], rate.new_tensor(math.inf))
+    return rate
 
 
 def test_there_are_fixtures() -> None:
@@ -42,7 +56,7 @@ def test_there_are_fixtures() -> None:
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=named)
-def test_official_numbers(path: Path) -> None:
+def test_official_numbers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = families().get(path.stem)
     if family is None:
         pytest.skip(f"family {path.stem!r} is not supported yet")
@@ -50,6 +64,14 @@ def test_official_numbers(path: Path) -> None:
     tensors = load_file(str(path.with_suffix(".safetensors")))
     inputs = {k[3:]: v for k, v in tensors.items() if k.startswith("in/")}
     expected = {k[4:]: v for k, v in tensors.items() if k.startswith("out/")}
+    if path.stem in EXPONENTIALS:
+        asked, entry, units = EXPONENTIALS[path.stem]
+
+        def replayed(count: int, device: torch.device) -> torch.Tensor:
+            assert count == asked
+            return recorded(count, entry, units, device)
+
+        monkeypatch.setattr(time, "frequencies", replayed)
     model = load(family, info, tensors)
     got = family.outputs(model, info, inputs)
     left_out = LEFT_OUT.get(path.stem, {})

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import pytest
 
@@ -14,6 +15,8 @@ from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import TrainSettings
 from tokenloom.models.core.sized import counted, spec_of
+from tokenloom.models.generators.group_wise import GroupGenerator
+from tokenloom.models.sampling.sampler import Constant, Linear, Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZED = [name for name in registry.names() if registry.get(name).sizes]
@@ -109,3 +112,15 @@ def test_the_spec_of_a_size_carries_what_it_was_published_for() -> None:
     spec = spec_of(registry.get("var"), registry.get("var").size("d36"))
     assert spec.given["layout"]["grids"][-1] == (32, 32)
     assert spec.given["tokenizer"]["given"]["signal"]["shape"] == [512, 512]
+
+
+def test_sizes_draw_as_published() -> None:
+    def sampler(name: str, size: str) -> Sampler:
+        return cast(GroupGenerator.Config, registry.get(name).config({"size": size})).sampler
+
+    assert [(made.guidance, made.top_k) for made in (sampler("hmar", "d24"), sampler("hmar", "d30"))] == [
+        (Linear(value=2.1), 900),
+        (Linear(value=1.6), 650),
+    ]
+    assert (sampler("ibq_ar", "L").guidance, sampler("ibq_ar", "L").temperature) == (Constant(value=1.0), Constant(value=1.0))
+    assert sampler("halton_maskgit", "large-384").guidance == Constant(value=0.5)

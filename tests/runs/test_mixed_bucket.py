@@ -1,4 +1,4 @@
-"""Files of every kind in a bucket, cropped and mirrored, on two workers, judged by FID; killed in every phase it is the same to the bit."""
+"""Files of every kind in a bucket, cropped and mirrored, on two workers, judged by FID; killed and resumed it is the same to the bit."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ def client() -> Any:
 
 
 def held(client: Any, prefix: str) -> dict[str, Any]:
+    """Objects below a prefix by what follows it; the empty markers that stand for folders are none."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-    return {each["Key"].removeprefix(prefix): each for page in pages for each in page.get("Contents", [])}
+    return {each["Key"].removeprefix(prefix): each for page in pages for each in page.get("Contents", []) if not each["Key"].endswith("/")}
 
 
 def contents(client: Any, prefix: str) -> dict[str, str]:
-    """SHA-256 of each shard and of each weights file of a store."""
-    names = [name for name in held(client, prefix) if name.endswith((".parquet", "weights.safetensors")) and "/mlflow/" not in name]
+    """SHA-256 of each shard and of each weights file of a store; MLflow's copies lie below ids that it draws."""
+    names = [name for name in held(client, prefix) if name.endswith((".parquet", "weights.safetensors")) and not name.startswith("mlflow/")]
     return {name: hashlib.sha256(client.get_object(Bucket=BUCKET, Key=prefix + name)["Body"].read()).hexdigest() for name in names}
 
 
@@ -129,7 +130,7 @@ def test_a_bucket_of_files_of_every_kind(client: Any, tmp_path: Path) -> None:
     assert dataset["metrics"]["train"] + dataset["metrics"]["validation"] == 8 * len(list(whole(0)))
     assert dataset["notes"]["classes"] == ["box", "disc"]
 
-    # Killed while it ingests, while either model trains, and while it samples; each time when something was made of that phase.
+    # Killed while it ingests and while either model trains; each time when something was made of that phase.
     places = ["--store", f"s3://{BUCKET}/killed", "--root", str(tmp_path / "killed")]
     for phase in ("killed/.staging/", "killed/tokenizer/", "killed/generator/"):
         with open(tmp_path / "killed.log", "a") as log:

@@ -124,7 +124,9 @@ def test_a_trial_behind_the_median_is_stopped_and_a_killed_one_is_tried_again(op
         study.enqueue_trial({"generator.train.optimizer.lr": rate})
     asked = study.ask()
     assert asked.suggest_float("generator.train.optimizer.lr", 1e-5, 1e-1, log=True) == 1e-3  # killed in the midst of it
+    asked.set_user_attr("name", "cut off")
     document = opened.carry_out(3)
+    assert "cut off" not in {row["name"] for row in document["trials"]}, "it went on as another trial"
     states = {row["state"] for row in document["trials"]}
     assert "pruned" in states
     again = [row for row in document["trials"] if row["sets"] == ["generator.train.optimizer.lr=0.001"]]

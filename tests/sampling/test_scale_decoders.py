@@ -79,6 +79,13 @@ def test_generators_without_scales_refuse() -> None:
         model().check_sampler(replace(model().sampler, decoder=CoDe(drafts=9)))
 
 
+def test_caches_without_masks_refuse_conditions_that_may_be_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model().condition), "prefix", 3)
+    for decoder in (ScaleKV(), HACK(), LowRankAttention()):
+        with pytest.raises(ConfigError, match="has 3 slots, and those that are padding would be attended to"):
+            model().check_sampler(replace(model().sampler, decoder=decoder))
+
+
 # --- caches --------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,8 @@ class DiffuSpec(TreeDecoder, tag="decoder.diffuspec"):
     Causal-consistency path search: of ``candidates`` an entry a beam of ``beam`` paths keeps those with the greatest sum of log
     probabilities, that of the masked model and ``causal`` times that of a table of tri-grams, which learns from the net.  Adaptive
     draft length: of ``window`` entries at most twice as many are drafted as held on average of late, and at least two.
-    Differs: the length follows one running mean of the batch; the paper's also follows the end of the text that is generated.
+    Differs: the length follows one running mean of the batch; the paper's also follows the end of the text that is generated.  The table
+    is empty at the start and learns while it decodes, instead of being counted on a corpus before.
     """
 
     limits: ClassVar = {"window": Range(1, 256), "candidates": Range(1, 256), "beam": Range(1, 64), "causal": Range(0, 1e3)}

@@ -41,6 +41,7 @@ class Jacobi(Decoder, tag="decoder.jacobi"):
     A draft was drawn from the net's distribution of its entry one call ago, given the drafts of that time; it holds by rejection sampling
     against its distribution now.  Entries that no call has covered are drafted uniformly.  Samples are distributed exactly as
     those of decoding one by one; the fewer calls, the less neighbouring tokens depend on each other.
+    Differs: the paper's other first drafts, taken from neighbouring positions of the image, are not here.
     """
 
     paper: ClassVar = "2410.01699"

@@ -21,8 +21,9 @@ from tokenloom.models.sampling.tree import TreeSession, refusal
 
 @dataclass(frozen=True, kw_only=True)
 class OptTree(TreeDecoder, tag="decoder.opt_tree"):
-    """Up to ``nodes`` drafts, those with the likeliest paths under the draft model: no other tree of that size has a greater expectation
-    of the number of tokens that hold, as far as the draft model knows (algorithm 1).
+    """Up to ``nodes`` drafts, those with the likeliest paths under the draft model: with ``width`` 0 no other tree of that size and depth
+    has a greater expectation of the number of tokens that hold, as far as the draft model knows (algorithm 1); a smaller ``width`` costs
+    less and may miss some of them.
 
     The draft model goes down level by level, ``depth`` of them at most, with ``width`` nodes a level (0: ``nodes``), until a further
     level would add less than ``gain`` to the expectation, the mean over the batch.

@@ -27,7 +27,7 @@ class SpecVLM(DraftModel, tag="decoder.spec_vlm"):
     Elastic: each row has its longest slots alone (pruning) where these hold at least ``share`` of the squared length of all, else the
     means of neighbouring ones (pooling).  Samples are those of the generator in distribution, whatever the draft model sees.
     Differs: pruning and pooling, which need no training; the paper's convolution and resampler, its learned choice and its online
-    distillation of the draft model are not here.
+    distillation of the draft model are not here, and drafts are a sequence, not EAGLE-2's tree.
     """
 
     limits: ClassVar = {"window": Range(1, 4096), "slots": Range(1, 1 << 16), "share": Range(0, 1)}

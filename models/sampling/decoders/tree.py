@@ -1,4 +1,4 @@
-"""A tree of drafts of a fixed shape, on attention, on recurrent nets and on hybrids (STree, arXiv:2505.14969).
+"""A tree of drafts of a fixed shape, on attention and on recurrent nets (STree, arXiv:2505.14969).
 
 Shapes: B rows, N nodes of a tree.
 """
@@ -25,6 +25,8 @@ class STree(TreeDecoder, tag="decoder.stree"):
 
     On state spaces one call of the net verifies the whole tree: products of decays along its paths weigh what a node has of its
     ancestors (``parts.nets.recurrent.branching``).
+    Differs: the products are plain tensor operations instead of the paper's fused kernel, and no net here mixes attention with state
+    spaces, so that its hybrids are not tried.
     """
 
     limits: ClassVar = {"widths": Range(1, 64)}

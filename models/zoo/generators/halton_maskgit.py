@@ -2,7 +2,9 @@
 
 New: MaskGIT's next positions are not those that the model is surest of, which lie close together and depend on each other, but the
 next ones of a Halton sequence, which cover the grid evenly.  Any number of steps works without training again.
-Differs: [MASK] itself is never drawn.
+Differs: [MASK] itself is never drawn; dropout falls on the input and the branches, not on attention weights; the sampler is that of the
+published evaluation, with temperature 1, where the released demonstration raises a factor of the logits from 1 to 1.2 and rolls the start
+(``start: rolled``).
 Run: tokenloom run smoke_halton_maskgit
 Expect: a lower FID than the confidence sampler gives with the same weights, without noise on the choice, in the paper.
 """
@@ -47,6 +49,7 @@ def halton_maskgit(
     extra: int = 0,
     head_width: int = 0,
     start: Literal["first", "rolled"] = "first",
+    guidance: float = 2.0,
 ) -> GroupGenerator.Config:
     """The base model by default; ``extra`` rows of the tied table stand for [MASK] and what is no code; each sample enters the sequence
     at its ``first`` entry, or at a random one (``rolled``)."""
@@ -65,5 +68,5 @@ def halton_maskgit(
         ),
         head=Tied.Config(extra=extra),
         condition=ClassCondition.Config(classes=classes, dropout=label_dropout),
-        sampler=Sampler(guidance=Constant(value=2.0)),
+        sampler=Sampler(guidance=Constant(value=guidance)),
     )

@@ -3,8 +3,7 @@
 New: the transformer of raster (LlamaGen) with norms that the class modulates, block by block and before the output map, on the codes of
 the tokenizer ibq, whose codebook is large and wide.
 Differs: the order of the modulation's six vectors is that of VAR (no source at hand tells it, and it changes no model that is trained
-here); dropout masks come from the step's draws; the sampler is that of B for all sizes (L: guidance 1.0 and temperature 1.0, XL: 1.35 and
-1.15, XXL: 1.85 and 1.2).
+here); dropout masks come from the step's draws.
 Run: tokenloom run smoke_ibq_ar
 Expect: ImageNet 256 FID 2.88 (B), 2.45 (L), 2.14 (XL), 2.05 (XXL) in the paper.
 """
@@ -39,6 +38,8 @@ def ibq_ar(
     label_dropout: float = 0.1,
     gamma: float = 1e-2,
     multiple_of: int = 32,
+    guidance: float = 1.25,
+    temperature: float = 1.1,
 ) -> GroupGenerator.Config:
     """LlamaGen's transformer of this depth with adaptive norms, whose initial gammas are ``gamma`` large; width is 64 times the depth."""
     base = raster(depth, width, heads, classes, dropout, label_dropout, multiple_of)
@@ -46,5 +47,5 @@ def ibq_ar(
     return replace(
         base,
         net=replace(base.net, norm=AdaLN.Config(kind="rms", final="rms", eps=1e-5, gamma=gamma)),
-        sampler=Sampler(guidance=Constant(value=1.25), temperature=Constant(value=1.1)),
+        sampler=Sampler(guidance=Constant(value=guidance), temperature=Constant(value=temperature)),
     )

@@ -24,7 +24,10 @@ TRAINING = Training(
     ),
     lr_batch=256,
     augmentation=("centre crop",),
+    departs=("steps are the readme's (the released configuration says 1,000,000)", "no dropout of attention weights"),
 )
+#: Weight of guidance of the published evaluation, where it is told.
+_GUIDANCE = {"tiny": 1.5, "small": 1.0, "base": 0.7, "large": 0.5}
 #: (depth, width, heads), parameters at 256 and 384 pixels, FID at both.
 _TABLE: dict[str, tuple[tuple[int, int, int], tuple[int, int], tuple[float | None, float | None]]] = {
     "tiny": ((6, 384, 6), (23_031_425, 23_154_305), (10.2, None)),
@@ -42,7 +45,8 @@ def _size(name: str, image: int) -> Size:
     return Size(
         name=f"{name}-{image}",
         args={"depth": depth, "width": width, "heads": heads, "multiple_of": 256, "extra": 1}
-        | ({"head_width": width // heads} if width % heads else {}),
+        | ({"head_width": width // heads} if width % heads else {})
+        | ({"guidance": _GUIDANCE[name]} if fid else {}),
         parameters=parameters[large],
         layout=grid(image // 16, 16384),
         image=image,

@@ -7,12 +7,13 @@ from dataclasses import replace
 from tokenloom.models.core.published import Size, Training
 from tokenloom.models.zoo.published import codecs, var
 
-#: Dial: parameters of both towers, and epochs and batch of the next-scale model; the masked part takes a hundred epochs more.
+#: Dial: parameters of both towers, and epochs and batch of the next-scale model (the masked part takes a hundred epochs more),
+#: and the sampler's guidance and top-k.
 _TABLE = {
-    16: (467_691_904, 200, 768),
-    20: (845_517_872, 250, 768),
-    24: (1_384_328_960, 350, 768),
-    30: (2_556_324_212, 350, 1024),
+    16: (467_691_904, 200, 768, 1.7, 1000),
+    20: (845_517_872, 250, 768, 1.9, 950),
+    24: (1_384_328_960, 350, 768, 2.1, 900),
+    30: (2_556_324_212, 350, 1024, 1.6, 650),
 }
 _MASKED = 100
 
@@ -28,10 +29,13 @@ def _training(depth: int, epochs: int, batch: int) -> Training:
 
 
 def _size(depth: int) -> Size:
-    parameters, epochs, batch = _TABLE[depth]
+    parameters, epochs, batch, guidance, top_k = _TABLE[depth]
     return Size(
         name=f"d{depth}",
-        args={"depth": depth, "gamma": var.gamma(depth), "start": epochs / (epochs + _MASKED)},
+        args={
+            **{"depth": depth, "gamma": var.gamma(depth), "start": epochs / (epochs + _MASKED)},
+            **{"guidance": guidance, "top_k": top_k},
+        },
         parameters=parameters,
         layout=var.layout(var.SCALES_256, 4096),
         codec=codecs.var(var.SCALES_256),

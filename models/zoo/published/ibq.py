@@ -6,20 +6,20 @@ from tokenloom.models.core.published import Size, Training, grid
 from tokenloom.models.core.settings import OptimizerSettings, TrainSettings
 from tokenloom.models.zoo.published import var
 
-#: Dial: depth (which is the number of heads, and a 64th of the width), parameters, epochs and FID.
+#: Dial: depth (which is the number of heads, and a 64th of the width), parameters, epochs, FID, and the sampler's guidance and temperature.
 _TABLE = {
-    "B": (16, 342_994_944, 300, 2.88),
-    "L": (20, 649_640_960, 350, 2.45),
-    "XL": (24, 1_076_103_168, 400, 2.14),
-    "XXL": (30, 2_063_331_840, 450, 2.05),
+    "B": (16, 342_994_944, 300, 2.88, 1.25, 1.1),
+    "L": (20, 649_640_960, 350, 2.45, 1.0, 1.0),
+    "XL": (24, 1_076_103_168, 400, 2.14, 1.35, 1.15),
+    "XXL": (30, 2_063_331_840, 450, 2.05, 1.85, 1.2),
 }
 
 
 def _size(name: str) -> Size:
-    depth, parameters, epochs, fid = _TABLE[name]
+    depth, parameters, epochs, fid, guidance, temperature = _TABLE[name]
     return Size(
         name=name,
-        args={"depth": depth, "gamma": var.gamma(depth), "multiple_of": 256},
+        args={"depth": depth, "gamma": var.gamma(depth), "multiple_of": 256, "guidance": guidance, "temperature": temperature},
         parameters=parameters,
         layout=grid(16, 16384),
         codec=("ibq", {"size": "IBQ 16384"}),

@@ -23,6 +23,7 @@ TRAINING = Training(
     ),
     lr_batch=2048,
     augmentation=("ten-crop",),
+    departs=("no dropout of attention weights",),
 )
 
 

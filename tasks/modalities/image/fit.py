@@ -63,7 +63,8 @@ _budget = _Budget(_IN_FLIGHT)
 
 def fit_item(item: Item, config: DataConfig, classes: Mapping[str, int]) -> Fitted | Rejected:
     """Read, check and fit one item; every failure becomes a reason."""
-    digest, raw = "", b""
+    digest = ""
+    raw: bytes | np.ndarray = b""
     try:
         raw = b"" if item.retry else attempted(item.read)
         digest = "" if item.retry else attempted(lambda: single_digest(item, raw))

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from tokenloom.tasks.data.reading import ReadError, attempted, file_bytes, nothi
 from tokenloom.tasks.modalities.image.file_tables import TABLES, Table
 from tokenloom.tasks.modalities.image.formats import IMAGE_SUFFIXES
 from tokenloom.tasks.modalities.image.labels import Place, Places, Wanted, stamp_of, text_of
-from tokenloom.tasks.sources.far import Far, below, placed
+from tokenloom.tasks.sources.far import Far, below, placed, relative
 from tokenloom.tasks.sources.far import Place as File
 
 #: Files and folders that systems leave behind.
@@ -51,11 +51,11 @@ def folder_source(where: str, wanted: Wanted) -> Source:
     found = walk(base, tuple(wanted.columns.values()), here)
     table = Table.read(found.tables, wanted)
     images = [path for path in found.files if path.suffix.lower() in IMAGE_SUFFIXES]
-    places = Places.found((path.relative_to(base).parts[:-1] for path in images), wanted, here)
+    places = Places.found((relative(path, base).parts[:-1] for path in images), wanted, here)
     known: dict[str, Known] = {}
     by_class: dict[str, list[Entry]] = {}
     for path in sorted([*found.files, *found.odd], key=lambda path: natural(path.as_posix())):
-        inside = path.relative_to(base)
+        inside = relative(path, base)
         odd, retry = found.odd.get(path, (None, False))
         key = printable(inside.as_posix())
         place, row = table.place(path, places.of(inside.parts[:-1], key, wanted), key, wanted)
@@ -93,7 +93,7 @@ def _ends(path: File, wanted: Wanted) -> dict[str, str]:
     return {name: path.with_suffix(end).name for name, end in wanted.columns.items()}
 
 
-def _entry(inside: Path, one: Known) -> Entry:
+def _entry(inside: PurePath, one: Known) -> Entry:
     """The entry of a file; its stamp holds what its own path does not say."""
     name, place = inside.as_posix(), one.place
     usual = Place(inside.parts[0] if len(inside.parts) > 1 else ONE_CLASS)

@@ -42,7 +42,7 @@ def manifest_source(where: str, paths: Sequence[File], wanted: Wanted) -> Source
     for path, number, row in rows:
         one = columns[path]
         label, caption, split = one.values(row)
-        name = str(row.get(one.file) or "")
+        name = str(row.get(one.file) or "") if one.file is not None else ""
         key = printable(name) if name and name not in known else f"{path.name}#{number}"
         mine = one.files(row)
         odd, retry = (None, False) if name else ("no file in this row", False)

@@ -37,6 +37,12 @@ def cache_refusal(model: Decodable) -> str | None:
     return None
 
 
+def prefix_refusal(model: Any) -> str | None:
+    """Why caches that see all that they keep cannot serve a generator: slots of its condition may be padding; None where they can."""
+    slots = model.condition.prefix
+    return None if slots <= 1 else f"its condition has {slots} slots, and those that are padding would be attended to"
+
+
 class ScaleDecoder(Decoder):
     """Group after group, with something done before or after each scale."""
 

@@ -28,6 +28,7 @@ class CoDe(Decoder, tag="decoder.code"):
     """The generator draws the first ``drafts`` scales, the second model those that are left: it takes in what is drawn by one call.
 
     With the generator itself as the second model, or with ``drafts`` of all scales, samples are those of the generator.
+    Differs: both models are taken as they were trained, and draw under one sampler; the paper also trains each further on its own scales.
     """
 
     limits: ClassVar = {"drafts": Range(1, 4096)}

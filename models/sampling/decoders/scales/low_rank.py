@@ -1,14 +1,15 @@
-"""Attention of late scales by low-rank features, in time that grows with the number of slots, not of pairs (arXiv:2501.04377)."""
+"""Attention by low-rank features where scores are small, whose cost would grow with slots, not with pairs (arXiv:2501.04377)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tokenloom.models.core.config import ConfigError
 from tokenloom.models.core.limits import Range
 from tokenloom.models.sampling.budget import LowRankCache
-from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, replace_caches
+from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, prefix_refusal, replace_caches
+from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import DecodingSession
 
 
@@ -32,6 +33,9 @@ class LowRankAttention(ScaleDecoder, tag="decoder.low_rank_attention"):
     def __post_init__(self) -> None:
         if self.degree % 2:
             raise ConfigError(f"decoder.low_rank_attention.degree={self.degree}: must be even, so that no weight is below zero")
+
+    def refusal(self, model: Any, sampler: Sampler) -> str | None:
+        return super().refusal(model, sampler) or prefix_refusal(model)
 
     def opened(self, session: DecodingSession) -> None:
         replace_caches(session, LowRankCache, degree=self.degree, norm=self.norm)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
 from tokenloom.models.core.limits import Range
 from tokenloom.models.sampling.budget import BudgetCache
-from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, replace_caches
+from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, prefix_refusal, replace_caches
+from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import DecodingSession
 
 
@@ -33,6 +34,9 @@ class ScaleKV(ScaleDecoder, tag="decoder.scale_kv"):
     budget: float = 0.3
     refiner: float = 0.25
     queries: int = 16
+
+    def refusal(self, model: Any, sampler: Sampler) -> str | None:
+        return super().refusal(model, sampler) or prefix_refusal(model)
 
     def opened(self, session: DecodingSession) -> None:
         replace_caches(session, BudgetCache)

@@ -18,10 +18,12 @@ from tokenloom.models.sampling.session import DecodingSession
 
 @dataclass(frozen=True, kw_only=True)
 class StageVAR(ScaleDecoder, tag="decoder.stage_var"):
-    """Scales from number ``unguided`` on are drawn without the null condition, whose rows leave the batch: half of the slots.
+    """Scales from number ``unguided`` on, counted from 0, are drawn without the null condition, whose rows leave the batch: half of the
+    slots.
 
     With ``unguided`` of all scales, or without guidance, samples are those of the generator.
-    Differs: the paper's second means, a low-rank approximation of what late scales compute, is not here.
+    Differs: where the late stage begins is given, not found; the paper's second means, a low-rank approximation of what late scales
+    compute, is not here.
     """
 
     limits: ClassVar = {"unguided": Range(0, 4096)}

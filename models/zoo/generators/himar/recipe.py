@@ -3,7 +3,8 @@
 New: the image is first drawn small, pivot by pivot, and the hidden states from which the pivots were drawn stand before the dense tokens
 as what the whole image is about; the dense tokens of a round are denoised together by a small diffusion transformer instead of one by one.
 Differs: the latents' scale is measured instead of 0.2325; the share of rows that see pivots grows with the steps instead of the epochs;
-dropout falls on branches, not on attention weights; the losses of pivots and of dense tokens weigh 0.4 and 0.6 on any grids.
+dropout falls on branches, not on attention weights; the losses of pivots and of dense tokens weigh 0.4 and 0.6 on any grids; no sizes for
+texts, which the paper has too.
 Run: tokenloom run smoke_himar
 Expect: ImageNet 256 FID 1.93 (B, 244 M parameters), 1.66 (L, 529 M), 1.52 (H, 1090 M) with guidance.
 """

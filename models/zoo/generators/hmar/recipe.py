@@ -50,6 +50,8 @@ def hmar(
     drop_path: float | None = None,
     label_dropout: float = 0.1,
     gamma: float = 1e-2,
+    guidance: float = 1.7,
+    top_k: int = 1000,
 ) -> TwoTowers.Config:
     """As ``var``; the second tower has ``late`` blocks of its own, and is trained from the share ``start`` of the steps on; ``schedule``
     cuts the scales in decoding, each step keeping the ``surest`` tokens or ``random`` ones."""
@@ -61,6 +63,6 @@ def hmar(
         net=plain.net,
         head=plain.head,
         condition=plain.condition,
-        sampler=Sampler(guidance=Linear(value=1.7), top_k=1000, top_p=0.99),
+        sampler=Sampler(guidance=Linear(value=guidance), top_k=top_k, top_p=0.99),
         late=late,
     )

@@ -3,7 +3,8 @@
 New: a language model reads the prompt and goes on with continuous image tokens in the same causal stream; words are predicted by the usual
 softmax, tokens drawn by a small flow-matching head, and no diffusion model stands beside them.
 Differs: texts are bytes instead of Qwen2.5's word pieces, and nothing is pretrained; the map between states and head, which the released
-training code passes by and its decoding applies, is trained here, and so are states with the table of places; no images in prompts.
+training code passes by and its decoding applies, is trained here, and so are states with the table of places; no images in prompts;
+tokens of a plain KL tokenizer, where the paper fine-tunes one whose latents are normalised by channel and trained under noise.
 Run: tokenloom run smoke_nextstep
 Expect: GenEval 0.63, and 0.73 with self-chain-of-thought, by 14 B parameters and a head of 157 M trained in stages (paper).
 """

@@ -20,7 +20,11 @@ _TRAINING = Training(
     lr_batch=2048,
     unknown=("batch",),
     augmentation=("centre crop", "flip"),
-    departs=("float16 is bfloat16 here", "no dropout of attention weights"),
+    departs=(
+        "float16 is bfloat16 here",
+        "no dropout of attention weights",
+        "betas, what is exempt from decay and augmentation are MAR's, whose other values it shares",
+    ),
 )
 
 

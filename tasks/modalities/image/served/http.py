@@ -88,7 +88,7 @@ def app(pair: Pair, title: str, rows: int, waiting: int) -> Starlette:
         Route("/metrics", metrics),
     ]
     handlers = dict.fromkeys((ConfigError, FullError, StoppingError, _HttpError, HTTPException, Exception), failed)
-    made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
+    made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     made.state.desk = desk
     return made
 
