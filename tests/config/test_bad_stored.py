@@ -93,7 +93,7 @@ def test_a_named_decoder_is_of_its_name_and_bounded() -> None:
     with pytest.raises(ConfigError, match="unknown field 'type'"):
         Decoder.parse({"jacobi": {"type": "decoder.group_wise"}}, "sample.decoder")
     for odd in (5, True, [1], {}):
-        with pytest.raises(ConfigError, match="sample.decoder: .*: write one of aded"):
+        with pytest.raises(ConfigError, match=r"sample\.decoder: .*: write one of aded"):
             Decoder.parse(odd, "sample.decoder")  # type: ignore[arg-type]
     for name in ("jacobi", "draft_model"):
         with pytest.raises(ConfigError, match=rf"window=10+: must be from 1 to 4096 \(of decoder\.{name}\)"):
