@@ -20,6 +20,8 @@ def decoder_of(text: str | None, fields: tuple[str, ...]) -> Any:
     from tokenloom.configs.load import parse_yaml
 
     value = None if text is None else parse_yaml(text, "--decode")
+    if text is not None and value is None:
+        raise click.UsageError(f"--decode {text!r}: write the NAME of a way of decoding, of `tokenloom decoders`")
     if not fields:
         return value
     if not isinstance(value, str):

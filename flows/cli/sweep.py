@@ -21,7 +21,7 @@ from tokenloom.flows.cli.options import cluster_options, emit, epilog, json_opti
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Trials at once; on a cluster, as many as it has room for."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the proposals.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the proposals.")
 @click.option("--whole", is_flag=True, help="Let every trial run to its end.")
 @place_options
 @cluster_options

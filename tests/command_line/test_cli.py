@@ -179,6 +179,8 @@ def test_fields_of_a_way_of_decoding() -> None:
     assert sample.decoder_of("jacobi", ()) == "jacobi"
     assert sample.decoder_of("jacobi", ("window=8",)) == {"jacobi": {"window": 8}}
     assert sample.decoder_of("{jacobi: {window: 8}}", ()) == {"jacobi": {"window": 8}}
+    with pytest.raises(click.UsageError, match="--decode 'null'"):
+        sample.decoder_of("null", ())
     for text, fields in ((None, ("window=8",)), ("jacobi", ("window",)), ("{jacobi: {}}", ("window=8",))):
         with pytest.raises(click.UsageError, match="--set"):
             sample.decoder_of(text, fields)

@@ -92,6 +92,9 @@ def test_fields_of_a_named_value_are_a_mapping(kind: Any, name: str, fields: Any
 def test_a_named_decoder_is_of_its_name_and_bounded() -> None:
     with pytest.raises(ConfigError, match="unknown field 'type'"):
         Decoder.parse({"jacobi": {"type": "decoder.group_wise"}}, "sample.decoder")
+    for odd in (5, True, [1], {}):
+        with pytest.raises(ConfigError, match=r"sample\.decoder: .*: write one of aded"):
+            Decoder.parse(odd, "sample.decoder")  # type: ignore[arg-type]
     for name in ("jacobi", "draft_model"):
         with pytest.raises(ConfigError, match=rf"window=10+: must be from 1 to 4096 \(of decoder\.{name}\)"):
             Decoder.parse({name: {"window": 10**30}}, "sample.decoder")

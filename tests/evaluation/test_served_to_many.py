@@ -113,12 +113,19 @@ def test_both_endpoints_say_what_is_wrong() -> None:
             ({"prompt": "cat", "temperature": -1.0}, "sample.temperature=-1.0"),
             ({"prompt": "cat", "temperature": "hot"}, "temperature"),
             ({"prompt": "cat", "decoder": "jacobi"}, "cannot share passes"),
+            ({"prompt": 10**30}, "name one of cat, dog, owl"),
+            ({"prompt": "9" * 5000}, "name one of cat, dog, owl"),
+            ({"prompt": "cat", "guidance": 10**400}, "guidance: write a number of at most 63 bits"),
+            ({"prompt": "cat", "columns": {"edges": ""}}, "the columns of this model: none"),
             ([1], "write an object"),
         ):
             answer = client.post("/v1/images/generations", json=body)
             assert answer.status_code == 400, (body, answer.text)
             assert message in answer.json()["error"]["message"], (body, answer.text)
-        assert client.post("/v1/images/generations", content=b"{").status_code == 400
+        for raw in (b"{", b"\xff", b"[" * 100_000, b'{"\\ud800": 1}'):
+            assert client.post("/v1/images/generations", content=raw).status_code == 400, raw[:20]
+        for answer, status in (client.get("/invocations"), 405), (client.get("/v1/models"), 404):
+            assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
         rows = {"dataframe_split": {"columns": ["class_id"], "data": [[0], [2]]}, "params": {"seed": 3}}
         split = client.post("/invocations", json=rows).json()["predictions"]
         records = client.post("/invocations", json={"dataframe_records": [{"class_id": 0}, {"class_id": 2}], "params": {"seed": 3}})
@@ -129,6 +136,9 @@ def test_both_endpoints_say_what_is_wrong() -> None:
             ({"inputs": {"text": ["a"]}}, "takes the column 'class_id'"),
             ({"inputs": {"class_id": []}}, "0 rows"),
             ({"inputs": {"class_id": [0.5]}}, "whole numbers"),
+            ({"inputs": {"class_id": [10**30]}}, "whole numbers"),
+            ({"inputs": {"class_id": [0, 1], "name": ["a"]}}, "of different lengths: class_id 2, name 1"),
+            ({"inputs": {"class_id": [0]}, "params": [1]}, "params=[1]: write an object"),
             ({"dataframe_split": {"columns": ["class_id"], "data": [[]]}}, "cannot be read"),
             ({"inputs": {"class_id": [0]}, "params": {"inpaint": "x"}}, "inpaint: is not offered"),
             ({"inputs": {"class_id": [0]}, "params": {"warmth": 1}}, "parameter 'warmth'"),
@@ -146,6 +156,9 @@ def test_words_are_asked_as_they_are() -> None:
     with served(one) as (address, _, _), httpx.Client(base_url=address, timeout=60) as client:
         answers = [client.post("/v1/images/generations", json={"prompt": text, "n": 3, "seed": 5}).json() for text in TEXTS]
         assert "prompt: is missing" in client.post("/v1/images/generations", json={"n": 3}).text
+        for odd in (5, ["no"], "\ud800"):
+            assert "write text" in client.post("/v1/images/generations", content=json.dumps({"prompt": odd})).text
+            assert "write text" in client.post("/invocations", content=json.dumps({"inputs": {"text": [odd]}})).text
         long = client.post("/v1/images/generations", json={"prompt": "x" * 500})
     assert long.status_code == 400
     assert "this model takes at most" in long.json()["error"]["message"]

@@ -31,8 +31,8 @@ class Decoder(config.Config, ABC):
             ConfigError: another name, an unknown field, or a value of the wrong type.
         """
         known = decoders()
-        if len(value) != 1 or next(iter(value)) not in known:
-            raise ConfigError(f"{where}: {dict(value)!r}: write one of {', '.join(known)}, with its fields where they differ")
+        if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in known:
+            raise ConfigError(f"{where}: {value!r}: write one of {', '.join(known)}, with its fields where they differ")
         (name, fields), *_ = value.items()
         return cast(Decoder, from_fields(known[name], fields, f"{where}.{name}"))
 

@@ -13,6 +13,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -25,6 +26,7 @@ from tokenloom.tasks.serving.predict import Pair
 from tokenloom.tasks.serving.request import ConditionSpec, Request
 
 MOST_IMAGES = 1024  # of one request
+MOST_MESSAGE = 4000  # characters of what a client is told
 MOST_BYTES = 32 << 20  # of its body: columns of the data are images
 #: Seconds after which a client of a full queue may ask again.
 AGAIN = 1
@@ -85,7 +87,7 @@ def app(pair: Pair, title: str, rows: int, waiting: int) -> Starlette:
         Route("/ping", health),
         Route("/metrics", metrics),
     ]
-    handlers = dict.fromkeys((ConfigError, FullError, StoppingError, _HttpError, Exception), failed)
+    handlers = dict.fromkeys((ConfigError, FullError, StoppingError, _HttpError, HTTPException, Exception), failed)
     made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     made.state.desk = desk
     return made
@@ -98,11 +100,18 @@ def _refused(error: Exception) -> Response:
         status, kind = 400, "invalid_request_error"
     elif isinstance(error, _HttpError):
         status, kind, headers, field = error.status, "invalid_request_error", error.headers, error.field
+    elif isinstance(error, HTTPException):  # no such address, or another method than it takes
+        status, kind, headers = error.status_code, "invalid_request_error", dict(error.headers or {})
     elif isinstance(error, FullError):
         status, kind, headers = 429, "rate_limit_exceeded", {"Retry-After": str(AGAIN)}
     elif isinstance(error, StoppingError):
         status, kind = 503, "server_stopping"
-    message = str(error) if status != 500 else f"the model failed on this request: {type(error).__name__}: {error}"
+    message = (
+        getattr(error, "detail", str(error)) if status != 500 else f"the model failed on this request: {type(error).__name__}: {error}"
+    )
+    # Text of the client may stand in it: of any length, and with halves of characters, which UTF-8 has not.
+    message, field = (part and part.encode(errors="backslashreplace").decode() for part in (message, field and field[:100]))
+    message = message if len(message) <= MOST_MESSAGE else message[: MOST_MESSAGE // 2] + "…" + message[-MOST_MESSAGE // 2 :]
     told = {"message": message, "type": kind, "param": field, "code": None}
     return JSONResponse({"error": told, "message": message}, status, headers)
 
@@ -116,7 +125,7 @@ async def _body(http: HttpRequest) -> dict[str, Any]:
             raise _HttpError(413, f"the body has more than {MOST_BYTES >> 20} MiB")
     try:
         body = json.loads(raw.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _HttpError(400, f"the body is no JSON: {error}") from error
     if not isinstance(body, dict):
         raise _HttpError(400, f"the body is JSON of type {type(body).__name__}: write an object")
@@ -167,14 +176,20 @@ def _openai(pair: Pair, body: Mapping[str, Any]) -> tuple[Request, dict[str, Any
     for field, needed in ("prompt", spec.texted), ("class", spec.labelled and spec.texted):
         if needed and body.get(field) is None:
             raise _HttpError(400, f"{field}: is missing", field)
-    columns = body.get("columns") or {}
+    columns = {} if body.get("columns") is None else body["columns"]
+    if not isinstance(columns, dict) or not set(columns) <= set(spec.columns):
+        there = ", ".join(spec.columns) or "none"
+        raise _HttpError(400, f"columns={columns!r}: write an object; the columns of this model: {there}", "columns")
     request = Request(
         np.full(n, _class(spec, kind), dtype=np.int64) if spec.labelled else None,
-        [str(prompt)] * n if spec.texted else None,
+        [_text("prompt", prompt)] * n if spec.texted else None,
         {name: column_of(name, [columns.get(name)] * n, shape) for name, shape in spec.columns.items()},
     )
     given = {name: body[name] for name in parameters(pair) if name in body and name != "size"}
     return request, _settings(pair, given), _seed(given)
+
+
+_CLASSES = range(1 << 31)  # numbers that a class may have at all: whether the model has it, ``ConditionSpec.check`` says
 
 
 def _class(spec: ConditionSpec, given: Any) -> int:
@@ -182,10 +197,18 @@ def _class(spec: ConditionSpec, given: Any) -> int:
         return 0
     if isinstance(given, str) and given in spec.classes:
         return spec.classes.index(given)
-    if not isinstance(given, bool) and isinstance(given, int | str) and str(given).strip().isdecimal():
-        return int(given)
+    if not isinstance(given, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            if (isinstance(given, int) or str(given).strip().isdecimal()) and int(given) in _CLASSES:
+                return int(given)
     some = ", ".join(spec.classes[:10]) + (", …" if len(spec.classes) > 10 else "")
     raise _HttpError(400, f"prompt={given!r}: this model draws classes; name one of {some}, or its number", "prompt")
+
+
+def _text(field: str, given: Any) -> str:
+    if not isinstance(given, str) or given.encode(errors="replace").decode() != given:  # halves of characters are none
+        raise _HttpError(400, f"{field}={given!r}: write text", field)
+    return given
 
 
 def _mlflow(pair: Pair, body: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
@@ -202,20 +225,24 @@ def _mlflow(pair: Pair, body: Mapping[str, Any]) -> tuple[Request, Mapping[str, 
             raise _HttpError(400, "the body has no dataframe_split, dataframe_records or inputs")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise _HttpError(400, f"the rows cannot be read: {type(error).__name__}: {error}") from error
+    if len({len(values) for values in table.values()}) > 1:
+        raise _HttpError(400, f"the columns are of different lengths: {', '.join(f'{k} {len(v)}' for k, v in table.items())}")
+    if not isinstance(params := body.get("params") or {}, dict):
+        raise _HttpError(400, f"params={params!r}: write an object", "params")
     spec = pair.condition_spec
     for name in spec.inputs:
         if name not in table:
             raise _HttpError(400, f"this model takes the column {name!r}, got {', '.join(table)}", name)
     if not 1 <= len(next(iter(table.values()), [])) <= MOST_IMAGES:
         raise _HttpError(400, f"{len(next(iter(table.values()), []))} rows: ask for 1 to {MOST_IMAGES} images at once")
-    if spec.labelled and any(isinstance(k, bool) or not isinstance(k, int) for k in table["class_id"]):
-        raise _HttpError(400, "class_id: write whole numbers", "class_id")
+    if spec.labelled and any(isinstance(k, bool) or not isinstance(k, int) or k not in _CLASSES for k in table["class_id"]):
+        raise _HttpError(400, "class_id: write whole numbers, the classes of this model", "class_id")
     request = Request(
         np.array(table["class_id"], dtype=np.int64) if spec.labelled else None,
-        [str(text) for text in table["text"]] if spec.texted else None,
+        [_text("text", text) for text in table["text"]] if spec.texted else None,
         {name: column_of(name, table[name], shape) for name, shape in spec.columns.items()},
     )
-    return request, body.get("params") or {}
+    return request, params
 
 
 def _seed(given: Mapping[str, Any]) -> int:

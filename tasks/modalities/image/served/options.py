@@ -72,6 +72,12 @@ def changes(pair: Pair, given: Mapping[str, Any]) -> dict[str, Any]:
         kinds, words = _KINDS[known[name][0]]
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise ConfigError(f"{name}={value!r}: write {words}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ConfigError(
+                f"{name}={value:.3e}: write {words} of at most 63 bits"
+                if abs(value) < 10**300
+                else f"{name}: write {words} of at most 63 bits"
+            )
         # Equal to the default means untouched: a schedule must not become a constant.
         if name not in OTHERS and value != known[name][1]:
             found["steps" if name == "step_sizes" else name] = _read(name, value)
