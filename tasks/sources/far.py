@@ -60,7 +60,7 @@ class Far:
     def parse(cls, address: str) -> Far:
         """The place of an address; raises ``ConfigError`` for one without a bucket, host or repository."""
         match = _ADDRESS.fullmatch(address)
-        if match is None or not match[3].strip("/"):
+        if match is None or not match[3].strip("/") or match[3].startswith("/"):
             raise ConfigError(f"{address!r} is no address: write s3://BUCKET/…, gs://BUCKET/…, https://HOST/… or hf://OWNER/NAME")
         return cls(match[1], match[3].strip("/"), bool(match[2]))
 

@@ -97,8 +97,9 @@ def test_patterns_and_braces_of_a_bucket(s3: str, tmp_path: Path) -> None:
         names("p9")
     with pytest.raises(ConfigError, match="no such folder, or nothing in it"):
         module.modalities.kind("image").open_source(config(f"folder:{base}/nowhere"))
-    with pytest.raises(ConfigError, match="is no address"):
-        matches("s3://", "webdataset", (".tar",))
+    for address in ("s3://", "s3:///pets"):
+        with pytest.raises(ConfigError, match="is no address"):
+            matches(address, "webdataset", (".tar",))
 
 
 def test_a_source_that_changes_under_a_run_is_noticed(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:

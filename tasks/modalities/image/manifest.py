@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -45,7 +44,7 @@ def manifest_source(where: str, paths: Sequence[File], wanted: Wanted) -> Source
         name = str(row.get(one.file) or "") if one.file is not None else ""
         key = printable(name) if name and name not in known else f"{path.name}#{number}"
         mine = one.files(row)
-        odd, retry = (None, False) if name else ("no file in this row", False)
+        odd, retry = (None, False) if mine else (f"no file {printable(name)} can be" if name else "no file in this row", False)
         if name and key != printable(name):
             odd = f"its file {printable(name)} stands in an earlier row too"
         elif not odd:
@@ -84,7 +83,7 @@ def manifest_source(where: str, paths: Sequence[File], wanted: Wanted) -> Source
 def _rows(where: str, path: File) -> list[dict[str, Any]]:
     try:
         rows = parquet_file(path).read().to_pylist() if path.suffix.lower() == ".parquet" else plain_rows(path)
-    except (pa.ArrowException, OSError, ValueError, csv.Error, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError, csv.Error) as error:
         raise ConfigError(f"data.source manifest:{where}: {path} cannot be read as a table: {said(error)}") from error
     if odd := next((number for number, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
         raise ConfigError(f"data.source manifest:{where}: row {odd} of {path} holds no names with values")
@@ -123,7 +122,7 @@ class _Columns:
         """The file of a row and those of its further columns; none where it names no file."""
         assert self.file is not None
         given = [row.get(self.file), *(row[self._wanted.columns[name]] for name in self.names(row))]
-        return [self._file(str(name)) for name in given] if given[0] else []
+        return [self._file(str(name)) for name in given] if given[0] and all(map(_usable, given)) else []
 
     def _file(self, name: str) -> File:
         if re.match(r"(s3|gs|https?|hf)://.", name):
@@ -135,6 +134,11 @@ class _Columns:
         if isinstance(self._path, Far) and name.startswith("/"):
             return Path(name)
         return self._path.parent / name
+
+
+def _usable(name: Any) -> bool:
+    """Whether a file can have this name: no zero byte, no half of a character."""
+    return "\0" not in str(name) and str(name).encode(errors="replace").decode() == str(name)
 
 
 def _place(label: Any) -> Place:
