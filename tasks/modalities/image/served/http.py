@@ -106,14 +106,16 @@ def _refused(error: Exception) -> Response:
         status, kind, headers = 429, "rate_limit_exceeded", {"Retry-After": str(AGAIN)}
     elif isinstance(error, StoppingError):
         status, kind = 503, "server_stopping"
-    message = (
-        getattr(error, "detail", str(error)) if status != 500 else f"the model failed on this request: {type(error).__name__}: {error}"
-    )
-    # Text of the client may stand in it: of any length, and with halves of characters, which UTF-8 has not.
-    message, field = (part and part.encode(errors="backslashreplace").decode() for part in (message, field and field[:100]))
+    message = f"the model failed on it: {type(error).__name__}: {error}" if status == 500 else getattr(error, "detail", str(error))
+    message, field = _sayable(message), None if field is None else _sayable(field[:100])
     message = message if len(message) <= MOST_MESSAGE else message[: MOST_MESSAGE // 2] + "…" + message[-MOST_MESSAGE // 2 :]
     told = {"message": message, "type": kind, "param": field, "code": None}
     return JSONResponse({"error": told, "message": message}, status, headers)
+
+
+def _sayable(text: str) -> str:
+    """Text of the client may stand in it, with halves of characters, which UTF-8 has not."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:
