@@ -125,7 +125,7 @@ def measure(arguments: argparse.Namespace) -> None:
     grey = (small(image) / 2 + 0.5).mul(LEVELS).long().clamp(0, LEVELS - 1)
     rows: list[dict[str, Any]] = json.loads(arguments.results.read_text()) if arguments.results.is_file() else []
     there = {(row["model"], row["decoder"]) for row in rows}
-    codec_recipe = {"scales": SCALES, "codes": 64, "channels": 16, "multipliers": [1, 2, 2], "dim": 8}
+    codec_recipe = {"scales": SCALES, "codes": 64, "channels": 16, "multipliers": [1, 2], "patch": 2, "dim": 8}
     codec_spec = ModelSpec("tokenizer", "var_vq", codec_recipe, {}, {"signal": signals.image(32, 1).to_dict()})
     made: dict[str, Any] = {}
 
