@@ -166,7 +166,7 @@ class Sweep:
         """Steps and validation losses so far of the last model that a trial trains."""
         try:
             planned = planning.roles(one.config, self.work.store, planning.plan(one.config, self.work.store))
-        except Exception:  # while another process writes there
+        except (ConfigError, StepError, OSError):  # while another process writes there
             return []
         trained = [p.spec for p in planned.values() if p.spec is not None and p.spec.step.startswith("train_")]
         last = trained[-1] if trained else None

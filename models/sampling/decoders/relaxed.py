@@ -5,6 +5,7 @@ Shapes: B rows, n drafted tokens, V vocabulary, k neighbours.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,12 @@ from tokenloom.models.parts.heads.categorical import Categorical, Tied
 from tokenloom.models.sampling.rejection import residual
 
 
-class Rule:
+class Rule(ABC):
     """Rejection sampling as it is relaxed by one method."""
 
+    @abstractmethod
     def holds(self, target_BnV: Tensor, draft_BnV: Tensor, token_Bn: Tensor, uniform_Bn: Tensor) -> Tensor:
         """(B, n) whether each drafted token holds, by uniform numbers."""
-        raise NotImplementedError
 
     def rest(self, target_B1V: Tensor, draft_B1V: Tensor, token_B1: Tensor) -> Tensor:
         """(B, 1, V) weights of what a rejected token is drawn from."""

@@ -5,6 +5,7 @@ Shapes: B rows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -41,6 +42,13 @@ def prefix_refusal(model: Any) -> str | None:
     """Why caches that see all that they keep cannot serve a generator: slots of its condition may be padding; None where they can."""
     slots = model.condition.prefix
     return None if slots <= 1 else f"its condition has {slots} slots, and those that are padding would be attended to"
+
+
+def halves(total: int, budget: float, share: float) -> tuple[int, int]:
+    """Slots of ``total`` that each of the one half keeps, and each of the other, ``share`` of the first: their mean is the budget."""
+    mean = max(1, math.ceil(budget * total))
+    most = min(total, round(2 * mean / (1 + share)))
+    return most, max(1, min(total, 2 * mean - most))
 
 
 class ScaleDecoder(Decoder):

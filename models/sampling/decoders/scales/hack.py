@@ -5,7 +5,6 @@ Shapes: B rows, H heads, T kept slots.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -13,7 +12,7 @@ import torch
 
 from tokenloom.models.core.limits import Range
 from tokenloom.models.sampling.budget import BudgetCache
-from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, prefix_refusal, replace_caches
+from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, halves, prefix_refusal, replace_caches
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import DecodingSession
 
@@ -47,12 +46,11 @@ class HACK(ScaleDecoder, tag="decoder.hack"):
         if scale + 1 == plan.groups:
             return
         total = plan.start(scale + 1)
-        mean = max(1, math.ceil(self.budget * total))
-        most = min(total, round(2 * mean / (1 + self.contextual)))
+        most, least = halves(total, self.budget, self.contextual)
         for layer in cast("list[BudgetCache]", session.cache):
             p_BHST = layer.attention(self.queries)
             varies_BH = p_BHST.var(2, correction=0).sum(-1)
             heads = varies_BH.shape[1]
             contextual_BH = varies_BH.argsort(dim=1, stable=True).argsort(dim=1) < heads // 2
-            count_BH = torch.where(contextual_BH, max(1, min(total, 2 * mean - most)), most)
+            count_BH = torch.where(contextual_BH, least, most)
             layer.keep(torch.where(contextual_BH[..., None], p_BHST.mean(2), p_BHST.amax(2)), count_BH)

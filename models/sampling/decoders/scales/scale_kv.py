@@ -5,7 +5,6 @@ Shapes: B rows, H heads, N layers, T kept slots.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -13,7 +12,7 @@ import torch
 
 from tokenloom.models.core.limits import Range
 from tokenloom.models.sampling.budget import BudgetCache
-from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, prefix_refusal, replace_caches
+from tokenloom.models.sampling.decoders.scales.base import ScaleDecoder, halves, prefix_refusal, replace_caches
 from tokenloom.models.sampling.sampler import Sampler
 from tokenloom.models.sampling.session import DecodingSession
 
@@ -49,11 +48,10 @@ class ScaleKV(ScaleDecoder, tag="decoder.scale_kv"):
         own_BN = torch.stack([each[..., -plan.sizes[scale] :].sum(-1).mean((1, 2)) for each in seen], 1)
         rank_BN = own_BN.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         total = plan.start(scale + 1)
-        mean = max(1, math.ceil(self.budget * total))
-        most = min(total, round(2 * mean / (1 + self.refiner)))
+        most, least = halves(total, self.budget, self.refiner)
         for index, (layer, each) in enumerate(zip(layers, seen)):
             refines_B = rank_BN[:, index] < len(layers) // 2
-            count_B = torch.where(refines_B, max(1, min(total, 2 * mean - most)), most)
+            count_B = torch.where(refines_B, least, most)
             score_BT = each.mean((1, 2))
             heads = layer.alive_BHT.shape[1]
             layer.keep(score_BT[:, None].expand(-1, heads, -1), count_B[:, None].expand(-1, heads))

@@ -19,6 +19,11 @@ from tokenloom.models.sampling.sampler import Moment, Sampler
 from tokenloom.models.zoo.generators.srdd.feed import Refinable
 
 
+def _check(threshold: float, rounds: int) -> None:
+    if not 0 <= threshold < 1 or rounds < 0:
+        raise ConfigError(f"head.threshold={threshold}, rounds={rounds}: threshold in [0, 1), rounds at least 0")
+
+
 class Resampled(Categorical):
     """Draws, then draws those tokens again, so many times, whose probability is below a threshold (SRDD, arXiv:2509.22636).
 
@@ -34,8 +39,7 @@ class Resampled(Categorical):
         rounds: int = 4
 
         def __post_init__(self) -> None:
-            if not 0 <= self.threshold < 1 or self.rounds < 0:
-                raise ConfigError(f"head.threshold={self.threshold}, rounds={self.rounds}: threshold in [0, 1), rounds at least 0")
+            _check(self.threshold, self.rounds)
 
     def __init__(self, config: Config, layout: TokenLayout, width: int) -> None:
         super().__init__(config, layout, width)
@@ -77,8 +81,7 @@ class Refined(Categorical):
         rounds: int = 1
 
         def __post_init__(self) -> None:
-            if not 0 <= self.threshold < 1 or self.rounds < 0:
-                raise ConfigError(f"head.threshold={self.threshold}, rounds={self.rounds}: threshold in [0, 1), rounds at least 0")
+            _check(self.threshold, self.rounds)
 
         def build(self, layout: TokenLayout, width: int, feed: Feed) -> Refined:
             if not isinstance(feed, Refinable):
